@@ -1,0 +1,1 @@
+"""The Streamlit shell around engine and store."""

@@ -1,0 +1,1 @@
+"""Studies, models, forward passes, interventions and analyses. No Streamlit, no Zarr."""

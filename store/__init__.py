@@ -1,0 +1,1 @@
+"""The activation store: the Zarr schema, and the only code that knows it. No torch."""
