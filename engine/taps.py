@@ -112,6 +112,11 @@ class ModelTaps:
     tied: bool
 
     @property
+    def decoder(self) -> nn.Module:
+        """The part that maps token ids to the stream after the final norm: everything but the unembedding."""
+        return self.model.get_submodule(self.family.decoder)
+
+    @property
     def z_width(self) -> int:
         """Width of head_z over all heads, h x d_h (which is not d in every family)."""
         return self.n_heads * self.head_dim
