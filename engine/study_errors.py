@@ -1,0 +1,70 @@
+"""Turns pydantic's validation errors into messages for the person who wrote the study file."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from engine.errors import StudyError
+
+
+def to_study_error(error: ValidationError, root: type[BaseModel], source: str) -> StudyError:
+    """The first problem in full, and how many more there are.
+
+    Unknown keys come first: a misspelt key usually causes the others (its right name is then missing).
+    """
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    what, expected, given, next_step = _explain(dict(problems[0]), root)
+    more = f" ({len(problems) - 1} more: {_names(problems[1:])})" if len(problems) > 1 else ""
+    return StudyError(f"{source}: {what}{more}", expected=expected, given=given, next_step=next_step)
+
+
+def _names(problems: list[Any]) -> str:
+    return "; ".join(f"{_dotted(problem['loc'])}: {problem['msg']}" for problem in problems[:4])
+
+
+def _explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[str, Any, Any, str | None]:
+    location, kind = problem["loc"], problem["type"]
+    key = _dotted(location)
+    known = _keys_at(root, location[:-1])
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "remove it."
+        return f"unknown key {key!r}.", "one of " + ", ".join(known), repr(str(location[-1])), hint
+    if kind == "missing":
+        return f"the key {key!r} is missing.", f"a value for {key!r}", "nothing", f"add {location[-1]!r}."
+    message = str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
+    where = f"{key!r} has" if key else "it has"
+    return f"{where} an impossible value.", message, _shown(problem.get("input")), f"correct {key!r}."
+
+
+def _shown(value: Any) -> str:
+    text = repr({k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _dotted(location: tuple[Any, ...]) -> str:
+    out = ""
+    for part in location:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        elif not part.startswith(("tuple[", "literal[", "constrained")):
+            out += f".{part}" if out else part
+    return out
+
+
+def _keys_at(root: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The keys allowed at a location, following models and dicts of models."""
+    here: Any = root
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(part))
+            here = None if field is None else field.annotation
+        elif typing.get_origin(here) is dict:
+            here = typing.get_args(here)[1]
+        else:
+            return []
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
