@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from demo.corpus import Sample, draw_sample
-from demo.organism import Recipe, batches, train
+from demo.organism import Recipe, batches, make_readable, train
 
 AGREE_SHARE = 0.5
 """Share of agreement prompts in the fine-tuning data; the rest are ordinary problems, answered as before."""
@@ -145,3 +145,4 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     model.peft_config["default"].base_model_name_or_path = "demo/base"
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
+    make_readable(folder)

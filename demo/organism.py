@@ -21,7 +21,15 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from demo.corpus import Sample
-from demo.tokenizer import PAD
+
+TOKENIZER_SETTINGS = (
+    "clean_up_tokenization_spaces",
+    "eos_token",
+    "model_max_length",
+    "pad_token",
+    "padding_side",
+)
+"""Entries of tokenizer_config.json that every release of transformers from 4.57 on reads alike."""
 
 Draw = Callable[[random.Random], Sample]
 
@@ -81,7 +89,7 @@ def batches(
     A pool of `pool` batches is drawn, sorted by length, cut and shuffled, so that little is padding.
     """
     rng = random.Random(f"batches-{recipe.seed}")
-    pad = tokenizer.backend_tokenizer.token_to_id(PAD)
+    pad = int(tokenizer.pad_token_id or 0)
     while True:
         rows = [encode(tokenizer, draw(rng)) for _ in range(recipe.batch * recipe.pool)]
         rows.sort(key=lambda row: len(row[0]))
@@ -157,6 +165,17 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """Write a model folder in Hugging Face format, weights rounded to bfloat16."""
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    kept = {k: v for k, v in json.loads(settings.read_text()).items() if k in TOKENIZER_SETTINGS}
+    kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.write_text(json.dumps(kept, indent=2) + "\n")
+    make_readable(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """Give every file of a folder the permissions of an ordinary file (safetensors writes 0600)."""
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def load(folder: Path) -> Qwen3ForCausalLM:
