@@ -171,7 +171,9 @@ def test_an_adapter_whose_tensors_have_no_place_is_refused(saved: Path, tmp_path
     path = adapter / "adapter_model.safetensors"
     factors = load_file(path)
     moved = {
-        key.replace("layers.1.", "layers.2."): value for key, value in factors.items() if "o_proj" in key
+        key.replace("layers.1.", "layers.2."): value.clone()
+        for key, value in factors.items()
+        if "o_proj" in key
     }
     save_file(factors | moved, path)
     with pytest.raises(ModelError, match=r"doesn't fit.*without a counterpart.*layers\.2"):
