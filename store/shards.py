@@ -61,16 +61,17 @@ def encode_chunk(chunk: Array, *, compress: bool = True) -> list[bytes]:
     return [body, google_crc32c.value(body).to_bytes(CHECKSUM_BYTES, "little")]
 
 
-def encode_shard(chunks: Sequence[Array | None], *, compress: bool = True) -> list[bytes]:
+def encode_shard(chunks: Sequence[Callable[[], Array] | None], *, compress: bool = True) -> list[bytes]:
     """The parts of a shard file, in order.
 
     Args:
-        chunks: inner chunks in C order over the shard's grid, each C-contiguous and whole; None = absent.
+        chunks: for every inner chunk in C order over the shard's grid: a function that returns it, whole and
+            C-contiguous (called on the thread that encodes it), or None where the chunk is absent.
         compress: whether the array's codecs hold blosc.
     """
 
-    def encode(chunk: Array | None) -> list[bytes] | None:
-        return None if chunk is None else encode_chunk(chunk, compress=compress)
+    def encode(chunk: Callable[[], Array] | None) -> list[bytes] | None:
+        return None if chunk is None else encode_chunk(chunk(), compress=compress)
 
     parts: list[bytes] = []
     index = np.full((len(chunks), 2), ABSENT, dtype="<u8")
