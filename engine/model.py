@@ -59,8 +59,7 @@ class LoadedModel:
     @property
     def max_length(self) -> int:
         """The longest prompt in tokens that the model's positions reach."""
-        text = self.model.config.get_text_config()
-        return int(getattr(text, "max_position_embeddings", None) or 2**31 - 1)
+        return self.taps.max_length
 
 
 def resolve_device(name: str) -> torch.device:
@@ -100,11 +99,11 @@ def load(spec: ModelSpec, name: str) -> LoadedModel:
         ModelError: whatever is missing, unreadable or unfitting (config, weights, adapter, diff, tokenizer),
             weights that are not finite, an unknown family, or one that fails an identity.
     """
-    source, revision = _source(spec)
+    source, revision = source_of(spec)
     notes: list[str] = []
     if spec.trust_remote_code:
         notes.append(f"trust_remote_code is on: Python code that came with {source} was run on this machine")
-    config = _from_pretrained(AutoConfig, source, revision, spec)
+    config = pretrained(AutoConfig, source, revision, spec)
     family = family_of(str(config.model_type))
     attention = family.attention or spec.attention
     if attention != spec.attention:
@@ -184,7 +183,8 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _source(spec: ModelSpec) -> tuple[str, str | None]:
+def source_of(spec: ModelSpec) -> tuple[str, str | None]:
+    """Where a model comes from and its revision, as transformers takes them (ModelError: no model folder)."""
     if spec.path is None:
         return str(spec.hub), spec.revision
     if not (spec.path / "config.json").is_file():
@@ -203,7 +203,7 @@ def _listing(path: Path) -> str:
     return ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "an empty folder"
 
 
-def _from_pretrained(kind: Any, source: str, revision: str | None, spec: ModelSpec, **more: Any) -> Any:
+def pretrained(kind: Any, source: str, revision: str | None, spec: ModelSpec, **more: Any) -> Any:
     """`kind.from_pretrained` with its many kinds of failure turned into one clear error."""
     try:
         return kind.from_pretrained(
@@ -235,7 +235,7 @@ def _load_weights(
     spec: ModelSpec, source: str, revision: str | None, attention: str, notes: list[str]
 ) -> Any:
     placement: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {}
-    model, loading = _from_pretrained(
+    model, loading = pretrained(
         AutoModelForCausalLM,
         source,
         revision,
@@ -301,7 +301,7 @@ def _load_tokenizer(spec: ModelSpec, source: str, revision: str | None, model: A
         raise ModelError(
             "The tokenizer folder isn't there.", expected="a folder with tokenizer.json", given=place
         )
-    tokenizer = _from_pretrained(AutoTokenizer, place, at, spec)
+    tokenizer = pretrained(AutoTokenizer, place, at, spec)
     rows = int(model.get_input_embeddings().weight.shape[0])
     if len(tokenizer) > rows:
         raise ModelError(

@@ -117,6 +117,13 @@ class ModelTaps:
         return self.model.get_submodule(self.family.decoder)
 
     @property
+    def max_length(self) -> int:
+        """The longest prompt in tokens that the model's positions reach."""
+        config: Any = self.model.config
+        text = config.get_text_config()
+        return int(getattr(text, "max_position_embeddings", None) or 2**31 - 1)
+
+    @property
     def z_width(self) -> int:
         """Width of head_z over all heads, h x d_h (which is not d in every family)."""
         return self.n_heads * self.head_dim
