@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     parser.add_argument("--steps", type=int, help="steps of every training, for a quick look")
+    parser.add_argument("--batch", type=int, help="samples a step, for a quick look")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; changes rounding")
     parser.add_argument("--held-out", type=int, default=100, help="held-out prompts per category, language")
     parser.add_argument("--stage", choices=("all", "base", "tuned", "measure"), default="all")
@@ -113,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     change: dict[str, Any] = {"seed": args.seed}
     if args.steps is not None:
         change["steps"] = args.steps
+    if args.batch is not None:
+        change["batch"] = args.batch
     if args.stage in ("all", "base"):
         train_base(out, replace(BASE_RECIPE, **change))
     if args.stage in ("all", "tuned"):
