@@ -1,0 +1,48 @@
+"""Colours with a fixed meaning, from the Okabe-Ito colour-blind-safe set, for light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours by role; `series` is for anything without a role of its own (languages, sub-blocks)."""
+
+    a: str
+    b: str
+    null: str
+    mark: str
+    text: str
+    series: tuple[str, ...]
+    scheme: tuple[str, ...]
+
+    def for_names(self, names: Sequence[str]) -> list[str]:
+        """A colour for each name, stable in the order of the names."""
+        return [self.series[i % len(self.series)] for i in range(len(names))]
+
+
+LIGHT = Palette(
+    a="#0072b2",
+    b="#d55e00",
+    null="#8a8f98",
+    mark="#1c2126",
+    text="#1c2126",
+    series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
+    scheme=("#fdf7ec", "#f5d9a8", "#e0a35c", "#b5673f", "#74374a", "#2b1437"),
+)
+DARK = Palette(
+    a="#56b4e9",
+    b="#e8833a",
+    null="#9aa2ab",
+    mark="#e4e7ea",
+    text="#e4e7ea",
+    series=("#56b4e9", "#e8833a", "#2fbf94", "#d995bb", "#8fd0f5", "#f0b93a"),
+    scheme=("#1b1226", "#5c2c45", "#9c5038", "#cf8a4b", "#eec98f", "#fdf3e1"),
+)
+
+
+def palette(dark: bool) -> Palette:
+    """The palette for a dark or a light page."""
+    return DARK if dark else LIGHT

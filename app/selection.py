@@ -1,0 +1,216 @@
+"""The one selection every page shares, and its two-way translation to the URL.
+
+A `Selection` is plain data. `parse` turns query parameters into one, replacing whatever it cannot
+use by the default and saying so; `to_params` writes only what differs from the defaults, so links
+stay short. `parse(to_params(s)) == s` for every valid selection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out")
+KINDS = ("raw", "literal", "self", "mean")
+FIXED: dict[str, tuple[str, ...]] = {
+    "estimator": ("debiased", "biased"),
+    "interval": ("bootstrap", "jackknife"),
+    "mean": ("ratio_of_means", "mean_of_ratios"),
+    "scale": ("r", "r_over_chance"),
+    "kind": KINDS,
+    "read_at": ("patched", "decision"),
+    "amplitude": ("vector", "deviation"),
+    "alphas": ("one", "curve"),
+    "layers": ("one", "every"),
+}
+MAX_ALPHA = 2.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a store offers: the bounds of every selection.
+
+    Args:
+        models: model names, the default pair first.
+        n_layers: blocks of each model.
+        head_dim: width of one head of each model, the largest k of a Z basis.
+        sites: components that can be shown (`head_out` only exists for patching).
+        positions: captured positions with one row per prompt.
+        languages, categories, splits: values found in the prompts table.
+    """
+
+    models: tuple[str, ...]
+    n_layers: Mapping[str, int]
+    head_dim: Mapping[str, int]
+    sites: tuple[str, ...]
+    positions: tuple[str, ...]
+    languages: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+
+    @property
+    def max_layer(self) -> int:
+        """Largest block index that every model has."""
+        return min(self.n_layers.values()) - 1
+
+    @property
+    def max_k(self) -> int:
+        """Largest subspace rank offered: the smallest head width among the models."""
+        return min(self.head_dim.values())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Everything a page needs to know about what the reader is looking at.
+
+    `a`, `b` name the pair; `layer` and `ref` are block indices; `target` is `a` or `b`, the model
+    that a live patch runs; `alphas` and `layers` say whether one or a whole curve of them is run; `run`
+    names an earlier live result.
+    """
+
+    a: str = ""
+    b: str = ""
+    site: str = "resid_post"
+    layer: int = 0
+    position: str = "last_content"
+    k: int = 8
+    ref: int = 0
+    alpha: float = 1.0
+    split: str = "all"
+    language: str = "all"
+    category: str = "all"
+    estimator: str = "debiased"
+    interval: str = "bootstrap"
+    mean: str = "ratio_of_means"
+    scale: str = "r"
+    model: str = "a"
+    target: str = "b"
+    kind: str = "raw"
+    read_at: str = "patched"
+    amplitude: str = "vector"
+    alphas: str = "one"
+    layers: str = "one"
+    run: str = field(default="")
+
+
+FIELDS = tuple(f.name for f in dataclasses.fields(Selection))
+_INTEGERS = ("layer", "ref", "k")
+
+
+def defaults(facts: Facts) -> Selection:
+    """The selection a fresh visitor sees."""
+    pair = (facts.models[0], facts.models[1] if len(facts.models) > 1 else facts.models[0])
+    middle = facts.max_layer // 2
+    return Selection(
+        a=pair[0],
+        b=pair[1],
+        site="resid_post" if "resid_post" in facts.sites else facts.sites[0],
+        layer=middle,
+        ref=middle,
+        position="last_content" if "last_content" in facts.positions else facts.positions[0],
+        k=min(8, facts.max_k),
+    )
+
+
+def choices(facts: Facts) -> dict[str, tuple[str, ...]]:
+    """Allowed values of every categorical field."""
+    return {
+        **FIXED,
+        "a": facts.models,
+        "b": facts.models,
+        "site": tuple(s for s in SITES if s in facts.sites),
+        "position": facts.positions,
+        "split": ("all", *facts.splits),
+        "language": ("all", *facts.languages),
+        "category": ("all", *facts.categories),
+        "model": ("a", "b"),
+        "target": ("a", "b"),
+    }
+
+
+def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
+    """Inclusive lower and upper bound of every numeric field."""
+    last = float(facts.max_layer)
+    return {
+        "layer": (0.0, last),
+        "ref": (0.0, last),
+        "k": (1.0, float(facts.max_k)),
+        "alpha": (0.0, MAX_ALPHA),
+    }
+
+
+def parse(params: Mapping[str, str], facts: Facts) -> tuple[Selection, list[str]]:
+    """Read a selection from query parameters.
+
+    Args:
+        params: raw strings of the URL; any of them may be nonsense.
+        facts: what the store offers.
+
+    Returns:
+        The selection, and one sentence for each parameter that could not be used.
+    """
+    start = defaults(facts)
+    allowed, limits = choices(facts), bounds(facts)
+    values: dict[str, object] = {}
+    notices: list[str] = []
+    for name, raw in params.items():
+        fallback = getattr(start, name, None)
+        if name not in FIELDS:
+            notices.append(f"The link has a setting {_short(name)} that does not exist; it was left out.")
+        elif name == "run":
+            values[name] = raw
+        elif name in limits:
+            number, complaint = _number(name, raw, *limits[name])
+            if number is None:
+                notices.append(f"{name} = {_short(raw)} {complaint}; showing {fallback} instead.")
+            else:
+                values[name] = number
+        elif raw in allowed[name]:
+            values[name] = raw
+        else:
+            known = ", ".join(allowed[name])
+            notices.append(
+                f"{name} = {_short(raw)} is not in this store ({known}); showing {fallback} instead."
+            )
+    return dataclasses.replace(start, **values), notices  # type: ignore[arg-type]
+
+
+def _number(name: str, raw: str, low: float, high: float) -> tuple[float | int | None, str]:
+    try:
+        number = float(raw)
+    except ValueError:
+        return None, "is not a number"
+    if not math.isfinite(number):
+        return None, "is not a finite number"
+    if name in _INTEGERS and number != int(number):
+        return None, "is not a whole number"
+    if not low <= number <= high:
+        return None, f"is outside {low:g} to {high:g}"
+    return (int(number) if name in _INTEGERS else number), ""
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 24 else text[:23] + "…")
+
+
+def to_params(selection: Selection, facts: Facts) -> dict[str, str]:
+    """Query parameters that differ from the defaults, in the order of the fields."""
+    start = defaults(facts)
+    return {
+        name: f"{value:g}" if isinstance(value, float) else str(value)
+        for name in FIELDS
+        if (value := getattr(selection, name)) != getattr(start, name)
+    }
+
+
+def update(selection: Selection, facts: Facts, **changes: object) -> Selection:
+    """A copy with `changes`, each checked like a URL parameter; unusable ones are ignored."""
+    fresh, _ = parse({n: f"{v:g}" if isinstance(v, float) else str(v) for n, v in changes.items()}, facts)
+    return dataclasses.replace(selection, **{n: getattr(fresh, n) for n in changes if n in FIELDS})
+
+
+def offered(facts: Facts, name: str, only: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Values a control offers for `name`, optionally restricted to `only`."""
+    return tuple(v for v in choices(facts)[name] if only is None or v in only)

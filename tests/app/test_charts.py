@@ -1,0 +1,117 @@
+"""Chart specifications: valid Vega-Lite, drawn by a real renderer, with the marks they promise."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from app import export
+from app.charts.curves import Look, layer_curve
+from app.charts.grids import histogram, layer_heatmap, stacked_bars
+from app.charts.palette import DARK, LIGHT, Palette
+from app.charts.spec import Spec, as_chart
+
+CURVE = pl.DataFrame(
+    {
+        "layer": [0, 1, 2, 0, 1, 2],
+        "series": ["one"] * 3 + ["two"] * 3,
+        "value": [1.0, 0.9, 0.5, 1.0, 0.8, float("nan")],
+        "low": [0.99, 0.85, 0.4, None, None, None],
+        "high": [1.0, 0.95, 0.6, None, None, None],
+    }
+)
+NULL = pl.DataFrame({"layer": [0, 1, 2], "low": [-0.1, -0.1, -0.1], "high": [0.1, 0.1, 0.1]})
+GRID = pl.DataFrame({"layer": [0, 0, 1, 1], "other": [0, 1, 0, 1], "value": [1.0, 0.2, 0.3, 0.9]})
+
+
+def curve(selected: int | None = 1, palette: Palette = LIGHT) -> Spec:
+    look = Look("CKA", {"one": palette.a, "two": palette.b}, references={"chance": 0.3}, selected=selected)
+    return layer_curve(CURVE, look, palette, NULL)
+
+
+def every_chart(palette: Palette) -> dict[str, Spec]:
+    bars = pl.DataFrame({"name": ["x", "y"], "series": ["s", "s"], "value": [1, 2]})
+    bins = pl.DataFrame({"low": [1e-4, 1e-3], "high": [1e-3, 1e-2], "count": [3, 5]})
+    return {
+        "curve": curve(palette=palette),
+        "heatmap": layer_heatmap(
+            GRID, x_title="x", y_title="y", value_title="CKA", selected=0, palette=palette
+        ),
+        "bars": stacked_bars(bars, x_title="n", y_title=None, colors=[palette.a], series=["s"]),
+        "histogram": histogram(bins, x_title="KL, nats", y_title="prompts", mean=2e-3, palette=palette),
+    }
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["curve", "heatmap", "bars", "histogram"])
+def test_specs_are_valid_and_can_be_drawn(name: str, palette: Palette) -> None:
+    spec = every_chart(palette)[name]
+    as_chart(spec).to_dict()  # raises on anything the Vega-Lite schema does not know
+    svg = export.svg_bytes(spec, "A finding").decode()
+    assert "A finding" in svg
+    assert export.png_bytes(spec, "A finding").startswith(b"\x89PNG")
+
+
+def layers_with(spec: Spec, mark: str) -> list[dict[str, Any]]:
+    return [part for part in spec["layer"] if part["mark"]["type"] == mark]
+
+
+def test_a_curve_draws_every_series_null_reference_and_selected_layer() -> None:
+    svg = export.svg_bytes(curve(), "t").decode()
+    for color in (LIGHT.a, LIGHT.b, LIGHT.null):
+        assert color in svg
+    column = curve(selected=2)["layer"][0]
+    assert column["data"]["values"] == [{"x": 1.5, "x2": 2.5}]
+    assert "chance" in svg
+
+
+def test_clicking_selects_the_layer_of_the_column() -> None:
+    hits = curve()["layer"][-1]
+    assert hits["params"][0]["select"]["fields"] == ["layer"]
+    assert [row["layer"] for row in hits["data"]["values"]] == [0, 1, 2]
+    assert len(layers_with(curve(), "rect")) == 2  # the selected column and the click targets
+
+
+def test_undefined_values_are_left_out_and_said_in_the_tooltip() -> None:
+    rows = curve()["layer"][-1]["data"]["values"]
+    assert rows[2]["s1"] == "undefined"
+    assert rows[1]["s0"] == "0.9  (0.85 to 0.95)"
+    values = [row["value"] for row in layers_with(curve(), "line")[0]["data"]["values"]]
+    assert values[-1] is None
+
+
+def test_an_empty_curve_still_draws() -> None:
+    empty = CURVE.clear()
+    spec = layer_curve(empty, Look("CKA", {"one": LIGHT.a}), LIGHT)
+    assert export.svg_bytes(spec, "nothing").startswith(b"<svg")
+
+
+def test_text_and_marks_of_each_palette_contrast_with_their_page() -> None:
+    """WCAG asks 3:1 for graphics: every mark colour against its page's background."""
+    for palette, page in ((LIGHT, "#fcfcfb"), (DARK, "#14171a")):
+        for color in (palette.a, palette.b, palette.null, palette.mark):
+            assert contrast(color, page) >= 3.0, (color, page)
+
+
+def contrast(one: str, two: str) -> float:
+    def luminance(text: str) -> float:
+        parts = np.array([int(v, 16) for v in re.findall("[0-9a-f]{2}", text)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    light, dark = sorted((luminance(one), luminance(two)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_tables_leave_as_the_same_table() -> None:
+    import io
+
+    table = CURVE.with_columns(tokens=pl.Series([["a", "b"]] * 6))
+    assert pl.read_parquet(io.BytesIO(export.parquet_bytes(table))).equals(table, null_equal=True)
+    back = pl.read_csv(io.BytesIO(export.csv_bytes(table)))
+    assert back["tokens"][0] == '["a", "b"]'
+    assert back["value"][:3].to_list() == [1.0, 0.9, 0.5]
