@@ -18,7 +18,7 @@ from store.shards import DamagedChunkError, ShardIndex, decode_chunk, index_byte
 from store.sources import Source, Stamp
 
 Array = np.ndarray[Any, Any]
-Records = Callable[[str], Mapping[str, FileRecord] | None]
+Records = Callable[[tuple[int, ...]], Mapping[str, FileRecord] | None]
 Region = tuple[slice, ...]
 
 REPAIR = (
@@ -41,11 +41,12 @@ class ArrayReader:
     Args:
         source: the store's files.
         spec: shape, chunks and codecs.
-        records: shard path -> the committed files of its unit, or None when it was never committed.
+        records: shard -> the committed files that it is one of, or None when it was never committed.
     """
 
     def __init__(self, source: Source, spec: ArraySpec, records: Records) -> None:
         self.source, self.spec, self.records = source, spec, records
+        self._name = f"{spec.name} of {source.name}"
         self._indices: dict[str, tuple[Stamp, ShardIndex]] = {}
 
     def read(self, region: Region, *, widened: bool = False) -> Array:
@@ -78,7 +79,7 @@ class ArrayReader:
     ) -> None:
         """Decodes the wanted chunks of one shard into their places in `out`."""
         spec, path = self.spec, self.spec.shard_path(shard)
-        spans = self._spans(path, chunks)
+        spans = self._spans(shard, path, chunks)
         present = [(chunk, span) for chunk, span in zip(chunks, spans, strict=True) if span is not None]
         pieces = self.source.spans(path, [span for _, span in present])
         for chunk, span in zip(chunks, spans, strict=True):
@@ -96,9 +97,7 @@ class ArrayReader:
                 scratch = _scratch(spec)
                 decode_chunk(piece, scratch, compress=spec.compress)
             except DamagedChunkError as error:
-                raise damaged(
-                    f"{spec.name} of {self.source.name}", spec.describe_chunk(chunk), error
-                ) from error
+                raise damaged(self._name, spec.describe_chunk(chunk), error) from error
             if target.dtype == spec.dtype:
                 target[...] = scratch[inside]
             elif target.flags.c_contiguous:
@@ -117,11 +116,13 @@ class ArrayReader:
             inside.append(slice(low - index * width, high - index * width))
         return tuple(place), tuple(inside)
 
-    def _spans(self, path: str, chunks: list[tuple[int, ...]]) -> list[tuple[int, int] | None]:
+    def _spans(
+        self, shard: tuple[int, ...], path: str, chunks: list[tuple[int, ...]]
+    ) -> list[tuple[int, int] | None]:
         """Where chunks lie in a shard file, after checking the file against the ledger."""
         where = f"all of shard {path.rsplit('/', 1)[1]}, from {self.spec.describe_chunk(chunks[0])}"
-        name = f"{self.spec.name} of {self.source.name}"
-        committed = self.records(path)
+        name = self._name
+        committed = self.records(shard)
         if committed is None or path not in committed:
             raise StoreError(
                 f"Array {name}: {self.spec.describe_chunk(chunks[0])} was not computed yet.",
@@ -168,7 +169,7 @@ def read_spec(source: Source, name: str, record: FileRecord | None) -> ArraySpec
             f"There is no array {name!r} in the store at {source.name}.",
             expected="one of Store.array_names()",
             given=repr(name),
-            next_step="Choose one of the names, or capture it: positions and components are in the study file.",
+            next_step="Choose one of the names, or name it in the study file and compute another store.",
         )
     if data is None or len(data) != record.size or crc32c(data) != record.crc:
         raise damaged(f"{name} of {source.name}", f"its metadata ({METADATA})", "other bytes or none")

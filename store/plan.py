@@ -187,6 +187,7 @@ class StorePlan:
             "n_prompts": self.n_prompts,
             "unit_prompts": self.unit_prompts,
             "dtype": self.dtype,
+            "raw_bytes": self.raw_bytes(),
         }
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 
 from engine.errors import StoreError
-from store.arrays import REPAIR, ArrayReader
+from store.arrays import REPAIR, ArrayReader, read_spec
 from store.bfloat16 import widen
 from store.files import crc32c
 from store.layout import METADATA, activation_name, gram_name, slug
-from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, array_entry, table_entry, unit_entry
+from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, array_entry, read_entry, table_entry, unit_entry
 from store.manifest import COMPLETE, read_manifest
 from store.rows import rows_table_name, table_path
 from store.sources import open_source
@@ -142,24 +142,28 @@ class Store:
             `row_index` says where.
         """
         reader, lead, axis = self._place(model, component, layer, position)
-        if head is not None and (component != "head_z" or not 0 <= head < reader.spec.shape[-2]):
-            heads = f"0..{reader.spec.shape[-2] - 1} of head_z"
-            raise _unknown("head", head, heads)
         spec = reader.spec
-        wanted = self._array_rows(model, position, spec.shape[axis], rows)
-        widened = spec.is_bfloat16 and not stored
         tail = [slice(None)] * (len(spec.shape) - axis - 1)
         if head is not None:
+            if component != "head_z" or not 0 <= head < spec.shape[-2]:
+                raise _unknown("head", head, f"0..{spec.shape[-2] - 1} of head_z")
             tail[0] = slice(head, head + 1)
-        parts = [
-            reader.read((*lead, slice(start, stop), *tail), widened=widened) for start, stop in _runs(wanted)
-        ]
-        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis) if parts else None
-        width = spec.shape[-1] if head is not None or axis == 2 else spec.shape[-1] * spec.shape[-2]
-        if joined is None:
+        widened = spec.is_bfloat16 and not stored
+        wanted, order = np.unique(
+            self._array_rows(model, position, spec.shape[axis], rows), return_inverse=True
+        )
+        parts, found = [], []
+        for start, stop in _whole_chunks(wanted, spec.chunk[axis], spec.shape[axis]):
+            part = reader.read((*lead, slice(start, stop), *tail), widened=widened)
+            parts.append(part.reshape(stop - start, -1))
+            found.append(np.arange(start, stop))
+        if not parts:
+            width = spec.shape[-1] * (1 if head is not None or len(tail) == 1 else spec.shape[-2])
             return np.empty((0, width), np.float32 if widened else spec.dtype)
-        block: Array = joined.reshape(-1, width)
-        return block if _is_ascending(wanted) else block[np.argsort(np.argsort(wanted, kind="stable"))]
+        block = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(block) == len(order) and bool((order == np.arange(len(order))).all()):
+            return block
+        return np.asarray(block[np.searchsorted(np.concatenate(found), wanted)[order]])
 
     def _place(
         self, model: str, component: str, layer: int, position: str
@@ -171,7 +175,7 @@ class Store:
         self._check("component", component, known)
         leaf = "head_z" if component == "head_z" else "sites"
         index = self._layer_index(model, component, layer)
-        reader = self._array(activation_name(model, position, leaf), LAYOUT_ENTRY)
+        reader = self._array(activation_name(model, position, leaf), LAYOUT_ENTRY, model)
         if leaf == "head_z":
             return reader, (slice(index, index + 1),), 1
         site = reader.spec.attrs["sites"].index("resid" if component in STATES else component)
@@ -246,7 +250,8 @@ class Store:
         """Every array: activations, Grams, weights."""
         layout = self._entry(LAYOUT_ENTRY) or {}
         names = {path.removesuffix(f"/{METADATA}") for path in layout if path.count("/") == 4}
-        return sorted(names | set(self._static_names()))
+        entries = self.source.walk(f"{LEDGER}/arrays")
+        return sorted(names | {name.removesuffix(".json") for name in entries})
 
     def attrs(self, name: str) -> dict[str, Any]:
         """Attributes of an array, with its "dims" and "shape"."""
@@ -274,7 +279,7 @@ class Store:
 
     def table_names(self) -> list[str]:
         """Names of all tables."""
-        return [name.removesuffix(".json") for name in self.source.folder(f"{LEDGER}/tables")]
+        return [name.removesuffix(".json") for name in self.source.walk(f"{LEDGER}/tables")]
 
     @property
     def prompts(self) -> pl.DataFrame:
@@ -284,3 +289,69 @@ class Store:
     def tokens(self, model: str) -> pl.DataFrame:
         """Rendered text, token ids and offsets of a model, one line per prompt."""
         return self.table(f"tokens-{slug(model)}")
+
+    def self_checks(self) -> list[dict[str, Any]]:
+        """The self-checks of precompute, with their values and limits."""
+        return list(self.manifest.get("self_checks", []))
+
+    def disk_use(self) -> dict[str, int]:
+        """Bytes by kind (activations, grams, weights, tables), "total", and "raw": the committed
+        activations without compression."""
+        entries = [path for path in self.source.walk(LEDGER) if path.endswith(".json")]
+        records = {
+            path: record.size
+            for entry in entries
+            for path, record in (self._entry(f"{LEDGER}/{entry}") or {}).items()
+        }
+        use = dict.fromkeys(("activations", "grams", "weights", "tables"), 0)
+        for path, size in records.items():
+            kind = path.split("/", 1)[0]
+            use[kind] = use.get(kind, 0) + size
+        use.pop(METADATA, None)
+        return {**use, "total": sum(records.values()), "raw": int(self._plan["raw_bytes"])}
+
+    def _entry(self, entry: str) -> Entry | None:
+        """A ledger entry; what is not there yet is looked for again next time."""
+        if entry not in self._entries:
+            found = read_entry(self.source, entry)
+            if found is None:
+                return None
+            self._entries[entry] = found
+        return self._entries[entry]
+
+    def _array(self, name: str, entry: str, model: str | None = None) -> ArrayReader:
+        """A reader for an array whose metadata is in `entry`; activations are in their units' entries."""
+        with self._lock:
+            if name not in self._arrays:
+                spec = read_spec(self.source, name, (self._entry(entry) or {}).get(f"{name}/{METADATA}"))
+                axis = spec.dims.index("row") if model is not None else 0
+
+                def records(shard: tuple[int, ...]) -> Entry | None:
+                    return self._entry(entry if model is None else unit_entry(model, shard[axis]))
+
+                self._arrays[name] = ArrayReader(self.source, spec, records)
+            return self._arrays[name]
+
+    def _static(self, name: str) -> ArrayReader:
+        return self._array(name, array_entry(name))
+
+    def _check(self, what: str, given: Any, known: list[Any]) -> None:
+        if given not in known:
+            raise _unknown(f"{what} in the store at {self.source.name}", given, ", ".join(map(str, known)))
+
+
+def _unknown(what: str, given: object, known: str) -> StoreError:
+    return StoreError(
+        f"There is no such {what}.",
+        expected=known,
+        given=repr(given),
+        next_step="Choose one that was captured, or add it to the study file and compute another store.",
+    )
+
+
+def _whole_chunks(rows: Array, width: int, size: int) -> list[tuple[int, int]]:
+    """Ranges of whole chunks of `width` rows (of `size` in all) that hold the ascending `rows`."""
+    chunks = np.unique(rows // width)
+    breaks = np.flatnonzero(np.diff(chunks) > 1) + 1
+    groups = np.split(chunks, breaks) if len(chunks) else []
+    return [(int(g[0]) * width, min((int(g[-1]) + 1) * width, size)) for g in groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +31,8 @@ class Source(Protocol):
     def spans(self, path: str, spans: list[tuple[int, int]]) -> Iterator[Array]:
         """(offset, length) pieces of one file as uint8; a piece lives until the next is asked for."""
 
-    def folder(self, path: str) -> list[str]:
-        """Names of the files in a folder, sorted; hidden ones left out; empty when it is missing."""
+    def walk(self, path: str) -> list[str]:
+        """Every file below a folder, by path inside it, sorted; hidden ones left out."""
 
 
 class LocalSource:
@@ -71,11 +71,10 @@ class LocalSource:
             finally:
                 os.close(handle)
 
-    def folder(self, path: str) -> list[str]:
+    def walk(self, path: str) -> list[str]:
         full = self.root / path
-        if not full.is_dir():
-            return []
-        return sorted(entry.name for entry in full.iterdir() if entry.is_file() and entry.name[0] != ".")
+        files = (found.relative_to(full) for found in full.rglob("*") if found.is_file())
+        return _visible(found.as_posix() for found in files)
 
 
 class UrlSource:
@@ -122,13 +121,17 @@ class UrlSource:
         for piece in self.files.cat_ranges([full] * len(spans), starts, ends):
             yield np.frombuffer(piece, np.uint8)
 
-    def folder(self, path: str) -> list[str]:
+    def walk(self, path: str) -> list[str]:
+        full = f"{self.root}/{path}"
         try:
-            entries = self.files.ls(f"{self.root}/{path}", detail=True)
+            found = self.files.find(full)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        names = (entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
-        return sorted(name for name in names if name and name[0] != ".")
+        return _visible(name.split(f"{full.strip('/')}/", 1)[-1] for name in found)
+
+
+def _visible(paths: Iterable[str]) -> list[str]:
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.split("/")))
 
 
 def open_source(path: str | Path) -> Source:
