@@ -17,7 +17,7 @@ from store.bfloat16 import widen
 from store.files import crc32c
 from store.layout import METADATA, activation_name, gram_name, slug
 from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, array_entry, read_entry, table_entry, unit_entry
-from store.manifest import COMPLETE, read_manifest
+from store.provenance import COMPLETE, read_manifest
 from store.rows import rows_table_name, table_path
 from store.sources import open_source
 

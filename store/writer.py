@@ -38,7 +38,8 @@ from store.ledger import (
     unit_entry,
     write_entry,
 )
-from store.manifest import (
+from store.plan import ModelPlan, PositionPlan, StorePlan
+from store.provenance import (
     BUILDING,
     COMPLETE,
     Describe,
@@ -48,7 +49,6 @@ from store.manifest import (
     set_state,
     write_manifest,
 )
-from store.plan import ModelPlan, PositionPlan, StorePlan
 from store.rows import check_table_name, row_table, rows_table_name, table_path
 from store.shards import encode_shard
 from store.sources import LocalSource

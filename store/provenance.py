@@ -1,0 +1,113 @@
+"""The manifest: what a store was made from, by what, and whether it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import StoreError
+from store.files import atomic_write, plain, seal, unseal
+from store.layout import FORMAT, MANIFEST
+from store.sources import LocalSource, Source
+
+Describe = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
+
+BUILDING, COMPLETE = "building", "complete"
+
+
+def read_manifest(source: Source) -> dict[str, Any]:
+    """The manifest of a store.
+
+    Raises:
+        StoreError: there is none, it is damaged, or it is of another format.
+    """
+    data = source.read(MANIFEST)
+    if data is None:
+        raise StoreError(
+            f"There is no store at {source.name}.",
+            expected=f"a folder with a {MANIFEST}",
+            given="no such folder" if source.local and not source.local.exists() else "a folder without one",
+            next_step=f"Make it: python precompute.py STUDY.toml --store {source.name}",
+        )
+    manifest = unseal(data, f"{source.name}/{MANIFEST}")
+    if manifest.get("format") != FORMAT:
+        raise StoreError(
+            f"The store at {source.name} has a format that this version does not read.",
+            expected=FORMAT,
+            given=manifest.get("format"),
+            next_step="Compute the store again with this version, or read it with the version that wrote it.",
+        )
+    return manifest
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Replaces the manifest, atomically."""
+    atomic_write(root / MANIFEST, [seal(manifest)], durable=durable)
+
+
+def new_manifest(fingerprint: str, study: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a store that has just been laid out."""
+    value = {"format": FORMAT, "state": BUILDING, "fingerprint": fingerprint, "study": study, "plan": plan}
+    return dict(plain(value))
+
+
+def set_state(path: str | Path, state: str) -> None:
+    """Changes the state of the store at `path`, e.g. to "failed"."""
+    manifest = read_manifest(LocalSource(Path(path)))
+    write_manifest(Path(path), manifest | {"state": state})
+
+
+def flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested JSON as {"a.b.0": leaf}."""
+    if isinstance(value, Mapping):
+        pairs = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, list | tuple):
+        pairs = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {key: value}
+    result: dict[str, Any] = {}
+    for name, item in pairs:
+        result |= flatten(item, f"{key}.{name}" if key else name)
+    return result
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two JSON objects, one line per leaf: "capture.dtype: bfloat16 -> float32"."""
+    a, b = flatten(plain(stored)), flatten(plain(wanted))
+    missing = "(absent)"
+    return [
+        f"{key}: {a.get(key, missing)!r} -> {b.get(key, missing)!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, missing) != b.get(key, missing)
+    ]
+
+
+def check_same_study(
+    name: str,
+    manifest: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    describe: Describe | None = None,
+) -> None:
+    """Refuses to go on with a store that was made from another study.
+
+    Args:
+        name: the store, for the message.
+        manifest, wanted: the stored manifest, and the one this run would start with.
+        describe: (stored study, wanted study) -> what differs in words; default `differences`.
+
+    Raises:
+        StoreError: names what differs.
+    """
+    same = manifest["fingerprint"] == wanted["fingerprint"]
+    if same and manifest["plan"] == wanted["plan"]:
+        return
+    found = (describe or differences)(manifest["study"], wanted["study"]) if not same else []
+    found = found or differences(manifest["plan"], wanted["plan"]) or ["the contents of a file it names"]
+    shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+    raise StoreError(
+        f"The store at {name} was made from another study.",
+        expected=f"fingerprint {wanted['fingerprint'][:12]}",
+        given=f"{manifest['fingerprint'][:12]}, which differs in: {shown}",
+        next_step="Choose another folder with --store, or delete this one if it is no longer wanted.",
+    )

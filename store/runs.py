@@ -1,0 +1,257 @@
+"""Results of live runs, kept in the store they belong to and opened again without a model.
+
+    runs/<run id>/run.json           condition, summary and the tables' checksums, sealed
+    runs/<run id>/<table>.parquet    the result
+
+A run is written to a hidden folder and appears by one rename, so a torn write is never seen and two
+writers of the same run cannot mix: the first one counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from engine.errors import StoreError
+from store.files import (
+    TEMPORARY,
+    atomic_write,
+    canonical,
+    crc32c,
+    plain,
+    seal,
+    storage_errors,
+    sync_folder,
+    unseal,
+)
+from store.rows import check_table_name
+from store.sources import Source, open_source
+
+RUNS = "runs"
+RECORD = "run.json"
+MAIN_TABLE = "table"
+ID_LENGTH = 16  # hex digits: 64 bits, a chance of 3e-8 for any collision among a million runs
+STALE_SECONDS = 3600.0
+_COUNTER = itertools.count()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One live result. `tables` holds every table by name; `table` is the main one."""
+
+    run_id: str
+    content_hash: str
+    created: str
+    condition: dict[str, Any]
+    summary: dict[str, Any]
+    tables: dict[str, pl.DataFrame] = field(repr=False)
+
+    @property
+    def table(self) -> pl.DataFrame:
+        return self.tables[MAIN_TABLE]
+
+
+def condition_hash(condition: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of a condition's canonical JSON."""
+    return hashlib.sha256(canonical(plain(dict(condition)))).hexdigest()
+
+
+class RunLog:
+    """The live results of the store at `path` (a folder; a URL can only be read)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.source: Source = open_source(path)
+
+    def append(
+        self,
+        condition: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        table: pl.DataFrame,
+        extra_tables: Mapping[str, pl.DataFrame] | None = None,
+        *,
+        content_hash: str | None = None,
+    ) -> str:
+        """Keeps a result and returns its run id. A run that is there already stays as it is.
+
+        Args:
+            condition, summary: JSON objects.
+            table, extra_tables: the result; extra ones by name.
+            content_hash: what the run is found by; default `condition_hash(condition)`.
+
+        Raises:
+            StoreError: disk full, read-only, or a store at a URL.
+        """
+        root = self._writable()
+        digest = content_hash or condition_hash(condition)
+        run_id = digest[:ID_LENGTH]
+        if self._intact(run_id):
+            return run_id
+        tables = {MAIN_TABLE: table, **(extra_tables or {})}
+        data: dict[str, bytes] = {}
+        for name, frame in tables.items():
+            check_table_name(name)
+            buffer = io.BytesIO()
+            frame.write_parquet(buffer, compression="zstd", compression_level=3)
+            data[name] = buffer.getvalue()
+        record = {
+            "content_hash": digest,
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "condition": condition,
+            "summary": summary,
+            "tables": {n: {"size": len(d), "crc32c": f"{crc32c(d):08x}"} for n, d in data.items()},
+        }
+        self._publish(root, run_id, {f"{n}.parquet": d for n, d in data.items()} | {RECORD: seal(record)})
+        return run_id
+
+    def _publish(self, root: Path, run_id: str, files: Mapping[str, bytes]) -> None:
+        """Writes a hidden folder and renames it; the loser of a race throws its copy away."""
+        name = f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{next(_COUNTER)}-{run_id}"
+        hidden, place = root / RUNS / name, root / RUNS / run_id
+        try:
+            for file, data in files.items():
+                atomic_write(hidden / file, [data])
+            with storage_errors(place):
+                try:
+                    os.rename(hidden, place)
+                except OSError:
+                    if self._intact(run_id):
+                        return
+                    if not place.exists():
+                        raise
+                    # What is there is damaged: put it aside and try once more.
+                    os.rename(place, hidden.with_name(f"{name}-damaged"))
+                    os.rename(hidden, place)
+            with storage_errors(place):
+                sync_folder(place.parent)
+        finally:
+            for rest in (hidden, hidden.with_name(f"{name}-damaged")):
+                shutil.rmtree(rest, ignore_errors=True)
+        self._remove_stale(root)
+
+    def _remove_stale(self, root: Path) -> None:
+        """Removes what writers that were killed left behind."""
+        for rest in (root / RUNS).glob(f"{TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - rest.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(rest, ignore_errors=True)
+
+    def ids(self) -> list[str]:
+        """Run ids, sorted."""
+        paths = self.source.walk(RUNS)
+        return sorted(
+            {path.split("/")[0] for path in paths if path.count("/") == 1 and path.endswith(RECORD)}
+        )
+
+    def list(self) -> pl.DataFrame:
+        """One line per run, newest first: run_id, created, problem (null when intact), condition and
+        summary as JSON text, and each of their plain values as a column of its own."""
+        lines: list[dict[str, Any]] = []
+        for run_id in self.ids():
+            try:
+                record = self._record(run_id)
+            except StoreError as error:
+                lines.append({"run_id": run_id, "problem": str(error)})
+                continue
+            line = {key: record[key] for key in ("created", "content_hash")}
+            line |= {"run_id": run_id, "problem": None}
+            for part in ("condition", "summary"):
+                line[part] = canonical(record[part]).decode()
+                leaves = {k: v for k, v in record[part].items() if not isinstance(v, dict | list)}
+                line |= {key: value for key, value in leaves.items() if key not in line}
+            lines.append(line)
+        first = ["run_id", "created", "problem", "condition", "summary"]
+        schema = dict.fromkeys([*first, "content_hash"], pl.String)
+        if not lines:
+            return pl.DataFrame(schema=schema)
+        columns = list(dict.fromkeys([*first, *(key for line in lines for key in line)]))
+        table = pl.DataFrame(
+            {key: _column(key, [line.get(key) for line in lines], schema) for key in columns}
+        )
+        return table.sort("created", "run_id", descending=True, nulls_last=True)
+
+    def open(self, run_id: str) -> Run:
+        """A run with its tables.
+
+        Raises:
+            StoreError: there is no such run, or a file of it is damaged.
+        """
+        record = self._record(run_id)
+        tables: dict[str, pl.DataFrame] = {}
+        for name, entry in record["tables"].items():
+            path = f"{RUNS}/{run_id}/{name}.parquet"
+            data = self.source.read(path)
+            if data is None or len(data) != entry["size"] or f"{crc32c(data):08x}" != entry["crc32c"]:
+                raise StoreError(
+                    f"Table {name} of run {run_id} is damaged.",
+                    expected=f"{entry['size']} bytes as they were written",
+                    given="no file" if data is None else f"{len(data)} other bytes",
+                    next_step=f"Run it again; {self.source.name}/{RUNS}/{run_id} can be deleted.",
+                )
+            tables[name] = pl.read_parquet(io.BytesIO(data))
+        return Run(
+            run_id=run_id,
+            content_hash=record["content_hash"],
+            created=record["created"],
+            condition=record["condition"],
+            summary=record["summary"],
+            tables=tables,
+        )
+
+    def find(self, content_hash: str) -> str | None:
+        """The id of the intact run with this content hash, or None."""
+        run_id = content_hash[:ID_LENGTH]
+        if not self._intact(run_id):
+            return None
+        return run_id if self._record(run_id)["content_hash"] == content_hash else None
+
+    def _record(self, run_id: str) -> dict[str, Any]:
+        path = f"{RUNS}/{run_id}/{RECORD}"
+        data = self.source.read(path) if run_id.isalnum() else None
+        if data is None:
+            raise StoreError(
+                f"There is no run {run_id!r} in {self.source.name}.",
+                expected="an id from the list of runs",
+                given=repr(run_id),
+                next_step="Choose a run from the list, or run the patch again.",
+            )
+        return unseal(data, f"{self.source.name}/{path}")
+
+    def _intact(self, run_id: str) -> bool:
+        try:
+            self.open(run_id)
+        except StoreError:
+            return False
+        return True
+
+    def _writable(self) -> Path:
+        if self.source.local is None:
+            raise StoreError(
+                "Live results cannot be kept at a URL.",
+                expected="a store in a local folder",
+                given=self.source.name,
+                next_step="Copy the store to a local folder and open the dashboard on it.",
+            )
+        return self.source.local
+
+
+def _column(name: str, values: list[Any], schema: Mapping[str, Any]) -> pl.Series:
+    """A column of one type; as text where the runs do not agree on the type."""
+    kinds = {type(value) for value in values if value is not None}
+    if name in schema or (len(kinds) > 1 and not kinds <= {int, float}):
+        return pl.Series(name, [None if v is None else str(v) for v in values], dtype=pl.String)
+    if kinds == {int, float}:
+        return pl.Series(name, [None if v is None else float(v) for v in values], dtype=pl.Float64)
+    return pl.Series(name, values)
