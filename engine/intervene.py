@@ -1,0 +1,292 @@
+"""Live patching: many conditions at one site on many prompts, computing only what the patch can change.
+
+    engine = PatchEngine(lm, token_ids, positions)
+    own = engine.activations(Site("resid_post", 4))
+    result = engine.sweep(Site("resid_post", 4), vectors, n_conditions=len(vectors))
+
+A patch replaces the activation at a site and one token per prompt. Earlier blocks, earlier tokens and every
+token behind the one that is read are the same in all conditions, so they run once, at construction.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from engine.attention import configured_modules
+from engine.errors import JobError, PatchError
+from engine.linear import PackedLinears, packing_pays
+from engine.model import LoadedModel
+from engine.packed import Pack, capture_pack
+from engine.resume import Block, own_values, resume
+from engine.sites import Site
+from engine.sweep import Sweep, SweepResult, Values, Work, check_prompts, check_request, group_prompts
+from engine.unembed import Unembedding
+
+SELF_LIMIT = {torch.float32: 1e-6}
+"""Largest KL between the resumed unpatched run and the plain one: rounding of the dtype, squared."""
+SELF_LIMIT_HALF = 2e-2
+"""The same for bfloat16 and float16, where two batch shapes alone differ by up to about 1e-3 nats."""
+MEMORY_SHARE = 0.4
+"""Share of the free memory that captured prompts may take; the rest is captured again when needed."""
+
+
+class JobCancelled(JobError):
+    """`should_stop` said so between two batches."""
+
+
+class PatchEngine:
+    """Patched runs of one model on one set of prompts.
+
+    Args:
+        lm: the model; its lock is held while it runs, not while `values` or the callbacks do.
+        token_ids: per prompt, BOS included if the model wants it. No padding.
+        positions: index of the patched token in each prompt.
+        read_at: "patched" reads the next-token distribution at the patched token, "decision" at the last one.
+        batch_tokens: rows (prompt x condition x tail token) per batch; by default 1024 on a CPU, 8192 else.
+
+    Raises:
+        PatchError: empty prompts, positions outside them, or a model whose packed run differs from its own
+            forward pass.
+    """
+
+    def __init__(
+        self,
+        lm: LoadedModel,
+        token_ids: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        read_at: Literal["patched", "decision"] = "patched",
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.lm, self.taps = lm, lm.taps
+        self.token_ids = [[int(token) for token in ids] for ids in token_ids]
+        self.positions = [int(position) for position in positions]
+        self.read_at = read_at
+        check_prompts(self.token_ids, self.positions, read_at)
+        self.reads = [
+            position if read_at == "patched" else len(ids) - 1
+            for ids, position in zip(self.token_ids, self.positions, strict=True)
+        ]
+        self._tails = [read - p + 1 for read, p in zip(self.reads, self.positions, strict=True)]
+        self.dtype = next(lm.model.parameters()).dtype
+        default = 1024 if lm.device.type == "cpu" else 8192
+        self.batch_tokens = max(2, batch_tokens or default)
+        self._modules = configured_modules(lm.model)
+        self._linears = PackedLinears(packing_pays(lm.device, self.dtype))
+        self._head = Unembedding(self.taps, self._linears)
+        lengths = [len(ids) for ids in self.token_ids]
+        self._groups = group_prompts(lengths, self.positions, self._tails, max(self.batch_tokens, 2048))
+        self._place = {p: (g, i) for g, group in enumerate(self._groups) for i, p in enumerate(group)}
+        self._packs: OrderedDict[int, Pack] = OrderedDict()
+        self._room = MEMORY_SHARE * _free_memory(lm.device)
+        self._check_against_plain_forward()
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.token_ids)
+
+    def activations(self, site: Site) -> Tensor:
+        """The unpatched run's activations at the patched tokens, float32 (n, width) on the CPU.
+
+        Width: d; for head_z d_h times the number of the site's heads. head_out is the summed contribution of
+        the site's heads (all without `heads`), without the output projection's bias.
+        """
+        site.check(self.taps)
+        out = torch.empty(self.n_prompts, site.width(self.taps))
+        for group, prompts in enumerate(self._groups):
+            with self.lm.lock, torch.inference_mode():
+                out[prompts] = own_values(self.taps, site, self._pack(group)).float().cpu()
+        return out
+
+    def log_probs(self) -> Tensor:
+        """The unpatched next-token log-probabilities, float32 (n, V) on the CPU."""
+        out = torch.empty(self.n_prompts, self.taps.vocab)
+        for group, prompts in enumerate(self._groups):
+            with self.lm.lock, torch.inference_mode():
+                out[prompts] = self._head.log_probs(self._pack(group).final.to(self._head.device)).cpu()
+        return out
+
+    def sweep(
+        self,
+        site: Site,
+        values: Values,
+        *,
+        n_conditions: int,
+        reverse_kl: bool = False,
+        top_k: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> SweepResult:
+        """Runs every condition on every prompt.
+
+        Args:
+            site: where; `site.heads` restricts head_z and head_out to those heads.
+            values: array (n_conditions, n, width), or a callable that is given prompt indices and returns
+                (n_conditions, len(indices), width) for them, so that a large sweep is never held whole.
+            n_conditions: C.
+            reverse_kl: KL(unpatched || patched) instead of KL(patched || unpatched).
+            top_k: most likely next tokens to keep per condition and prompt.
+            on_progress: called between batches with (done, total) prompt-condition pairs.
+            should_stop: asked between batches.
+
+        Raises:
+            SiteError: the model has no such site.
+            PatchError: shapes don't fit, not even one row fits into memory, or the self-check fails.
+            JobCancelled: `should_stop` returned true.
+        """
+        site.check(self.taps)
+        shape = (n_conditions, self.n_prompts)
+        check_request(site, values, (*shape, site.width(self.taps)), top_k)
+        top_k = min(top_k, self.taps.vocab)
+        sweep = Sweep.begin(site, values, shape, reverse_kl, top_k, self.batch_tokens)
+        total = n_conditions * self.n_prompts
+        for group in range(len(self._groups)):
+            queue = deque([Work(tuple(self._groups[group]), range(n_conditions))])
+            while queue:
+                work = queue.popleft()
+                parts = work.split(self._tails, sweep.batch_tokens)
+                if len(parts) > 1:
+                    queue.extendleft(reversed(parts))
+                    continue
+                if should_stop is not None and should_stop():
+                    raise JobCancelled(
+                        f"The sweep was cancelled after {sweep.done} of {total} patched runs.",
+                        next_step="submit it again to run it.",
+                    )
+                if not self._attempt(sweep, work):
+                    queue.appendleft(work)
+                    continue
+                if on_progress is not None:
+                    on_progress(sweep.done, total)
+        self._check_self(site, sweep.self_kl)
+        return sweep.result()
+
+    def _attempt(self, sweep: Sweep, work: Work) -> bool:
+        """Runs a batch; on out-of-memory halves the batch size and returns False."""
+        if sweep.held is None or sweep.held[0] != work.prompts:
+            sweep.held = (work.prompts, self._values(sweep, work.prompts))
+        try:
+            with self.lm.lock, torch.inference_mode():
+                self._run(sweep, work, sweep.held[1][list(work.conditions)])
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            rows = len(work.prompts) * len(work.conditions)
+            if rows == 1:
+                raise PatchError(
+                    "Not even one patched run of one prompt fits into memory.",
+                    expected="room for one prompt's keys, values and logits",
+                    given=f"prompt {work.prompts[0]} on {self.lm.device}",
+                    next_step="free memory, use a smaller dtype or another device.",
+                ) from error
+            sweep.batch_tokens = max(2, min(sweep.batch_tokens, work.rows(self._tails)) // 2)
+            sweep.halvings += 1
+            self._packs.clear()
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
+            return False
+        return True
+
+    def _values(self, sweep: Sweep, prompts: tuple[int, ...]) -> Tensor:
+        """(conditions, prompts, width) in the model's dtype, from the array or the callable."""
+        given = sweep.values(list(prompts)) if callable(sweep.values) else sweep.values[:, list(prompts)]
+        vectors = torch.as_tensor(given)
+        expected = (sweep.conditions, len(prompts), sweep.site.width(self.taps))
+        if tuple(vectors.shape) != expected:
+            raise PatchError(
+                f"The vectors to put in at {sweep.site} have the wrong shape.",
+                expected=f"(conditions, prompts, width) = {expected}",
+                given=tuple(vectors.shape),
+            )
+        if not bool(torch.isfinite(vectors).all()):
+            raise PatchError(
+                f"The vectors to put in at {sweep.site} are not finite.",
+                expected="finite numbers",
+                given=f"NaN or infinity among prompts {list(prompts)}",
+                next_step="check the map or the moments they come from.",
+            )
+        return vectors.to(self.dtype)
+
+    def _run(self, sweep: Sweep, work: Work, vectors: Tensor) -> None:
+        """One batch: the reference in variant 0 takes the same path as the patched variants."""
+        group = self._place[work.prompts[0]][0]
+        pack, members = self._pack(group), [self._place[p][1] for p in work.prompts]
+        own = own_values(self.taps, sweep.site, pack)[members]
+        vectors = torch.cat([own[:, None], vectors.transpose(0, 1).to(own.device)], dim=1)
+        block = Block(pack, members, len(work.conditions) + 1)
+        final, direct = resume(self.taps, self._modules, self._linears, sweep.site, block, vectors)
+        plain = block.of(pack.final).to(final.device)
+        rows = torch.cat([final, plain], dim=1).to(self._head.device)
+        factor = direct and self.dtype == torch.float32
+        found = self._head.compare(rows, reverse=sweep.reverse_kl, top_k=sweep.top_k, factor=factor)
+        sweep.keep(work, found)
+
+    def _pack(self, group: int) -> Pack:
+        """The captured prompts of a group; those used longest ago are dropped when memory gets short."""
+        if group in self._packs:
+            self._packs.move_to_end(group)
+            return self._packs[group]
+        prompts = self._groups[group]
+        pack = capture_pack(
+            self.taps,
+            self._modules,
+            [self.token_ids[p] for p in prompts],
+            [self.positions[p] for p in prompts],
+            [self.reads[p] for p in prompts],
+        )
+        self._packs[group] = pack
+        while len(self._packs) > 1 and sum(p.nbytes() for p in self._packs.values()) > self._room:
+            self._packs.popitem(last=False)
+        return pack
+
+    def _check_against_plain_forward(self) -> None:
+        """The packed run must give the logits of the model's own forward pass (the longest prompt's)."""
+        longest = max(range(self.n_prompts), key=lambda p: len(self.token_ids[p]))
+        group, member = self._place[longest]
+        with self.lm.lock, torch.inference_mode():
+            packed = (
+                self._head.log_probs(self._pack(group).final[[member]].to(self._head.device)).double().cpu()
+            )
+            ids = torch.tensor([self.token_ids[longest][: self.reads[longest] + 1]], device=self.lm.device)
+            plain = self.lm.model(input_ids=ids, use_cache=False).logits[0, -1].double().cpu().log_softmax(-1)
+        kl = float((plain.exp() * (plain - packed[0])).sum())
+        limit = SELF_LIMIT.get(self.dtype, SELF_LIMIT_HALF)
+        if not kl <= limit:
+            raise PatchError(
+                "The packed run of the model differs from its own forward pass.",
+                expected=f"KL <= {limit:g} nats at prompt {longest}",
+                given=f"{kl:.3g}",
+                next_step="this family's attention is not what the engine assumes; don't patch it.",
+            )
+
+    def _check_self(self, site: Site, self_kl: np.ndarray) -> None:
+        limit = SELF_LIMIT.get(self.dtype, SELF_LIMIT_HALF)
+        worst = int(np.nanargmax(self_kl))
+        if not self_kl[worst] <= limit:
+            raise PatchError(
+                f"Putting the model's own activation back at {site} changes its output.",
+                expected=f"KL <= {limit:g} nats",
+                given=f"{self_kl[worst]:.3g} at prompt {worst}",
+                next_step="the results of this sweep are not to be trusted; report the model family.",
+            )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available)

@@ -1,0 +1,179 @@
+"""From final hidden states to divergences, a slice of the vocabulary at a time.
+
+Full logits of a sweep never exist: a tile of them is computed, its share of every sum is added up in float64
+and the tile is dropped while it is still in the processor's cache. With raw logits a of the reference and b
+of a patched run, Z = logsumexp, the two directions are
+
+    KL(patched || reference) = sum softmax(b) (b - a) - (Z_b - Z_a)
+    KL(reference || patched) = sum softmax(a) (a - b) - (Z_a - Z_b)
+
+which is the definition with both log-softmaxes written out; b = a gives exactly 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.linear import PackedLinears, Product
+from engine.taps import ModelTaps
+
+TILE = 1024
+"""Vocabulary entries per tile on a CPU: rows x TILE floats stay in the cache between the passes over them."""
+FACTOR_FROM = 48
+"""Fewest rows per prompt for which a low-rank factorisation of the final states is tried."""
+FACTOR_TOLERANCE = 5e-7
+"""Largest part of a row that a factorisation may lose, relative: a float32 product loses as much."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Distributions of K rows against a reference row, for P prompts.
+
+    Attributes:
+        kl: (P, K) float64, nats.
+        top_ids, top_log_probs: (P, 1 + K, k) most likely tokens, the reference's first; None when k = 0.
+    """
+
+    kl: Tensor
+    top_ids: Tensor | None
+    top_log_probs: Tensor | None
+
+
+class Unembedding:
+    """The model's unembedding cut into vocabulary tiles, with its scale and soft-cap.
+
+    Logits are computed in the model's dtype, as the model does, and summed up in float32 and float64.
+    """
+
+    def __init__(self, taps: ModelTaps, packed: PackedLinears) -> None:
+        weight, bias = taps.unembedding.weight, getattr(taps.unembedding, "bias", None)
+        assert isinstance(weight, Tensor)
+        self.device, self.dtype = weight.device, weight.dtype
+        self._scale, self._softcap = taps.logit_scale, taps.logit_softcap
+        size = TILE if self.device.type == "cpu" else 16 * TILE
+        self.tiles: list[tuple[Tensor, Product | None, Tensor | None]] = []
+        for start in range(0, weight.shape[0], size):
+            part = weight[start : start + size]
+            bias_part = None if bias is None else bias[start : start + size]
+            self.tiles.append((part, packed.product(part, None), bias_part))
+
+    def _linear(self, rows: Tensor, tile: int) -> Tensor:
+        weight, product, _ = self.tiles[tile]
+        return functional.linear(rows, weight) if product is None else product(rows)
+
+    def _finish(self, logits: Tensor, tile: int) -> Tensor:
+        """Bias, scale and soft-cap of the model, then float32."""
+        bias = self.tiles[tile][2]
+        if bias is not None:
+            logits = logits + bias
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits.float()
+
+    def log_probs(self, normed: Tensor) -> Tensor:
+        """Log-probabilities of (rows, d) states after the final norm: float32 (rows, V)."""
+        parts = [self._finish(self._linear(normed, tile), tile) for tile in range(len(self.tiles))]
+        return torch.cat(parts, dim=-1).log_softmax(-1)
+
+    def compare(self, normed: Tensor, *, reverse: bool, top_k: int, factor: bool) -> Comparison:
+        """Divergence of rows 1.. from row 0 of each prompt.
+
+        Args:
+            normed: (P, 1 + K, d) states after the final norm, in the model's dtype.
+            reverse: KL(row 0 || row) instead of KL(row || row 0).
+            top_k: how many most likely tokens to keep.
+            factor: try to write each prompt's rows as few combinations of few directions, so that only those
+                few meet the vocabulary. Used only where it reproduces every row to FACTOR_TOLERANCE.
+        """
+        prompts, rows, _ = normed.shape
+        factors = low_rank(normed) if factor and rows >= FACTOR_FROM else None
+        sums = _Sums(prompts, rows, top_k, normed.device, reverse)
+        start = 0
+        for tile in range(len(self.tiles)):
+            if factors is None:
+                logits = self._linear(normed.reshape(prompts * rows, -1), tile).view(prompts, rows, -1)
+            else:
+                coefficients, basis = factors
+                directions = self._linear(basis.reshape(-1, basis.shape[-1]), tile)
+                logits = coefficients @ directions.view(prompts, basis.shape[1], -1)
+            sums.add(self._finish(logits, tile), start)
+            start += logits.shape[-1]
+        return sums.result()
+
+
+def low_rank(rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Writes (P, K, d) float32 rows as (P, K, r) coefficients times (P, r, d) orthonormal directions.
+
+    A randomised range finder (Halko, Martinsson & Tropp 2011, algorithm 4.1) with the residual checked row by
+    row in float64; r is doubled until every row is reproduced to FACTOR_TOLERANCE of its length, and None is
+    returned when r would exceed a third of min(K, d): then nothing would be saved.
+    """
+    exact = rows.double()
+    lengths = exact.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    generator = torch.Generator().manual_seed(0)
+    rank, most = 16, min(rows.shape[1:]) // 3
+    while rank <= most:
+        mix = torch.randn(rows.shape[1], rank, generator=generator, dtype=torch.float64).to(rows.device)
+        basis = torch.linalg.qr((exact / lengths).transpose(1, 2) @ mix).Q
+        coefficients = exact @ basis
+        residual = exact - coefficients @ basis.transpose(1, 2)
+        if bool(((residual.norm(dim=-1, keepdim=True) / lengths) <= FACTOR_TOLERANCE).all()):
+            return coefficients.to(rows.dtype), basis.transpose(1, 2).to(rows.dtype).contiguous()
+        if rank == most:
+            return None
+        rank = min(2 * rank, most)
+    return None
+
+
+class _Sums:
+    """Running sums over vocabulary tiles (streaming softmax, Milakov & Gimelshein 2018)."""
+
+    def __init__(self, prompts: int, rows: int, top_k: int, device: torch.device, reverse: bool) -> None:
+        self.reverse, self.top_k = reverse, top_k
+        self.peak = torch.full((prompts, rows), -torch.inf, device=device)
+        self.total = torch.zeros(prompts, rows, dtype=torch.float64, device=device)
+        self.weighted = torch.zeros(prompts, rows - 1, dtype=torch.float64, device=device)
+        self.top_values = torch.zeros(prompts, rows, 0, device=device)
+        self.top_ids = torch.zeros(prompts, rows, 0, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, start: int) -> None:
+        """Adds a (P, 1 + K, tile) float32 tile beginning at vocabulary entry `start`; overwrites it."""
+        if self.top_k:
+            self._add_top(logits, start)
+        peak = torch.maximum(self.peak, logits.amax(-1))
+        shrink = (self.peak - peak).exp().double()
+        # On a CPU prompt by prompt: one prompt's rows of a tile fit into the second-level cache.
+        for part in range(len(logits)) if logits.device.type == "cpu" else (slice(None),):
+            tile, at = logits[part], shrink[part]
+            change = tile[..., 1:, :] - tile[..., :1, :]
+            tile.sub_(peak[part][..., None]).exp_()
+            weights = tile[..., :1, :] if self.reverse else tile[..., 1:, :]
+            keep = at[..., :1] if self.reverse else at[..., 1:]
+            self.total[part] = self.total[part] * at + tile.sum(-1)
+            self.weighted[part] = self.weighted[part] * keep + change.mul_(weights).sum(-1)
+        self.peak = peak
+
+    def _add_top(self, logits: Tensor, start: int) -> None:
+        values, ids = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)
+        values = torch.cat([self.top_values, values], dim=-1)
+        ids = torch.cat([self.top_ids, ids + start], dim=-1)
+        self.top_values, order = values.topk(min(self.top_k, values.shape[-1]), dim=-1)
+        self.top_ids = ids.gather(-1, order)
+
+    def result(self) -> Comparison:
+        """The divergences of all tiles seen."""
+        log_total = self.total.log() + self.peak.double()
+        reference = log_total[:, :1]
+        if self.reverse:
+            kl = log_total[:, 1:] - reference - self.weighted / self.total[:, :1]
+        else:
+            kl = self.weighted / self.total[:, 1:] - (log_total[:, 1:] - reference)
+        if not self.top_k:
+            return Comparison(kl, None, None)
+        return Comparison(kl, self.top_ids, (self.top_values.double() - log_total[..., None]).float())
