@@ -1,0 +1,263 @@
+"""Prompts: reading a table, splitting it by group, and turning it into tokens once and for all.
+
+The rendered text, the token ids and every token's character span are kept together, so nothing is ever
+tokenised again from decoded text. The user's own text is known by its characters in the rendered text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.errors import PromptsError
+from engine.positions import Positions, content_tokens, parse_position, positions
+from engine.prompts_io import read_rows
+from engine.rendering import Rendered, render
+from engine.study import PromptsSpec
+
+__all__ = [
+    "COLUMNS",
+    "Positions",
+    "assign_splits",
+    "encode",
+    "parse_position",
+    "positions",
+    "read_prompts",
+    "shared_vocab_ratio",
+]
+
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+COLUMNS: dict[str, Any] = {
+    "id": pl.String,
+    "text": pl.String,
+    "messages": MESSAGES,
+    "pair_id": pl.String,
+    "language": pl.String,
+    "category": pl.String,
+    "split": pl.String,
+    "answer": pl.String,
+    "choices": pl.List(pl.String),
+    "label": pl.String,
+}
+SPLITS = ("train", "validation")
+
+
+def read_prompts(spec: PromptsSpec) -> pl.DataFrame:
+    """Reads, validates and limits the prompt files of a study.
+
+    Returns:
+        One row per prompt in file order, the columns of `COLUMNS` (missing ones null) and after them any
+        further columns of the files. `text` is always the user's own text: with `messages`, the last
+        user message.
+
+    Raises:
+        PromptsError: unreadable file, row without id, duplicate id, empty text, bad messages, unknown
+            split, or a group (`pair_id`, else `id`) in two splits. The message names file and row.
+    """
+    rows = [row for file in spec.files for row in read_rows(file)]
+    if not rows:
+        raise PromptsError(
+            "The prompt files hold no prompts.", expected="at least one", given=[f.name for f in spec.files]
+        )
+    seen: dict[str, str] = {}
+    for row, where in rows:
+        if row["id"] in seen:
+            raise PromptsError(
+                f"The prompt id {row['id']!r} is used twice.",
+                expected="a different id for every prompt",
+                given=f"{seen[row['id']]} and {where}",
+                next_step="rename one; the two languages of a pair share pair_id, not id.",
+            )
+        seen[row["id"]] = where
+    extra = list(dict.fromkeys(key for row, _ in rows for key in row if key not in COLUMNS))
+    schema = COLUMNS | dict.fromkeys(extra, pl.String)
+    table = pl.DataFrame([{key: row.get(key) for key in schema} for row, _ in rows], schema=schema)
+    _check_splits(table)
+    return table if spec.limit is None else _limited(table, spec.limit)
+
+
+def group_column() -> pl.Expr:
+    """The group a prompt is split and resampled by: `pair_id`, else `id`."""
+    return pl.coalesce("pair_id", "id")
+
+
+def _check_splits(table: pl.DataFrame) -> None:
+    wrong = table.filter(pl.col("split").is_not_null() & ~pl.col("split").is_in(SPLITS))
+    if wrong.height:
+        raise PromptsError(
+            f"Prompt {wrong['id'][0]!r} has an unknown split.",
+            expected="train, validation or nothing",
+            given=repr(wrong["split"][0]),
+        )
+    counts = table.group_by(group_column().alias("group")).agg(pl.col("split").drop_nulls().unique())
+    both = counts.filter(pl.col("split").list.len() > 1)["group"].sort()
+    if len(both):
+        raise PromptsError(
+            "The splits overlap: prompts of one group are in both.",
+            expected="all prompts with one pair_id in the same split",
+            given=f"{len(both)} groups in both, e.g. {both[0]!r}",
+            next_step="correct the split column, or drop it and let Patchbay split by group.",
+        )
+
+
+def _limited(table: pl.DataFrame, limit: int) -> pl.DataFrame:
+    """Whole groups, taken in turn from the categories in file order, while they fit into `limit`."""
+    groups = table.group_by(group_column().alias("group"), maintain_order=True).agg(
+        pl.len().alias("n"), pl.col("category").first().fill_null("")
+    )
+    waiting = groups.partition_by("category", maintain_order=True)
+    turns = pl.concat([part.with_row_index("turn") for part in waiting]).sort("turn", maintain_order=True)
+    kept, total = [], 0
+    for name, size in zip(turns["group"], turns["n"], strict=True):
+        if total + size <= limit:
+            kept.append(name)
+            total += size
+    if not kept:
+        raise PromptsError(
+            "The limit is smaller than every group of prompts.",
+            expected=f"at least {min(groups['n'].to_list())}",
+            given=limit,
+            next_step="raise prompts.limit (or --limit).",
+        )
+    return table.filter(group_column().is_in(kept))
+
+
+def assign_splits(table: pl.DataFrame, validation: float, seed: int) -> pl.DataFrame:
+    """Fills the `split` column with "train" and "validation".
+
+    Splits are made by group (`pair_id`, else `id`), stratified by category: every category gives the
+    same share of its groups, rounded by largest remainders so that the total is right. Splits that are
+    already given stay, and count for the whole group. Independent of the order of rows.
+
+    Raises:
+        PromptsError: given splits that overlap.
+    """
+    _check_splits(table)
+    groups = table.group_by(group_column().alias("group")).agg(
+        pl.col("split").drop_nulls().first().alias("given"), pl.col("category").min().fill_null("")
+    )
+    chosen = dict(zip(groups["group"], groups["given"], strict=True))
+    free = groups.filter(pl.col("given").is_null())
+    by_category: dict[str, list[str]] = {}
+    for name, category in zip(free["group"], free["category"], strict=True):
+        by_category.setdefault(category, []).append(name)
+    quota = _quota({key: len(names) for key, names in by_category.items()}, validation)
+    for category, unsorted in by_category.items():
+        names = sorted(unsorted)
+        order = _generator(seed, category).permutation(len(names))
+        for rank, index in enumerate(order):
+            chosen[names[index]] = SPLITS[rank < quota[category]]
+    split = table.select(group_column())["pair_id"].replace_strict(chosen, return_dtype=pl.String)
+    return table.with_columns(split.alias("split"))
+
+
+def _quota(sizes: dict[str, int], share: float) -> dict[str, int]:
+    """Largest-remainder rounding of share x size per category; ties go to the category first by name."""
+    exact = {key: share * size for key, size in sizes.items()}
+    out = {key: int(value) for key, value in exact.items()}
+    left = round(share * sum(sizes.values())) - sum(out.values())
+    for key in sorted(exact, key=lambda key: (out[key] - exact[key], key))[:left]:
+        out[key] += 1
+    return out
+
+
+def _generator(seed: int, *names: str) -> np.random.Generator:
+    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+ENCODED: dict[str, Any] = {
+    "id": pl.String,
+    "rendered": pl.String,
+    "token_ids": pl.List(pl.Int32),
+    "offsets": pl.List(pl.List(pl.Int32)),
+    "content_start": pl.Int32,
+    "content_end": pl.Int32,
+}
+
+
+def encode(table: pl.DataFrame, tokenizer: Any, spec: PromptsSpec, max_length: int) -> pl.DataFrame:
+    """Renders and tokenises every prompt for one model.
+
+    Args:
+        table: from `read_prompts`.
+        tokenizer: a fast Hugging Face tokenizer.
+        spec: template, system message and date.
+        max_length: the model's context in tokens.
+
+    Returns:
+        Row-aligned table with the columns of `ENCODED`: the rendered text, token ids, each token's
+        [start, end) characters in the rendered text, and the characters of the user's own text (without
+        white space around it). BOS is there once where the tokenizer or template adds it, never twice.
+
+    Raises:
+        PromptsError: no chat template, slow tokenizer, a template that refuses the messages or asks for
+            a date that the study doesn't give, or a prompt longer than the context.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise PromptsError(
+            "The tokenizer gives no character offsets.",
+            expected="a fast tokenizer (tokenizer.json)",
+            given=type(tokenizer).__name__,
+            next_step="name a fast tokenizer of the same vocabulary as 'tokenizer' in the study.",
+        )
+    rows = []
+    for prompt in table.select("id", "text", "messages").iter_rows(named=True):
+        rendered = render(prompt, tokenizer, spec)
+        token_ids, offsets = _tokenise(rendered, tokenizer)
+        if len(token_ids) > max_length:
+            raise PromptsError(
+                f"Prompt {prompt['id']!r} is longer than the model's context.",
+                expected=f"at most {max_length} tokens",
+                given=len(token_ids),
+                next_step="shorten it or leave it out.",
+            )
+        rows.append((prompt["id"], rendered.text, token_ids, offsets, rendered.start, rendered.end))
+    return pl.DataFrame(rows, schema=ENCODED, orient="row")
+
+
+def _tokenise(rendered: Rendered, tokenizer: Any) -> tuple[list[int], list[list[int]]]:
+    """Token ids and offsets, with BOS at most once and no EOS that the tokenizer appended."""
+    encoding = tokenizer(
+        rendered.text, add_special_tokens=rendered.add_special, return_offsets_mapping=True, verbose=False
+    )
+    token_ids, offsets = list(encoding["input_ids"]), [list(span) for span in encoding["offset_mapping"]]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    while len(token_ids) > 1 and bos is not None and token_ids[0] == token_ids[1] == bos:
+        del token_ids[0], offsets[0]
+    if rendered.add_special and len(token_ids) > 1 and token_ids[-1] == eos != bos:
+        start, end = offsets[-1]
+        if start == end:
+            del token_ids[-1], offsets[-1]
+    return token_ids, offsets
+
+
+def shared_vocab_ratio(
+    encoded_a: pl.DataFrame, tokenizer_a: Any, encoded_b: pl.DataFrame, tokenizer_b: Any
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Each prompt's share of content tokens that both vocabularies have, float64 (n,).
+
+    The smaller, over the two models, of (content tokens whose token *string* is in the other vocabulary)
+    / (content tokens). Strings, never ids: two vocabularies number the same token differently.
+
+    Raises:
+        PromptsError: the two tables don't hold the same prompts in the same order.
+    """
+    if encoded_a["id"].to_list() != encoded_b["id"].to_list():
+        raise PromptsError("The two models' prompts differ.", expected="the same ids in the same order")
+    shared = tokenizer_a.get_vocab().keys() & tokenizer_b.get_vocab().keys()
+    first = _shared_shares(encoded_a, tokenizer_a, shared)
+    second = _shared_shares(encoded_b, tokenizer_b, shared)
+    return np.minimum(np.fromiter(first, np.float64), np.fromiter(second, np.float64))
+
+
+def _shared_shares(encoded: pl.DataFrame, tokenizer: Any, shared: Iterable[str]) -> Iterator[float]:
+    known = frozenset(shared)
+    for row in encoded.iter_rows(named=True):
+        inside = content_tokens(row["offsets"], row["content_start"], row["content_end"])
+        strings: Sequence[str] = tokenizer.convert_ids_to_tokens([row["token_ids"][i] for i in inside])
+        yield sum(string in known for string in strings) / len(strings) if len(strings) else float("nan")
