@@ -93,15 +93,18 @@ class PatchEngine:
         """Number of prompts."""
         return len(self.token_ids)
 
-    def activations(self, site: Site) -> Tensor:
+    def activations(self, site: Site, should_stop: Callable[[], bool] | None = None) -> Tensor:
         """The unpatched run's activations at the patched tokens, float32 (n, width) on the CPU.
 
         Width: d; for head_z d_h times the number of the site's heads. head_out is the summed contribution of
         the site's heads (all without `heads`), without the output projection's bias.
+        `should_stop` is asked between batches; true raises JobCancelled.
         """
         site.check(self.taps)
         out = torch.empty(self.n_prompts, site.width(self.taps))
         for group, prompts in enumerate(self._groups):
+            if should_stop is not None and should_stop():
+                raise JobCancelled(f"Cancelled after {group} of {len(self._groups)} batches of prompts.")
             with self.lm.lock, torch.inference_mode():
                 out[prompts] = own_values(self.taps, site, self._pack(group)).float().cpu()
         return out
@@ -124,6 +127,7 @@ class PatchEngine:
         top_k: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_partial: Callable[[np.ndarray], None] | None = None,
     ) -> SweepResult:
         """Runs every condition on every prompt.
 
@@ -136,6 +140,8 @@ class PatchEngine:
             top_k: most likely next tokens to keep per condition and prompt.
             on_progress: called between batches with (done, total) prompt-condition pairs.
             should_stop: asked between batches.
+            on_partial: called between batches with the KLs so far, (C, n), NaN where none is yet; not to be
+                changed.
 
         Raises:
             SiteError: the model has no such site.
@@ -164,6 +170,8 @@ class PatchEngine:
                 if not self._attempt(sweep, work):
                     queue.appendleft(work)
                     continue
+                if on_partial is not None:
+                    on_partial(sweep.kl)
                 if on_progress is not None:
                     on_progress(sweep.done, total)
         self._check_self(site, sweep.self_kl)
