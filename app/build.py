@@ -1,0 +1,203 @@
+"""From a study to a finished store: prepare prompts, capture every model, derive what the pages read.
+
+Each stage is skipped when the store already has it, so the same call resumes after any interruption.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from app.derive import derive
+from app.prepare import Prepared
+from app.provenance import provenance
+from engine.capture import capture_unit
+from engine.deltas import weight_deltas
+from engine.errors import CaptureError
+from engine.model import LoadedModel, load
+from engine.pieces import model_pieces
+from engine.results import SelfCheck
+from engine.self_checks import check_capture, check_logits, check_self_patch, check_stored
+from engine.study import Study, diff_studies
+from store.reader import Store
+from store.writer import StoreWriter
+
+__all__ = ["build"]
+
+CHECKED_PROMPTS = 6
+SAMPLED_PROMPTS = 8
+
+
+@dataclass
+class Progress:
+    """What the terminal shows: one bar over the prompts of all models, and a line for each stage."""
+
+    quiet: bool = False
+
+    def stage(self, text: str) -> None:
+        if not self.quiet:
+            tqdm.write(text)
+
+    def bar(self, total: int, done: int, what: str) -> Any:
+        return tqdm(total=total, initial=done, desc=what, unit="prompt", disable=self.quiet, smoothing=0.1)
+
+
+def build(study: Study, path: Path, *, quiet: bool = False) -> Store:
+    """Computes the store of a study, or finishes one that was interrupted.
+
+    Returns:
+        the finished store.
+
+    Raises:
+        PatchbayError: anything that is wrong with the study, its files, the models or the folder; and
+            CaptureError when a self-check failed (the store is kept, marked, for inspection).
+    """
+    started = time.time()
+    say = Progress(quiet)
+    prepared = Prepared.of(study)
+    plan = prepared.store_plan()
+    with StoreWriter.create_or_resume(
+        path, plan, study.to_json(), study.fingerprint(), describe=diff_studies
+    ) as writer:
+        if writer.manifest["state"] == "complete":
+            say.stage(f"{path} is complete already.")
+            return Store(path)
+        _write_tables(prepared, writer)
+        checks, infos = _capture_models(prepared, writer, say)
+        store = Store(path)
+        derive(store, writer, quiet=quiet)
+        writer.finish(provenance(study, infos, checks, started))
+    failed = [
+        f"{c['model']}: {c['name']} = {c['value']:.3g} > {c['limit']:.3g}" for c in checks if not c["passed"]
+    ]
+    if failed:
+        raise CaptureError(
+            "The store is written, but it failed its self-checks and its numbers must not be trusted.",
+            expected="every check within its limit",
+            given="; ".join(failed),
+            next_step="open the About page for details; report the model family if it is a listed one.",
+        )
+    return Store(path)
+
+
+def _write_tables(prepared: Prepared, writer: StoreWriter) -> None:
+    writer.write_table("prompts", prepared.table)
+    for model, encoded in prepared.encoded.items():
+        writer.write_table(f"tokens-{model}", encoded)
+        writer.write_table(f"positions-{model}", prepared.position_table(model))
+
+
+def _capture_models(
+    prepared: Prepared, writer: StoreWriter, say: Progress
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Captures every model, writes its weights' pieces and differences, and measures its self-checks."""
+    checks: list[dict[str, Any]] = []
+    infos: dict[str, Any] = {}
+    total = len(prepared.table) * len(prepared.study.models)
+    pending = {model: writer.pending(model) for model in prepared.study.models}
+    todo = sum(len(writer.plan.prompts_of(unit)) for units in pending.values() for unit in units)
+    first: LoadedModel | None = None
+    with say.bar(total, total - todo, "capture") as bar:
+        for name, spec in prepared.study.models.items():
+            bar.set_postfix_str(f"{name}: loading")
+            lm = load(spec, name)
+            bar.set_postfix_str(f"{name} on {lm.device}")
+            for unit in pending[name]:
+                _capture_unit(prepared, writer, lm, unit, bar.write)
+                bar.update(len(writer.plan.prompts_of(unit)))
+            bar.set_postfix_str(f"{name}: weights and self-checks")
+            _write_weights(writer, lm, first)
+            checks += [check.to_json() | {"model": name} for check in _self_checks(prepared, writer, lm)]
+            infos[name] = lm.info | {"device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch.")}
+            first = first or lm
+    return checks, infos
+
+
+def _capture_unit(prepared: Prepared, writer: StoreWriter, lm: LoadedModel, unit: int, warn: Any) -> None:
+    capture = prepared.study.capture
+    values = capture_unit(
+        lm,
+        prepared.token_ids(lm.name),
+        list(writer.plan.prompts_of(unit)),
+        prepared.positions[lm.name],
+        components=capture.components,
+        layers=capture.blocks(lm.taps.n_layers),
+        batch_tokens=capture.batch_tokens,
+        on_halved=lambda n, half: warn(f"{lm.name}: {n} prompts did not fit into memory, trying {half}"),
+    )
+    writer.commit(lm.name, unit, values)
+
+
+def _write_weights(writer: StoreWriter, lm: LoadedModel, first: LoadedModel | None) -> None:
+    """The weights that analyses need, and where they differ from the first model's."""
+    if not writer.has_array(f"weights/{lm.name}/unembedding"):
+        for piece in model_pieces(lm.taps):
+            attrs = {"meaning": piece.meaning}
+            name = f"weights/{lm.name}/{piece.name}"
+            writer.write_array(name, piece.values, piece.dims, attrs, bfloat16=piece.bfloat16)
+    if first is None or writer.has_table(f"weight-delta-{lm.name}"):
+        return
+    rows = []
+    for delta in weight_deltas(first.model, lm.model):
+        stored = delta.left is not None and delta.right is not None
+        if stored:
+            name = f"weights/{lm.name}/delta/{delta.name}"
+            meaning = {"meaning": f"low-rank factor of {delta.name}, {lm.name} − {first.name}"}
+            writer.write_array(f"{name}/left", np.asarray(delta.left), ("out", "rank"), meaning)
+            writer.write_array(f"{name}/right", np.asarray(delta.right), ("rank", "in"), meaning)
+        row = {key: value for key, value in asdict(delta).items() if key not in ("left", "right")}
+        rows.append(row | {"shape": list(delta.shape), "factors_stored": stored})
+    writer.write_table(f"weight-delta-{lm.name}", pl.DataFrame(rows, schema=DELTA_SCHEMA))
+
+
+DELTA_SCHEMA = {
+    "name": pl.String,
+    "shape": pl.List(pl.Int64),
+    "norm": pl.Float64,
+    "relative": pl.Float64,
+    "rank": pl.Int64,
+    "error": pl.Float64,
+    "factors_stored": pl.Boolean,
+}
+
+
+def _self_checks(prepared: Prepared, writer: StoreWriter, lm: LoadedModel) -> Iterator[SelfCheck]:
+    yield from lm.checks
+    token_ids = prepared.token_ids(lm.name)
+    few = [token_ids[i] for i in prepared.sample(CHECKED_PROMPTS)]
+    yield from check_capture(lm, few)
+    yield check_logits(lm, few)
+    yield check_self_patch(lm, few)
+    yield stored_equals_recomputed(prepared, Store(writer.root), lm, prepared.sample(SAMPLED_PROMPTS))
+
+
+def stored_equals_recomputed(
+    prepared: Prepared, store: Store, lm: LoadedModel, prompts: list[int]
+) -> SelfCheck:
+    """Runs some prompts again and compares every one-row position with what the store says."""
+    capture = prepared.study.capture
+    wanted = {name: p for name, p in prepared.positions[lm.name].items() if p.kind != "many"}
+    again = capture_unit(
+        lm,
+        prepared.token_ids(lm.name),
+        prompts,
+        wanted,
+        components=capture.components,
+        layers=capture.blocks(lm.taps.n_layers),
+        batch_tokens=capture.batch_tokens,
+    )
+    stored: dict[tuple[str, int], np.ndarray] = {}
+    recomputed: dict[tuple[str, int], np.ndarray] = {}
+    for position, sites in again.items():
+        for (component, layer), rows in sites.items():
+            key = (f"{position} {component}", layer)
+            stored[key] = store.activations(lm.name, component, layer, position)[prompts]
+            recomputed[key] = rows
+    return check_stored(stored, recomputed, lm, bfloat16=capture.dtype == "bfloat16")

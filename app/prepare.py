@@ -1,0 +1,176 @@
+"""What can be known of a study before any weight is loaded: prompts, tokens, positions, shapes, cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from engine.batching import capture_order
+from engine.errors import PromptsError
+from engine.plan import ModelPlan as Cost
+from engine.plan import plan_model
+from engine.positions import Positions, positions
+from engine.prompts import assign_splits, encode, read_prompts
+from engine.sites import ModelTaps
+from engine.skeleton import load_tokenizer, skeleton
+from engine.study import Study
+from store.plan import ModelPlan, PositionPlan, StorePlan
+
+__all__ = ["Prepared", "describe_plan"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study's prompts in capture order, rendered and tokenised for every model.
+
+    Attributes:
+        table: prompts with their split; row i is row i of every activation array.
+        encoded: per model the rendered text, token ids and character offsets, in the same order.
+        positions: per model and position name, which tokens are meant.
+        shapes: per model, its parts on the meta device.
+    """
+
+    study: Study
+    table: pl.DataFrame
+    encoded: dict[str, pl.DataFrame]
+    positions: dict[str, dict[str, Positions]]
+    shapes: dict[str, ModelTaps]
+
+    @staticmethod
+    def of(study: Study) -> Prepared:
+        """Reads, splits, renders and tokenises; raises StudyError, PromptsError or ModelError."""
+        shapes = {name: skeleton(spec) for name, spec in study.models.items()}
+        for shape in shapes.values():
+            study.capture.blocks(shape.n_layers)
+        table = assign_splits(read_prompts(study.prompts), study.prompts.validation, study.seed)
+        tokenizers = {name: load_tokenizer(spec) for name, spec in study.models.items()}
+        encoded = {
+            name: encode(table, tokenizers[name], study.prompts, shapes[name].max_length)
+            for name in study.models
+        }
+        order = capture_order([frame["token_ids"].list.len().to_list() for frame in encoded.values()])
+        table, encoded = table[order], {name: frame[order] for name, frame in encoded.items()}
+        resolved = {
+            name: {
+                position: positions(frame, position, tokenizers[name], study.seed)
+                for position in study.capture.positions
+            }
+            for name, frame in encoded.items()
+        }
+        return Prepared(study, table, encoded, resolved, shapes)
+
+    def token_ids(self, model: str) -> list[list[int]]:
+        """Tokens of every prompt, in capture order."""
+        return self._token_ids[model]
+
+    @cached_property
+    def _token_ids(self) -> dict[str, list[list[int]]]:
+        return {name: frame["token_ids"].to_list() for name, frame in self.encoded.items()}
+
+    def lengths(self, model: str) -> list[int]:
+        """Tokens per prompt, in capture order."""
+        return [len(ids) for ids in self.token_ids(model)]
+
+    def sample(self, size: int) -> list[int]:
+        """A few prompts drawn with the study's seed, ascending; the longest and the shortest among them."""
+        n = len(self.table)
+        drawn = np.random.default_rng(self.study.seed).permutation(n)[: max(0, size - 2)]
+        return sorted({0, n - 1, *drawn.tolist()})
+
+    def position_table(self, model: str) -> pl.DataFrame:
+        """One row a prompt, one column a position: the token indices meant."""
+        columns = {
+            name: pl.Series([index.tolist() for index in position.indices], dtype=pl.List(pl.Int32))
+            for name, position in self.positions[model].items()
+        }
+        return pl.DataFrame(columns)
+
+    def store_plan(self) -> StorePlan:
+        """The arrays that this study fills."""
+        capture = self.study.capture
+        places = {
+            name: PositionPlan(
+                kind=next(iter(self.positions.values()))[name].kind,
+                row_counts=self._row_counts(name),
+            )
+            for name in capture.positions
+        }
+        sizes = {
+            name: ModelPlan(shape.d, shape.n_layers, shape.n_heads, shape.head_dim)
+            for name, shape in self.shapes.items()
+        }
+        return StorePlan(
+            models=sizes,
+            positions=places,
+            n_prompts=len(self.table),
+            components=capture.components,
+            layers=None if capture.layers == "all" else capture.layers,
+            unit_prompts=capture.unit_prompts,
+            dtype=capture.dtype,
+        )
+
+    def _row_counts(self, position: str) -> dict[str, tuple[int, ...]] | None:
+        resolved = {model: places[position] for model, places in self.positions.items()}
+        if next(iter(resolved.values())).kind != "many":
+            return None
+        return {model: tuple(map(len, place.indices)) for model, place in resolved.items()}
+
+    def costs(self) -> list[Cost]:
+        """What capturing each model takes."""
+        return [
+            plan_model(
+                name, self.shapes[name], spec, self.study.capture, self.lengths(name), self.positions[name]
+            )
+            for name, spec in self.study.models.items()
+        ]
+
+
+def describe_plan(prepared: Prepared) -> str:
+    """The cost of a study as text: bytes, memory, forward passes and time, per model and in all."""
+    if not len(prepared.table):
+        raise PromptsError("There are no prompts to plan for.", given="0 prompts")
+    costs = prepared.costs()
+    lines = [f"{prepared.study.name}: {len(prepared.table)} prompts, {len(costs)} models"]
+    head = ("model", "parameters", "passes", "tokens", "padded", "memory", "activations", "Grams", "time")
+    rows = [head]
+    for cost in costs:
+        rows.append(
+            (
+                cost.name,
+                f"{cost.parameters / 1e6:,.1f} M",
+                f"{cost.forward_passes:,}",
+                f"{cost.tokens:,}",
+                f"{cost.padded:,}",
+                _bytes(cost.weight_bytes + cost.batch_bytes),
+                _bytes(cost.activation_bytes),
+                _bytes(cost.gram_bytes),
+                _seconds(cost.seconds),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    disk = sum(cost.activation_bytes + cost.gram_bytes + cost.piece_bytes for cost in costs)
+    lines.append(
+        f"disk: {_bytes(disk)} before compression (weights kept for analyses: "
+        f"{_bytes(sum(cost.piece_bytes for cost in costs))}); "
+        f"time: {_seconds(sum(cost.seconds for cost in costs))} of matrix products at this machine's measured "
+        "rate, without loading models and writing."
+    )
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

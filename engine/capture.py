@@ -1,0 +1,192 @@
+"""Forward passes that keep activations: one unit of prompts in, arrays per position out.
+
+The wanted positions are picked inside the hooks, so a batch never holds more than the picked rows of
+all sites beside the forward pass itself. Prompts are padded on the right; the attention mask keeps
+padding out of every real token's past, so a row equals the row of the prompt run alone.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.batching import batches
+from engine.errors import CaptureError
+from engine.model import LoadedModel
+from engine.positions import Positions
+from engine.sites import record
+
+__all__ = ["Activations", "Halved", "Selection", "capture_unit", "forward_hidden"]
+
+Activations = dict[tuple[str, int], np.ndarray]
+"""(component, block or residual state) -> float32 (rows, width)."""
+
+Halved = Callable[[int, int], None]
+"""Called as (prompts that did not fit, prompts tried next)."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a padded (batch, token, width) tensor are kept: one gather and one average.
+
+    Attributes:
+        rows: flat indices into batch × token, (gathered,).
+        mean: averaging weights (batch, average, token), summing to 1 over tokens; None without averages.
+        slices: position name -> slice of the kept rows, gathered ones first.
+    """
+
+    rows: Tensor
+    mean: Tensor | None
+    slices: dict[str, slice]
+
+    @staticmethod
+    def build(
+        positions: Mapping[str, Positions], prompts: Sequence[int], length: int, device: torch.device
+    ) -> Selection:
+        """Plans the selection for a batch of prompts padded to `length` tokens."""
+        gathered: list[int] = []
+        slices: dict[str, slice] = {}
+        averages = [name for name, position in positions.items() if position.kind == "mean"]
+        for name, position in positions.items():
+            if name in averages:
+                continue
+            start = len(gathered)
+            for slot, prompt in enumerate(prompts):
+                gathered += [slot * length + int(token) for token in position.indices[prompt]]
+            slices[name] = slice(start, len(gathered))
+        mean = torch.zeros(len(prompts), len(averages), length)
+        for column, name in enumerate(averages):
+            start = len(gathered) + column * len(prompts)
+            slices[name] = slice(start, start + len(prompts))
+            for slot, prompt in enumerate(prompts):
+                tokens = torch.as_tensor(positions[name].indices[prompt], dtype=torch.long)
+                mean[slot, column, tokens] = 1.0 / len(tokens)
+        rows = torch.tensor(gathered, dtype=torch.long, device=device)
+        return Selection(rows, mean.to(device) if averages else None, slices)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(batch, token, width) -> (kept rows, width), float32."""
+        hidden = hidden.to(self.rows.device)
+        kept = hidden.flatten(0, 1)[self.rows].float()
+        if self.mean is None:
+            return kept
+        averaged = torch.einsum("bat,btd->abd", self.mean, hidden.float())
+        return torch.cat([kept, averaged.flatten(0, 1)])
+
+
+def forward_hidden(lm: LoadedModel, token_ids: Sequence[Sequence[int]]) -> None:
+    """Runs the decoder (no unembedding) over right-padded prompts; hooks see everything."""
+    longest = max(len(ids) for ids in token_ids)
+    ids = torch.zeros(len(token_ids), longest, dtype=torch.long)
+    mask = torch.zeros(len(token_ids), longest, dtype=torch.long)
+    for row, prompt in enumerate(token_ids):
+        ids[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
+        mask[row, : len(prompt)] = 1
+    with torch.inference_mode():
+        lm.taps.decoder(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), use_cache=False)
+
+
+def capture_unit(
+    lm: LoadedModel,
+    token_ids: Sequence[Sequence[int]],
+    prompts: Sequence[int],
+    positions: Mapping[str, Positions],
+    *,
+    components: Sequence[str],
+    layers: Sequence[int] | None = None,
+    batch_tokens: int,
+    on_halved: Halved | None = None,
+) -> dict[str, Activations]:
+    """Captures the activations of one unit of prompts.
+
+    Args:
+        lm: the model.
+        token_ids: tokens of *every* prompt of the study, so that `prompts` index into it.
+        prompts: the unit's prompts, in capture order.
+        positions: position name -> `Positions` of every prompt of the study.
+        components: of "resid", "attn_out", "mlp_out", "head_z".
+        layers: block indices; None for all.
+        batch_tokens: padded tokens that go through the model at once.
+        on_halved: told when a batch ran out of memory and is tried in halves.
+
+    Returns:
+        position name -> {(component, block or state): float32 (rows, width)}; rows follow `prompts`
+        (several rows a prompt for "many" positions).
+
+    Raises:
+        CaptureError: a single prompt does not fit into memory, or an activation is not finite.
+    """
+    plan = batches([len(token_ids[i]) for i in prompts], batch_tokens)
+    queue = [[prompts[i] for i in batch] for batch in plan]
+    parts: dict[str, dict[tuple[str, int], list[np.ndarray]]] = {name: {} for name in positions}
+    while queue:
+        batch = queue.pop(0)
+        try:
+            captured = _capture_batch(lm, token_ids, batch, positions, components, layers)
+        except torch.OutOfMemoryError as error:
+            queue = [*_halves(batch, token_ids, error), *queue]
+            _free()
+            if on_halved is not None:
+                on_halved(len(batch), len(queue[0]))
+            continue
+        for name, sites in captured.items():
+            for key, rows in sites.items():
+                parts[name].setdefault(key, []).append(rows)
+    return {
+        name: {key: _finite(np.concatenate(rows), key, lm.name) for key, rows in sites.items()}
+        for name, sites in parts.items()
+    }
+
+
+def _capture_batch(
+    lm: LoadedModel,
+    token_ids: Sequence[Sequence[int]],
+    batch: Sequence[int],
+    positions: Mapping[str, Positions],
+    components: Sequence[str],
+    layers: Sequence[int] | None,
+) -> dict[str, Activations]:
+    rows = [token_ids[i] for i in batch]
+    selection = Selection.build(positions, batch, max(map(len, rows)), lm.device)
+    with record(lm.taps, components, layers, select=selection) as recording:
+        forward_hidden(lm, rows)
+    kept = {key: value.cpu().numpy() for key, value in recording.items()}
+    return {
+        name: {key: value[where] for key, value in kept.items()} for name, where in selection.slices.items()
+    }
+
+
+def _halves(
+    batch: list[int], token_ids: Sequence[Sequence[int]], error: torch.OutOfMemoryError
+) -> list[list[int]]:
+    if len(batch) == 1:
+        raise CaptureError(
+            "A single prompt does not fit into the device's memory.",
+            given=f"prompt {batch[0]} of {len(token_ids[batch[0]])} tokens ({error})",
+            next_step="leave that prompt out, load the model in bfloat16, or use a larger device.",
+        ) from None
+    middle = len(batch) // 2
+    return [batch[:middle], batch[middle:]]
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _finite(rows: np.ndarray, key: tuple[str, int], model: str) -> np.ndarray:
+    if np.isfinite(rows).all():
+        return rows
+    component, layer = key
+    raise CaptureError(
+        f"Model {model!r} produced activations that are not finite.",
+        expected="finite numbers at every site",
+        given=f"{int((~np.isfinite(rows)).any(axis=1).sum())} bad rows at {component}, layer {layer}",
+        next_step="float16 overflows on large activations: set dtype to bfloat16 or float32 in the study.",
+    )

@@ -1,0 +1,76 @@
+"""`kill -9` at 20 random moments of precompute, resumed each time, ends with the very same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny_study import write_study
+
+pytestmark = pytest.mark.fault
+
+KILLS = 20
+
+
+def compute(study: str, store: str) -> None:
+    """Runs in a child process."""
+    import torch
+
+    torch.set_num_threads(1)
+    from app.build import build
+    from engine.study import Study
+
+    build(Study.load(study), Path(store), quiet=True)
+
+
+def contents(store: Path) -> dict[str, str]:
+    """Every file but the manifest (which holds times and process facts)."""
+    return {
+        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name not in ("manifest.json", ".writer.lock")
+    }
+
+
+def test_twenty_kills_leave_no_trace(tmp_path: Path) -> None:
+    study = str(write_study(tmp_path / "study", pairs=24))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["app.build"])
+
+    def start(store: Path) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=compute, args=(study, str(store)))
+        process.start()
+        return process
+
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    length = time.monotonic() - began
+    reference = contents(tmp_path / "whole")
+    assert len(reference) > 50
+
+    moments = random.Random(7)
+    kills = rounds = 0
+    while kills < KILLS:
+        store = tmp_path / f"killed-{rounds}"
+        rounds += 1
+        assert rounds < 4 * KILLS, "the child always finished before it could be killed"
+        while True:
+            process = start(store)
+            process.join(moments.uniform(0.0, length) if kills < KILLS else None)
+            if process.exitcode is None:
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                kills += 1
+                continue
+            break
+        assert process.exitcode == 0
+        assert contents(store) == reference
