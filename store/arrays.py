@@ -120,12 +120,10 @@ class ArrayReader:
         self, shard: tuple[int, ...], path: str, chunks: list[tuple[int, ...]]
     ) -> list[tuple[int, int] | None]:
         """Where chunks lie in a shard file, after checking the file against the ledger."""
-        where = f"all of shard {path.rsplit('/', 1)[1]}, from {self.spec.describe_chunk(chunks[0])}"
-        name = self._name
         committed = self.records(shard)
         if committed is None or path not in committed:
             raise StoreError(
-                f"Array {name}: {self.spec.describe_chunk(chunks[0])} was not computed yet.",
+                f"Array {self._name}: {self.spec.describe_chunk(chunks[0])} was not computed yet.",
                 expected="a finished store",
                 given="an unfinished one",
                 next_step="Run precompute.py again on the same study: it goes on where it stopped.",
@@ -133,7 +131,7 @@ class ArrayReader:
         stamp, record = self.source.stamp(path), committed[path]
         if stamp is None or stamp[0] != record.size:
             found = "no file" if stamp is None else f"{stamp[0]} bytes"
-            raise damaged(name, where, found, f"{record.size} bytes, as the ledger says")
+            raise self._damaged_shard(path, chunks[0], found, f"{record.size} bytes, as the ledger says")
         kept = self._indices.get(path)
         if kept is None or kept[0] != stamp:
             size = index_bytes(self.spec.chunks_per_shard)
@@ -141,9 +139,15 @@ class ArrayReader:
             try:
                 kept = stamp, ShardIndex.parse(tail, self.spec.chunks_per_shard, stamp[0])
             except DamagedChunkError as error:
-                raise damaged(name, where, error) from error
+                raise self._damaged_shard(path, chunks[0], error) from error
             self._indices[path] = kept
         return [kept[1].span(self.spec.locate(chunk)[1]) for chunk in chunks]
+
+    def _damaged_shard(
+        self, path: str, chunk: tuple[int, ...], given: object, expected: str = "the bytes that were written"
+    ) -> StoreError:
+        where = f"all of shard {path.rsplit('/', 1)[1]}, from {self.spec.describe_chunk(chunk)}"
+        return damaged(self._name, where, given, expected)
 
 
 def _scratch(spec: ArraySpec) -> Array:

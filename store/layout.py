@@ -102,9 +102,10 @@ class ArraySpec:
 
     def locate(self, chunk: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """(shard coordinates, number inside the shard in C order) of an inner chunk of the array."""
-        shard = tuple(c // g for c, g in zip(chunk, self.grid, strict=True))
-        inside = tuple(c % g for c, g in zip(chunk, self.grid, strict=True))
-        return shard, int(np.ravel_multi_index(inside, self.grid))
+        number = 0
+        for c, g in zip(chunk, self.grid, strict=True):
+            number = number * g + c % g
+        return tuple(c // g for c, g in zip(chunk, self.grid, strict=True)), number
 
     def describe_chunk(self, chunk: tuple[int, ...]) -> str:
         """An inner chunk in words, with the sites' and layers' own names."""

@@ -149,6 +149,9 @@ class Store:
                 raise _unknown("head", head, f"0..{spec.shape[-2] - 1} of head_z")
             tail[0] = slice(head, head + 1)
         widened = spec.is_bfloat16 and not stored
+        if rows is None and self.position_kind(position) != "many":
+            every = reader.read((*lead, slice(None), *tail), widened=widened)
+            return every.reshape(spec.shape[axis], -1)
         wanted, order = np.unique(
             self._array_rows(model, position, spec.shape[axis], rows), return_inverse=True
         )

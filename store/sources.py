@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from store.files import storage_errors
 
 Array = np.ndarray[Any, Any]
 Stamp = tuple[int, int]
+_THREAD = threading.local()
 
 
 class Source(Protocol):
@@ -29,7 +31,7 @@ class Source(Protocol):
         """(size in bytes, something that changes when the file is replaced), or None."""
 
     def spans(self, path: str, spans: list[tuple[int, int]]) -> Iterator[Array]:
-        """(offset, length) pieces of one file as uint8; a piece lives until the next is asked for."""
+        """(offset, length) pieces of one file as uint8; a piece lives until this thread reads again."""
 
     def walk(self, path: str) -> list[str]:
         """Every file below a folder, by path inside it, sorted; hidden ones left out."""
@@ -60,16 +62,18 @@ class LocalSource:
 
     def spans(self, path: str, spans: list[tuple[int, int]]) -> Iterator[Array]:
         full = f"{self.name}/{path}"
-        with storage_errors(Path(full), "read"):
+        buffer = _buffer(max((length for _, length in spans), default=0))
+        try:
             handle = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                # One buffer for all pieces: fresh memory costs more than the read itself.
-                buffer = np.empty(max((length for _, length in spans), default=0), np.uint8)
                 for offset, length in spans:
                     piece = buffer[:length]
                     yield piece[: os.preadv(handle, [piece.data], offset)]
             finally:
                 os.close(handle)
+        except OSError as error:
+            with storage_errors(Path(full), "read"):
+                raise error
 
     def walk(self, path: str) -> list[str]:
         full = self.root / path
@@ -128,6 +132,14 @@ class UrlSource:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return _visible(name.split(f"{full.strip('/')}/", 1)[-1] for name in found)
+
+
+def _buffer(size: int) -> Array:
+    """This thread's read buffer: fresh memory for every read would cost more than the read itself."""
+    kept: Array | None = getattr(_THREAD, "buffer", None)
+    if kept is None or len(kept) < size:
+        kept = _THREAD.buffer = np.empty(size, np.uint8)
+    return kept
 
 
 def _visible(paths: Iterable[str]) -> list[str]:
