@@ -65,10 +65,23 @@ _FAMILY: dict[str, dict[str, Any]] = {
 }
 
 FAMILY_NAMES = tuple(_FAMILY)
+"""Every text-only family; "gemma3" (with a vision tower beside the text model) can be built as well."""
+
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 def tiny_config(family: str, **overrides: Any) -> Any:
     """A small config of the family: 3 blocks, width 32, 4 heads, vocabulary 101."""
+    if family == "gemma3":
+        text = tiny_config("gemma3_text", **overrides).to_dict()
+        return AutoConfig.for_model(family, text_config=text, vision_config=_VISION, mm_tokens_per_image=4)
     settings = {**_COMMON, **_FAMILY[family], **overrides}
     settings = {key: value for key, value in settings.items() if value is not None or key == "sliding_window"}
     if family == "gpt2":
@@ -91,7 +104,9 @@ def tiny(family: str, seed: int = 0, **overrides: Any) -> Any:
     1/sqrt(fan-in), norm gains scattered around their neutral value, biases and embeddings well off zero.
     """
     config = tiny_config(family, **overrides)
-    attention = overrides.get("attn_implementation") or _FAMILY[family].get("attn_implementation") or "sdpa"
+    attention = (
+        overrides.get("attn_implementation") or _FAMILY.get(family, {}).get("attn_implementation") or "sdpa"
+    )
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
