@@ -208,8 +208,11 @@ class Store:
             every = np.arange(size)
         if rows is None:
             return every
+        picked = rows if isinstance(rows, slice) else np.asarray(rows)
+        if isinstance(picked, np.ndarray) and not picked.size:
+            picked = picked.astype(np.intp)
         try:
-            return np.atleast_1d(every[rows if isinstance(rows, slice) else np.asarray(rows)])
+            return np.atleast_1d(every[picked])
         except IndexError as error:
             raise _unknown("row", str(error), f"0..{len(every) - 1}") from error
 
