@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import warnings
@@ -179,8 +180,17 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "vocab": found.vocab,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokenizer": None if loaded.tokenizer is None else type(loaded.tokenizer).__name__,
+        "tokenizer_hash": _tokenizer_hash(loaded.tokenizer),
         "versions": {library: version(library) for library in LIBRARIES},
     }
+
+
+def _tokenizer_hash(tokenizer: Any) -> str | None:
+    """SHA-256 over the tokenizer's whole definition and its chat template; None for a slow one."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    text = tokenizer.backend_tokenizer.to_str() + "\0" + str(tokenizer.chat_template)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def source_of(spec: ModelSpec) -> tuple[str, str | None]:
@@ -315,6 +325,13 @@ def _load_tokenizer(spec: ModelSpec, source: str, revision: str | None, model: A
 
 def _check_finite(model: Any) -> None:
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(
+                f"The model's {name} was left on disk or in CPU memory: the model doesn't fit the devices.",
+                expected="every weight on a device",
+                given="an offloaded weight",
+                next_step='use more or larger devices, a 16-bit dtype, or device = "cpu" without device_map.',
+            )
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(
                 f"The model's {name} holds numbers that are not finite.",

@@ -270,6 +270,25 @@ def test_an_absent_device_is_refused() -> None:
         resolve_device("cuda:99")
 
 
+def test_a_model_with_offloaded_weights_is_refused() -> None:
+    model = tiny("llama")
+    weight = model.model.layers[0].mlp.up_proj.weight
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.to("meta"), requires_grad=False)
+    with pytest.raises(
+        ModelError, match=r"layers\.0\.mlp\.up_proj\.weight was left.*doesn't fit the devices"
+    ):
+        from_parts(model)
+
+
+def test_the_tokenizers_definition_is_hashed() -> None:
+    first = from_parts(tiny("llama"), chatml()).info["tokenizer_hash"]
+    assert first == from_parts(tiny("llama"), chatml.__wrapped__()).info["tokenizer_hash"]
+    other = chatml.__wrapped__()
+    other.chat_template += " "
+    assert from_parts(tiny("llama"), other).info["tokenizer_hash"] != first
+    assert from_parts(tiny("llama")).info["tokenizer_hash"] is None
+
+
 def test_device_map_places_the_model(saved: Path) -> None:
     lm = load(ModelSpec(path=saved / "base", device_map="auto"), "base")
     assert all(check.passed for check in lm.checks)

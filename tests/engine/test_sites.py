@@ -149,7 +149,8 @@ def test_widths_are_the_models_own(family: str) -> None:
     assert layer.w_q().shape == (4, model.head_dim, 32)
     assert layer.w_k().shape == layer.w_v().shape == (g, model.head_dim, 32)
     assert model.z_width == 4 * model.head_dim
-    assert model.tied == (model.unembedding.weight.data_ptr() == model.embed.weight.data_ptr())
+    unembedding, embed = model.unembedding.state_dict(), model.embed.state_dict()
+    assert model.tied == (unembedding["weight"].data_ptr() == embed["weight"].data_ptr())
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
