@@ -1,0 +1,376 @@
+"""Writers that are killed, run out of disk, meet a read-only folder, or work at the same time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from synthetic_store import FINGERPRINT, STUDY, contents, planes, small_plan, write_all
+
+from engine.errors import StoreError
+from store import files
+from store.manifest import verify
+from store.plan import PositionPlan, StorePlan
+from store.reader import Store
+from store.writer import StoreWriter
+
+pytestmark = pytest.mark.fault
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from synthetic_store import small_plan, write_all
+{before}
+write_all(Path(sys.argv[1]), small_plan(n_prompts=21, unit_prompts=3))
+"""
+
+DIES = """
+import os, signal
+from store import files
+calls, real = 0, (os.replace, os.writev, os.fsync)
+def counted(number):
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == {moment}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real[number](*arguments)
+    return call
+os.replace, os.writev, os.fsync = counted(0), counted(1), counted(2)
+"""
+
+
+def run_child(path: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    tests = str(Path(__file__).resolve().parents[1])
+    script = CHILD.format(tests=tests, before=before)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        env=environment,
+        cwd=Path(tests).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("whole") / "store"
+    write_all(path, small_plan(n_prompts=21, unit_prompts=3))
+    return contents(path, manifest=True)
+
+
+@pytest.mark.parametrize("moment", [1, 2, 7, 90, 211, 325])
+def test_killed_anywhere_and_resumed_is_byte_identical(
+    tmp_path: Path, uninterrupted: dict[str, bytes], moment: int
+) -> None:
+    """Moments are counted in disk operations (write, rename), of which an uninterrupted run has 326."""
+    path = tmp_path / "store"
+    died = run_child(path, DIES.format(moment=moment))
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    if (path / "manifest.json").exists():
+        assert not Store(path).complete
+        listed = [p for p in verify(path) if "no ledger entry" not in p.what and "killed run" not in p.what]
+        assert not [p for p in listed if p.chunk != "ledger/layout.json"], "what is in the ledger is whole"
+    write_all(path, small_plan(n_prompts=21, unit_prompts=3))
+    assert contents(path, manifest=True) == uninterrupted
+    assert verify(path) == []
+
+
+def test_killed_twice_at_random_times(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    path = tmp_path / "store"
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+    for _ in range(2):
+        moment = int(rng.integers(1, 327))
+        run_child(path, DIES.format(moment=moment))
+    write_all(path, small_plan(n_prompts=21, unit_prompts=3))
+    assert contents(path, manifest=True) == uninterrupted
+
+
+def test_order_of_units_does_not_matter(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    plan = small_plan(n_prompts=21, unit_prompts=3)
+    with StoreWriter.create_or_resume(tmp_path / "s", plan, STUDY, FINGERPRINT, durable=False) as writer:
+        for model in reversed(list(plan.models)):
+            for unit in reversed(writer.pending(model)):
+                writer.commit(model, unit, planes(plan, model, unit))
+    write_all(tmp_path / "s", plan)
+    assert contents(tmp_path / "s", manifest=True) == uninterrupted
+
+
+def test_two_threads_and_two_writers(tmp_path: Path) -> None:
+    """Units split between two writers that are open at once, each with two threads."""
+    plan = small_plan(n_prompts=40, unit_prompts=4)
+    write_all(tmp_path / "alone", plan)
+    errors: list[BaseException] = []
+
+    def work(writer: StoreWriter, units: range) -> None:
+        try:
+            for model in plan.models:
+                for unit in units:
+                    writer.commit(model, unit, planes(plan, model, unit))
+        except BaseException as error:
+            errors.append(error)
+
+    first = StoreWriter.create_or_resume(tmp_path / "s", plan, STUDY, FINGERPRINT, durable=False)
+    stray = tmp_path / "s/activations/base/mean/sites/c.0.0.9.0"
+    stray.write_bytes(b"being written by the first")
+    second = StoreWriter.create_or_resume(tmp_path / "s", plan, STUDY, FINGERPRINT, durable=False)
+    assert stray.exists(), "a writer that joins another must not remove what that one is writing"
+    jobs = [
+        (first, range(0, 10, 3)),
+        (first, range(1, 10, 3)),
+        (second, range(2, 10, 3)),
+        (second, range(0, 10, 3)),
+    ]
+    threads = [threading.Thread(target=work, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    first.close()
+    second.close()
+    write_all(tmp_path / "s", plan)
+    assert contents(tmp_path / "s", manifest=True) == contents(tmp_path / "alone", manifest=True)
+
+
+def test_two_processes_start_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    tests = str(Path(__file__).resolve().parents[1])
+    script = CHILD.format(tests=tests, before="").replace("unit_prompts=3)", "unit_prompts=3), finish=False")
+    children = [
+        subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=Path(tests).parent) for _ in range(2)
+    ]
+    assert [child.wait(120) for child in children] == [0, 0]
+    plan = small_plan(n_prompts=21, unit_prompts=3)
+    write_all(path, plan)
+    assert verify(path) == []
+    write_all(tmp_path / "alone", plan)
+    assert contents(path) == contents(tmp_path / "alone")
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, after: int, code: int = errno.ENOSPC) -> None:
+    """Writing fails after `after` calls, in the middle of a file."""
+    real, left = os.writev, [after]
+
+    def writev(handle: int, views: Any) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            real(handle, [bytes(views[0])[:3]])
+            raise OSError(code, os.strerror(code))
+        return real(handle, views)
+
+    monkeypatch.setattr(files.os, "writev", writev)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 8])
+def test_full_disk_at_the_start_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    full_disk(monkeypatch, after)
+    with pytest.raises(StoreError, match=r"disk is full: could not write .*No space left.*Free some space"):
+        StoreWriter.create_or_resume(tmp_path / "s", small_plan(), STUDY, FINGERPRINT)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("after", [0, 2, 5, 6])
+def test_full_disk_in_a_unit_takes_the_unit_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    plan, path = small_plan(), tmp_path / "s"
+    with StoreWriter.create_or_resume(path, plan, STUDY, FINGERPRINT, durable=False) as writer:
+        writer.commit("base", 0, planes(plan, "base", 0))
+        before = contents(path, manifest=True)
+        with monkeypatch.context() as patch:
+            full_disk(patch, after)
+            with pytest.raises(StoreError, match=r"disk is full"):
+                writer.commit("base", 1, planes(plan, "base", 1))
+        assert contents(path, manifest=True) == before
+        assert writer.pending("base") == [1, 2]
+        with monkeypatch.context() as patch:
+            full_disk(patch, after % 3)
+            with pytest.raises(StoreError, match=r"disk is full"):
+                writer.write_array("weights/base/w", np.ones((3, 2)), ("a", "b"))
+        assert not writer.has_array("weights/base/w")
+        assert not list((path / "weights").rglob("c.*"))
+    write_all(path, plan)
+    write_all(tmp_path / "alone", plan)
+    assert contents(path) == contents(tmp_path / "alone")
+
+
+def test_a_real_size_limit_of_the_system(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel itself refuse a write, as a quota does."""
+    before = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))"
+    )
+    child = run_child(tmp_path / "s", before)
+    assert child.returncode == 1
+    assert "StoreError: The disk is full: could not write" in child.stderr
+    assert not list((tmp_path / "s").rglob(".tmp-*"))
+
+
+def test_too_small_a_disk_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("store.writer.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(StoreError, match=r"too small for this study\. Expected: about .* GB free"):
+        StoreWriter.create_or_resume(tmp_path / "s", small_plan(), STUDY, FINGERPRINT)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    write_all(tmp_path / "s", finish=False)
+    real = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    for name in ("s", "new"):
+        with pytest.raises(StoreError, match=r"folder is read-only: could not write .*--store"):
+            StoreWriter.create_or_resume(tmp_path / name, small_plan(), STUDY, FINGERPRINT)
+    assert not (tmp_path / "new").exists()
+    assert Store(tmp_path / "s").activations("base", "resid", 0).shape == (21, 10), "reading needs no writing"
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(StoreError, match=r"Could not write .*Not a directory"):
+            StoreWriter.create_or_resume(path, small_plan(), STUDY, FINGERPRINT)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_another_folder_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(StoreError, match=r"not a store and not empty.*Given: thesis\.tex"):
+        StoreWriter.create_or_resume(tmp_path, small_plan(), STUDY, FINGERPRINT)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(StoreError, match=r"written to a local folder.*s3://bucket/x"):
+        StoreWriter.create_or_resume("s3://bucket/x", small_plan(), STUDY, FINGERPRINT)
+
+
+def test_another_study_is_named_and_left_alone(tmp_path: Path) -> None:
+    write_all(tmp_path / "s")
+    before = contents(tmp_path / "s", manifest=True)
+    other = {**STUDY, "seed": 4, "capture": {"dtype": "float32"}}
+    with pytest.raises(StoreError) as caught:
+        StoreWriter.create_or_resume(tmp_path / "s", small_plan(), other, "cd" * 32)
+    for part in ("made from another study", "capture.dtype: 'bfloat16' -> 'float32'", "seed: 3 -> 4"):
+        assert part in str(caught.value)
+    with pytest.raises(StoreError, match=r"differs in: another prompt file"):
+        StoreWriter.create_or_resume(
+            tmp_path / "s", small_plan(), other, "cd" * 32, describe=lambda a, b: ["another prompt file"]
+        )
+    with pytest.raises(StoreError, match=r"unit_prompts: 8 -> 4"):
+        StoreWriter.create_or_resume(tmp_path / "s", small_plan(unit_prompts=4), STUDY, FINGERPRINT)
+    assert contents(tmp_path / "s", manifest=True) == before
+
+
+def test_unfinished_stores_say_so(tmp_path: Path) -> None:
+    plan, path = small_plan(), tmp_path / "s"
+    with StoreWriter.create_or_resume(path, plan, STUDY, FINGERPRINT, durable=False) as writer:
+        for unit in (0, 2):
+            writer.commit("base", unit, planes(plan, "base", unit))
+        with pytest.raises(StoreError, match=r"Expected: 3 units.*base lacks 1; tuned lacks 3"):
+            writer.finish({})
+    store = Store(path)
+    assert (store.complete, store.state, store.committed("base")) == (False, "building", [0, 2])
+    message = r"base/last_content/sites of .*row=8:16.* was not computed yet.*it goes on where it stopped"
+    with pytest.raises(StoreError, match=message):
+        store.activations("base", "resid", 0)
+    rows = [*plan.prompts_of(0), *plan.prompts_of(2)]
+    assert len(store.activations("base", "resid", 0, rows=rows)) == len(rows)
+    with pytest.raises(StoreError, match=r"no such table.*Given: 'prompts'"):
+        store.prompts  # noqa: B018
+    with StoreWriter.create_or_resume(path, plan, STUDY, FINGERPRINT, durable=False) as writer:
+        writer.commit("base", 1, planes(plan, "base", 1))
+    assert len(store.activations("base", "resid", 0)) == 21, "an open reader sees units as they come"
+
+
+def test_changing_a_finished_store_reopens_it(tmp_path: Path) -> None:
+    plan = write_all(tmp_path / "s")
+    with StoreWriter.create_or_resume(tmp_path / "s", plan, STUDY, FINGERPRINT, durable=False) as writer:
+        assert [writer.pending(model) for model in plan.models] == [[], []]
+        writer.write_table("prompts", pl.DataFrame({"id": ["other"]}))
+    assert not Store(tmp_path / "s").complete
+    write_all(tmp_path / "s", plan)
+    assert Store(tmp_path / "s").complete
+
+
+def test_misfits_name_the_place_and_write_nothing(tmp_path: Path) -> None:
+    plan, path = small_plan(), tmp_path / "s"
+    with StoreWriter.create_or_resume(path, plan, STUDY, FINGERPRINT, durable=False) as writer:
+        before = contents(path, manifest=True)
+        wrong: list[Any] = [planes(plan, "base", 0) for _ in range(3)]
+        wrong[0]["mean"]["mlp_out", 1] = wrong[0]["mean"]["mlp_out", 1][:-1]
+        del wrong[1]["mean"]["mlp_out", 1]
+        wrong[2]["mean"]["mlp_out", 1] = wrong[2]["mean"]["mlp_out", 1][:, :-1]
+        for values in wrong:
+            with pytest.raises(
+                StoreError, match=r"Unit 0 of model base, position mean: mlp_out 1 .* 8 rows of width 10"
+            ):
+                writer.commit("base", 0, values)
+        for name, array, dims in (
+            ("other/x", np.ones(3), ("a",)),
+            ("weights/../x", np.ones(3), ("a",)),
+            ("weights/x", np.array(["text"]), ("a",)),
+            ("weights/x", np.ones((3, 2)), ("a",)),
+            ("weights/x", np.float32(1), ()),
+        ):
+            with pytest.raises(StoreError, match=r"cannot be kept.*below grams/ or weights/"):
+                writer.write_array(name, array, dims)
+        with pytest.raises(StoreError, match=r"table cannot be called '\.\./x'"):
+            writer.write_table("../x", pl.DataFrame({"a": [1]}))
+        assert contents(path, manifest=True) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": (3,)}, r"Model base has no such layer\. Expected: layers 0\.\.2\. Given: \[3\]"),
+        ({"components": ("resid", "q")}, r"Unknown component"),
+        ({"dtype": "float16"}, r"cannot be kept in this dtype"),
+        ({"n_prompts": 0}, r"needs prompts"),
+        ({"models": ("a b", "a-b")}, r"become the same folder name"),
+        ({"models": ("?",)}, r"cannot be a folder name"),
+    ],
+)
+def test_impossible_plans(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        small_plan(**change)
+
+
+def test_row_counts_must_fit_the_prompts() -> None:
+    plan = small_plan()
+    for counts in ((1,) * 20, (1,) * 20 + (-1,)):
+        ragged = PositionPlan("many", dict.fromkeys(plan.models, counts))
+        with pytest.raises(StoreError, match=r"Row counts of position tokens.*21 counts of 0 or more"):
+            StorePlan(plan.models, {"tokens": ragged}, plan.n_prompts)
+    with pytest.raises(StoreError, match=r"belong to kind 'many'"):
+        StorePlan(plan.models, {"tokens": PositionPlan("many")}, plan.n_prompts)
+
+
+def test_tables_and_manifest_do_not_depend_on_the_clock(tmp_path: Path) -> None:
+    write_all(tmp_path / "a")
+    time.sleep(0.02)
+    write_all(tmp_path / "b")
+    assert contents(tmp_path / "a", manifest=True) == contents(tmp_path / "b", manifest=True)
