@@ -1,9 +1,10 @@
 """The identities that every supported model must satisfy, measured on a forward pass.
 
 The residual stream is a sum: resid_pre + attn_out + mlp_out = resid_post, one block's resid_post is the
-next one's resid_pre, the heads' contributions add up to attn_out where no post-norm intervenes, and the
-last state through final norm and unembedding gives the model's logits. A wrong family entry (a missed
-post-norm, multiplier, transposition or bias) breaks at least one of them.
+next one's resid_pre, the heads' contributions add up to attn_out where no post-norm intervenes, a prompt's
+first token (which sees only itself) has z = its own value, and the last state through final norm and
+unembedding gives the model's logits. A wrong family entry (a missed post-norm, multiplier, transposition,
+bias or query-key-value layout) breaks at least one of them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def check_identities(lm: _Loaded, token_ids: Sequence[int] | Tensor) -> list[Sel
 
     Returns:
         SelfChecks "residual identity", "stream identity", "heads identity" (absent where every block has
-        a post-norm after its attention) and "logits identity". Values are the worst token's
-        ‖difference‖ / max ‖part‖ over all layers, in float32: relative to the largest vector in the sum,
+        a post-norm after its attention), "values identity" and "logits identity". A value is the worst
+        token's ‖difference‖ / max ‖part‖ over all layers, in float32: relative to the largest vector in the sum,
         because that is what rounding scales with.
     """
     tokens = torch.as_tensor(token_ids, dtype=torch.long, device=lm.device)
@@ -61,6 +62,8 @@ def check_identities(lm: _Loaded, token_ids: Sequence[int] | Tensor) -> list[Sel
     heads = list(_heads(lm.taps, seen))
     if heads:
         checks.append(SelfCheck.of("heads identity", _worst(heads), limit, f"sum of heads=attn_out, {why}"))
+    values = [_values(layer, seen, lm.model.config) for layer in lm.taps.layers]
+    checks.append(SelfCheck.of("values identity", _worst(values), limit, f"first token's z=its value, {why}"))
     last = seen["resid_post", lm.taps.n_layers - 1]
     normed = lm.taps.final_norm(last)
     logits = lm.taps.logits(normed.to(lm.taps.unembedding.weight.device)).to(output.logits.device)
@@ -90,6 +93,18 @@ def _heads(model: ModelTaps, seen: Recording) -> Iterator[float]:
         attn_out = seen["attn_out", layer.index].float()
         total = sum_of_heads(layer, seen["head_z", layer.index]).to(attn_out.device)
         yield _relative(total - attn_out, attn_out)
+
+
+def _values(layer: LayerTaps, seen: Recording, config: Any) -> float:
+    stream, z = seen["resid_pre", layer.index][:, :1], seen["head_z", layer.index][:, :1].float()
+    normed = (stream if layer.input_norm is None else layer.input_norm(stream)).float()
+    value = torch.einsum("btd,ged->btge", normed, layer.w_v().to(normed.device))
+    bias = layer.qkv_bias()[2]
+    value = value if bias is None else value + bias.to(value.device)
+    clip = getattr(config.get_text_config(), "clip_qkv", None)
+    value = value if clip is None else value.clamp(-clip, clip)
+    own = value.repeat_interleave(layer.n_heads // layer.n_kv_heads, dim=2).flatten(2)
+    return _relative(own.to(z.device) - z, z)
 
 
 def sum_of_heads(layer: LayerTaps, z: Tensor) -> Tensor:

@@ -83,6 +83,14 @@ class LayerTaps:
 
     def _split(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Splits a fused (out, in) projection into per-head q (h,d_h,in), k and v (g,d_h,in)."""
+        rows = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        if fused.shape[0] != rows:
+            raise ModelError(
+                f"The fused query-key-value projection of this {self.family.name} model has another shape.",
+                expected=f"{rows} rows for {self.n_heads} + 2 x {self.n_kv_heads} heads of {self.head_dim}",
+                given=fused.shape[0],
+                next_step="use a checkpoint in the family's standard form, or correct engine/families.py.",
+            )
         if self.family.qkv == "interleaved":
             per_head = fused.reshape(self.n_heads, 3, self.head_dim, fused.shape[-1])
             return per_head[:, 0], per_head[:, 1], per_head[:, 2]

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_models import LAYERS, tiny
 from tiny_tokenizers import chatml, gemma, llama3
 
 from engine.errors import ModelError
+from engine.families import FAMILIES
 from engine.files import file_hash
 from engine.model import from_parts, load, resolve_device
 from engine.study import ModelSpec
@@ -64,6 +66,7 @@ def test_a_folder_is_loaded_checked_and_described(saved: Path) -> None:
         "residual identity",
         "stream identity",
         "heads identity",
+        "values identity",
         "logits identity",
     ]
     assert all(check.passed for check in lm.checks)
@@ -301,6 +304,37 @@ def test_a_family_entry_that_does_not_fit_is_refused() -> None:
     block.register_forward_hook(lambda _m, args, out: out + 0.1 * args[0])
     with pytest.raises(ModelError, match=r"fails the residual identity.*llama family doesn't fit"):
         from_parts(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "mistake", "identity"),
+    [
+        ("gemma2", {"attn_post_norm": None}, "residual"),
+        ("gemma3_text", {"mlp_post_norm": None}, "residual"),
+        ("olmo2", {"mlp_post_norm": None}, "residual"),
+        ("granite", {"multiplier": None}, "residual"),
+        ("granite", {"logit_scale": None}, "logits"),
+        ("cohere", {"logit_scale": None}, "logits"),
+        ("gpt_neox", {"qkv": "stacked"}, "values"),
+        ("phi3", {"qkv": "interleaved"}, "values"),
+        ("llama", {"input_norm": "post_attention_layernorm"}, "values"),
+    ],
+)
+def test_each_kind_of_wrong_entry_is_found_out(
+    family: str, mistake: dict[str, Any], identity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"num_key_value_heads": 4} if family == "phi3" else {}
+    model = tiny(family, **overrides)
+    assert all(check.passed for check in from_parts(model).checks)
+    monkeypatch.setitem(FAMILIES, family, replace(FAMILIES[family], **mistake))
+    with pytest.raises(ModelError, match=rf"fails the {identity} identity"):
+        from_parts(model)
+
+
+def test_a_fused_projection_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "gpt2", replace(FAMILIES["gpt2"], transposed=False))
+    with pytest.raises(ModelError, match=r"fused query-key-value projection.*96 rows.*Given: 32"):
+        from_parts(tiny("gpt2"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
