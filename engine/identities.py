@@ -43,8 +43,8 @@ def check_identities(lm: _Loaded, token_ids: Sequence[int] | Tensor) -> list[Sel
     Returns:
         SelfChecks "residual identity", "stream identity", "heads identity" (absent where every block has
         a post-norm after its attention), "values identity" and "logits identity". A value is the worst
-        token's ‖difference‖ / max ‖part‖ over all layers, in float32: relative to the largest vector in the sum,
-        because that is what rounding scales with.
+        token's ‖difference‖ / max ‖part‖ over all layers, in float32: relative to the largest vector in
+        the sum, because that is what rounding scales with.
     """
     tokens = torch.as_tensor(token_ids, dtype=torch.long, device=lm.device)
     tokens = tokens[None] if tokens.ndim == 1 else tokens
