@@ -79,7 +79,7 @@ def _wrap(tokenizer: Tokenizer, template: str, special: dict[str, Any]) -> PreTr
 
 
 @cache
-def chatml(size: int = 500) -> PreTrainedTokenizerFast:
+def chatml(size: int = 500) -> Any:
     """Qwen's structure: byte-level BPE, no BOS, the user's text passed through untrimmed."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = _byte_level(special, size)
@@ -93,7 +93,7 @@ def chatml(size: int = 500) -> PreTrainedTokenizerFast:
 
 
 @cache
-def llama3(size: int = 500) -> PreTrainedTokenizerFast:
+def llama3(size: int = 500) -> Any:
     """Llama 3's structure: byte-level BPE that adds BOS, a dated system header, the text trimmed."""
     special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer = _byte_level(special, size)
@@ -109,7 +109,7 @@ def llama3(size: int = 500) -> PreTrainedTokenizerFast:
 
 
 @cache
-def gemma(size: int = 500) -> PreTrainedTokenizerFast:
+def gemma(size: int = 500) -> Any:
     """Gemma's structure: spaces as "▁", bytes as fallback, BOS added, no system role, the text trimmed."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
