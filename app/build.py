@@ -157,7 +157,7 @@ def _write_weights(writer: StoreWriter, lm: LoadedModel, first: LoadedModel | No
     writer.write_table(f"weight-delta-{lm.name}", pl.DataFrame(rows, schema=DELTA_SCHEMA))
 
 
-DELTA_SCHEMA = {
+DELTA_SCHEMA: dict[str, Any] = {
     "name": pl.String,
     "shape": pl.List(pl.Int64),
     "norm": pl.Float64,
