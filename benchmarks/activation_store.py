@@ -4,8 +4,8 @@
     python benchmarks/activation_store.py --quick     a tenth of it
     python benchmarks/activation_store.py --json store.json --markdown store.md
 
-Everything runs in one process; rounds of all contenders alternate, so that a busy machine slows all of
-them alike; medians are reported, and ratios to the raw baseline of the same process.
+Everything runs in one process, and rounds of all contenders alternate. Medians are reported: CPU time of the
+process with all its threads (on a busy machine the only steady measure; ratios are of it) and wall time.
 """
 
 from __future__ import annotations
@@ -115,25 +115,39 @@ def write_zarr(folder: Path, work: Workload, unit: tuple[Array, Array], durable:
                 array[:, first : first + rows] = block[:, :rows].reshape(-1, rows, *spec.shape[2:])
 
 
-def timed(action: Action) -> float:
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Cost:
+    """Median seconds of the process's CPU time and of wall time."""
+
+    cpu: float
+    wall: float
+
+
+Costs = dict[str, Cost]
+
+
+def timed(action: Action) -> tuple[float, float]:
+    cpu, wall = time.process_time(), time.perf_counter()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def medians(actions: dict[str, Action], rounds: int, before: Action = lambda: None) -> dict[str, float]:
-    """Median seconds of each action over alternating rounds; the first round only warms up."""
-    samples: dict[str, list[float]] = {name: [] for name in actions}
+def medians(actions: dict[str, Action], rounds: int, before: Action = lambda: None) -> Costs:
+    """Costs of each action over alternating rounds; the first round only warms up."""
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
             before()
-            seconds = timed(action)
+            cost = timed(action)
             if number:
-                samples[name].append(seconds)
-    return {name: statistics.median(values) for name, values in samples.items()}
+                samples[name].append(cost)
+    return {
+        name: Cost(*(statistics.median(column) for column in zip(*values, strict=True)))
+        for name, values in samples.items()
+    }
 
 
-def measure_writes(root: Path, work: Workload, durable: bool) -> dict[str, float]:
+def measure_writes(root: Path, work: Workload, durable: bool) -> Costs:
     unit = activations(work)
 
     def fresh(write: Callable[..., None], pipeline: str | None = None) -> Action:
@@ -165,7 +179,7 @@ def tensorstore_array(path: Path) -> Any | None:
     return tensorstore.open(spec, open=True, read=True).result()
 
 
-def measure_reads(root: Path, work: Workload) -> tuple[dict[str, float], dict[str, float]]:
+def measure_reads(root: Path, work: Workload) -> tuple[Costs, Costs]:
     """(bits, float32): seconds to read one (site, state) of all prompts, warm."""
     unit = activations(work)
     write_store(root / "store", work, unit, False)
@@ -214,15 +228,13 @@ def measure_reads(root: Path, work: Workload) -> tuple[dict[str, float], dict[st
     return result
 
 
-def table(title: str, seconds: dict[str, float], baselines: tuple[str, ...]) -> list[str]:
-    """A Markdown table: milliseconds, and ratios to the baselines."""
-    lines = [
-        f"| {title} | ms | {' | '.join('× ' + b for b in baselines)} |",
-        "|---|" + "---|" * (1 + len(baselines)),
-    ]
-    for name, value in seconds.items():
-        ratios = " | ".join(f"{value / seconds[b]:.2f}" for b in baselines)
-        lines.append(f"| {name} | {value * 1e3:.2f} | {ratios} |")
+def table(title: str, costs: Costs, baselines: tuple[str, ...]) -> list[str]:
+    """A Markdown table: milliseconds, and ratios of CPU time to the baselines."""
+    head = " | ".join(f"× {name}" for name in baselines)
+    lines = [f"| {title} | CPU ms | {head} | wall ms |", "|---|" + "---:|" * (2 + len(baselines))]
+    for name, cost in costs.items():
+        ratios = " | ".join(f"{cost.cpu / costs[b].cpu:.2f}" for b in baselines)
+        lines.append(f"| {name} | {cost.cpu * 1e3:.2f} | {ratios} | {cost.wall * 1e3:.2f} |")
     return [*lines, ""]
 
 
@@ -259,7 +271,8 @@ def main() -> None:
     if options.markdown:
         options.markdown.write_text("\n".join(lines))
     if options.json:
-        seconds = {"write": writes, "write_durable": durable, "read_bits": bits, "read_float32": wide}
+        tables = {"write": writes, "write_durable": durable, "read_bits": bits, "read_float32": wide}
+        seconds = {t: {name: asdict(cost) for name, cost in costs.items()} for t, costs in tables.items()}
         report = {"workload": asdict(work), "size_ratio": ratio, "seconds": seconds}
         options.json.write_text(json.dumps(report, indent=1))
 

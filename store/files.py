@@ -14,7 +14,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ from engine.errors import StoreError
 TEMPORARY = ".tmp-"
 SEAL = "crc32c"
 _COUNTER = itertools.count()
-_PARTS_PER_CALL = 512  # below IOV_MAX (1024) of Linux and macOS
 
 Bytes = bytes | np.ndarray[Any, Any]
 
 
-def crc32c(*parts: Bytes) -> int:
-    """CRC-32C (Castagnoli) of the parts joined together."""
-    value = 0
+def crc32c(*parts: Bytes, start: int = 0) -> int:
+    """CRC-32C (Castagnoli) of the parts joined together, going on from `start`."""
+    value = start
     for part in parts:
         # The C extension takes bytes and arrays, not memoryviews.
         value = google_crc32c.extend(value, np.frombuffer(part, np.uint8) if len(part) else b"")
@@ -118,24 +117,23 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_parts(handle: int, parts: Sequence[Bytes]) -> None:
-    """Writes all parts to an open file, in order."""
-    views = [np.frombuffer(part, np.uint8).data for part in parts if len(part)]
-    while views:
-        done = os.writev(handle, views[:_PARTS_PER_CALL])
-        while views and done >= len(views[0]):
-            done -= len(views.pop(0))
-        if done:
-            views[0] = views[0][done:]
+def write_all(handle: int, data: Bytes) -> None:
+    """Writes every byte to an open file."""
+    view = np.frombuffer(data, np.uint8).data if len(data) else memoryview(b"")
+    while len(view):
+        view = view[os.write(handle, view) :]
 
 
-def atomic_write(path: Path, parts: Sequence[Bytes], *, durable: bool = True) -> None:
+def atomic_write(path: Path, parts: Iterable[Bytes], *, durable: bool = True) -> tuple[int, int]:
     """Writes a whole file or nothing: temporary name, flush, rename.
 
     Args:
         path: the file; its folder is created when missing.
-        parts: the contents, in order.
+        parts: the contents, in order; each is written before the next is asked for.
         durable: flush the file and its folder to the disk before returning.
+
+    Returns:
+        (size in bytes, CRC-32C) of the file.
 
     Raises:
         StoreError: disk full, read-only, or not a local folder. The old file, if any, is untouched.
@@ -143,12 +141,15 @@ def atomic_write(path: Path, parts: Sequence[Bytes], *, durable: bool = True) ->
     temporary = path.with_name(
         f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{next(_COUNTER)}-{path.name}"
     )
+    size = crc = 0
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             try:
-                write_parts(handle, parts)
+                for part in parts:
+                    write_all(handle, part)
+                    size, crc = size + len(part), crc32c(part, start=crc)
                 if durable:
                     os.fsync(handle)
             finally:
@@ -160,6 +161,7 @@ def atomic_write(path: Path, parts: Sequence[Bytes], *, durable: bool = True) ->
             raise
         if durable:
             sync_folder(path.parent)
+    return size, crc
 
 
 def remove_file(path: Path) -> None:

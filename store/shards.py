@@ -10,7 +10,7 @@ CRC-32C of the result. zarr, zarrs and tensorstore write and read the same bytes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -61,8 +61,8 @@ def encode_chunk(chunk: Array, *, compress: bool = True) -> list[bytes]:
     return [body, google_crc32c.value(body).to_bytes(CHECKSUM_BYTES, "little")]
 
 
-def encode_shard(chunks: Sequence[Callable[[], Array] | None], *, compress: bool = True) -> list[bytes]:
-    """The parts of a shard file, in order.
+def encode_shard(chunks: Sequence[Callable[[], Array] | None], *, compress: bool = True) -> Iterator[bytes]:
+    """The parts of a shard file, in order, each made when it is asked for.
 
     Args:
         chunks: for every inner chunk in C order over the shard's grid: a function that returns it, whole and
@@ -73,7 +73,6 @@ def encode_shard(chunks: Sequence[Callable[[], Array] | None], *, compress: bool
     def encode(chunk: Callable[[], Array] | None) -> list[bytes] | None:
         return None if chunk is None else encode_chunk(chunk(), compress=compress)
 
-    parts: list[bytes] = []
     index = np.full((len(chunks), 2), ABSENT, dtype="<u8")
     offset = 0
     for number, chunk in enumerate(parallel(encode, chunks)):
@@ -81,9 +80,9 @@ def encode_shard(chunks: Sequence[Callable[[], Array] | None], *, compress: bool
             length = sum(map(len, chunk))
             index[number] = offset, length
             offset += length
-            parts += chunk
+            yield from chunk
     table = index.tobytes()
-    return [*parts, table, crc32c(table).to_bytes(CHECKSUM_BYTES, "little")]
+    yield from (table, crc32c(table).to_bytes(CHECKSUM_BYTES, "little"))
 
 
 def index_bytes(chunks: int) -> int:

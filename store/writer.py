@@ -7,7 +7,7 @@ import fcntl
 import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,11 @@ class StoreWriter:
         """
         if (self.root / unit_entry(model, unit)).exists():
             return False
-        files: list[tuple[str, list[Bytes]]] = []
+        files: list[tuple[str, Iterable[Bytes]]] = []
         for position, leaf, spec in self._specs[model]:
             chunks = unit_chunks(self.plan, model, unit, position, leaf, spec, values.get(position, {}))
             shard = tuple(unit if dim == "row" else 0 for dim in spec.dims)
-            files.append((spec.shard_path(shard), list(encode_shard(chunks))))
+            files.append((spec.shard_path(shard), encode_shard(chunks)))
         self._commit_files(unit_entry(model, unit), files)
         return True
 
@@ -230,7 +230,7 @@ class StoreWriter:
             shard = encode_shard(static_chunks(values, spec), compress=pack_it)
             files.append((spec.shard_path((0,) * values.ndim), list(shard)))
         files.append((f"{name}/{METADATA}", [spec.metadata()]))
-        self._commit_files(array_entry(name), files, replace=True)
+        self._replace_files(array_entry(name), files)
 
     def write_grams(self, model: str, position: str, component: str, grams: Array) -> None:
         """Writes (layer, prompt, prompt) Gram matrices of one component: residual states for "resid",
@@ -245,7 +245,7 @@ class StoreWriter:
         check_table_name(name)
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd", compression_level=3)
-        self._commit_files(table_entry(name), [(table_path(name), [buffer.getvalue()])], replace=True)
+        self._replace_files(table_entry(name), [(table_path(name), [buffer.getvalue()])])
 
     def set_state(self, state: str) -> None:
         """Writes the state into the manifest."""
@@ -272,26 +272,27 @@ class StoreWriter:
         self.manifest = dict(plain(dict(manifest))) | fixed | kept
         write_manifest(self.root, self.manifest, durable=self.durable)
 
-    def _commit_files(self, entry: str, files: list[tuple[str, list[Bytes]]], replace: bool = False) -> None:
+    def _replace_files(self, entry: str, files: Sequence[tuple[str, list[Bytes]]]) -> None:
+        """Commits files that are written once; the same files again change nothing."""
+        wanted = {path: FileRecord.of(path, parts) for path, parts in files}
+        if not self._broken(entry) and read_entry(self._source, entry) == wanted:
+            return
+        self._reopen()
+        remove_file(self.root / entry)
+        self._commit_files(entry, files)
+
+    def _commit_files(self, entry: str, files: Sequence[tuple[str, Iterable[Bytes]]]) -> None:
         """Puts files in place, then lists them in the ledger; takes them away again when that fails."""
-        records = [FileRecord.of(path, parts) for path, parts in files]
-        if replace:
-            known = read_entry(self._source, entry)
-            if known == {record.path: record for record in records} and not self._broken(entry):
-                return
-            self._reopen()
-            remove_file(self.root / entry)
-        written: list[str] = []
+        records: list[FileRecord] = []
         try:
             for path, parts in files:
-                atomic_write(self.root / path, parts, durable=self.durable)
-                written.append(path)
+                records.append(FileRecord(path, *atomic_write(self.root / path, parts, durable=self.durable)))
             write_entry(self.root, entry, records, durable=self.durable)
         except BaseException:
-            for path in written:
-                if not path.endswith(METADATA):
+            for record in records:
+                if not record.path.endswith(METADATA):
                     with contextlib.suppress(StoreError):
-                        remove_file(self.root / path)
+                        remove_file(self.root / record.path)
             raise
 
     def _reopen(self) -> None:
@@ -308,7 +309,7 @@ class StoreWriter:
                     files[f"{group}/{METADATA}".lstrip("/")] = group_metadata()
                 files[f"{spec.name}/{METADATA}"] = spec.metadata()
         pieces: list[tuple[str, list[Bytes]]] = [(path, [data]) for path, data in files.items()]
-        self._commit_files(LAYOUT_ENTRY, pieces, replace=True)
+        self._replace_files(LAYOUT_ENTRY, pieces)
         for model in self.plan.models:
             for position, place in self.plan.positions.items():
                 if place.kind == "many":

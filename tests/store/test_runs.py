@@ -127,7 +127,7 @@ def test_a_killed_append_leaves_nothing_visible(store: Path, moment: int) -> Non
     script = f"""
 import os, signal, sys, polars as pl
 from store.runs import RunLog
-calls, real = 0, (os.replace, os.writev, os.rename)
+calls, real = 0, (os.replace, os.write, os.rename)
 def counted(number):
     def call(*arguments):
         global calls
@@ -136,7 +136,7 @@ def counted(number):
             os.kill(os.getpid(), signal.SIGKILL)
         return real[number](*arguments)
     return call
-os.replace, os.writev, os.rename = counted(0), counted(1), counted(2)
+os.replace, os.write, os.rename = counted(0), counted(1), counted(2)
 RunLog(sys.argv[1]).append({{"layer": 1}}, {{}}, pl.DataFrame({{"x": [1]}}))
 """
     root = Path(__file__).resolve().parents[2]
@@ -154,11 +154,11 @@ RunLog(sys.argv[1]).append({{"layer": 1}}, {{}}, pl.DataFrame({{"x": [1]}}))
 
 @pytest.mark.fault
 def test_a_full_disk_keeps_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def writev(*_: object) -> int:
+    def write(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "writev", writev)
+        patch.setattr(files.os, "write", write)
         with pytest.raises(StoreError, match=r"disk is full"):
             RunLog(store).append(CONDITION, {}, TABLE)
     assert list((store / "runs").iterdir()) == []
