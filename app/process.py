@@ -31,7 +31,7 @@ class DiedBefore(ProcessDied):
 class Process:
     """A worker process that is started when it is needed and started again when it died.
 
-    Used by one bookkeeping thread; `pid` and `alive` may be read from any.
+    Used by one bookkeeping thread at a time; `pid`, `alive` and `kill` are for any thread.
     """
 
     def __init__(
@@ -86,6 +86,12 @@ class Process:
             raise DiedBefore(self._death_text("before this job began")) from None
         self._taken_up = True
         return message
+
+    def kill(self) -> None:
+        """Ends the process at once; may be called while another thread waits in `receive`."""
+        child = self._child
+        if child is not None:
+            child.kill()
 
     def stop(self, patience: float = 5.0) -> None:
         """Ends the process: asks first, kills after `patience` seconds."""

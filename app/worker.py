@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import uuid
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ class _Execution:
     key: str
     store_path: str
     condition: JobSpec
+    owner: str = ""
     state: State = "queued"
     fields: dict[str, Any] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
@@ -109,11 +110,12 @@ class Worker:
             runs = StoreRuns()
         self._runs = runs
         self._wake = threading.Condition()
-        self._queue: deque[_Execution] = deque()
+        self._queue: list[_Execution] = []
+        self._served: dict[str, int] = {}
         self._tickets: OrderedDict[str, _Ticket] = OrderedDict()
         self._active: dict[tuple[str, str], _Execution] = {}
         self._recent: OrderedDict[tuple[str, str], _Execution] = OrderedDict()
-        self._numbers = itertools.count(1)
+        self._numbers, self._services = itertools.count(1), itertools.count(1)
         self._closing = False
         self._processes = [Process(device, runner, max_models, python_path) for device in devices]
         self._threads = [
@@ -124,10 +126,13 @@ class Worker:
             thread.start()
         atexit.register(self.close)
 
-    def submit(self, store_path: str | Path, condition: JobSpec) -> str:
+    def submit(self, store_path: str | Path, condition: JobSpec, owner: str = "") -> str:
         """Asks for a condition on a store and returns the job's id at once.
 
         A condition that is queued or running is shared; one whose result is in the store is done at once.
+        `owner` names who asks (a browser session): owners take turns, so that one who asks for a hundred
+        conditions does not keep the others waiting for all of them.
+
         Raises StoreError when the store cannot be read, JobError after `close`.
         """
         path, asked = str(store_path), time.time()
@@ -139,7 +144,7 @@ class Worker:
             execution = self._shared_execution(path, key, asked) if run_id is None else None
             joined = execution is not None
             if execution is None:
-                execution = self._new_execution(path, key, condition, run_id)
+                execution = self._new_execution(path, key, condition, owner, run_id)
             ticket = _Ticket(uuid.uuid4().hex[:12], execution, asked, shared=joined)
             self._tickets[ticket.job_id] = ticket
             execution.waiting.add(ticket.job_id)
@@ -199,17 +204,18 @@ class Worker:
         with self._wake:
             self._closing = True
             while self._queue:
-                self._finish(self._queue.popleft(), "cancelled")
+                self._finish(self._queue.pop(), "cancelled")
             for execution in self._active.values():
                 execution.waiting.clear()
             self._wake.notify_all()
         until = time.monotonic() + patience
-        for thread in self._threads:
+        for thread, process in zip(self._threads, self._processes, strict=True):
             thread.join(timeout=max(0.0, until - time.monotonic()))
+            while thread.is_alive():  # its job does not listen; the thread sees the end of the process
+                process.kill()
+                thread.join(timeout=0.5)
         for process in self._processes:
-            process.stop(max(0.1, until - time.monotonic()))
-        for thread in self._threads:
-            thread.join(timeout=5.0)
+            process.stop(max(1.0, until - time.monotonic()))
         atexit.unregister(self.close)
 
     def __enter__(self) -> Worker:
@@ -228,8 +234,10 @@ class Worker:
             return None
         return recent if recent.finished >= asked or recent.outcome.unsaved is not None else None
 
-    def _new_execution(self, path: str, key: str, condition: JobSpec, run_id: str | None) -> _Execution:
-        execution = _Execution(next(self._numbers), key, path, condition)
+    def _new_execution(
+        self, path: str, key: str, condition: JobSpec, owner: str, run_id: str | None
+    ) -> _Execution:
+        execution = _Execution(next(self._numbers), key, path, condition, owner)
         if run_id is None:
             self._active[path, key] = execution
             self._queue.append(execution)
@@ -264,12 +272,21 @@ class Worker:
             partial=known.get("partial"),
             run_id=execution.run_id,
             error=execution.error,
-            ahead=self._queue.index(execution) if execution in self._queue else 0,
+            ahead=self._order().index(execution) if execution.state == "queued" else 0,
             shared=ticket.shared or len(execution.waiting) > 1,
             submitted=ticket.submitted,
             started=execution.started,
             finished=execution.finished,
         )
+
+    def _order(self) -> list[_Execution]:
+        """The queue in the order in which it will be served: owners in turn, each one's first come first."""
+        turns: dict[str, int] = {}
+        placed = []
+        for execution in self._queue:
+            turn = turns[execution.owner] = turns.get(execution.owner, -1) + 1
+            placed.append((turn, self._served.get(execution.owner, 0), execution.number, execution))
+        return [entry[-1] for entry in sorted(placed, key=lambda entry: entry[:-1])]
 
     def _forget_old(self) -> None:
         over = [t for t in self._tickets.values() if t.cancelled or t.execution.finished is not None]
@@ -291,7 +308,9 @@ class Worker:
                 self._wake.wait_for(lambda: self._queue or self._closing)
                 if self._closing:
                     return
-                execution = self._queue.popleft()
+                execution = self._order()[0]
+                self._queue.remove(execution)
+                self._served[execution.owner] = next(self._services)
                 execution.state, execution.started = "running", time.time()
                 if not process.alive:
                     execution.fields["message"] = "Starting the worker process."
@@ -327,6 +346,8 @@ class Worker:
         try:
             return self._follow_once(process, execution)
         except DiedBefore:
+            if self._closing:
+                raise
             return self._follow_once(process, execution)
 
     def _follow_once(self, process: Process, execution: _Execution) -> EndMessage:

@@ -34,7 +34,7 @@ from engine.errors import JobError, PatchbayError
 log = logging.getLogger("patchbay.worker")
 
 PROGRESS_SECONDS = 0.1
-"""Progress is sent at most this often; messages, partial results and the last batch always."""
+"""Counts and partial results are sent at most this often; messages and the last batch always."""
 
 
 class Channel:
@@ -88,9 +88,10 @@ class Reporter:
     def __call__(self, **changes: Any) -> None:
         kept = {key: value for key, value in changes.items() if value is not None}
         now = time.monotonic()
-        counts_only = not kept.keys() - {"done", "total"}
+        counts_only = not kept.keys() - {"done", "total", "partial"}
         finished = kept.get("done") is not None and kept.get("done") == kept.get("total")
-        if counts_only and not finished and now - self._last < PROGRESS_SECONDS:
+        first = self._last == 0.0
+        if counts_only and not finished and not first and now - self._last < PROGRESS_SECONDS:
             return
         self._last = now
         self._channel.send(ProgressMessage(self._number, kept))

@@ -173,6 +173,20 @@ def test_a_cancelled_queued_job_never_runs(worker: Worker, tmp_path: Path) -> No
     assert calls(tmp_path) == ["1", "3"]
 
 
+def test_owners_take_turns(worker: Worker, tmp_path: Path) -> None:
+    """One session asks for six layers, two others for one or two each: nobody waits for all six."""
+    first = worker.submit(tmp_path, condition(0, "steps=20"), owner="a")
+    wait_until_running(worker, first)
+    jobs = [worker.submit(tmp_path, condition(layer), owner="a") for layer in range(1, 6)]
+    jobs += [worker.submit(tmp_path, condition(layer), owner="b") for layer in (11, 12)]
+    jobs += [worker.submit(tmp_path, condition(21), owner="c")]
+    ahead = {worker.status(job).condition.layer: worker.status(job).ahead for job in jobs}
+    assert all(worker.wait(job, 60).state == "done" for job in jobs)
+    served = [int(call) for call in calls(tmp_path)]
+    assert served == [0, 11, 21, 1, 12, 2, 3, 4, 5]
+    assert ahead == {layer: place - 1 for place, layer in enumerate(served) if layer}
+
+
 def test_a_condition_asked_again_after_its_cancel_runs_anew(worker: Worker, tmp_path: Path) -> None:
     first = worker.submit(tmp_path, condition(1, "steps=60"))
     wait_until_running(worker, first)
