@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tqdm import tqdm
 
-from engine.analysis.cka import centred_gram
+from engine.analysis.cka import gram
 from store.layout import gram_name
 from store.reader import Store
 from store.writer import StoreWriter
@@ -29,5 +29,5 @@ def derive(store: Store, writer: StoreWriter, *, quiet: bool = False) -> None:
     ]
     for model, position, component in tqdm(todo, desc="Grams", unit="site", disable=quiet):
         layers = store.states(model) if component == "resid" else store.layers(model)
-        grams = [centred_gram(store.activations(model, component, at, position)) for at in layers]
+        grams = [gram(store.activations(model, component, at, position)) for at in layers]
         writer.write_grams(model, position, component, np.stack(grams).astype(np.float32))

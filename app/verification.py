@@ -12,7 +12,7 @@ from engine.errors import StoreError
 from engine.model import load
 from engine.study import Study, diff_studies
 from store.reader import Store
-from store.verify import verify as verify_bytes
+from store.manifest import verify as verify_bytes
 
 __all__ = ["verify"]
 
