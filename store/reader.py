@@ -246,10 +246,16 @@ class Store:
             grams = grams[[states.index(block + STATES[component]) for block in self.layers(model)]]
         return grams
 
-    def array(self, name: str, *, stored: bool = False) -> Array:
-        """A whole array below grams/ or weights/; bfloat16 as float32 unless `stored`."""
+    def array(self, name: str, *, stored: bool = False, first: int | None = None) -> Array:
+        """An array below grams/ or weights/, or entry `first` of its first axis; bfloat16 as float32
+        unless `stored`."""
         reader = self._static(name)
-        values = reader.read((slice(None),) * len(reader.spec.shape))
+        shape = reader.spec.shape
+        if first is not None and not 0 <= first < shape[0]:
+            raise _unknown("entry", first, f"0..{shape[0] - 1} of {name}")
+        lead = slice(None) if first is None else slice(first, first + 1)
+        values = reader.read((lead, *(slice(None),) * (len(shape) - 1)))
+        values = values if first is None else values[0]
         return widen(values) if reader.spec.is_bfloat16 and not stored else values
 
     def array_names(self) -> list[str]:
