@@ -9,6 +9,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-HERE = str(Path(__file__).parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
+HERE = Path(__file__).resolve().parent
+# The project's root goes first: tests/engine and tests/app would else hide the packages of these names.
+for folder in (str(HERE), str(HERE.parent)):
+    if folder in sys.path:
+        sys.path.remove(folder)
+    sys.path.insert(0, folder)
