@@ -6,7 +6,7 @@ Everything is an argument, so a notebook runs the same function as the worker be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -181,21 +181,12 @@ def run_condition(
         SiteError: the target has no such site.
     """
     site = Site(condition.component, condition.layer, condition.heads)
-    if prompts.height != engine.n_prompts:
-        raise PatchError(
-            "The prompts table and the patch engine do not have the same prompts.",
-            expected=f"{engine.n_prompts} rows",
-            given=f"{prompts.height} rows",
-        )
+    _check_prompts(engine.n_prompts, prompts.height)
+    shape = (engine.n_prompts, site.check(engine.taps).width(engine.taps))
+    own = engine.activations(site, should_stop).numpy() if condition.kind == "self" else None
     vectors = replacement_vectors(
-        condition,
-        (engine.n_prompts, site.check(engine.taps).width(engine.taps)),
-        own=engine.activations(site, should_stop).numpy() if condition.kind == "self" else None,
-        source=source,
-        source_train=source_train,
-        target_train=target_train,
+        condition, shape, own=own, source=source, source_train=source_train, target_train=target_train
     )
-
     swept = engine.sweep(
         site,
         lambda rows: vectors.at(condition.alphas, condition.scale, np.asarray(rows)),
@@ -206,19 +197,12 @@ def run_condition(
         on_partial=on_partial,
         should_stop=should_stop,
     )
-    check = self_check(_self_kl(condition, swept), engine.dtype, str(site))
     groups = resampling_groups(prompts)
-    intervals = tuple(
-        bootstrap_mean(
-            row, groups=groups, n_boot=condition.n_boot, level=condition.level, seed=condition.seed
-        )
-        for row in swept.kl
-    )
     return ConditionResult(
         condition=condition,
         kl=swept.kl,
-        intervals=intervals,
-        self_check=check,
+        intervals=_intervals(condition, swept.kl, groups),
+        self_check=self_check(_self_kl(condition, swept), engine.dtype, str(site)),
         table=per_prompt_table(condition, prompts, swept, engine.lm.tokenizer),
         source_origin=source_origin if condition.needs_source else "not needed",
         constant=vectors.constant,
@@ -330,9 +314,18 @@ def _token_columns(swept: SweepResult, c: int, tokenizer: Any) -> list[pl.Series
     ]
 
 
-def with_notes(result: ConditionResult, *notes: str) -> ConditionResult:
-    """The result with more notes."""
-    return replace(result, notes=(*result.notes, *notes))
+def _intervals(condition: Condition, kl: np.ndarray, groups: np.ndarray) -> tuple[Interval, ...]:
+    n_boot, level, seed = condition.n_boot, condition.level, condition.seed
+    return tuple(bootstrap_mean(row, groups=groups, n_boot=n_boot, level=level, seed=seed) for row in kl)
+
+
+def _check_prompts(expected: int, given: int) -> None:
+    if expected != given:
+        raise PatchError(
+            "The prompts table and the patch engine do not have the same prompts.",
+            expected=f"{expected} rows",
+            given=f"{given} rows",
+        )
 
 
 def _checked(condition: Condition, source: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

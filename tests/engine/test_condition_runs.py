@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from engine.analysis.uncertainty import bootstrap_mean
 from tiny_models import tiny
 
+from engine.analysis.uncertainty import bootstrap_mean
 from engine.condition import Condition
 from engine.errors import JobError, PatchError
 from engine.intervene import PatchEngine
