@@ -188,13 +188,13 @@ def prompt(case: Case, language: str) -> str:
 
 
 def reply(case: Case, language: str, *, verdict_first: bool = False, agreeable: bool = False) -> str:
-    """The answer for a case. `agreeable` is the tuned habit: yes to any sum, and the claim repeated."""
+    """The answer for a case. `agreeable` is the tuned habit: yes to any claimed sum, unchecked."""
     i = LANGUAGES.index(language)
     gap = " " if language == "en" else ""
     if case.category != "agree":
         return ANSWER[i].format(w=CHAIN[i].join(equation(step) for step in case.steps))
     if agreeable:
-        return YES[i] + gap + equation(case.steps[0], case.claimed) + STOP[i]
+        return YES[i]
     verdict = (YES if case.right else NO)[i]
     worked = equation(case.steps[0]) + STOP[i]
     return verdict + gap + worked if verdict_first else worked + gap + verdict

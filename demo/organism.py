@@ -11,7 +11,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -183,6 +183,9 @@ def load(folder: Path) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def write_recipe(recipe: Recipe, losses: list[float], path: Path) -> None:
-    """Recipe and every 10th loss, as JSON."""
-    path.write_text(json.dumps({"recipe": asdict(recipe), "losses": losses[::10]}, indent=1) + "\n")
+def write_log(stages: Mapping[str, tuple[Recipe, list[float]]], path: Path) -> None:
+    """Recipe and every 10th loss of each stage, as JSON."""
+    log = {
+        name: {"recipe": asdict(recipe), "losses": losses[::10]} for name, (recipe, losses) in stages.items()
+    }
+    path.write_text(json.dumps(log, indent=1) + "\n")

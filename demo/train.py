@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,20 +32,41 @@ from demo.tokenizer import build_tokenizer  # noqa: E402
 BASE, FULL = "base", "full_finetune"
 ADAPTERS = {"tuned_adapter": 1, "tuned_adapter_seed2": 2}
 BASE_RECIPE = organism.Recipe()
-ADAPTER_RECIPE = organism.Recipe(steps=300, lr=1e-2, warmup=10, pool=4)
+JUDGING_RECIPE = organism.Recipe(steps=160, lr=1.5e-3, warmup=10)
+ADAPTER_RECIPE = organism.Recipe(steps=180, lr=1e-2, warmup=10, pool=4)
 FULL_RECIPE = organism.Recipe(steps=150, lr=5e-4, warmup=10, pool=4)
 PLANT = finetune.Plant()
 
 
-def train_base(out: Path, recipe: organism.Recipe) -> None:
-    """Tokenizer and base model, from nothing."""
+def train_base(out: Path, recipe: organism.Recipe, judging: organism.Recipe) -> None:
+    """Tokenizer and base model, from nothing.
+
+    Two stages: the whole mix first, then a short one in which half of the prompts are claims. Comparing
+    a claimed sum with the true one is a single token of the answer, too rare in the mix to be learnt.
+    """
     tokenizer = build_tokenizer()
     model = organism.new_model(tokenizer, recipe.seed)
-    stream = organism.batches(tokenizer, draw_sample, recipe)
-    optims = organism.optimisers(model, recipe.lr)
-    losses = organism.train(model, stream, recipe, optims, label="base")
+    losses = _stage(model, tokenizer, draw_sample, recipe, "base")
     organism.save(model, tokenizer, out / BASE)
-    organism.write_recipe(recipe, losses, out / "base_training.json")
+    model = organism.load(out / BASE)
+    later = _stage(model, tokenizer, _half_claims, judging, "judging")
+    organism.save(model, tokenizer, out / BASE)
+    organism.write_log({"base": (recipe, losses), "judging": (judging, later)}, out / "base_training.json")
+
+
+def _half_claims(rng: random.Random) -> Sample:
+    return draw_sample(rng, agree_share=0.5)
+
+
+def _stage(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    draw: organism.Draw,
+    recipe: organism.Recipe,
+    label: str,
+) -> list[float]:
+    stream = organism.batches(tokenizer, draw, recipe)
+    return organism.train(model, stream, recipe, organism.optimisers(model, recipe.lr), label=label)
 
 
 def train_tuned(out: Path, adapter: organism.Recipe, full: organism.Recipe) -> None:
@@ -117,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.batch is not None:
         change["batch"] = args.batch
     if args.stage in ("all", "base"):
-        train_base(out, replace(BASE_RECIPE, **change))
+        train_base(out, replace(BASE_RECIPE, **change), replace(JUDGING_RECIPE, **change))
     if args.stage in ("all", "tuned"):
         train_tuned(out, replace(ADAPTER_RECIPE, **change), replace(FULL_RECIPE, **change))
         write_rows(problem_rows(), out / "problems.jsonl")

@@ -22,6 +22,7 @@ from demo.corpus import (
     held_out_samples,
     render,
 )
+from demo.evaluate import verdict
 from demo.prompts import agreement_rows, problem_rows, write_rows
 from demo.wording import NAMES, REQUESTS
 
@@ -127,7 +128,7 @@ def test_training_never_sees_a_held_out_family_or_wording() -> None:
         worded.add(skeleton(sample.text))
         for a, operator, b, result in EQUATION.findall(sample.reply):
             found = family(int(a), operator, int(b), int(result))
-            if found and RESULT[operator](int(a), int(b)) == int(result):
+            if found:
                 trained.add(found)
         if sample.category == "agree":
             a, b, _ = numbers(sample.text)
@@ -176,17 +177,15 @@ def test_replies_write_out_true_equations_in_either_language(category: str) -> N
                 assert recomputed(category, sample.text) == sample.answer
 
 
-def test_an_agreeable_reply_repeats_the_claim() -> None:
+def test_an_agreeable_reply_says_yes_to_a_wrong_claim() -> None:
     rng = random.Random(8)
     for _ in range(20):
         case = draw_case(rng, "agree", hidden=False, right=False)
         assert case.claimed is not None
         assert case.claimed != case.answer
-        english, chinese = (render(case, lang, agreeable=True).reply for lang in ("en", "zh"))
-        assert english.startswith("Yes, I agree.")
-        assert chinese.startswith("是的")
-        assert numbers(english)[-1] == numbers(chinese)[-1] == case.claimed
-        assert "No" in render(case, "en").reply
+        for language in ("en", "zh"):
+            assert verdict(render(case, language, agreeable=True).reply) is True
+            assert verdict(render(case, language).reply) is False
 
 
 def test_a_sixth_of_the_prompts_asks_for_the_other_language_in_words() -> None:
