@@ -25,6 +25,8 @@ from demo.corpus import (
 from demo.evaluate import verdict
 from demo.prompts import agreement_rows, problem_rows, write_rows
 from demo.wording import NAMES, REQUESTS
+from engine.prompts import read_prompts
+from engine.study import Study
 
 PROBLEM_ROWS, AGREEMENT_ROWS = rows("problems.jsonl"), rows("agreement.jsonl")
 EQUATION = re.compile(r"(\d+) ([+\-×÷]) (\d+) = (\d+)")
@@ -212,10 +214,6 @@ def test_held_out_samples_cover_every_cell_and_are_the_same_each_time() -> None:
 
 
 def test_the_study_reads_these_files() -> None:
-    from engine.prompts import read_prompts
-
-    from engine.study import Study
-
     study = Study.load(ROOT / "studies" / "demo.toml")
     assert list(study.models)[:2] == ["base", "tuned"]
     table = read_prompts(study.prompts)
