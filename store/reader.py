@@ -268,7 +268,10 @@ class Store:
     def attrs(self, name: str) -> dict[str, Any]:
         """Attributes of an array, with its "dims" and "shape"."""
         in_layout = f"{name}/{METADATA}" in (self._entry(LAYOUT_ENTRY) or {})
-        spec = self._array(name, LAYOUT_ENTRY if in_layout else array_entry(name)).spec
+        if in_layout:  # not cached: a reader of activations looks its chunks up in the units' entries
+            spec = read_spec(self.source, name, (self._entry(LAYOUT_ENTRY) or {})[f"{name}/{METADATA}"])
+        else:
+            spec = self._static(name).spec
         return {**spec.attrs, "dims": list(spec.dims), "shape": list(spec.shape)}
 
     def table(self, name: str) -> pl.DataFrame:
