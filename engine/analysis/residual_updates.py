@@ -7,7 +7,7 @@ has nothing to do with Z does not give R = 1 but the much smaller chance value o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,20 @@ from engine.analysis.uncertainty import (
     random_subspace_moments,
     resample_weights,
 )
+from engine.analysis.update_norms import UpdateNorms, span, update_label, update_norms, updates
 from engine.errors import AnalysisError
+
+__all__ = [
+    "ResidualUpdates",
+    "UpdateNorms",
+    "UpdateSplit",
+    "chance_ratio",
+    "residual_updates",
+    "split_updates",
+    "update_label",
+    "update_norms",
+    "updates",
+]
 
 Array = NDArray[np.float64]
 Kind = Literal["ratio_of_means", "mean_of_ratios"]
@@ -53,115 +66,6 @@ def chance_ratio(d: int, k: int, kind: Kind = "ratio_of_means") -> float:
     return float(np.exp(log))
 
 
-def update_label(block: int) -> str:
-    """Axis label of a block's update: what it adds on the way from the block before it."""
-    return f"{'−1' if block == 0 else block - 1}→{block}"
-
-
-def updates(states: Iterable[Float[np.ndarray, "n d"]]) -> Iterator[Float[np.ndarray, "n d"]]:
-    """What each block adds: differences of successive residual states (L + 1 states, L updates)."""
-    before: NDArray[np.floating] | None = None
-    for state in states:
-        if before is not None:
-            yield state - before
-        before = state
-
-
-@dataclass(frozen=True)
-class UpdateNorms:
-    """Lengths of updates inside and outside Z, for several k at once.
-
-    Attributes:
-        z, rest: (block, prompt, k) ‖P_Z Δ‖ and ‖P_Z⊥ Δ‖. total: (block, prompt) ‖Δ‖.
-        concentration: (block,) tr S² of the row-normalised updates: 1 when all prompts move the
-            same way, towards 1/d when they have nothing in common; NaN when not asked for.
-        ks: the k values. d: model width.
-    """
-
-    z: Array
-    rest: Array
-    total: Array
-    concentration: Array
-    ks: tuple[int, ...]
-    d: int
-
-
-Bases = Float[np.ndarray, "d k"] | Mapping[int, NDArray[np.floating]]
-
-
-def update_norms(
-    deltas: Iterable[Float[np.ndarray, "n d"]],
-    bases: Bases,
-    ks: Sequence[int] | None = None,
-    *,
-    concentration: bool = True,
-) -> UpdateNorms:
-    """Measure every block's update against Z for all k at once.
-
-    Args:
-        deltas: updates (n, d), one block after another (see `updates`).
-        bases: a basis (d, k_max) whose first k columns are the basis for k (nested: "kernels",
-            random, PCA), or a mapping k → basis (d, k) where they are built per k ("blocks").
-        ks: which k; default 1..k_max, or the mapping's keys.
-        concentration: also compute tr S², needed for the null against random subspaces.
-
-    Raises:
-        AnalysisError: a basis that is not orthonormal or not of the updates' width, k out of range.
-    """
-    nested = isinstance(bases, np.ndarray)
-    available = range(1, bases.shape[1] + 1) if isinstance(bases, np.ndarray) else sorted(bases)
-    wanted = tuple(available if ks is None else ks)
-    if not wanted or not set(wanted) <= set(available):
-        raise AnalysisError(
-            "Some k have no basis.", expected=f"k among {_span(available)}", given=f"{wanted}"
-        )
-    # one matrix product for all k: nested bases share their columns, others are put side by side
-    parts = [bases[:, : max(wanted)]] if isinstance(bases, np.ndarray) else [bases[k] for k in wanted]
-    for part in parts:
-        check_basis(np.asarray(part))
-    joined = np.concatenate(parts, axis=1)
-    edges = np.cumsum([0, *(p.shape[1] for p in parts)])
-    z2, total2, shared = [], [], []
-    for delta in deltas:
-        if delta.shape[-1] != joined.shape[0]:
-            raise AnalysisError(
-                "The basis belongs to another model width.",
-                expected=f"d = {delta.shape[-1]}",
-                given=f"d = {joined.shape[0]}",
-            )
-        squares = (delta @ joined.astype(delta.dtype, copy=False)).astype(np.float64) ** 2
-        if nested:
-            z2.append(np.cumsum(squares, axis=1)[:, np.array(wanted) - 1])
-        else:
-            z2.append(np.add.reduceat(squares, edges[:-1], axis=1))
-        total2.append(
-            np.einsum("nd,nd->n", delta, delta, dtype=np.float64, optimize=False)
-            if delta.dtype == np.float64
-            else np.vecdot(delta, delta).astype(np.float64)
-        )
-        shared.append(_concentration(delta, total2[-1]) if concentration else np.nan)
-    if not z2:
-        raise AnalysisError("There are no updates.", expected="at least two residual states", given="none")
-    inside, whole = np.array(z2), np.array(total2)
-    rest = np.sqrt(np.maximum(whole[:, :, None] - inside, 0.0))
-    return UpdateNorms(np.sqrt(inside), rest, np.sqrt(whole), np.array(shared), wanted, joined.shape[0])
-
-
-def _span(values: Iterable[int]) -> str:
-    listed = list(values)
-    return f"{listed[0]}..{listed[-1]}" if len(listed) > 8 else str(listed)
-
-
-def _concentration(delta: NDArray[np.floating], squared: Array) -> float:
-    """tr S² for S = mean of x xᵀ/‖x‖², from the smaller of the two Gram matrices."""
-    keep = squared > 0
-    if not keep.any():
-        return float("nan")
-    x = delta[keep] / np.sqrt(squared[keep, None]).astype(delta.dtype)
-    inner = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
-    return float(np.vecdot(inner, inner).sum(dtype=np.float64)) / keep.sum() ** 2
-
-
 @dataclass(frozen=True)
 class ResidualUpdates:
     """R of every block at one k.
@@ -170,7 +74,8 @@ class ResidualUpdates:
         labels: axis labels. k, d, kind: what was computed.
         ratio: R with its bootstrap band. low_all, high_all: simultaneous limits over blocks.
         chance: R of an unrelated update. relative: R/chance.
-        p_random: Holm-adjusted p of each block's energy fraction in Z against random k-subspaces.
+        p_random: Holm-adjusted p of each block's energy fraction in Z being this large in a random
+            k-subspace. p_random_low: the same for being this small.
         languages: R of each language. differences: R of one language minus R of another.
         norm: mean ‖Δ‖ of each block.
         verdict: the finding in words, against chance and against 1.
@@ -186,6 +91,7 @@ class ResidualUpdates:
     chance: float
     relative: Array
     p_random: Array
+    p_random_low: Array
     languages: dict[str, Band]
     differences: dict[tuple[str, str], Band]
     norm: Array
@@ -224,9 +130,7 @@ def residual_updates(
         groups: resampling unit of each prompt (its pair_id); None resamples prompts.
     """
     if k not in norms.ks:
-        raise AnalysisError(
-            "This k was not measured.", expected=f"one of {_span(norms.ks)}", given=f"k = {k}"
-        )
+        raise AnalysisError("This k was not measured.", expected=f"one of {span(norms.ks)}", given=f"k = {k}")
     at = norms.ks.index(k)
     z, rest = norms.z[:, :, at], norms.rest[:, :, at]
     n = z.shape[1]
@@ -238,25 +142,26 @@ def residual_updates(
     whole = band(estimate, draws, level, name)
     low_all, high_all = _simultaneous(estimate, draws, level)
     chance = chance_ratio(norms.d, k, kind)
-    p_random = holm(_p_random(norms, z, k))
+    raw = _p_random(norms, z, k)
+    p_random = holm(raw), holm(1.0 - raw)
     curves, apart = _by_language(languages, weights, z, rest, kind, level, name)
     labels = tuple(update_label(u) for u in range(z.shape[0]))
-    verdict = _verdict(labels, estimate, low_all, high_all, chance, p_random)
     return ResidualUpdates(
-        labels,
-        k,
-        norms.d,
-        kind,
-        whole,
-        low_all,
-        high_all,
-        chance,
-        estimate / chance,
-        p_random,
-        curves,
-        apart,
-        norms.total.mean(axis=1),
-        verdict,
+        labels=labels,
+        k=k,
+        d=norms.d,
+        kind=kind,
+        ratio=whole,
+        low_all=low_all,
+        high_all=high_all,
+        chance=chance,
+        relative=estimate / chance,
+        p_random=p_random[0],
+        p_random_low=p_random[1],
+        languages=curves,
+        differences=apart,
+        norm=norms.total.mean(axis=1),
+        verdict=_verdict(labels, estimate, low_all, high_all, chance, p_random),
     )
 
 
@@ -321,9 +226,20 @@ def _names(labels: Sequence[str], chosen: NDArray[np.bool_]) -> str:
 
 
 def _verdict(
-    labels: Sequence[str], estimate: Array, low: Array, high: Array, chance: float, p_random: Array
+    labels: Sequence[str],
+    estimate: Array,
+    low: Array,
+    high: Array,
+    chance: float,
+    p_random: tuple[Array, Array],
 ) -> str:
-    """The finding in words. Against 1: simultaneous limits. Against chance: these and p_random."""
+    """The finding in words.
+
+    Against 1: the simultaneous limit over blocks is above 1. Against chance: the simultaneous limit is
+    beyond the chance value and the energy fraction is beyond what random k-subspaces hold (Holm
+    over blocks, 2.5 % on each side), because prompts that all move alike make a bootstrap over
+    prompts certain of a ratio that any other subspace would give differently.
+    """
     top = int(np.nanargmax(estimate)) if np.isfinite(estimate).any() else 0
     if (low > 1).any():
         first = f"Z-dominated (R > 1) at {_names(labels, low > 1)}"
@@ -334,16 +250,18 @@ def _verdict(
         )
     else:
         first = f"Never Z-dominated: R stays below 1 (largest {estimate[top]:.3g} at {labels[top]})"
-    above = (low > chance) & (np.nan_to_num(p_random, nan=1.0) < 0.05)
-    if np.isnan(p_random).all():
-        second = f"chance is {chance:.3g}, not compared (no random-subspace null was computed)"
-    elif above.any():
-        second = f"above chance ({chance:.3g}) at {_names(labels, above)}"
-    else:
-        second = f"nowhere above chance ({chance:.3g})"
-    below = high < chance
-    third = f"; below chance at {_names(labels, below)}" if below.any() else ""
-    return f"{first}; {second}{third}."
+    if np.isnan(p_random[0]).all():
+        return f"{first}; chance is {chance:.3g}, not compared (no random-subspace null was computed)."
+    above, below = (
+        beyond & (np.nan_to_num(p, nan=1.0) < 0.025)
+        for beyond, p in zip((low > chance, high < chance), p_random, strict=True)
+    )
+    found = [
+        f"{word} chance ({chance:.3g}) at {_names(labels, where)}"
+        for word, where in (("above", above), ("below", below))
+        if where.any()
+    ]
+    return f"{first}; {'; '.join(found) or f'nowhere off chance ({chance:.3g})'}."
 
 
 @dataclass(frozen=True)

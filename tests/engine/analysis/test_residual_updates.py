@@ -1,0 +1,225 @@
+"""R(ℓ) against explicit projectors, its chance values, verdicts and their error rates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.analysis import residual_updates as ru
+from engine.analysis.subspace import project, random_basis
+from engine.errors import AnalysisError
+
+D, K = 48, 6
+
+
+def states(seed: int, layers: int = 5, n: int = 40) -> np.ndarray:
+    return np.cumsum(np.random.default_rng(seed).normal(size=(layers + 1, n, D)), axis=0)
+
+
+def planted(seed: int, basis: np.ndarray, block: int, gain: float = 30.0) -> np.ndarray:
+    out = np.diff(states(seed), axis=0)
+    out[block] += gain * np.random.default_rng(seed + 1).normal(size=(40, basis.shape[1])) @ basis.T
+    return out
+
+
+@pytest.mark.parametrize("kind", ["ratio_of_means", "mean_of_ratios"])
+def test_ratio_equals_explicit_projectors_for_every_k(kind: ru.Kind) -> None:
+    s, basis = states(0), random_basis(D, K, 1)
+    norms = ru.update_norms(ru.updates(s), basis)
+    assert norms.ks == tuple(range(1, K + 1))
+    for k in norms.ks:
+        found = ru.residual_updates(norms, k, kind=kind, n_boot=50)
+        projector = basis[:, :k] @ basis[:, :k].T
+        for u in range(5):
+            delta = s[u + 1] - s[u]
+            z = np.linalg.norm(delta @ projector, axis=1)
+            rest = np.linalg.norm(delta @ (np.eye(D) - projector), axis=1)
+            expected = z.mean() / rest.mean() if kind == "ratio_of_means" else (z / rest).mean()
+            assert found.ratio.estimate[u] == pytest.approx(expected, rel=1e-10)
+            assert found.norm[u] == pytest.approx(np.linalg.norm(delta, axis=1).mean())
+
+
+def test_bases_built_per_k_are_measured_one_by_one() -> None:
+    deltas = list(ru.updates(states(1)))
+    per_k = {k: random_basis(D, k, k) for k in (2, 5)}
+    together = ru.update_norms(deltas, per_k)
+    assert together.ks == (2, 5)
+    for i, k in enumerate(together.ks):
+        alone = ru.update_norms(deltas, per_k[k], [k])
+        np.testing.assert_allclose(together.z[:, :, i], alone.z[:, :, 0], rtol=1e-12)
+        np.testing.assert_allclose(together.rest[:, :, i], alone.rest[:, :, 0], rtol=1e-10)
+
+
+def test_float32_updates_are_accurate_to_rounding() -> None:
+    s, basis = states(2), random_basis(D, K, 1)
+    wide = ru.residual_updates(ru.update_norms(ru.updates(s), basis), K, n_boot=20)
+    narrow = ru.residual_updates(ru.update_norms(ru.updates(s.astype(np.float32)), basis), K, n_boot=20)
+    # 48-term float32 products of states of size ~3
+    np.testing.assert_allclose(narrow.ratio.estimate, wide.ratio.estimate, rtol=2e-6)
+    np.testing.assert_allclose(narrow.p_random, wide.p_random, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("d", "k"), [(48, 6), (48, 1), (20, 17), (5, 2)])
+@pytest.mark.parametrize("kind", ["ratio_of_means", "mean_of_ratios"])
+def test_chance_equals_monte_carlo(d: int, k: int, kind: ru.Kind) -> None:
+    x = np.random.default_rng(0).normal(size=(200_000, d))
+    z, rest = np.linalg.norm(x[:, :k], axis=1), np.linalg.norm(x[:, k:], axis=1)
+    # directions, not lengths: normalise before taking means
+    total = np.linalg.norm(x, axis=1)
+    z, rest = z / total, rest / total
+    drawn = z.mean() / rest.mean() if kind == "ratio_of_means" else (z / rest).mean()
+    assert ru.chance_ratio(d, k, kind) == pytest.approx(drawn, rel=0.015)
+
+
+def test_chance_is_far_below_one_and_nearly_the_square_root_law() -> None:
+    assert ru.chance_ratio(2048, 50) == pytest.approx(0.1574, abs=1e-4)
+    assert ru.chance_ratio(2048, 50) == pytest.approx(np.sqrt(50 / 1998), rel=0.01)
+    assert ru.chance_ratio(2, 1, "mean_of_ratios") == np.inf
+
+
+def test_axis_labels_name_the_block_that_adds_the_update() -> None:
+    found = ru.residual_updates(
+        ru.update_norms(ru.updates(states(0, 3)), random_basis(D, K, 0)), K, n_boot=20
+    )
+    assert found.labels == ("−1→0", "0→1", "1→2")
+
+
+def test_unrelated_updates_sit_at_chance_and_say_so() -> None:
+    wrong_chance = wrong_one = 0
+    ratios = []
+    for seed in range(60):
+        norms = ru.update_norms(ru.updates(states(seed)), random_basis(D, K, seed), [K])
+        found = ru.residual_updates(norms, K, n_boot=200, seed=seed)
+        ratios.append(found.relative.mean())
+        wrong_chance += "nowhere off chance" not in found.verdict
+        wrong_one += not found.verdict.startswith("Never Z-dominated")
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.01)
+    assert wrong_one == 0
+    assert wrong_chance / 60 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+
+
+def test_prompts_that_all_move_alike_do_not_fake_a_finding() -> None:
+    """One shared direction looks certain to a bootstrap over prompts; a random subspace is the right null."""
+    wrong = 0
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        deltas = [rng.normal(size=D) + 0.05 * rng.normal(size=(40, D)) for _ in range(5)]
+        found = ru.residual_updates(ru.update_norms(deltas, random_basis(D, K, seed), [K]), K, n_boot=100)
+        wrong += "nowhere off chance" not in found.verdict
+    assert wrong / 80 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 80)
+
+
+def test_planted_block_is_named_by_the_verdict() -> None:
+    basis = random_basis(D, K, 3)
+    found = ru.residual_updates(ru.update_norms(planted(0, basis, 2), basis), K)
+    assert found.verdict.startswith("Z-dominated (R > 1) at 1→2;")
+    assert "above chance (0.365) at 1→2" in found.verdict
+    assert found.ratio.low[2] > 1
+    assert found.p_random[2] < 1e-6
+    weak = ru.residual_updates(ru.update_norms(planted(0, basis, 2, 1.0), basis), K)
+    assert weak.verdict.startswith("Never Z-dominated: R stays below 1 (largest 0.499 at 1→2)")
+    assert "above chance (0.365) at 1→2" in weak.verdict
+
+
+def test_a_ratio_above_one_by_luck_is_not_called_dominated() -> None:
+    basis = random_basis(D, K, 0)
+    rng = np.random.default_rng(4)
+    inside = rng.normal(size=(6, K)) @ basis.T
+    outside = rng.normal(size=(6, D))
+    outside -= project(outside, basis)
+    inside *= (np.linalg.norm(outside, axis=1) * rng.lognormal(0, 1.2, 6) / np.linalg.norm(inside, axis=1))[
+        :, None
+    ]
+    scale = np.linalg.norm(outside, axis=1).mean() / np.linalg.norm(inside, axis=1).mean()
+    found = ru.residual_updates(ru.update_norms([1.05 * scale * inside + outside], basis), K)
+    assert found.ratio.estimate[0] == pytest.approx(1.05)
+    assert found.verdict.startswith("Not shown to be Z-dominated anywhere: R exceeds 1 at −1→0")
+
+
+def test_below_chance_is_reported() -> None:
+    basis = random_basis(D, K, 0)
+    deltas = np.diff(states(0), axis=0)
+    deltas[3] -= project(deltas[3], 0.99 * basis)
+    found = ru.residual_updates(ru.update_norms(deltas, basis), K)
+    assert found.verdict.endswith("below chance (0.365) at 2→3.")
+
+
+def test_languages_and_their_paired_difference() -> None:
+    basis = random_basis(D, K, 0)
+    deltas = np.diff(states(5, n=80), axis=0)
+    language = np.array(["zh", "en"] * 40)
+    groups = np.arange(80) // 2
+    deltas[1, ::2] += 3 * np.random.default_rng(0).normal(size=(40, K)) @ basis.T
+    norms = ru.update_norms(deltas, basis, [K])
+    found = ru.residual_updates(norms, K, languages=language, groups=groups, n_boot=400)
+    assert list(found.languages) == ["zh", "en"]
+    for name, curve in found.languages.items():
+        alone = ru.residual_updates(ru.update_norms(deltas[:, language == name], basis, [K]), K, n_boot=20)
+        np.testing.assert_allclose(curve.estimate, alone.ratio.estimate, rtol=1e-12)
+    difference = found.differences["zh", "en"]
+    np.testing.assert_allclose(
+        difference.estimate, found.languages["zh"].estimate - found.languages["en"].estimate
+    )
+    assert difference.low[1] > 0
+    assert (difference.low[[0, 2, 3, 4]] < 0).sum() >= 3
+    assert "groups" in difference.method
+
+
+def test_pairs_share_what_they_share() -> None:
+    """A difference between paired languages has no noise from what the pair has in common."""
+    basis = random_basis(D, K, 0)
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(60, D)) * rng.lognormal(sigma=1.0, size=(60, 1))
+    deltas = [np.repeat(common, 2, axis=0) + 0.05 * rng.normal(size=(120, D))]
+    language = np.array(["zh", "en"] * 60)
+    norms = ru.update_norms(deltas, basis, [K])
+    paired = ru.residual_updates(norms, K, languages=language, groups=np.arange(120) // 2)
+    loose = ru.residual_updates(norms, K, languages=language)
+    assert paired.differences["zh", "en"].se[0] < 0.3 * loose.differences["zh", "en"].se[0]
+
+
+def test_split_between_attention_and_mlp() -> None:
+    rng = np.random.default_rng(0)
+    basis = random_basis(D, K, 0)
+    attn = [rng.normal(size=(30, D)) for _ in range(3)]
+    mlp = [rng.normal(size=(30, D)) for _ in range(3)]
+    attn[1] += 20 * rng.normal(size=(30, K)) @ basis.T
+    split = ru.split_updates(attn, mlp, basis, n_boot=200)
+    for part, band in ((attn, split.attn), (mlp, split.mlp)):
+        direct = ru.residual_updates(ru.update_norms(part, basis, [K]), K, n_boot=20)
+        np.testing.assert_allclose(band.estimate, direct.ratio.estimate, rtol=1e-10)
+    inside_a, inside = project(attn[1], basis), project(attn[1] + mlp[1], basis)
+    assert split.attn_share_z.estimate[1] == pytest.approx((inside_a * inside).sum() / (inside**2).sum())
+    assert split.attn_share_z.low[1] > 0.9
+    assert split.attn_share_rest.low[1] < 0.5 < split.attn_share_rest.high[1]
+
+
+def test_prompts_without_an_update_do_not_divide_by_zero() -> None:
+    basis = random_basis(D, K, 0)
+    deltas = np.diff(states(0), axis=0)
+    deltas[0] = 0.0
+    deltas[1, 3] = 0.0
+    for kind in ("ratio_of_means", "mean_of_ratios"):
+        found = ru.residual_updates(ru.update_norms(deltas, basis, [K]), K, kind=kind, n_boot=30)
+        assert np.isnan(found.ratio.estimate[0])
+        assert np.isnan(found.ratio.low[0])
+        assert np.isfinite(found.ratio.estimate[1:]).all()
+        assert np.isfinite(found.ratio.low[1:]).all()
+
+
+def test_bad_input_is_refused_with_its_reason() -> None:
+    basis = random_basis(D, K, 0)
+    norms = ru.update_norms(ru.updates(states(0)), basis, [2, 4])
+    for call, says in (
+        (lambda: ru.residual_updates(norms, 3), "one of [2, 4]"),
+        (lambda: ru.residual_updates(norms, 2, languages=["zh"] * 3), "40 labels"),
+        (lambda: ru.update_norms(ru.updates(states(0)), basis, [7]), "k among [1, 2, 3, 4, 5, 6]"),
+        (lambda: ru.update_norms(ru.updates(states(0)), 2 * basis), "not orthonormal"),
+        (lambda: ru.update_norms(ru.updates(states(0)), random_basis(9, 2, 0)), "another model width"),
+        (lambda: ru.update_norms([], basis), "no updates"),
+        (lambda: ru.chance_ratio(5, 5), "1 ≤ k < d = 5"),
+        (lambda: ru.split_updates([], [], basis), "no blocks"),
+    ):
+        with pytest.raises(AnalysisError) as caught:
+            call()
+        assert says in str(caught.value)
