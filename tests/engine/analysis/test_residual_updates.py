@@ -62,13 +62,13 @@ def test_float32_updates_are_accurate_to_rounding() -> None:
 @pytest.mark.parametrize(("d", "k"), [(48, 6), (48, 1), (20, 17), (5, 2)])
 @pytest.mark.parametrize("kind", ["ratio_of_means", "mean_of_ratios"])
 def test_chance_equals_monte_carlo(d: int, k: int, kind: ru.Kind) -> None:
-    x = np.random.default_rng(0).normal(size=(200_000, d))
+    x = np.random.default_rng(0).normal(size=(50_000, d))
     z, rest = np.linalg.norm(x[:, :k], axis=1), np.linalg.norm(x[:, k:], axis=1)
     # directions, not lengths: normalise before taking means
     total = np.linalg.norm(x, axis=1)
     z, rest = z / total, rest / total
     drawn = z.mean() / rest.mean() if kind == "ratio_of_means" else (z / rest).mean()
-    assert ru.chance_ratio(d, k, kind) == pytest.approx(drawn, rel=0.015)
+    assert ru.chance_ratio(d, k, kind) == pytest.approx(drawn, rel=0.02)
 
 
 def test_chance_is_far_below_one_and_nearly_the_square_root_law() -> None:
