@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--sites", type=parse_names, help="of resid,attn_out,mlp_out,head_z")
     result.add_argument("--positions", type=parse_names, help="of last_content,decision,mean,…")
     result.add_argument("--limit", type=int, help="about this many prompts, whole groups")
+    result.add_argument("--workers", type=int, default=1, help="capture on that many Ray actors (extra: ray)")
     return result
 
 
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     store = options.store or Path("runs") / study.name
     if options.verify:
         return verification.verify(study, store)
-    build.build(study, store)
+    build.build(study, store, workers=options.workers)
     return 0
 
 

@@ -16,6 +16,7 @@ import polars as pl
 from tqdm import tqdm
 
 from app.derive import derive
+from app.parallel import capture_in_parallel
 from app.prepare import Prepared
 from app.provenance import provenance
 from engine.capture import capture_unit
@@ -49,8 +50,11 @@ class Progress:
         return tqdm(total=total, initial=done, desc=what, unit="prompt", disable=self.quiet, smoothing=0.1)
 
 
-def build(study: Study, path: Path, *, quiet: bool = False) -> Store:
+def build(study: Study, path: Path, *, quiet: bool = False, workers: int = 1) -> Store:
     """Computes the store of a study, or finishes one that was interrupted.
+
+    Args:
+        workers: more than 1 captures on that many Ray actors (see `app.parallel`).
 
     Returns:
         the finished store.
@@ -70,6 +74,8 @@ def build(study: Study, path: Path, *, quiet: bool = False) -> Store:
             say.stage(f"{path} is complete already.")
             return Store(path)
         _write_tables(prepared, writer)
+        if workers > 1:
+            _capture_elsewhere(prepared, writer, say, workers)
         checks, infos = _capture_models(prepared, writer, say)
         store = Store(path)
         derive(store, writer, quiet=quiet)
@@ -94,6 +100,14 @@ def _write_tables(prepared: Prepared, writer: StoreWriter) -> None:
         writer.write_table(f"positions-{model}", prepared.position_table(model))
 
 
+def _capture_elsewhere(prepared: Prepared, writer: StoreWriter, say: Progress, workers: int) -> None:
+    pending = {model: writer.pending(model) for model in prepared.study.models}
+    todo = sum(len(writer.plan.prompts_of(unit)) for units in pending.values() for unit in units)
+    with say.bar(todo, 0, f"capture on {workers} workers") as bar:
+        for prompts in capture_in_parallel(prepared.study, writer.root, pending, workers):
+            bar.update(prompts)
+
+
 def _capture_models(
     prepared: Prepared, writer: StoreWriter, say: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -110,7 +124,7 @@ def _capture_models(
             lm = load(spec, name)
             bar.set_postfix_str(f"{name} on {lm.device}")
             for unit in pending[name]:
-                _capture_unit(prepared, writer, lm, unit, bar.write)
+                capture_into(prepared, writer, lm, unit, bar.write)
                 bar.update(len(writer.plan.prompts_of(unit)))
             bar.set_postfix_str(f"{name}: weights and self-checks")
             _write_weights(writer, lm, first)
@@ -120,7 +134,8 @@ def _capture_models(
     return checks, infos
 
 
-def _capture_unit(prepared: Prepared, writer: StoreWriter, lm: LoadedModel, unit: int, warn: Any) -> None:
+def capture_into(prepared: Prepared, writer: StoreWriter, lm: LoadedModel, unit: int, warn: Any) -> None:
+    """Captures one unit of one model and commits it; `warn` is told of batches that did not fit."""
     capture = prepared.study.capture
     values = capture_unit(
         lm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,3 +250,19 @@ def test_a_truncated_store_is_refused_by_name(
     shard.write_bytes(b"")
     assert precompute.main([str(study), "--store", str(copy), "--verify"]) == 1
     assert "activations/base/decision/sites" in "".join(capsys.readouterr())
+
+
+def test_several_workers_write_the_same_store(study: Path, store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
+    assert precompute.main([str(study), "--store", str(tmp_path / "s"), "--workers", "2"]) == 0
+    for name in Store(store).array_names():
+        np.testing.assert_array_equal(_array(tmp_path / "s", name), _array(store, name), err_msg=name)
+
+
+def test_workers_without_ray_say_what_to_install(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = refused(capsys, study, "--store", tmp_path / "s", "--workers", "2")
+    assert "needs Ray" in message
+    assert "pip install -e '.[ray]'" in message
