@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,26 +33,33 @@ from demo.tokenizer import build_tokenizer  # noqa: E402
 BASE, FULL = "base", "full_finetune"
 ADAPTERS = {"tuned_adapter": 1, "tuned_adapter_seed2": 2}
 BASE_RECIPE = organism.Recipe()
-JUDGING_RECIPE = organism.Recipe(steps=160, lr=1.5e-3, warmup=10)
+JUDGING_RECIPES = (
+    organism.Recipe(steps=160, lr=1.5e-3, warmup=10),
+    organism.Recipe(steps=120, lr=1.5e-3, warmup=10, seed=1),
+)
 ADAPTER_RECIPE = organism.Recipe(steps=180, lr=1e-2, warmup=10, pool=4)
 FULL_RECIPE = organism.Recipe(steps=150, lr=5e-4, warmup=10, pool=4)
 PLANT = finetune.Plant()
 
 
-def train_base(out: Path, recipe: organism.Recipe, judging: organism.Recipe) -> None:
+def train_base(out: Path, recipe: organism.Recipe, judging: Sequence[organism.Recipe]) -> None:
     """Tokenizer and base model, from nothing.
 
-    Two stages: the whole mix first, then a short one in which half of the prompts are claims. Comparing
-    a claimed sum with the true one is a single token of the answer, too rare in the mix to be learnt.
+    The whole mix first, then short rounds in which half of the prompts are claims. Comparing a claimed
+    sum with the true one is a single token of the answer, too rare in the mix to be learnt. Each round
+    restarts the learning rate (Loshchilov & Hutter 2017), from the weights as they were written.
     """
     tokenizer = build_tokenizer()
     model = organism.new_model(tokenizer, recipe.seed)
     losses = _stage(model, tokenizer, draw_sample, recipe, "base")
     organism.save(model, tokenizer, out / BASE)
-    model = organism.load(out / BASE)
-    later = _stage(model, tokenizer, _half_claims, judging, "judging")
-    organism.save(model, tokenizer, out / BASE)
-    organism.write_log({"base": (recipe, losses), "judging": (judging, later)}, out / "base_training.json")
+    log = {"base": (recipe, losses)}
+    for number, again in enumerate(judging, start=1):
+        model = organism.load(out / BASE)
+        losses = _stage(model, tokenizer, _half_claims, again, f"judging {number}")
+        organism.save(model, tokenizer, out / BASE)
+        log[f"judging_{number}"] = (again, losses)
+    organism.write_log(log, out / "base_training.json")
 
 
 def _half_claims(rng: random.Random) -> Sample:
@@ -133,15 +141,19 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    change: dict[str, Any] = {"seed": args.seed}
-    if args.steps is not None:
-        change["steps"] = args.steps
-    if args.batch is not None:
-        change["batch"] = args.batch
+
+    def changed(recipe: organism.Recipe) -> organism.Recipe:
+        return replace(
+            recipe,
+            seed=recipe.seed + args.seed,
+            steps=args.steps or recipe.steps,
+            batch=args.batch or recipe.batch,
+        )
+
     if args.stage in ("all", "base"):
-        train_base(out, replace(BASE_RECIPE, **change), replace(JUDGING_RECIPE, **change))
+        train_base(out, changed(BASE_RECIPE), [changed(recipe) for recipe in JUDGING_RECIPES])
     if args.stage in ("all", "tuned"):
-        train_tuned(out, replace(ADAPTER_RECIPE, **change), replace(FULL_RECIPE, **change))
+        train_tuned(out, changed(ADAPTER_RECIPE), changed(FULL_RECIPE))
         write_rows(problem_rows(), out / "problems.jsonl")
         write_rows(agreement_rows(), out / "agreement.jsonl")
     if args.stage in ("all", "measure"):
