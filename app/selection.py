@@ -19,6 +19,8 @@ FIXED: dict[str, tuple[str, ...]] = {
     "interval": ("bootstrap", "jackknife"),
     "mean": ("ratio_of_means", "mean_of_ratios"),
     "scale": ("r", "r_over_chance"),
+    "view": ("values", "null"),
+    "parts": ("shown", "hidden"),
     "kind": KINDS,
     "read_at": ("patched", "decision"),
     "amplitude": ("vector", "deviation"),
@@ -66,8 +68,8 @@ class Selection:
     """Everything a page needs to know about what the reader is looking at.
 
     `a`, `b` name the pair; `layer` and `ref` are block indices; `target` is `a` or `b`, the model
-    that a live patch runs; `alphas` and `layers` say whether one or a whole curve of them is run; `run`
-    names an earlier live result.
+    that a live patch runs, on the prompts of split `report`; `alphas` and `layers` say whether one or
+    a whole curve of them is run; `run` names an earlier live result.
     """
 
     a: str = ""
@@ -79,12 +81,15 @@ class Selection:
     ref: int = 0
     alpha: float = 1.0
     split: str = "all"
+    report: str = "all"
     language: str = "all"
     category: str = "all"
     estimator: str = "debiased"
     interval: str = "bootstrap"
     mean: str = "ratio_of_means"
     scale: str = "r"
+    view: str = "values"
+    parts: str = "shown"
     model: str = "a"
     target: str = "b"
     kind: str = "raw"
@@ -111,6 +116,7 @@ def defaults(facts: Facts) -> Selection:
         ref=middle,
         position="last_content" if "last_content" in facts.positions else facts.positions[0],
         k=min(8, facts.max_k),
+        report="validation" if "validation" in facts.splits else "all",
     )
 
 
@@ -123,6 +129,7 @@ def choices(facts: Facts) -> dict[str, tuple[str, ...]]:
         "site": tuple(s for s in SITES if s in facts.sites),
         "position": facts.positions,
         "split": ("all", *facts.splits),
+        "report": ("all", *facts.splits),
         "language": ("all", *facts.languages),
         "category": ("all", *facts.categories),
         "model": ("a", "b"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class Look:
         references: named horizontal lines, such as chance.
         selected: the layer to highlight, or None.
         labels: tick labels of layers that are not plain numbers, e.g. {-1: "in"}.
-        format: d3 number format of the vertical axis.
+        zoom: fit the vertical axis to the values alone; null and references may fall outside.
     """
 
     y_title: str
@@ -31,8 +32,8 @@ class Look:
     references: Mapping[str, float] | None = None
     selected: int | None = None
     labels: Mapping[int, str] | None = None
-    format: str = ".2~f"
-    height: int = 300
+    zoom: bool = False
+    height: int = 340
 
 
 def layer_curve(table: pl.DataFrame, look: Look, palette: Palette, null: pl.DataFrame | None = None) -> Spec:
@@ -45,9 +46,11 @@ def layer_curve(table: pl.DataFrame, look: Look, palette: Palette, null: pl.Data
     Returns:
         A layered Vega-Lite specification whose parameter `pick` selects field `layer`.
     """
-    x, scale = _x(table, look), {"domain": _domain(table, null, look), "nice": False, "zero": False}
-    y = channel("value", "quantitative", look.y_title, scale=scale, axis={"format": look.format})
-    low = channel("low", "quantitative", look.y_title, scale=scale)
+    x, domain = _x(table, look), _domain(table, null, look)
+    scale = {"domain": domain, "nice": False, "zero": False}
+    axis = {"format": _digits(domain), "tickCount": 6}
+    y = channel("value", "quantitative", look.y_title, scale=scale, axis=axis)
+    low = channel("low", "quantitative", look.y_title, scale=scale, axis=axis)
     hue = color(list(look.colors), list(look.colors.values()))
     data = values(table)
     parts: list[Spec] = []
@@ -56,10 +59,10 @@ def layer_curve(table: pl.DataFrame, look: Look, palette: Palette, null: pl.Data
         mark = {"type": "rect", "color": palette.mark, "opacity": 0.1}
         parts.append(layer(column, mark, {"x": {**x, "field": "x"}, "x2": {"field": "x2"}}))
     if null is not None and null.height:
-        mark = {"type": "area", "opacity": 0.3, "color": palette.null}
+        mark = {"type": "area", "opacity": 0.3, "color": palette.null, "clip": True}
         parts.append(layer(values(null), mark, {"x": x, "y": low, "y2": {"field": "high"}}))
     for name, at in (look.references or {}).items():
-        parts += _reference(name, at, palette, scale)
+        parts += _reference(name, at, palette, scale, look)
     if {"low", "high"} <= set(table.columns):
         whole = values(table.drop_nulls(["low", "high"]))
         encoding = {"x": x, "y": low, "y2": {"field": "high"}, "color": hue}
@@ -89,8 +92,8 @@ def _x(table: pl.DataFrame, look: Look) -> Spec:
 
 
 def _domain(table: pl.DataFrame, null: pl.DataFrame | None, look: Look) -> list[float]:
-    numbers = list((look.references or {}).values())
-    for frame in (table, null):
+    numbers = [] if look.zoom else list((look.references or {}).values())
+    for frame in (table, None if look.zoom else null):
         for name in ("value", "low", "high"):
             if frame is not None and name in frame.columns:
                 numbers += frame[name].drop_nulls().drop_nans().to_list()
@@ -101,9 +104,17 @@ def _domain(table: pl.DataFrame, null: pl.DataFrame | None, look: Look) -> list[
     return [low - pad if low < 0 or low > pad else 0.0, high + pad]
 
 
-def _reference(name: str, at: float, palette: Palette, scale: Spec) -> list[Spec]:
+def _digits(domain: list[float]) -> str:
+    """Number format that tells neighbouring ticks apart."""
+    step = max(domain[1] - domain[0], 1e-12) / 6
+    return f".{min(max(0, math.ceil(-math.log10(step))), 9)}f" if step < 10 else ",d"
+
+
+def _reference(name: str, at: float, palette: Palette, scale: Spec, look: Look) -> list[Spec]:
     data = values([{"at": at, "label": name}])
     y = channel("at", "quantitative", scale=scale)
+    if look.zoom and not scale["domain"][0] <= at <= scale["domain"][1]:
+        return []
     rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}
     text = {
         "type": "text",
@@ -140,6 +151,7 @@ def _hits(table: pl.DataFrame, null: pl.DataFrame | None, look: Look, x: Spec) -
 
 def _said(row: Mapping[str, object]) -> str:
     value, low, high = row["value"], row.get("low"), row.get("high")
-    if value is None or value != value:
+    if not isinstance(value, float | int) or math.isnan(value):
         return "undefined"
-    return f"{value:.4g}" + (f"  ({low:.4g} to {high:.4g})" if low is not None and low == low else "")
+    known = isinstance(low, float) and isinstance(high, float) and not math.isnan(low)
+    return f"{value:.6g}" + (f"  ({low:.6g} to {high:.6g})" if known else "")

@@ -41,7 +41,7 @@ def layer_heatmap(
     row = values([{"layer": selected, "other": v} for v in others[:1]])
     frame = {"type": "rect", "fillOpacity": 0, "stroke": palette.mark, "strokeWidth": 2}
     outline = layer(row, frame, {"y": y, "x": {"value": 0}, "x2": {"value": "width"}})
-    return chart([cells, outline] if selected in table["layer"] else [cells], 360)
+    return chart([cells, outline] if selected in table["layer"] else [cells], 440)
 
 
 def stacked_bars(
@@ -70,7 +70,7 @@ def stacked_bars(
         ],
     }
     mark = {"type": "bar", "height": {"band": 0.66}}
-    return chart([layer(values(table), mark, encoding)], max(110, 26 * table["name"].n_unique() + 60))
+    return chart([layer(values(table), mark, encoding)], 110 + 24 * table["name"].n_unique())
 
 
 def histogram(table: pl.DataFrame, *, x_title: str, y_title: str, mean: float, palette: Palette) -> Spec:
@@ -82,7 +82,7 @@ def histogram(table: pl.DataFrame, *, x_title: str, y_title: str, mean: float, p
     """
     edges = [*table["low"].to_list(), *table["high"].to_list()]
     scale = {"type": "log", "nice": False, "domain": [min(edges), max(edges)]} if edges else {}
-    axis = {"format": "~g", "tickCount": 6, "grid": False, "labelOverlap": True}
+    axis = {"format": ".0e", "tickCount": 6, "grid": False, "labelOverlap": True}
     encoding = {
         "x": channel("low", "quantitative", x_title, scale=scale, axis=axis),
         "x2": {"field": "high"},
@@ -100,4 +100,4 @@ def histogram(table: pl.DataFrame, *, x_title: str, y_title: str, mean: float, p
         parts.append(
             layer(values([{"mean": mean}]), rule, {"x": channel("mean", "quantitative", scale=scale)})
         )
-    return chart(parts, 220)
+    return chart(parts, 260)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours by role; `series` is for anything without a role of its own (languages, sub-blocks)."""
+    """Colours by role: the two models, two quantities of the pair, null; `series` is for anything
+    without a role of its own (languages, sub-blocks)."""
 
     a: str
     b: str
+    pair: str
+    pair2: str
     null: str
     mark: str
     text: str
@@ -26,6 +29,8 @@ class Palette:
 LIGHT = Palette(
     a="#0072b2",
     b="#d55e00",
+    pair="#6a4c9c",
+    pair2="#a07cc0",
     null="#8a8f98",
     mark="#1c2126",
     text="#1c2126",
@@ -35,6 +40,8 @@ LIGHT = Palette(
 DARK = Palette(
     a="#56b4e9",
     b="#e8833a",
+    pair="#b79ae0",
+    pair2="#8a6fb5",
     null="#9aa2ab",
     mark="#e4e7ea",
     text="#e4e7ea",

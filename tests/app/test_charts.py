@@ -93,7 +93,7 @@ def test_an_empty_curve_still_draws() -> None:
 def test_text_and_marks_of_each_palette_contrast_with_their_page() -> None:
     """WCAG asks 3:1 for graphics: every mark colour against its page's background."""
     for palette, page in ((LIGHT, "#fcfcfb"), (DARK, "#14171a")):
-        for color in (palette.a, palette.b, palette.null, palette.mark):
+        for color in (palette.a, palette.b, palette.pair, palette.pair2, palette.null, palette.mark):
             assert contrast(color, page) >= 3.0, (color, page)
 
 

@@ -1,0 +1,52 @@
+"""The dashboard: `streamlit run app/main.py -- --store runs/demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from app import components, controls, resources  # noqa: E402
+
+PAGES = {
+    "Study": [("overview", "Overview", "dashboard"), ("about", "About this study", "article")],
+    "Compare": [
+        ("similarity", "Similarity (CKA)", "compare_arrows"),
+        ("residual_updates", "Residual updates R(ℓ)", "stacked_line_chart"),
+    ],
+    "Live": [("patching", "Patching", "cable"), ("runs", "Runs", "history")],
+}
+
+
+def main() -> None:
+    """Open the store, bring selection and URL together, run the chosen page."""
+    st.set_page_config(page_title="Patchbay", page_icon=":material/cable:", layout="wide")
+    page = st.navigation(
+        {
+            section: [
+                st.Page(
+                    ROOT / "pages" / f"{name}.py",
+                    title=title,
+                    icon=f":material/{icon}:",
+                    url_path="" if name == "overview" else name,
+                    default=name == "overview",
+                )
+                for name, title, icon in entries
+            ]
+            for section, entries in PAGES.items()
+        }
+    )
+    with components.guard(page.title):
+        opened = resources.open_store()
+        controls.sync(opened.facts)
+        with st.sidebar:
+            st.caption(f"Study **{components.study_name(opened)}**")
+        page.run()
+
+
+main()

@@ -1,0 +1,336 @@
+"""Live patches as a page needs them: a condition from the selection, and a result as words and panels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from app import words
+from app.charts.curves import Look, layer_curve
+from app.charts.grids import histogram
+from app.charts.palette import Palette
+from app.charts.spec import Spec
+from app.jobs import JobResult
+from app.panel import Panel
+from app.selection import Selection
+from engine.condition import POSITIONS, Condition, Where
+
+ALPHAS = tuple(round(0.2 * i, 1) for i in range(11))
+"""Amplitudes of a whole α curve, 0 to 2."""
+
+KIND_NAMES = {"raw": "moment-matched", "literal": "literal", "self": "own (check)", "mean": "own mean"}
+KIND_HELP = (
+    "moment-matched: the source's activation, each dimension brought to the target's mean and spread on the "
+    "train split. literal: as it is. own: the target's own activation, must change nothing. "
+    "own mean: the target's mean over the train split."
+)
+
+
+def patch_positions(offered: Sequence[str]) -> tuple[str, ...]:
+    """Captured positions that are one token, and can therefore be patched."""
+    return tuple(p for p in offered if p in POSITIONS)
+
+
+def condition_of(selection: Selection, layer: int | None = None) -> Condition:
+    """The condition a selection describes, at another layer where one is given.
+
+    Raises:
+        PatchError: the selection's position is not one token.
+    """
+    target, source = (selection.a, selection.b) if selection.target == "a" else (selection.b, selection.a)
+    everything = selection.kind == "self"
+    return Condition(
+        target=target,
+        source=source,
+        component=selection.site,  # type: ignore[arg-type]
+        layer=selection.layer if layer is None else layer,
+        position=selection.position,
+        kind=selection.kind,  # type: ignore[arg-type]
+        alphas=(1.0,) if everything else ALPHAS if selection.alphas == "curve" else (selection.alpha,),
+        scale=selection.amplitude,  # type: ignore[arg-type]
+        read_at=selection.read_at,  # type: ignore[arg-type]
+        split=selection.report,  # type: ignore[arg-type]
+        where=Where(
+            language=None if selection.language == "all" else selection.language,
+            category=None if selection.category == "all" else selection.category,
+        ),
+    )
+
+
+def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+    """Changes to a selection under which `condition_of` gives this stored condition again."""
+    where = condition.get("where") or {}
+    same = condition["target"] == selection.a and condition["source"] == selection.b
+    pair = {"a": selection.a, "b": selection.b}
+    if {condition["target"], condition["source"]} != {selection.a, selection.b}:
+        pair = {"a": condition["source"], "b": condition["target"]}
+    alphas = [float(a) for a in condition["alphas"]]
+    return {
+        **pair,
+        "target": "a" if same else "b",
+        "site": condition["component"],
+        "layer": condition["layer"],
+        "position": condition["position"],
+        "kind": condition["kind"],
+        "alphas": "curve" if len(alphas) > 1 else "one",
+        "alpha": alphas[0] if len(alphas) == 1 else selection.alpha,
+        "amplitude": condition["scale"],
+        "read_at": condition["read_at"],
+        "report": condition["split"],
+        "language": where.get("language") or "all",
+        "category": where.get("category") or "all",
+    }
+
+
+def point(result: JobResult, alpha: float) -> dict[str, Any]:
+    """The summary row of the amplitude nearest to `alpha`."""
+    rows: list[dict[str, Any]] = result.summary["curve"]
+    return min(rows, key=lambda row: abs(float(row["alpha"]) - alpha))
+
+
+def limit(result: JobResult) -> float:
+    """KL below which a patch cannot be told from no patch: the self-check's limit."""
+    return float(result.summary["self_check"]["limit"])
+
+
+def result_title(result: JobResult, alpha: float) -> str:
+    """What the patch did to the next-token distribution.
+
+    Rule: 'changes nothing' when the mean KL is at most the self-check's limit.
+    """
+    condition, row = result.condition, point(result, alpha)
+    site = f"{condition['component']} of block {condition['layer']}"
+    what = {"mean": "its own mean", "self": "its own activation"}.get(
+        condition["kind"], f"{condition['source']}'s activation"
+    )
+    start = f"{what[0].upper()}{what[1:]} at {site}" if what.startswith("its") else f"{what} at {site}"
+    if abs(float(row["kl"])) <= limit(result):
+        return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding"
+    kl = f"{words.number(row['kl'], 3)} nats{words.span(row['low'], row['high'], 3)}"
+    text = f"{start} moves {condition['target']}'s next token by {kl}"
+    shown = at_alpha(result.table, float(row["alpha"]))
+    if "top1_changed" in shown.columns and shown.height:
+        share = 100 * float(shown["top1_changed"].mean())  # type: ignore[arg-type]
+        text += f"; the most likely token changes in {share:.0f} % of {shown.height} prompts"
+    return text
+
+
+def at_alpha(table: pl.DataFrame, alpha: float) -> pl.DataFrame:
+    """Rows of one amplitude."""
+    return table.filter((pl.col("alpha") - alpha).abs() < 1e-9) if "alpha" in table.columns else table
+
+
+def kl_histogram(kl: np.ndarray, floor: float = 1e-9, bins: int = 24) -> pl.DataFrame:
+    """Counts of per-prompt KL in log-spaced bins; values at or under `floor` fall into the first bin.
+
+    Args:
+        kl: (n,) nats.
+
+    Returns:
+        Columns low, high, count.
+    """
+    kept = np.maximum(np.asarray(kl, dtype=float), floor)
+    low, high = float(kept.min()), float(kept.max())
+    if high <= low * 1.001:
+        low, high = low / 2, high * 2
+    edges = np.geomspace(low, high * (1 + 1e-9), bins + 1)
+    counts, _ = np.histogram(kept, edges)
+    return pl.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts})
+
+
+def histogram_panel(result: JobResult, alpha: float, code: str) -> Panel:
+    """Per-prompt KL at one amplitude."""
+    row = point(result, alpha)
+    shown = at_alpha(result.table, float(row["alpha"]))
+    bins = kl_histogram(shown["kl"].to_numpy())
+    mean = float(row["kl"])
+
+    def draw(palette: Palette) -> Spec:
+        return histogram(
+            bins, x_title="KL(patched ‖ unpatched), nats", y_title="prompts", mean=mean, palette=palette
+        )
+
+    check = result.summary["self_check"]
+    rounding = f"{float(check['value']):.1g} (limit {float(check['limit']):.0e})"
+    interval = result.summary["interval"]
+    caption = (
+        f"α = {row['alpha']:g}, {row['n']} prompts (split: {result.condition['split']}). Dashed: mean; "
+        f"interval: {interval['level']:.0%} {interval['method']} over {interval['unit']}s. "
+        f"Null: patching the model's own activation in the same batches gives a KL of {rounding} nats."
+    )
+    models = (str(result.condition["target"]), str(result.condition["source"]))
+    keep = [c for c in ("id", "pair_id", "language", "category", "alpha", "kl") if c in shown.columns]
+    return Panel("patch", result_title(result, alpha), shown.select(keep), draw, code, caption, models, False)
+
+
+def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
+    """Mean KL against the amplitude; None when only one was run."""
+    rows = pl.DataFrame(result.summary["curve"])
+    if rows.height < 2:
+        return None
+    best, worst = rows.sort("kl").row(0, named=True), rows.sort("kl").row(-1, named=True)
+    title = (
+        f"The effect is largest at α = {worst['alpha']:g} ({words.number(worst['kl'], 3)} nats) "
+        f"and smallest at α = {best['alpha']:g} ({words.number(best['kl'], 3)} nats)"
+    )
+    steps = rows.with_columns(layer=pl.int_range(rows.height), value=pl.col("kl"), series=pl.lit("mean KL"))
+    chosen = rows["alpha"].to_list().index(point(result, alpha)["alpha"])
+
+    def draw(palette: Palette) -> Spec:
+        look = Look(
+            "mean KL, nats",
+            {"mean KL": palette.b},
+            x_title="α (share of the replacement)",
+            selected=chosen,
+            labels={i: f"{a:g}" for i, a in enumerate(rows["alpha"].to_list())},
+            height=240,
+        )
+        return layer_curve(steps, look, palette)
+
+    models = (str(result.condition["target"]), str(result.condition["source"]))
+    caption = "Band: bootstrap interval of the mean. Every α ran in the same batches, so they share the null."
+    return Panel("patch-alpha", title, rows, draw, code, caption, models, False)
+
+
+def layer_panel(runs: pl.DataFrame, condition: Condition, alpha: float, code: str) -> Panel | None:
+    """Mean KL over layers, from stored runs that differ from `condition` by nothing but the layer.
+
+    Args:
+        runs: columns layer, kl, low, high; see `profile`.
+    """
+    if runs.height < 2:
+        return None
+    top = runs.sort("kl").row(-1, named=True)
+    still = runs.filter(pl.col("kl").abs() <= 1e-6)["layer"].to_list()
+    title = f"The patch matters most at block {top['layer']}: {words.number(top['kl'], 3)} nats"
+    title += words.span(top["low"], top["high"], 3)
+    if still:
+        title += f"; it changes nothing at {words.blocks(still)}"
+    table = runs.with_columns(value=pl.col("kl"), series=pl.lit("mean KL"))
+
+    def draw(palette: Palette) -> Spec:
+        look = Look("mean KL, nats", {"mean KL": palette.b}, selected=condition.layer, height=260)
+        return layer_curve(table, look, palette)
+
+    caption = (
+        f"{condition.component} at {condition.position}, {condition.kind}, α = {alpha:g}. Band: "
+        f"bootstrap interval. "
+        "Null: 0, the KL of the model's own activation. Only blocks that have been run are shown."
+    )
+    return Panel("patch-layers", title, runs, draw, code, caption, (condition.target, condition.source))
+
+
+def profile(
+    stored: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], condition: Condition, alpha: float
+) -> pl.DataFrame:
+    """Results of stored runs that are `condition` at any layer, at one amplitude.
+
+    Args:
+        stored: (condition, summary) of every stored run.
+
+    Returns:
+        Columns layer, kl, low, high, sorted by layer.
+    """
+    wanted = _without_layer(condition.to_json())
+    rows = {}
+    for other, summary in stored:
+        if "alphas" not in other or _without_layer(dict(other)) != wanted:
+            continue
+        row = min(summary["curve"], key=lambda r: abs(r["alpha"] - alpha))
+        rows[int(other["layer"])] = {k: float(row[k]) for k in ("kl", "low", "high")}
+    schema = {"layer": pl.Int64, "kl": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    return pl.DataFrame([{"layer": layer, **row} for layer, row in sorted(rows.items())], schema=schema)
+
+
+def _without_layer(condition: dict[str, Any]) -> dict[str, Any]:
+    return {k: (tuple(v) if isinstance(v, list) else v) for k, v in condition.items() if k != "layer"}
+
+
+def token_table(table: pl.DataFrame, alpha: float) -> pl.DataFrame:
+    """Per-prompt table for reading: KL and the top next tokens before and after, as text.
+
+    The prompts whose distribution moved most come first.
+    """
+    shown = at_alpha(table, alpha).sort("kl", descending=True)
+    keep = [c for c in ("text",) if c in shown.columns]
+    columns: list[Any] = [pl.col(c) for c in keep] + [pl.col("kl")]
+    for side in ("before", "after"):
+        if f"top_{side}" in shown.columns:
+            lines = [
+                _tokens(t, p)
+                for t, p in zip(shown[f"top_{side}"].to_list(), shown[f"p_{side}"].to_list(), strict=True)
+            ]
+            columns.append(pl.Series(side, lines))
+    columns += [pl.col(c) for c in ("language", "category", "id") if c in shown.columns]
+    return shown.select(columns)
+
+
+def _tokens(tokens: Sequence[str], chances: Sequence[float]) -> str:
+    return "  ".join(f"{_visible(t)} {100 * p:.0f}%" for t, p in list(zip(tokens, chances, strict=True))[:3])
+
+
+def _visible(token: str) -> str:
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
+
+
+def code(store_path: str, condition: Condition) -> str:
+    """Notebook lines that read this run from the store again."""
+    return "\n".join(
+        (
+            "from engine.condition import Condition",
+            "from store.reader import Store",
+            "from store.runs import RunLog",
+            "",
+            f"store = Store({store_path!r})",
+            f"condition = Condition.from_json({_compact(condition)!r})",
+            "runs = RunLog(store.path)",
+            "run = runs.open(runs.find(condition.content_hash(store.fingerprint)))",
+            "curve, table = run.summary['curve'], run.table",
+        )
+    )
+
+
+def _compact(condition: Condition) -> dict[str, Any]:
+    usual = {f.alias or n: f.default for n, f in type(condition).model_fields.items()}
+    return {k: v for k, v in condition.to_json().items() if n_differs(v, usual.get(k))}
+
+
+def n_differs(value: Any, usual: Any) -> bool:
+    """Whether a JSON value says something other than the field's default."""
+    plain = usual.model_dump(mode="json") if hasattr(usual, "model_dump") else usual
+    return value != (list(plain) if isinstance(plain, tuple) else plain)
+
+
+def with_alpha(selection: Selection, alpha: float) -> Selection:
+    """The selection at another amplitude."""
+    return dataclasses.replace(selection, alpha=alpha)
+
+
+WHY_EMPTY = (
+    "No one-token position was captured",
+    "A patch replaces the activation of one token, and this store has only averages. Add `last_content` or "
+    "`decision` to `capture.positions` of the study file and run precompute.py again.",
+)
+
+
+def directions(selection: Selection) -> Any:
+    """Names of the two directions of a pair, for the control of `target`."""
+    names = {"a": f"{selection.a} ← {selection.b}", "b": f"{selection.b} ← {selection.a}"}
+    return names.__getitem__
+
+
+def not_run(condition: Condition, manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Title and text of the page before a condition was run."""
+    device = manifest.get("device", "the attached device")
+    prompts = "all prompts" if condition.split == "all" else f"the {condition.split} prompts"
+    return (
+        "Not run yet",
+        f"**{condition.describe()}** over {prompts} has no stored result. Run loads "
+        f"{condition.target} in the worker process (the store was made on {device}), patches every "
+        f"prompt and keeps "
+        "the result in the store, so that this link shows it from then on.",
+    )

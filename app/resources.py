@@ -1,0 +1,131 @@
+"""What the app keeps between reruns: the store named on the command line, its facts, the live worker."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from app.selection import SITES, Facts
+from engine.errors import PatchbayError, StoreError
+from store.reader import Store
+
+log = logging.getLogger("patchbay.app")
+
+HOW_TO_MAKE = "python precompute.py studies/demo.toml --store runs/demo"
+HOW_TO_OPEN = "streamlit run app/main.py -- --store runs/demo"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store that can be read, and what it offers."""
+
+    path: str
+    store: Store
+    facts: Facts
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """Identifies the content for caches: another study or a rewritten manifest changes it."""
+        return self.path, self.store.fingerprint, _stamp(self.path)
+
+
+def store_argument(argv: list[str] | None = None) -> str | None:
+    """The value of `--store` after the `--` of the streamlit command line."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--store")
+    return parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].store
+
+
+def open_store() -> Opened:
+    """The store of this server.
+
+    Raises:
+        StoreError: no store was named, it is missing, unreadable or unfinished.
+    """
+    path = store_argument()
+    if not path:
+        raise StoreError(
+            "No activation store was named.",
+            expected="a folder after --store",
+            given="nothing",
+            next_step=f"start the dashboard with: {HOW_TO_OPEN}",
+        )
+    if "://" not in path and not Path(path).is_dir():
+        raise StoreError(
+            "The activation store does not exist.",
+            expected="a folder written by precompute.py",
+            given=path,
+            next_step=f"write it with: {HOW_TO_MAKE}",
+        )
+    return _open(path, _stamp(path))
+
+
+def _stamp(path: str) -> float:
+    manifest = Path(path) / "manifest.json"
+    return manifest.stat().st_mtime if manifest.is_file() else 0.0
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _open(path: str, stamp: float) -> Opened:
+    store = Store(path)
+    if not store.complete:
+        raise StoreError(
+            "The activation store is not finished.",
+            expected="a store that precompute.py has completed",
+            given=path,
+            next_step="run the same precompute.py command again; it goes on where it stopped.",
+        )
+    return Opened(path, store, read_facts(store))
+
+
+def read_facts(store: Store) -> Facts:
+    """What a store offers for selection."""
+    models = tuple(store.models)
+    info = {name: store.model_info(name) for name in models}
+    shared = [set(store.components(name)) for name in models]
+    captured = set.intersection(*shared)
+    sites = {s for s in SITES if s in captured}
+    if "resid" in captured:
+        sites |= {"resid_pre", "resid_post"}
+    single = [p for p in store.positions(models[0]) if not p.startswith(("tokens", "sample"))]
+    prompts = store.prompts
+
+    def found(column: str) -> tuple[str, ...]:
+        if column not in prompts.columns:
+            return ()
+        return tuple(sorted(str(v) for v in prompts[column].drop_nulls().unique()))
+
+    return Facts(
+        models=models,
+        n_layers={name: int(info[name]["n_layers"]) for name in models},
+        head_dim={name: int(info[name]["head_dim"]) for name in models},
+        sites=tuple(s for s in SITES if s in sites),
+        positions=tuple(single),
+        languages=found("language"),
+        categories=found("category"),
+        splits=found("split"),
+    )
+
+
+def failed_checks(store: Store) -> list[dict[str, object]]:
+    """Self-checks of the manifest that did not hold."""
+    return [check for check in store.self_checks() if not check["passed"]]
+
+
+def report(error: BaseException, where: str) -> str:
+    """Write a traceback to the log under a short id and return the id."""
+    ident = uuid.uuid4().hex[:8]
+    log.error("[%s] %s\n%s", ident, where, "".join(traceback.format_exception(error)))
+    return ident
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the message was written for the reader."""
+    return isinstance(error, PatchbayError)

@@ -1,0 +1,78 @@
+"""The list of live results and the run that is open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import streamlit as st
+
+from app import controls, live_view, words
+from app.jobs import JobResult
+from app.resources import Opened
+from engine.condition import Condition
+from store.runs import RunLog
+
+WHY_EMPTY = (
+    "No live results yet",
+    "Run a patch on the Patching page; its result is kept in the store and opens here without a model.",
+)
+
+
+def table(opened: Opened) -> pl.DataFrame:
+    """One row per stored run, newest first: what was patched, and the mean KL with its interval."""
+    rows = [
+        {
+            "run": summary["run_id"],
+            **_row(condition, summary),
+            "made": summary["created"][:16].replace("T", " "),
+        }
+        for condition, summary in live_view.runs_of(opened)
+        if summary.get("curve")
+    ]
+    return pl.DataFrame(rows)
+
+
+def _row(condition: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    curve = summary["curve"]
+    top = max(curve, key=lambda r: r["kl"])
+    where = condition.get("where") or {}
+    shown = [condition["split"], *(v for v in where.values() if v)]
+    return {
+        "target ← source": f"{condition['target']} ← {condition['source']}",
+        "site": f"{condition['component']} @ {condition['layer']}",
+        "token": controls.label(condition["position"]),
+        "replacement": condition["kind"],
+        "α": f"{top['alpha']:g}" if len(curve) == 1 else f"{curve[0]['alpha']:g} to {curve[-1]['alpha']:g}",
+        "prompts": f"{top['n']} ({', '.join(shown)})",
+        "KL, nats": f"{words.number(top['kl'], 4)}{words.span(top['low'], top['high'], 4)}",
+    }
+
+
+def pick(listed: pl.DataFrame) -> None:
+    """Show the list; a selected row becomes the open run."""
+
+    def selected() -> None:
+        rows = st.session_state["runs-list"]["selection"]["rows"]
+        controls.change(run=listed["run"][rows[0]] if rows else "")
+
+    st.dataframe(
+        listed.drop("run"),
+        hide_index=True,
+        width="stretch",
+        on_select=selected,
+        selection_mode="single-row",
+        key="runs-list",
+        alt="Stored live results",
+    )
+
+
+def open_run(opened: Opened, run_id: str) -> JobResult:
+    """A stored run; raises StoreError when the store has no such run or it is damaged."""
+    run = RunLog(opened.path).open(run_id)
+    return JobResult(run.condition, run.summary, run.table)
+
+
+def condition(run: JobResult) -> Condition:
+    """The condition of a run."""
+    return Condition.from_json(run.condition)

@@ -1,0 +1,114 @@
+"""Similarity panels: CKA per block with its interval and null, by language, and across blocks."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from app import queries, snippets, words
+from app.charts.curves import Look, layer_curve
+from app.charts.grids import layer_heatmap
+from app.charts.palette import Palette
+from app.charts.spec import Spec
+from app.panel import Panel
+from app.resources import Opened
+from app.selection import Selection
+
+SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "head_z")
+ESTIMATORS = ("debiased", "biased")
+
+
+def _interval(opened: Opened, selection: Selection) -> str:
+    unit = "pairs" if queries.paired(opened) else "prompts"
+    if selection.interval == "jackknife":
+        return f"jackknife over {unit}, {queries.LEVEL:.0%}, conservative"
+    return f"bootstrap over {unit}, {queries.LEVEL:.0%}; conservative for the debiased estimator"
+
+
+def site_of(selection: Selection) -> str:
+    """The captured site compared: `head_out` only exists for patching."""
+    return selection.site if selection.site in SITES else "head_z"
+
+
+def curve_panel(opened: Opened, selection: Selection) -> Panel:
+    """CKA of the pair in every block, both estimators, interval of the chosen one, permuted-pairing null."""
+    site, head = site_of(selection), selection.estimator
+    table = queries.cka_curve(opened, selection, site)
+    null = queries.cka_null(opened, selection, site)
+    shown = table.filter(pl.col("series") == head)
+    banded = table.with_columns(
+        pl.when(pl.col("series") == head).then(pl.col(c)).otherwise(None).alias(c) for c in ("low", "high")
+    )
+
+    def draw(palette: Palette) -> Spec:
+        other = next(e for e in ESTIMATORS if e != head)
+        look = Look(
+            "CKA (1 = same geometry)",
+            {head: palette.pair, other: palette.pair2},
+            selected=selection.layer,
+            zoom=selection.view == "values",
+        )
+        return layer_curve(banded.sort(pl.col("series") == head), look, palette, null)
+
+    low, high = null["low"].to_numpy().min(), null["high"].to_numpy().max()
+    caption = (
+        f"{table['n'][0]} prompts. Band: {_interval(opened, selection)}. Grey: the same models with prompts "
+        f"paired wrongly ({null['draws'][0]} pairings, 95 %), here {words.number(low)} to "
+        f"{words.number(high)}. "
+        "Biased CKA rises towards 1 when there are fewer prompts than dimensions; the debiased one does not."
+    )
+    title = words.cka_title(shown, null, selection.a, selection.b, site)
+    joined = table.join(
+        null.rename({"low": "null_low", "high": "null_high"}).drop("draws"), on="layer", how="left"
+    )
+    pair = (selection.a, selection.b)
+    return Panel("cka", title, joined, draw, snippets.cka_curve(opened, selection, site), caption, pair)
+
+
+def language_panel(opened: Opened, selection: Selection) -> Panel | None:
+    """The chosen estimator's curve for each language; None with fewer than two."""
+    if selection.language != "all" or len(opened.facts.languages) < 2:
+        return None
+    site = site_of(selection)
+    table = queries.cka_by_language(opened, selection, site)
+
+    def draw(palette: Palette) -> Spec:
+        names = table["series"].unique().sort().to_list()
+        hues = dict(zip(names, palette.series[2:], strict=False))
+        look = Look(f"{selection.estimator} CKA", hues, selected=selection.layer, height=300, zoom=True)
+        return layer_curve(table, look, palette)
+
+    counts = ", ".join(
+        f"{n} {s}" for s, n in table.group_by("series").agg(pl.col("n").first()).sort("series").iter_rows()
+    )
+    caption = (
+        f"Prompts: {counts}. Bands as above. Centred within each language, "
+        "so a shift between them counts for nothing."
+    )
+    title = words.language_title(table, selection.a, selection.b)
+    pair = (selection.a, selection.b)
+    return Panel(
+        "cka-language", title, table, draw, snippets.cka_by_language(opened, selection, site), caption, pair
+    )
+
+
+def heatmap_panel(opened: Opened, selection: Selection) -> Panel:
+    """Every block of one model against every block of the other."""
+    site = site_of(selection)
+    table = queries.cka_grid(opened, selection, site)
+
+    def draw(palette: Palette) -> Spec:
+        return layer_heatmap(
+            table,
+            x_title=f"Block of {selection.b}",
+            y_title=f"Block of {selection.a}",
+            value_title=f"{selection.estimator} CKA",
+            selected=selection.layer,
+            palette=palette,
+        )
+
+    title = words.heatmap_title(table, selection.a, selection.b)
+    caption = (
+        f"{site} at {selection.position}. Outlined: block {selection.layer} of {selection.a}. Null as above."
+    )
+    pair = (selection.a, selection.b)
+    return Panel("cka-grid", title, table, draw, snippets.cka_grid(opened, selection, site), caption, pair)

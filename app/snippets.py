@@ -1,0 +1,150 @@
+"""Notebook lines that reproduce what a panel shows; tests run them and compare the tables."""
+
+from __future__ import annotations
+
+from app import queries
+from app.resources import Opened
+from app.selection import Selection
+
+
+def prompts_lines(opened: Opened, which: queries.Filter) -> list[str]:
+    """Lines that open the store and pick the filtered prompts as `keep`."""
+    kept = [(c, v) for c, v in zip(("split", "language", "category"), which, strict=True) if v != "all"]
+    condition = " & ".join(f"(pl.col({c!r}) == {v!r})" for c, v in kept)
+    lines = [
+        "import numpy as np",
+        "import polars as pl",
+        "",
+        "from store.reader import Store",
+        "",
+        f"store = Store({opened.path!r})",
+    ]
+    if kept:
+        lines.append(f"keep = store.prompts.select(({condition}).arg_true()).to_series().to_numpy()")
+    else:
+        lines.append("keep = np.arange(store.n_prompts)")
+    return lines
+
+
+def gram_lines(selection: Selection, site: str) -> list[str]:
+    """Lines that read both models' Gram matrices as `a` and `b`."""
+    return [
+        "from engine.analysis import cka",
+        "",
+        f"a = cka.sub_gram(store.grams({selection.a!r}, {site!r}, {selection.position!r}), keep)",
+        f"b = cka.sub_gram(store.grams({selection.b!r}, {site!r}, {selection.position!r}), keep)",
+    ]
+
+
+def cka_curve(opened: Opened, selection: Selection, site: str) -> str:
+    """Curve with its interval, and the null."""
+    lines = prompts_lines(opened, queries.chosen_filter(selection)) + gram_lines(selection, site)
+    groups = "store.prompts['pair_id'].to_numpy()[keep]" if queries.paired(opened) else "None"
+    lines.append(f"groups = {groups}")
+    debiased = selection.estimator == "debiased"
+    if selection.interval == "bootstrap":
+        lines += [
+            f"biased, debiased = cka.bootstrap_curves(a, b, groups=groups, n_boot={queries.RESAMPLES}, "
+            f"level={queries.LEVEL}, seed={queries.SEED})",
+            f"band = {selection.estimator}",
+        ]
+    else:
+        lines.append(
+            f"band = cka.jackknife_cka(a, b, debiased={debiased}, groups=groups, level={queries.LEVEL})"
+        )
+    lines += [
+        f"layers = store.layers({selection.a!r})",
+        "table = pl.DataFrame({'layer': layers, 'value': band.estimate, 'low': band.low, 'high': band.high})",
+    ]
+    return "\n".join(lines)
+
+
+def cka_by_language(opened: Opened, selection: Selection, site: str) -> str:
+    """One curve per language."""
+    split, _, category = queries.chosen_filter(selection)
+    lines = prompts_lines(opened, (split, "all", category))
+    gram = gram_lines(selection, site)
+    lines += gram[:2]
+    lines.append("tables = []")
+    lines.append(f"for language in {list(opened.facts.languages)!r}:")
+    lines.append("    rows = keep[(store.prompts['language'] == language).to_numpy()[keep]]")
+    lines += ["    " + line.replace("keep)", "rows)") for line in gram[2:]]
+    lines += [
+        f"    values = cka.cka_curve(a, b, debiased={selection.estimator == 'debiased'})",
+        f"    layers = store.layers({selection.a!r})",
+        "    values = [float(v) for v in values]",
+        "    tables.append(pl.DataFrame({'layer': layers, 'series': language, 'value': values}))",
+        "table = pl.concat(tables)",
+    ]
+    return "\n".join(lines)
+
+
+def cka_grid(opened: Opened, selection: Selection, site: str) -> str:
+    """All blocks against all blocks, as a matrix `table`."""
+    lines = prompts_lines(opened, queries.chosen_filter(selection)) + gram_lines(selection, site)
+    lines.append(f"table = pl.DataFrame(cka.cross_layer_cka(a, b, {selection.estimator == 'debiased'}))")
+    return "\n".join(lines)
+
+
+def _basis_lines(model: str, selection: Selection) -> list[str]:
+    return [
+        "from engine.analysis.residual_updates import residual_updates, split_updates, update_norms, updates",
+        "from engine.analysis.subspace import multi_head_basis",
+        "",
+        f"right = store.array('weights/{model}/kernel_right', first={selection.ref})",
+        f"sigma = store.array('weights/{model}/kernel_sigma', first={selection.ref})",
+        f"basis = multi_head_basis(right, sigma, {selection.k})",
+    ]
+
+
+def _resampling(opened: Opened, selection: Selection) -> str:
+    groups = "store.prompts['pair_id'].to_numpy()[keep]" if queries.paired(opened) else "None"
+    return f"kind={selection.mean!r}, groups={groups}, n_boot=500, level={queries.LEVEL}, seed={queries.SEED}"
+
+
+def updates(opened: Opened, model: str, selection: Selection, languages: bool = False) -> str:
+    """R of every block, or of every language."""
+    lines = prompts_lines(opened, queries.chosen_filter(selection)) + _basis_lines(model, selection)
+    lines += [
+        f"states = (store.activations({model!r}, 'resid', s, {selection.position!r}, rows=keep)",
+        f"          for s in store.states({model!r}))",
+        f"norms = update_norms(updates(states), {{{selection.k}: basis}})",
+    ]
+    more = "languages=store.prompts['language'].to_numpy()[keep], " if languages else ""
+    lines.append(f"found = residual_updates(norms, {selection.k}, {more}{_resampling(opened, selection)})")
+    over = " / found.chance" if selection.scale == "r_over_chance" else ""
+    if languages:
+        lines += [
+            "table = pl.concat(pl.DataFrame({'layer': range(len(found.labels)), 'series': name,",
+            f"    'value': band.estimate{over}, 'low': band.low{over}, 'high': band.high{over}}})",
+            "    for name, band in found.languages.items())",
+        ]
+    else:
+        lines += [
+            "band = found.ratio",
+            "table = pl.DataFrame({'layer': range(len(found.labels)), 'update': found.labels,",
+            f"    'value': band.estimate{over}, 'low': band.low{over}, 'high': band.high{over}}})",
+        ]
+    return "\n".join(lines)
+
+
+def split(opened: Opened, model: str, selection: Selection) -> str:
+    """R of attention's and the MLP's contributions."""
+    lines = prompts_lines(opened, queries.chosen_filter(selection)) + _basis_lines(model, selection)
+    for name in ("attn_out", "mlp_out"):
+        lines += [
+            f"{name} = (store.activations({model!r}, {name!r}, block, {selection.position!r}, rows=keep)",
+            f"    for block in store.layers({model!r}))",
+        ]
+    over = ""
+    if selection.scale == "r_over_chance":
+        lines.append("from engine.analysis.residual_updates import chance_ratio")
+        lines.append(f"chance = chance_ratio(*basis.shape, {selection.mean!r})")
+        over = " / chance"
+    lines += [
+        f"found = split_updates(attn_out, mlp_out, basis, {_resampling(opened, selection)})",
+        "table = pl.concat(pl.DataFrame({'layer': range(len(band.estimate)), 'series': name,",
+        f"    'value': band.estimate{over}, 'low': band.low{over}, 'high': band.high{over}}})",
+        "    for name, band in (('attention', found.attn), ('MLP', found.mlp)))",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""Sentences computed from data: every panel's title. Pure functions, each with its rule written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+SAME = 1e-6
+"""A CKA closer to 1 than this is called the same: the Gram matrices are kept in float32."""
+CLOSE = 0.98
+"""Above this a CKA is told by its distance from 1, which is where its digits are."""
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number for a sentence: fixed digits near 1, scientific when tiny, never '-0.00'."""
+    if math.isnan(value):
+        return "undefined"
+    if value == 0:
+        return "0"
+    if abs(value) < 0.5 * 10.0**-digits:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{value:.{digits}f}"
+
+
+def span(low: float | None, high: float | None, digits: int = 2) -> str:
+    """An interval in parentheses, or nothing when it is not known."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f" ({number(low, digits)} to {number(high, digits)})"
+
+
+def blocks(layers: Sequence[int]) -> str:
+    """Block numbers in words: runs are joined, at most four runs are named."""
+    if not layers:
+        return "no block"
+    runs: list[tuple[int, int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], layer)
+        else:
+            runs.append((layer, layer))
+    names = [f"{a}" if a == b else f"{a}-{b}" for a, b in runs]
+    text = ", ".join(names[:4]) + (" and others" if len(names) > 4 else "")
+    return ("block " if len(layers) == 1 else "blocks ") + text
+
+
+def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str) -> str:
+    """Where two models part, by how much, and whether anything reaches the null.
+
+    Rule: they part at the first block whose value is more than 1e-6 below 1 and whose interval, where
+    there is one, ends below 1. A block is inside the null when its value is at most the null's upper
+    end.
+
+    Args:
+        curve: columns layer, value, low, high of one estimator.
+        null: columns layer, high.
+    """
+    rows = curve.drop_nulls("value").drop_nans("value").sort("layer").to_dicts()
+    if not rows:
+        return f"CKA of {a} and {b} at {site} is undefined: the activations do not vary over these prompts"
+    parted = [r for r in rows if r["value"] < 1 - SAME and (not _known(r["high"]) or r["high"] < 1)]
+    lowest = min(rows, key=lambda r: r["value"])
+    if not parted:
+        if lowest["value"] >= 1 - SAME:
+            return f"{a} and {b} have the same geometry at {site} in every block"
+        worst = cka_value(lowest)
+        return f"{a} and {b} cannot be told apart at {site}: every interval reaches 1, the lowest is {worst}"
+    first = parted[0]
+    if first["layer"] > rows[0]["layer"]:
+        text = (
+            f"{b} leaves {a} at block {first['layer']} ({site}): identical before, {cka_value(first)} there"
+        )
+    else:
+        text = f"{b} differs from {a} from block {first['layer']} on ({site}): {cka_value(first)}"
+    if lowest["layer"] != first["layer"]:
+        text += f", {cka_value(lowest)} at block {lowest['layer']}, the lowest"
+    ends = dict(zip(null["layer"].to_list(), null["high"].to_list(), strict=True)) if null.height else {}
+    lost = [r["layer"] for r in rows if r["layer"] in ends and r["value"] <= ends[r["layer"]]]
+    if lost:
+        return text + f"; {blocks(lost)} cannot be told from unrelated prompts"
+    return text + "; far above unrelated pairing everywhere" if ends else text
+
+
+def cka_value(row: Mapping[str, float]) -> str:
+    """'CKA 0.90 (0.88 to 0.92)', or '1 − CKA 2e-04 (1e-04 to 3e-04)' close to 1."""
+    value, low, high = row["value"], row["low"], row["high"]
+    if value < CLOSE:
+        return f"CKA {number(value)}{span(low, high)}"
+    around = f" ({1 - high:.0e} to {1 - low:.0e})" if _known(low) and _known(high) else ""
+    return f"1 − CKA {1 - value:.0e}{around}".replace("e-0", "e-")
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def heatmap_title(table: pl.DataFrame, a: str, b: str) -> str:
+    """How often the most similar block is the block itself.
+
+    Rule: for each block of `a`, the block of `b` with the largest value; ties count as the own block.
+    """
+    own, shifts = 0, []
+    layers = table["layer"].unique().sort().to_list()
+    for layer in layers:
+        row = table.filter(pl.col("layer") == layer).drop_nulls("value")
+        if not row.height:
+            continue
+        best = float(row["value"].max())  # type: ignore[arg-type]
+        winners = row.filter(pl.col("value") >= best - 1e-9)["other"].to_list()
+        if layer in winners:
+            own += 1
+        else:
+            shifts.append(abs(winners[0] - layer))
+    if own == len(layers):
+        return f"Each block of {a} is most similar to the same block of {b}"
+    text = f"{own} of {len(layers)} blocks of {a} are most similar to the same block of {b}"
+    return text + f"; the others point up to {max(shifts)} block{'s' if max(shifts) > 1 else ''} away"
+
+
+def language_title(table: pl.DataFrame, a: str, b: str) -> str:
+    """In which language two models differ most, and where.
+
+    Rule: the largest gap between languages over blocks, called equal below a tenth of the largest
+    distance from 1.
+    """
+    wide = table.pivot(on="series", index="layer", values="value").sort("layer")
+    names = [c for c in wide.columns if c != "layer"]
+    if len(names) < 2:
+        return f"Only one language: {names[0]}" if names else "No language column in the prompts"
+    gaps = wide.select("layer", gap=pl.max_horizontal(names) - pl.min_horizontal(names)).drop_nulls()
+    widest = gaps.sort("gap", descending=True).row(0, named=True) if gaps.height else {"layer": 0, "gap": 0.0}
+    deepest = 1 - float(wide.select(pl.min_horizontal(names)).min().item())
+    if widest["gap"] <= max(0.1 * deepest, SAME):
+        near = f"within {widest['gap']:.0e}".replace("e-0", "e-")
+        return f"{a} and {b} differ alike in {' and '.join(names)}: the curves stay {near}"
+    row = wide.filter(pl.col("layer") == widest["layer"]).row(0, named=True)
+    values = sorted((row[n], n) for n in names)
+    told = [cka_value({"value": v, "low": math.nan, "high": math.nan}) for v, _ in (values[0], values[-1])]
+    return (
+        f"{a} and {b} differ more in {values[0][1]} than in {values[-1][1]}: "
+        f"{told[0]} against {told[1]} at block {widest['layer']}"
+    )
+
+
+def difference_title(table: pl.DataFrame, names: Sequence[str], model: str) -> str:
+    """Where the updates of two languages differ, by the interval of their difference.
+
+    Rule: they differ at a block when the interval of the difference excludes 0; the largest such
+    difference is told.
+
+    Args:
+        table: columns layer, value, low, high of the first language's R minus the second's.
+    """
+    rows = table.drop_nulls().drop_nans().filter((pl.col("low") > 0) | (pl.col("high") < 0))
+    if not rows.height:
+        return f"{model}: R is the same in {names[0]} and {names[1]} within the interval at every block"
+    top = rows.sort(pl.col("value").abs(), descending=True).row(0, named=True)
+    more, less = (names[0], names[1]) if top["value"] > 0 else (names[1], names[0])
+    near, far = sorted((abs(top["low"]), abs(top["high"])))
+    return (
+        f"{model}: R is larger in {more} than in {less} by {number(abs(top['value']), 3)}{span(near, far, 3)}"
+        f" at block {top['layer']}; the languages differ at {blocks(rows['layer'].to_list())}"
+    )
+
+
+def split_title(table: pl.DataFrame, model: str, layer: int) -> str:
+    """Which of a block's two parts lies more in Z, at the selected block.
+
+    Rule: by the intervals of the two values of R; called equal when they overlap.
+    """
+    at = table.filter(pl.col("layer") == layer)
+    if at.height < 2:
+        return f"{model}: attention and MLP parts of every update"
+    attn = at.filter(pl.col("series") == "attention").row(0, named=True)
+    mlp = at.filter(pl.col("series") == "MLP").row(0, named=True)
+    told = f"R {number(attn['value'])}{span(attn['low'], attn['high'])} against "
+    told += f"{number(mlp['value'])}{span(mlp['low'], mlp['high'])}"
+    if attn["low"] > mlp["high"]:
+        return f"{model}, block {layer}: attention writes into Z more than the MLP does: {told}"
+    if attn["high"] < mlp["low"]:
+        return f"{model}, block {layer}: the MLP writes into Z more than attention does: attention {told}"
+    return f"{model}, block {layer}: attention and MLP write into Z alike: {told}"
+
+
+def verdict_title(model: str, verdict: str) -> str:
+    """A verdict that starts a sentence of its own, as a statement about a model."""
+    text = verdict.rstrip(".")
+    for start in ("Never Z-dominated", "Z-dominated", "Not shown"):
+        if text.startswith(start):
+            return f"{model} is {text if start.startswith('Z') else text[0].lower() + text[1:]}"
+    return f"{model}: {text}"

@@ -1,0 +1,200 @@
+"""Every page in every state a store can be in: there is always a designed answer, never a traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+Open = Callable[..., AppTest]
+PAGES = ("overview", "about", "similarity", "residual_updates", "patching", "runs")
+ANALYSES = ("similarity", "residual_updates", "patching", "runs")
+
+
+def planted_module() -> Any:
+    spec = importlib.util.spec_from_file_location("planted_store", Path(__file__).with_name("conftest.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text(app: AppTest) -> str:
+    """Everything a reader can read."""
+    assert not app.exception, [e.value for e in app.exception]
+    return "\n".join(
+        [*(t.value for t in app.title), *(m.value for m in app.markdown), *(c.value for c in app.caption)]
+    )
+
+
+def went_well(app: AppTest) -> bool:
+    said = text(app)
+    return "Something went wrong" not in said and ":material/report:" not in said
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_finished_store_shows_every_page(open_app: Open, planted: Path, page: str) -> None:
+    app = open_app(planted, page)
+    assert went_well(app), text(app)
+    assert len(app.title) == 1
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_without_a_store_the_page_says_how_to_name_one(open_app: Open, page: str) -> None:
+    app = open_app(None, page)
+    assert "No activation store was named" in text(app)
+    assert "streamlit run app/main.py -- --store runs/demo" in [c.value for c in app.code]
+
+
+def test_a_wrong_path_says_which_and_how_to_make_it(open_app: Open, tmp_path: Path) -> None:
+    app = open_app(tmp_path / "nowhere")
+    assert "does not exist" in text(app)
+    assert "nowhere" in text(app)
+    assert [c.value for c in app.code] == ["python precompute.py studies/demo.toml --store runs/demo"]
+
+
+def test_a_folder_that_is_no_store(open_app: Open, tmp_path: Path) -> None:
+    app = open_app(tmp_path)
+    assert "There is no store at" in text(app)
+
+
+def test_an_unfinished_store_says_how_to_go_on(open_app: Open, tmp_path: Path) -> None:
+    store = planted_module().build_store(tmp_path / "half", finish=False)
+    app = open_app(store, "similarity")
+    assert "not finished" in text(app)
+    assert "goes on where it stopped" in text(app)
+
+
+def test_a_damaged_manifest_is_named(open_app: Open, own_store: Path) -> None:
+    (own_store / "manifest.json").write_text('{"format": "patch')
+    said = text(open_app(own_store))
+    assert "manifest" in said
+    assert "Traceback" not in said
+
+
+def test_a_flipped_byte_is_named_with_its_array_and_chunk(open_app: Open, own_store: Path) -> None:
+    shard = max((own_store / "grams/base/last_content/resid").glob("c*"), key=lambda p: p.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    shard.write_bytes(bytes(data))
+    app = open_app(own_store, "similarity")
+    assert "grams/base/last\\_content/resid" in text(app)
+    assert "chunk" in text(app)
+    assert "Similarity" in app.title[0].value  # the frame around it still stands
+
+
+@pytest.mark.parametrize("page", ANALYSES)
+def test_failed_self_checks_block_the_analyses(open_app: Open, tmp_path: Path, page: str) -> None:
+    module = planted_module()
+    failed = {**module.CHECKS[0], "value": 0.25, "passed": False}
+    store = module.build_store(tmp_path / "failed", checks=[failed, module.CHECKS[1]])
+    app = open_app(store, page)
+    said = text(app)
+    assert "failed its own checks" in said
+    assert "**self-patch KL = 0**: 0.25, limit 1e-06" in said
+    assert not app.slider
+
+
+def test_failed_self_checks_leave_the_overview(open_app: Open, tmp_path: Path) -> None:
+    module = planted_module()
+    failed = {**module.CHECKS[0], "value": 0.25, "passed": False}
+    app = open_app(module.build_store(tmp_path / "failed", checks=[failed]))
+    assert went_well(app)
+    assert app.metric
+
+
+def test_no_self_checks_block_too(open_app: Open, tmp_path: Path) -> None:
+    app = open_app(planted_module().build_store(tmp_path / "unchecked", checks=[]), "similarity")
+    assert "has no self-checks" in text(app)
+
+
+def test_an_unexpected_error_gets_an_id_that_the_log_has(
+    open_app: Open, planted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("hidden detail")
+
+    monkeypatch.setattr("app.overview.facts", broken)
+    said = text(open_app(planted))
+    assert "Something went wrong on this page" in said
+    assert "hidden detail" not in said
+    ident = said.split("under **")[1][:8]
+    assert ident in caplog.text
+    assert "ZeroDivisionError: hidden detail" in caplog.text
+
+
+def test_garbage_in_the_link_is_reported_and_replaced(open_app: Open, planted: Path) -> None:
+    app = open_app(planted, "similarity", layer="banana", site="nowhere", split="train")
+    warnings = [w.value for w in app.warning]
+    assert len(warnings) == 2
+    assert any("layer = 'banana' is not a number" in w for w in warnings)
+    assert app.query_params == {"split": "train"}
+    assert went_well(app)
+
+
+def test_a_link_opens_exactly_what_it_says(open_app: Open, planted: Path) -> None:
+    app = open_app(planted, "similarity", layer="4", site="mlp_out", language="zh")
+    assert app.slider[0].value == 4
+    assert [s.value for s in app.selectbox if s.label == "Site"] == ["mlp_out"]
+    assert [s.value for s in app.selectbox if s.label == "Language"] == ["zh"]
+
+
+def test_a_control_changes_the_link_and_the_next_page_keeps_it(open_app: Open, planted: Path) -> None:
+    app = open_app(planted, "similarity")
+    app.slider[0].set_value(4).run()
+    assert app.query_params["layer"] == "4"
+    app.switch_page("../pages/patching.py")
+    app.query_params.clear()  # the browser drops the query string when the page changes
+    app.run()
+    assert [s.value for s in app.slider if "Block" in s.label] == [4]
+    assert app.query_params["layer"] == "4"
+
+
+def test_too_narrow_a_filter_says_so(open_app: Open, tmp_path: Path, own_store: Path) -> None:
+    app = open_app(own_store, "similarity", language="zh", category="add", split="validation")
+    assert "keep too few prompts" in text(app)
+    assert app.selectbox  # the controls stay, to widen the filter
+
+
+def test_provenance_names_study_models_and_device(open_app: Open, planted: Path) -> None:
+    app = open_app(planted, "similarity")
+    footers = [c.value for c in app.caption if "fingerprint" in c.value]
+    assert footers
+    for part in (
+        "planted",
+        "ffffffffff",
+        "base abc1234 float32",
+        "tuned abc1234 float32",
+        "cpu",
+        "2026-01-02",
+    ):
+        assert part in footers[0]
+
+
+def test_the_manifest_is_shown_on_about(open_app: Open, planted: Path) -> None:
+    app = open_app(planted, "about")
+    tables = [frame.value for frame in app.dataframe]
+    provenance = next(table for table in tables if "what" in table.columns)
+    shown = dict(zip(provenance["what"], provenance["value"], strict=True))
+    assert shown["device"] == "cpu"
+    assert shown["base: attention"] == "sdpa"
+    assert json.loads(app.code[0].value)["name"] == "planted"
+
+
+def test_the_reading_snippet_runs(open_app: Open, planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = open_app(planted, "about")
+    exec(app.code[1].value, {})
+    assert "feature" in capsys.readouterr().out
+
+
+def test_a_store_that_changes_is_opened_again(open_app: Open, own_store: Path) -> None:
+    assert went_well(open_app(own_store))
+    shutil.rmtree(own_store)
+    assert "does not exist" in text(open_app(own_store))

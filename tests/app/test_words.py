@@ -1,0 +1,125 @@
+"""Sentences computed from data: the rule of each, on data where the answer is plain."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from app import words
+
+
+def curve(values: list[float], half: float = 0.02) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "layer": list(range(len(values))),
+            "value": values,
+            "low": [v - half for v in values],
+            "high": [min(v + half, 1.0) for v in values],
+        }
+    )
+
+
+NULL = pl.DataFrame({"layer": [0, 1, 2, 3], "low": [-0.1] * 4, "high": [0.1] * 4})
+NO_NULL = NULL.clear()
+
+
+def test_the_block_where_models_part_is_named_with_its_value_and_interval() -> None:
+    title = words.cka_title(curve([1.0, 1.0, 0.9, 0.6]), NULL, "base", "tuned", "resid_post")
+    assert title == (
+        "tuned leaves base at block 2 (resid_post): identical before, CKA 0.90 (0.88 to 0.92) there, "
+        "CKA 0.60 (0.58 to 0.62) at block 3, the lowest; far above unrelated pairing everywhere"
+    )
+
+
+def test_equal_models_are_called_equal() -> None:
+    title = words.cka_title(curve([1.0, 1 - 1e-8, 1.0, 1.0]), NULL, "base", "tuned", "mlp_out")
+    assert title == "base and tuned have the same geometry at mlp_out in every block"
+
+
+def test_a_small_departure_is_told_by_its_distance_from_one() -> None:
+    title = words.cka_title(curve([1.0, 1 - 2e-4], half=1e-4), NULL, "base", "tuned", "resid_post")
+    assert "identical before, 1 − CKA 2e-4 (1e-4 to 3e-4) there" in title
+
+
+def test_an_interval_that_reaches_one_is_no_departure() -> None:
+    wide = curve([1.0, 0.98, 0.97, 0.98], half=0.05)
+    title = words.cka_title(wide, NULL, "a", "b", "resid_post")
+    assert title.startswith("a and b cannot be told apart at resid_post: every interval reaches 1")
+
+
+def test_blocks_inside_the_null_are_named() -> None:
+    title = words.cka_title(curve([1.0, 0.5, 0.05, 0.02]), NULL, "a", "b", "resid_post")
+    assert title.endswith("; blocks 2-3 cannot be told from unrelated prompts")
+
+
+def test_models_that_differ_from_the_start_have_no_before() -> None:
+    title = words.cka_title(curve([0.7, 0.8, 0.9, 0.9]), NO_NULL, "a", "b", "resid_post")
+    assert title == "b differs from a from block 0 on (resid_post): CKA 0.70 (0.68 to 0.72)"
+
+
+def test_undefined_similarity_is_said() -> None:
+    undefined = curve([float("nan")] * 2)
+    assert "is undefined" in words.cka_title(undefined, NO_NULL, "a", "b", "head_z")
+
+
+def grid(values: dict[tuple[int, int], float]) -> pl.DataFrame:
+    return pl.DataFrame([{"layer": a, "other": b, "value": v} for (a, b), v in values.items()], orient="row")
+
+
+def test_the_heatmap_counts_blocks_that_match_themselves() -> None:
+    same = grid({(0, 0): 1.0, (0, 1): 0.2, (1, 0): 0.3, (1, 1): 0.9})
+    assert words.heatmap_title(same, "a", "b") == "Each block of a is most similar to the same block of b"
+    shifted = grid({(0, 0): 0.1, (0, 1): 0.2, (1, 0): 0.3, (1, 1): 0.9})
+    assert words.heatmap_title(shifted, "a", "b") == (
+        "1 of 2 blocks of a are most similar to the same block of b; the others point up to 1 block away"
+    )
+
+
+def test_languages_are_compared_where_they_differ_most() -> None:
+    table = pl.DataFrame(
+        {"layer": [0, 1, 0, 1], "series": ["en", "en", "zh", "zh"], "value": [1.0, 0.9, 1.0, 0.6]}
+    )
+    assert words.language_title(table, "a", "b") == (
+        "a and b differ more in zh than in en: CKA 0.60 against CKA 0.90 at block 1"
+    )
+    alike = table.with_columns(value=pl.lit(0.7))
+    assert "differ alike in en and zh" in words.language_title(alike, "a", "b")
+
+
+def test_language_differences_are_told_by_their_interval() -> None:
+    table = pl.DataFrame(
+        {"layer": [0, 1, 2], "value": [0.01, -0.2, 0.1], "low": [-0.1, -0.3, 0.05], "high": [0.1, -0.1, 0.15]}
+    )
+    assert words.difference_title(table, ["en", "zh"], "base") == (
+        "base: R is larger in zh than in en by 0.200 (0.100 to 0.300) at block 1; the languages "
+        "differ at blocks 1-2"
+    )
+    alike = table.with_columns(low=pl.lit(-1.0), high=pl.lit(1.0))
+    assert "the same in en and zh" in words.difference_title(alike, ["en", "zh"], "base")
+
+
+def parts(attention: float, mlp: float) -> pl.DataFrame:
+    rows = [("attention", attention), ("MLP", mlp)]
+    return pl.DataFrame(
+        [{"layer": 3, "series": s, "value": v, "low": v - 0.05, "high": v + 0.05} for s, v in rows]
+    )
+
+
+def test_the_part_that_writes_into_z_is_named() -> None:
+    assert "attention writes into Z more than the MLP" in words.split_title(parts(0.5, 0.2), "m", 3)
+    assert "the MLP writes into Z more than attention" in words.split_title(parts(0.2, 0.5), "m", 3)
+    assert "alike" in words.split_title(parts(0.3, 0.32), "m", 3)
+
+
+def test_numbers_never_lie_about_zero() -> None:
+    assert words.number(-1e-9) == "-1e-9"
+    assert words.number(0.0) == "0"
+    assert words.number(0.004) == "4e-3"
+    assert words.number(float("nan")) == "undefined"
+    assert words.blocks([0, 1, 2, 5]) == "blocks 0-2, 5"
+    assert words.blocks([3]) == "block 3"
+
+
+def test_a_verdict_becomes_a_statement_about_the_model() -> None:
+    assert words.verdict_title("base", "Never Z-dominated: R stays.") == "base is never Z-dominated: R stays"
+    assert words.verdict_title("base", "Z-dominated (R > 1) at 1→2.") == "base is Z-dominated (R > 1) at 1→2"
+    assert words.verdict_title("base", "Something else.") == "base: Something else"
