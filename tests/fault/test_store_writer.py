@@ -99,6 +99,25 @@ def test_killed_twice_at_random_times(tmp_path: Path, uninterrupted: dict[str, b
     assert contents(path, manifest=True) == uninterrupted
 
 
+def test_resume_removes_what_was_never_committed(tmp_path: Path) -> None:
+    plan = write_all(tmp_path / "s", finish=False)
+    before = contents(tmp_path / "s")
+    strays = (
+        "activations/base/mean/sites/c.0.0.7.0",
+        "grams/base/last_content/other/c.0.0.0",
+        "weights/base/torn/zarr.json",
+        "tables/torn.parquet",
+        "ledger/.tmp-1-2-3-base-00000.json",
+        ".tmp-1-2-3-manifest.json",
+    )
+    for name in strays:
+        (tmp_path / "s" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s" / name).write_bytes(b"torn")
+    assert len(verify(tmp_path / "s")) == len(strays)
+    StoreWriter.create_or_resume(tmp_path / "s", plan, STUDY, FINGERPRINT).close()
+    assert contents(tmp_path / "s") == before
+
+
 def test_order_of_units_does_not_matter(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     plan = small_plan(n_prompts=21, unit_prompts=3)
     with StoreWriter.create_or_resume(tmp_path / "s", plan, STUDY, FINGERPRINT, durable=False) as writer:

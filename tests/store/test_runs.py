@@ -122,6 +122,25 @@ def test_many_appenders_of_the_same_and_of_different_runs(store: Path) -> None:
 
 
 @pytest.mark.fault
+def test_the_first_of_two_racing_appenders_counts(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer publishes the same run just after this one has looked for it."""
+    real, looked = RunLog._intact, []
+
+    def intact(self: RunLog, run_id: str) -> bool:
+        looked.append(run_id)
+        if len(looked) == 1:
+            RunLog(store).append(CONDITION, {"by": "the other"}, TABLE)
+            return False
+        return real(self, run_id)
+
+    monkeypatch.setattr(RunLog, "_intact", intact)
+    log = RunLog(store)
+    run_id = log.append(CONDITION, {"by": "this one"}, TABLE.head(0))
+    assert log.open(run_id).summary == {"by": "the other"}
+    assert [p.name for p in (store / "runs").iterdir()] == [run_id]
+
+
+@pytest.mark.fault
 @pytest.mark.parametrize("moment", [1, 2, 3, 4, 5])
 def test_a_killed_append_leaves_nothing_visible(store: Path, moment: int) -> None:
     script = f"""
