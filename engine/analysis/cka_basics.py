@@ -255,16 +255,21 @@ def cka_curve(grams_a: Grams, grams_b: Grams, debiased: bool = False) -> list[Ck
     return [cka_from_grams(a, b, debiased) for a, b in zip(grams_a, grams_b, strict=True)]
 
 
-def _inner_products(a: list[NDArray[np.floating]], b: list[NDArray[np.floating]]) -> NDArray[np.float64]:
+def _stack(grams: Grams) -> NDArray[np.floating]:
+    """Centred Grams as one array (L, n, n); the input itself when nothing has to change."""
+    centred = [as_centred(k) for k in grams]
+    if isinstance(grams, np.ndarray) and all(np.shares_memory(k, grams) for k in centred):
+        return grams
+    return np.stack(centred)
+
+
+def _inner_products(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     """All ⟨A_i, B_j⟩ by blocked matrix products: float32 inside a block, float64 across blocks."""
-    total = np.zeros((len(a), len(b)))
-    n = a[0].shape[0]
-    step = max(1, 16384 // n)
-    for start in range(0, n, step):
-        rows = slice(start, start + step)
-        left = np.stack([m[rows].ravel() for m in a])
-        right = left if b is a else np.stack([m[rows].ravel() for m in b])
-        total += left @ right.T
+    total = np.zeros((a.shape[0], b.shape[0]))
+    left, right = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
+    step = 16384
+    for start in range(0, left.shape[1], step):
+        total += left[:, start : start + step] @ right[:, start : start + step].T
     return total
 
 
@@ -279,17 +284,17 @@ def cross_layer_cka(grams_a: Grams, grams_b: Grams, debiased: bool = False) -> F
         gives the reason).
     """
     check_pair(np.asarray(grams_a[0]), np.asarray(grams_b[0]), debiased)
-    a = [as_centred(np.asarray(k)) for k in grams_a]
-    b = a if grams_b is grams_a else [as_centred(np.asarray(k)) for k in grams_b]
-    n = a[0].shape[0]
-    diag_a, diag_b = (np.stack([np.diagonal(k) for k in side]).astype(np.float64) for side in (a, b))
+    a = _stack(grams_a)
+    b = a if grams_b is grams_a else _stack(grams_b)
+    n = a.shape[1]
+    diag_a, diag_b = (np.diagonal(s, axis1=1, axis2=2).astype(np.float64) for s in (a, b))
     numerator = _inner_products(a, b)
     if debiased:
         numerator -= n / (n - 2) * (diag_a @ diag_b.T)
         numerator += np.outer(diag_a.sum(1), diag_b.sum(1)) / ((n - 1) * (n - 2))
     own_a, own_b = (
-        np.array([_numerator(inner(k, k), d, d, debiased) for k, d in zip(s, dd, strict=True)])
-        for s, dd in ((a, diag_a), (b, diag_b))
+        np.array([_numerator(inner(k, k), d, d, debiased) for k, d in zip(s, diagonal, strict=True)])
+        for s, diagonal in ((a, diag_a), (b, diag_b))
     )
     own_a[(own_a <= 0) | (diag_a.sum(1) <= 0)] = np.nan
     own_b[(own_b <= 0) | (diag_b.sum(1) <= 0)] = np.nan
