@@ -50,7 +50,7 @@ class PatchEngine:
         token_ids: per prompt, BOS included if the model wants it. No padding.
         positions: index of the patched token in each prompt.
         read_at: "patched" reads the next-token distribution at the patched token, "decision" at the last one.
-        batch_tokens: rows (prompt x condition x tail token) per batch; by default 1024 on a CPU, 8192 else.
+        batch_tokens: rows (prompt x condition x tail token) per batch; by default 640 on a CPU, 8192 else.
 
     Raises:
         PatchError: empty prompts, positions outside them, or a model whose packed run differs from its own
@@ -74,17 +74,20 @@ class PatchEngine:
             position if read_at == "patched" else len(ids) - 1
             for ids, position in zip(self.token_ids, self.positions, strict=True)
         ]
+        # What comes after the token that is read cannot matter.
+        self._seen = [ids[: read + 1] for ids, read in zip(self.token_ids, self.reads, strict=True)]
         self._tails = [read - p + 1 for read, p in zip(self.reads, self.positions, strict=True)]
         self.dtype = next(lm.model.parameters()).dtype
-        default = 1024 if lm.device.type == "cpu" else 8192
+        default = 640 if lm.device.type == "cpu" else 8192
         self.batch_tokens = max(2, batch_tokens or default)
         self._modules = configured_modules(lm.model)
         self._linears = PackedLinears(packing_pays(lm.device, self.dtype))
         self._head = Unembedding(self.taps, self._linears)
-        lengths = [len(ids) for ids in self.token_ids]
+        lengths = [len(ids) for ids in self._seen]
         self._groups = group_prompts(lengths, self.positions, self._tails, max(self.batch_tokens, 2048))
         self._place = {p: (g, i) for g, group in enumerate(self._groups) for i, p in enumerate(group)}
         self._packs: OrderedDict[int, Pack] = OrderedDict()
+        self._self_kl: dict[Site, np.ndarray] = {}
         self._room = MEMORY_SHARE * _free_memory(lm.device)
         self._check_against_plain_forward()
 
@@ -153,6 +156,8 @@ class PatchEngine:
         check_request(site, values, (*shape, site.width(self.taps)), top_k)
         top_k = min(top_k, self.taps.vocab)
         sweep = Sweep.begin(site, values, shape, reverse_kl, top_k, self.batch_tokens)
+        if site in self._self_kl:
+            sweep.self_kl[:] = self._self_kl[site]
         total = n_conditions * self.n_prompts
         for group in range(len(self._groups)):
             queue = deque([Work(tuple(self._groups[group]), range(n_conditions))])
@@ -175,6 +180,7 @@ class PatchEngine:
                 if on_progress is not None:
                     on_progress(sweep.done, total)
         self._check_self(site, sweep.self_kl)
+        self._self_kl[site] = sweep.self_kl
         return sweep.result()
 
     def _attempt(self, sweep: Sweep, work: Work) -> bool:
@@ -231,10 +237,12 @@ class PatchEngine:
         vectors = torch.cat([own[:, None], vectors.transpose(0, 1).to(own.device)], dim=1)
         block = Block(pack, members, len(work.conditions) + 1)
         final, direct = resume(self.taps, self._modules, self._linears, sweep.site, block, vectors)
-        plain = block.of(pack.final).to(final.device)
-        rows = torch.cat([final, plain], dim=1).to(self._head.device)
+        rows = [final]
+        if np.isnan(sweep.self_kl[list(work.prompts)]).any():
+            rows.append(block.of(pack.final).to(final.device))
         factor = direct and self.dtype == torch.float32
-        found = self._head.compare(rows, reverse=sweep.reverse_kl, top_k=sweep.top_k, factor=factor)
+        states = torch.cat(rows, dim=1).to(self._head.device)
+        found = self._head.compare(states, reverse=sweep.reverse_kl, top_k=sweep.top_k, factor=factor)
         sweep.keep(work, found)
 
     def _pack(self, group: int) -> Pack:
@@ -246,7 +254,7 @@ class PatchEngine:
         pack = capture_pack(
             self.taps,
             self._modules,
-            [self.token_ids[p] for p in prompts],
+            [self._seen[p] for p in prompts],
             [self.positions[p] for p in prompts],
             [self.reads[p] for p in prompts],
         )
@@ -257,13 +265,13 @@ class PatchEngine:
 
     def _check_against_plain_forward(self) -> None:
         """The packed run must give the logits of the model's own forward pass (the longest prompt's)."""
-        longest = max(range(self.n_prompts), key=lambda p: len(self.token_ids[p]))
+        longest = max(range(self.n_prompts), key=lambda p: len(self._seen[p]))
         group, member = self._place[longest]
         with self.lm.lock, torch.inference_mode():
             packed = (
                 self._head.log_probs(self._pack(group).final[[member]].to(self._head.device)).double().cpu()
             )
-            ids = torch.tensor([self.token_ids[longest][: self.reads[longest] + 1]], device=self.lm.device)
+            ids = torch.tensor([self._seen[longest]], device=self.lm.device)
             plain = self.lm.model(input_ids=ids, use_cache=False).logits[0, -1].double().cpu().log_softmax(-1)
         kl = float((plain.exp() * (plain - packed[0])).sum())
         limit = SELF_LIMIT.get(self.dtype, SELF_LIMIT_HALF)

@@ -118,17 +118,19 @@ class Sweep:
         return cls(site, values, shape[0], reverse_kl, top_k, batch_tokens, kl, self_kl, tops)
 
     def keep(self, work: Work, found: Comparison) -> None:
-        """Writes a batch's findings; the last compared row is the plain run."""
+        """Writes a batch's findings; a compared row behind those of the conditions is the plain run."""
         kl = found.kl.cpu().numpy()
         prompts, conditions = list(work.prompts), list(work.conditions)
-        self.kl[np.ix_(conditions, prompts)] = kl[:, :-1].T
-        self.self_kl[prompts] = np.abs(kl[:, -1])
+        count = len(conditions)
+        self.kl[np.ix_(conditions, prompts)] = kl[:, :count].T
+        if kl.shape[1] > count:
+            self.self_kl[prompts] = np.abs(kl[:, -1])
         self.done += len(prompts) * len(conditions)
         if found.top_ids is None or found.top_log_probs is None:
             return
         for name, top in (("top_ids", found.top_ids), ("top_log_probs", found.top_log_probs)):
             values = top.cpu().numpy()
-            self.tops[name][np.ix_(conditions, prompts)] = values[:, 1:-1].swapaxes(0, 1)
+            self.tops[name][np.ix_(conditions, prompts)] = values[:, 1 : 1 + count].swapaxes(0, 1)
             self.tops["unpatched_" + name][prompts] = values[:, 0]
 
     def result(self) -> SweepResult:

@@ -22,10 +22,12 @@ from engine.linear import PackedLinears, Product
 from engine.taps import ModelTaps
 
 TILE = 1024
-"""Vocabulary entries per tile on a CPU: rows x TILE floats stay in the cache between the passes over them."""
+"""Vocabulary entries per tile on a CPU; sixteen times as many elsewhere."""
+CACHE_ROWS = 256
+"""Rows of a tile that are summed up at once on a CPU: they fit into the second-level cache."""
 FACTOR_FROM = 48
 """Fewest rows per prompt for which a low-rank factorisation of the final states is tried."""
-FACTOR_TOLERANCE = 5e-7
+FACTOR_TOLERANCE = 2e-7
 """Largest part of a row that a factorisation may lose, relative: a float32 product loses as much."""
 
 
@@ -94,16 +96,16 @@ class Unembedding:
         prompts, rows, _ = normed.shape
         factors = low_rank(normed) if factor and rows >= FACTOR_FROM else None
         sums = _Sums(prompts, rows, top_k, normed.device, reverse)
+        size = max(1, CACHE_ROWS // rows) if normed.device.type == "cpu" else prompts
         start = 0
         for tile in range(len(self.tiles)):
-            if factors is None:
-                logits = self._linear(normed.reshape(prompts * rows, -1), tile).view(prompts, rows, -1)
-            else:
-                coefficients, basis = factors
-                directions = self._linear(basis.reshape(-1, basis.shape[-1]), tile)
-                logits = coefficients @ directions.view(prompts, basis.shape[1], -1)
-            sums.add(self._finish(logits, tile), start)
-            start += logits.shape[-1]
+            basis = normed if factors is None else factors[1]
+            products = self._linear(basis.reshape(-1, basis.shape[-1]), tile).view(*basis.shape[:2], -1)
+            for first in range(0, prompts, size):
+                part = slice(first, first + size)
+                logits = products[part] if factors is None else factors[0][part] @ products[part]
+                sums.add(self._finish(logits, tile), part, start)
+            start += products.shape[-1]
         return sums.result()
 
 
@@ -139,32 +141,31 @@ class _Sums:
         self.peak = torch.full((prompts, rows), -torch.inf, device=device)
         self.total = torch.zeros(prompts, rows, dtype=torch.float64, device=device)
         self.weighted = torch.zeros(prompts, rows - 1, dtype=torch.float64, device=device)
-        self.top_values = torch.zeros(prompts, rows, 0, device=device)
-        self.top_ids = torch.zeros(prompts, rows, 0, dtype=torch.int64, device=device)
+        self.top_values = torch.zeros(prompts, rows, top_k, device=device)
+        self.top_ids = torch.zeros(prompts, rows, top_k, dtype=torch.int64, device=device)
 
-    def add(self, logits: Tensor, start: int) -> None:
-        """Adds a (P, 1 + K, tile) float32 tile beginning at vocabulary entry `start`; overwrites it."""
+    def add(self, logits: Tensor, part: slice, start: int) -> None:
+        """Adds the (p, 1 + K, tile) float32 logits of some prompts from entry `start` on; spoils them."""
         if self.top_k:
-            self._add_top(logits, start)
-        peak = torch.maximum(self.peak, logits.amax(-1))
-        shrink = (self.peak - peak).exp().double()
-        # On a CPU prompt by prompt: one prompt's rows of a tile fit into the second-level cache.
-        for part in range(len(logits)) if logits.device.type == "cpu" else (slice(None),):
-            tile, at = logits[part], shrink[part]
-            change = tile[..., 1:, :] - tile[..., :1, :]
-            tile.sub_(peak[part][..., None]).exp_()
-            weights = tile[..., :1, :] if self.reverse else tile[..., 1:, :]
-            keep = at[..., :1] if self.reverse else at[..., 1:]
-            self.total[part] = self.total[part] * at + tile.sum(-1)
-            self.weighted[part] = self.weighted[part] * keep + change.mul_(weights).sum(-1)
-        self.peak = peak
+            self._add_top(logits, part, start)
+        peak = torch.maximum(self.peak[part], logits.amax(-1))
+        shrink = (self.peak[part] - peak).exp().double()
+        change = logits[:, 1:] - logits[:, :1]
+        logits.sub_(peak[..., None]).exp_()
+        # The weights of the sum: the reference's own, or each row's.
+        row = slice(0, 1) if self.reverse else slice(1, None)
+        self.total[part] = self.total[part] * shrink + logits.sum(-1)
+        self.weighted[part] = self.weighted[part] * shrink[:, row] + change.mul_(logits[:, row]).sum(-1)
+        self.peak[part] = peak
 
-    def _add_top(self, logits: Tensor, start: int) -> None:
+    def _add_top(self, logits: Tensor, part: slice, start: int) -> None:
         values, ids = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)
-        values = torch.cat([self.top_values, values], dim=-1)
-        ids = torch.cat([self.top_ids, ids + start], dim=-1)
-        self.top_values, order = values.topk(min(self.top_k, values.shape[-1]), dim=-1)
-        self.top_ids = ids.gather(-1, order)
+        seen = min(self.top_k, start)
+        values = torch.cat([self.top_values[part, :, :seen], values], dim=-1)
+        ids = torch.cat([self.top_ids[part, :, :seen], ids + start], dim=-1)
+        values, order = values.topk(min(self.top_k, values.shape[-1]), dim=-1)
+        self.top_values[part, :, : values.shape[-1]] = values
+        self.top_ids[part, :, : values.shape[-1]] = ids.gather(-1, order)
 
     def result(self) -> Comparison:
         """The divergences of all tiles seen."""

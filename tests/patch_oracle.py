@@ -1,4 +1,7 @@
-"""The slow and obvious way to patch: one prompt, one condition, plain forward hooks on the whole model."""
+"""The slow and obvious way to patch: one prompt, plain forward hooks on the whole model.
+
+The conditions of a prompt go through it as a batch of equally long rows, so there is no padding.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def head_sum(taps: ModelTaps, site: Site, z: Tensor) -> Tensor:
 
 @contextmanager
 def patched(taps: ModelTaps, site: Site, position: int, vector: Tensor) -> Iterator[None]:
-    """Replaces the activation at (site, position) by `vector` in every forward pass of one prompt."""
+    """Replaces the activation at (site, position) by `vector` (batch, width) in every forward pass."""
     layer = taps.layers[site.layer]
 
     def put(tensor: Tensor, value: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ def patched(taps: ModelTaps, site: Site, position: int, vector: Tensor) -> Itera
         z = args[0].clone()
         own = z[:, position].clone().unflatten(-1, (taps.n_heads, taps.head_dim))
         heads = list(range(taps.n_heads)) if site.heads is None else list(site.heads)
-        own[:, heads] = vector.view(len(heads), taps.head_dim)
+        own[:, heads] = vector.view(-1, len(heads), taps.head_dim)
         z[:, position] = own.flatten(-2)
         return (z,)
 
@@ -74,13 +77,13 @@ def patched(taps: ModelTaps, site: Site, position: int, vector: Tensor) -> Itera
         yield
 
 
-def log_probs(model: Any, ids: Sequence[int], read: int) -> Tensor:
-    """Next-token log-probabilities at token `read`, float64 (V,), of one plain forward pass."""
+def log_probs(model: Any, ids: Sequence[int], read: int, batch: int = 1) -> Tensor:
+    """Next-token log-probabilities at token `read`, float64 (batch, V), of one plain forward pass."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, read]
+        logits = model(input_ids=torch.tensor([list(ids)] * batch), use_cache=False).logits[:, read]
     return logits.double().log_softmax(-1)
 
 
-def kl(log_p: Tensor, log_q: Tensor) -> float:
-    """KL(p || q) in nats."""
-    return float((log_p.exp() * (log_p - log_q)).sum())
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats along the last axis."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -1,0 +1,116 @@
+"""The engine against plain forward hooks: every family, every site, first, middle and last block."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import patch_oracle
+import pytest
+import torch
+from tiny_models import FAMILY_NAMES, LAYERS, VOCAB, random_tokens, tiny
+
+from engine.errors import SiteError
+from engine.intervene import PatchEngine
+from engine.model import LoadedModel, from_parts
+from engine.sites import COMPONENTS, Site
+
+pytestmark = pytest.mark.reference
+
+# Different lengths in one pack; the patched token first, inside (also beyond a window of 6) and last.
+LENGTHS = (9, 14, 5, 12, 14)
+POSITIONS = (6, 13, 0, 4, 9)
+TOLERANCE = 1e-5
+"""float32: two orders of summation through three blocks differ by some 1e-6 in a log-probability."""
+
+
+def prompts() -> list[list[int]]:
+    return [random_tokens(1, length, seed=i)[0].tolist() for i, length in enumerate(LENGTHS)]
+
+
+def sites(lm: LoadedModel) -> list[Site]:
+    found = []
+    for component, layer in product(COMPONENTS, range(LAYERS)):
+        site = Site(component, layer, (1, 3) if component.startswith("head") and layer < 2 else None)
+        try:
+            found.append(site.check(lm.taps))
+        except SiteError:
+            assert component == "head_out"
+            assert lm.taps.layers[layer].attn_post_norm
+    return found
+
+
+def vectors_for(own: torch.Tensor, seed: int) -> torch.Tensor:
+    """Three conditions: own activation, another prompt's, and noise of the site's size."""
+    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)) * own.std()
+    return torch.stack([own, own.roll(1, 0), own + noise])
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("read_at", ["patched", "decision"])
+def test_engine_equals_plain_hooks(family: str, read_at: Literal["patched", "decision"]) -> None:
+    lm = from_parts(tiny(family))
+    ids = prompts()
+    engine = PatchEngine(lm, ids, POSITIONS, read_at=read_at)
+    unpatched = [patch_oracle.log_probs(lm.model, ids[p], engine.reads[p])[0] for p in range(len(ids))]
+    moved = 0
+    for turn, site in enumerate(sites(lm)):
+        vectors = vectors_for(engine.activations(site), turn)
+        found = engine.sweep(site, vectors, n_conditions=3, top_k=VOCAB)
+        assert found.top_ids is not None
+        assert np.abs(found.kl[0]).max() <= 1e-6
+        for prompt in range(len(ids)):
+            with patch_oracle.patched(lm.taps, site, POSITIONS[prompt], vectors[1:, prompt]):
+                expected = patch_oracle.log_probs(lm.model, ids[prompt], engine.reads[prompt], batch=2)
+            order = torch.tensor(found.top_ids[1:, prompt])
+            assert torch.equal(order.sort(-1).values, torch.arange(VOCAB).expand(2, -1))
+            log_probs = torch.tensor(found.top_log_probs)[1:, prompt].double()
+            torch.testing.assert_close(log_probs, expected.gather(-1, order), rtol=0, atol=TOLERANCE)
+            kl = patch_oracle.kl(expected, unpatched[prompt])
+            np.testing.assert_allclose(found.kl[1:, prompt], kl.numpy(), rtol=0, atol=TOLERANCE)
+            moved += int(((expected - unpatched[prompt]).abs().amax(-1) > 10 * TOLERANCE).sum())
+    assert moved > len(ids) * len(sites(lm)), "most patches must move the distribution, or nothing is tested"
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_activations_and_log_probs_are_the_unpatched_run(family: str) -> None:
+    lm = from_parts(tiny(family))
+    ids = prompts()
+    engine = PatchEngine(lm, ids, POSITIONS)
+    log_probs = engine.log_probs()
+    with torch.no_grad():
+        for prompt, tokens in enumerate(ids):
+            expected = patch_oracle.log_probs(lm.model, tokens, POSITIONS[prompt])[0]
+            torch.testing.assert_close(log_probs[prompt].double(), expected, rtol=0, atol=TOLERANCE)
+        states = [
+            lm.model(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states
+            for tokens in ids
+        ]
+    for layer in range(LAYERS):
+        entering = engine.activations(Site("resid_pre", layer))
+        for prompt, position in enumerate(POSITIONS):
+            torch.testing.assert_close(
+                entering[prompt], states[prompt][layer][0, position], rtol=1e-4, atol=1e-5
+            )
+        added = engine.activations(Site("attn_out", layer)) + engine.activations(Site("mlp_out", layer))
+        leaving = engine.activations(Site("resid_post", layer))
+        torch.testing.assert_close(entering + added, leaving, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "gpt2", "gpt_neox"])
+def test_head_out_sums_to_attn_out(family: str) -> None:
+    lm = from_parts(tiny(family))
+    engine = PatchEngine(lm, prompts(), POSITIONS)
+    layer = lm.taps.layers[1]
+    single = [engine.activations(Site("head_out", 1, (head,))) for head in range(lm.taps.n_heads)]
+    bias = layer.o_bias()
+    offset = 0.0 if bias is None else bias * layer.multiplier
+    attn_out = engine.activations(Site("attn_out", 1))
+    torch.testing.assert_close(torch.stack(single).sum(0) + offset, attn_out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        engine.activations(Site("head_out", 1)) + offset, attn_out, rtol=1e-4, atol=1e-5
+    )
+    z = engine.activations(Site("head_z", 1, (0, 2)))
+    expected = torch.einsum("nhf,hfd->nd", z.view(len(z), 2, -1), layer.w_o()[[0, 2]]) * layer.multiplier
+    torch.testing.assert_close(single[0] + single[2], expected, rtol=1e-4, atol=1e-5)
