@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from planted_store import CHECKS, build_store
 from streamlit.testing.v1 import AppTest
 
 Open = Callable[..., AppTest]
 PAGES = ("overview", "about", "similarity", "residual_updates", "patching", "runs")
 ANALYSES = ("similarity", "residual_updates", "patching", "runs")
-
-
-def planted_module() -> Any:
-    spec = importlib.util.spec_from_file_location("planted_store", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def text(app: AppTest) -> str:
@@ -66,7 +56,7 @@ def test_a_folder_that_is_no_store(open_app: Open, tmp_path: Path) -> None:
 
 
 def test_an_unfinished_store_says_how_to_go_on(open_app: Open, tmp_path: Path) -> None:
-    store = planted_module().build_store(tmp_path / "half", finish=False)
+    store = build_store(tmp_path / "half", finish=False)
     app = open_app(store, "similarity")
     assert "not finished" in text(app)
     assert "goes on where it stopped" in text(app)
@@ -92,9 +82,8 @@ def test_a_flipped_byte_is_named_with_its_array_and_chunk(open_app: Open, own_st
 
 @pytest.mark.parametrize("page", ANALYSES)
 def test_failed_self_checks_block_the_analyses(open_app: Open, tmp_path: Path, page: str) -> None:
-    module = planted_module()
-    failed = {**module.CHECKS[0], "value": 0.25, "passed": False}
-    store = module.build_store(tmp_path / "failed", checks=[failed, module.CHECKS[1]])
+    failed = {**CHECKS[0], "value": 0.25, "passed": False}
+    store = build_store(tmp_path / "failed", checks=[failed, CHECKS[1]])
     app = open_app(store, page)
     said = text(app)
     assert "failed its own checks" in said
@@ -103,15 +92,14 @@ def test_failed_self_checks_block_the_analyses(open_app: Open, tmp_path: Path, p
 
 
 def test_failed_self_checks_leave_the_overview(open_app: Open, tmp_path: Path) -> None:
-    module = planted_module()
-    failed = {**module.CHECKS[0], "value": 0.25, "passed": False}
-    app = open_app(module.build_store(tmp_path / "failed", checks=[failed]))
+    failed = {**CHECKS[0], "value": 0.25, "passed": False}
+    app = open_app(build_store(tmp_path / "failed", checks=[failed]))
     assert went_well(app)
     assert app.metric
 
 
 def test_no_self_checks_block_too(open_app: Open, tmp_path: Path) -> None:
-    app = open_app(planted_module().build_store(tmp_path / "unchecked", checks=[]), "similarity")
+    app = open_app(build_store(tmp_path / "unchecked", checks=[]), "similarity")
     assert "has no self-checks" in text(app)
 
 

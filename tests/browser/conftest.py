@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from planted_store import build_store
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,12 +78,7 @@ def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="session")
 def planted_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store with planted structure that the page tests use."""
-    spec = importlib.util.spec_from_file_location("planted_pages", ROOT / "tests" / "app" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return Path(module.build_store(tmp_path_factory.mktemp("browser") / "planted"))
+    return build_store(tmp_path_factory.mktemp("browser") / "planted")
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def clean(tab: Page) -> None:
 
 def layer_shown(tab: Page) -> str:
     """The block that the slider stands at."""
-    return tab.get_by_role("slider", name="Block ℓ").get_attribute("aria-valuenow") or ""
+    return tab.get_by_role("slider", name="Block ℓ").input_value()
 
 
 def download(tab: Page, panel: str, menu: str, kind: str) -> Download:
@@ -180,7 +180,7 @@ def test_a_patch_is_run_kept_and_opened_again_without_a_model(
     new_tab: Callable[..., Page], live_dashboard: str
 ) -> None:
     tab = new_tab()
-    visit(tab, f"{live_dashboard}/patching?layer=5&site=resid_post")
+    visit(tab, f"{live_dashboard}/patching?layer=5&site=resid_post&kind=mean")
     expect(tab.get_by_text("Not run yet")).to_be_visible()
     run_patch(tab)
     clean(tab)
@@ -197,10 +197,10 @@ def test_a_patch_is_run_kept_and_opened_again_without_a_model(
 
 
 def test_two_tabs_get_their_own_results(new_tab: Callable[..., Page], live_dashboard: str) -> None:
-    """Upstream of the fine-tune a patch changes nothing; at the stream behind it, it does."""
+    """Upstream of the fine-tune the other model changes nothing; the mean of the prompts does."""
     one, two = new_tab(), new_tab()
     visit(one, f"{live_dashboard}/patching?layer=1&site=resid_post&kind=literal")
-    visit(two, f"{live_dashboard}/patching?layer=6&site=resid_post&kind=literal")
+    visit(two, f"{live_dashboard}/patching?layer=6&site=resid_post&kind=mean")
     one.get_by_role("button", name="Run", exact=True).click()
     two.get_by_role("button", name="Run", exact=True).click()
     for tab in (one, two):
@@ -210,3 +210,17 @@ def test_two_tabs_get_their_own_results(new_tab: Callable[..., Page], live_dashb
     assert re.search(r"block 6 moves tuned's next token by 0?\.?\d", finding(two))
     assert layer_shown(one) == "1"
     assert layer_shown(two) == "6"
+
+
+def test_cancelling_in_one_tab_leaves_the_other(new_tab: Callable[..., Page], live_dashboard: str) -> None:
+    one, two = new_tab(), new_tab()
+    visit(one, f"{live_dashboard}/patching?site=mlp_out&kind=literal&layers=every&alphas=curve")
+    visit(two, f"{live_dashboard}/patching?site=attn_out&kind=mean&layer=0")
+    one.get_by_role("button", name="Run every block").click()
+    one.get_by_role("button", name="Cancel").click()
+    two.get_by_role("button", name="Run", exact=True).click()
+    expect(two.locator(".st-key-panel-patch h4")).to_contain_text("attn_out of block 0", timeout=120_000)
+    expect(one.get_by_role("button", name="Run every block")).to_be_visible(timeout=120_000)
+    settle(one)
+    clean(one)
+    expect(one.get_by_text("Cancelled:").first).to_be_visible()

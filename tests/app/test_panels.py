@@ -1,0 +1,199 @@
+"""Panels on the planted store: the numbers are the planted ones, and the code shown gives them again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from planted_store import CHANGED, HEAD_DIM, LAYERS, WIDTH, prompts_table, streams
+
+from app import export, overview, queries, similarity, update_queries, updates
+from app.charts.palette import DARK, LIGHT
+from app.charts.spec import as_chart
+from app.panel import Panel
+from app.resources import Opened, read_facts
+from app.selection import Selection, defaults
+from engine.analysis.cka import linear_cka
+from engine.analysis.residual_updates import chance_ratio
+from store.reader import Store
+
+ROUNDING = 1e-6
+"""Gram matrices are float32 (unit 6e-8); the code centres a subset where the page takes the whole."""
+
+MAKERS: dict[str, Callable[[Opened, Selection], Panel | None]] = {
+    "cka": similarity.curve_panel,
+    "cka-language": similarity.language_panel,
+    "cka-grid": similarity.heatmap_panel,
+    "updates": updates.curve_panel,
+    "updates-language": updates.language_panel,
+    "updates-split": updates.split_panel,
+}
+
+
+@pytest.fixture(scope="module")
+def opened(planted: Path) -> Opened:
+    store = Store(planted)
+    return Opened(str(planted), store, read_facts(store))
+
+
+@pytest.fixture
+def chosen(opened: Opened) -> Selection:
+    return defaults(opened.facts)
+
+
+def make(opened: Opened, selection: Selection, name: str) -> Panel:
+    if name.startswith("updates"):
+        selection = updates.effective(opened, selection)
+    panel = MAKERS[name](opened, selection)
+    assert panel is not None
+    return panel
+
+
+def values(panel: Panel, series: str) -> np.ndarray:
+    return panel.table.filter(pl.col("series") == series).sort("layer")["value"].to_numpy()
+
+
+def test_similarity_is_one_before_the_planted_change_and_drops_there(
+    opened: Opened, chosen: Selection
+) -> None:
+    panel = make(opened, chosen, "cka")
+    debiased = values(panel, "debiased")
+    assert np.abs(debiased[:CHANGED] - 1).max() < 1e-6  # equal inputs; float32 Gram matrices
+    assert (debiased[CHANGED:] < 0.95).all()
+    assert panel.title.startswith(f"tuned leaves base at block {CHANGED} (resid_post): identical before")
+
+
+def test_the_curve_is_the_analysis_on_the_raw_features(opened: Opened, chosen: Selection) -> None:
+    raw = streams()
+    panel = make(opened, chosen, "cka")
+    for debiased, name in ((True, "debiased"), (False, "biased")):
+        wanted = [
+            linear_cka(raw["base"]["resid", b + 1], raw["tuned"]["resid", b + 1], debiased)
+            for b in range(LAYERS)
+        ]
+        assert values(panel, name) == pytest.approx(wanted, abs=1e-5)  # stored Grams are float32
+
+
+def test_filters_pick_the_prompts(opened: Opened, chosen: Selection) -> None:
+    keep = (prompts_table()["language"] == "zh").to_numpy()
+    raw = streams()
+    panel = make(opened, dataclasses.replace(chosen, language="zh"), "cka")
+    wanted = linear_cka(raw["base"]["resid", LAYERS][keep], raw["tuned"]["resid", LAYERS][keep], True)
+    assert values(panel, "debiased")[-1] == pytest.approx(wanted, abs=1e-5)
+    assert panel.table["n"][0] == keep.sum()
+
+
+def test_only_the_changed_site_differs(opened: Opened, chosen: Selection) -> None:
+    attention = values(make(opened, dataclasses.replace(chosen, site="attn_out"), "cka"), "debiased")
+    assert attention.argmin() == CHANGED
+    assert np.delete(attention, CHANGED) == pytest.approx(1.0, abs=1e-6)
+    mlp = make(opened, dataclasses.replace(chosen, site="mlp_out"), "cka")
+    assert mlp.title == "base and tuned have the same geometry at mlp_out in every block"
+
+
+def test_unrelated_pairing_gives_the_null_not_one(opened: Opened, chosen: Selection) -> None:
+    null = queries.cka_null(opened, chosen, "resid_post")
+    assert (null["high"] < 0.8).all()
+    assert (null["p"] <= 0.05).all()
+
+
+def test_updates_are_measured_against_the_stored_kernels(opened: Opened, chosen: Selection) -> None:
+    effective = updates.effective(opened, dataclasses.replace(chosen, k=3, ref=1))
+    panel = make(opened, dataclasses.replace(chosen, k=3, ref=1), "updates")
+    raw = streams()["base"]
+    store = opened.store
+    from engine.analysis.subspace import multi_head_basis
+
+    name = update_queries.kernel_name("base")
+    basis = multi_head_basis(store.array(name)[1], store.array(name.replace("right", "sigma"))[1], 3)
+    wanted = []
+    for block in range(LAYERS):
+        delta = raw["resid", block + 1] - raw["resid", block]
+        inside = np.linalg.norm(delta @ basis, axis=1)
+        outside = np.linalg.norm(delta - delta @ basis @ basis.T, axis=1)
+        wanted.append(inside.mean() / outside.mean())
+    assert values(panel, "base") == pytest.approx(wanted, rel=1e-4)
+    assert panel.table["chance"][0] == pytest.approx(chance_ratio(WIDTH, 3))
+    over = make(opened, dataclasses.replace(effective, scale="r_over_chance"), "updates")
+    assert values(over, "base") == pytest.approx(np.array(wanted) / chance_ratio(WIDTH, 3), rel=1e-4)
+
+
+def test_every_rank_of_a_narrow_head_is_offered() -> None:
+    assert update_queries.offered_ranks(HEAD_DIM) == tuple(range(1, HEAD_DIM + 1))
+    assert update_queries.offered_ranks(128)[-1] == 64
+    assert max(np.diff(update_queries.offered_ranks(64))) <= 16
+
+
+VIEWS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "filtered": {"language": "en", "split": "train"},
+    "other": {
+        "interval": "jackknife",
+        "estimator": "biased",
+        "site": "head_z",
+        "position": "mean",
+        "model": "b",
+    },
+    "scaled": {"scale": "r_over_chance", "mean": "mean_of_ratios", "k": 2, "ref": 0},
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_code_of_a_panel_gives_its_numbers_again(
+    opened: Opened, chosen: Selection, name: str, view: str
+) -> None:
+    selection = dataclasses.replace(chosen, **VIEWS[view])
+    if name.endswith("language") and selection.language != "all":
+        maker_input = updates.effective(opened, selection) if name.startswith("updates") else selection
+        assert MAKERS[name](opened, maker_input) is None
+        return
+    panel = make(opened, selection, name)
+    scope: dict[str, Any] = {}
+    exec(panel.code, scope)
+    found: pl.DataFrame = scope["table"]
+    if name == "cka-grid":
+        wanted = panel.table["value"].to_numpy().reshape(LAYERS, LAYERS)
+        np.testing.assert_allclose(found.to_numpy(), wanted, rtol=ROUNDING)
+        return
+    shown = panel.table
+    if name == "cka":
+        shown = shown.filter(pl.col("series") == selection.estimator)
+    for column in set(found.columns) & {"value", "low", "high"}:
+        np.testing.assert_allclose(found[column].to_numpy(), shown[column].to_numpy(), rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["prompts", "disk"])
+def test_the_code_of_the_overview_panels_runs(opened: Opened, name: str) -> None:
+    panel = {"prompts": overview.prompts_panel, "disk": overview.disk_panel}[name](opened)
+    scope: dict[str, Any] = {}
+    exec(panel.code, scope)
+    table = scope["table"]
+    if name == "prompts":
+        assert table["value"].sum() == panel.table["value"].sum() == prompts_table().height
+    else:
+        shown = dict(zip(panel.table["name"], panel.table["value"], strict=True))
+        assert shown == pytest.approx({name: table[name] / 1e6 for name in shown})
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_panels_draw_valid_charts_and_files(opened: Opened, chosen: Selection, name: str) -> None:
+    panel = make(opened, chosen, name)
+    for palette in (LIGHT, DARK):
+        as_chart(panel.draw(palette)).to_dict()
+    assert panel.title.split()[0] in export.svg_bytes(panel.draw(LIGHT), panel.title).decode()
+    assert panel.caption
+    assert len(panel.title) < 300
+
+
+def test_the_selected_layer_is_marked_in_every_layer_chart(opened: Opened, chosen: Selection) -> None:
+    for name in MAKERS:
+        spec = make(opened, dataclasses.replace(chosen, layer=3), name).draw(LIGHT)
+        marked = [part["data"]["values"][0] for part in spec["layer"] if part["mark"]["type"] == "rect"]
+        assert any(row.get("x") == 2.5 or row.get("layer") == 3 for row in marked), name
+        assert any("params" in part for part in spec["layer"]), name
