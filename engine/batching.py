@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+SHORTEST = 0.75
+"""Padding is at most a third of a batch's real tokens."""
+
 
 def capture_order(lengths: Sequence[Sequence[int]]) -> Int[np.ndarray, "prompts"]:
     """Order of the prompts, longest first; ties keep the order they came in.
@@ -34,6 +37,9 @@ def units(n_prompts: int, unit_prompts: int) -> list[range]:
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Split prompts into runs whose padded size stays within `batch_tokens`.
 
+    A prompt shorter than `SHORTEST` of a batch's longest starts a new one: what padding costs grows with
+    the difference, what another forward pass costs does not.
+
     Args:
         lengths: tokens per prompt, in capture order.
         batch_tokens: upper bound of (prompts in the batch) × (longest of them); a longer prompt
@@ -43,14 +49,15 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
         Lists of indices into `lengths`, in order, together covering all of them.
     """
     result: list[list[int]] = []
-    longest = 0
+    longest = shortest = 0
     for index, length in enumerate(lengths):
-        longest = max(longest, length) if result else length
-        if result and longest * (len(result[-1]) + 1) <= batch_tokens:
+        longest, shortest = max(longest, length), min(shortest, length)
+        fits = bool(result) and longest * (len(result[-1]) + 1) <= batch_tokens
+        if fits and shortest >= SHORTEST * longest:
             result[-1].append(index)
         else:
             result.append([index])
-            longest = length
+            longest = shortest = length
     return result
 
 

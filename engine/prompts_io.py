@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ ROLES = ("system", "user", "assistant", "tool")
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> Iterator[tuple[Row, str]]:
+def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[Row, str]]:
     """Yields (row, where it stands) of one file; values are strings, `messages` and `choices` lists.
+
+    Args:
+        columns: our name -> the file's name, for files that call things differently.
 
     Raises:
         PromptsError: missing or unreadable file, unknown format, or a row that cannot be used; the
@@ -34,7 +37,7 @@ def read_rows(path: Path) -> Iterator[tuple[Row, str]]:
             given=path.suffix or "no suffix",
         )
     for raw, where in readers[path.suffix](path):
-        yield _row(raw, where), where
+        yield _row(_renamed(raw, columns or {}, where), where), where
 
 
 def _jsonl(path: Path) -> Iterator[tuple[Any, str]]:
@@ -82,6 +85,22 @@ def _unreadable(path: Path, error: Exception) -> PromptsError:
     )
 
 
+def _renamed(raw: Any, columns: Mapping[str, str], where: str) -> Any:
+    """A row under our names; the columns that the study maps are taken from where it says."""
+    if not columns or not isinstance(raw, dict):
+        return raw
+    missing = [source for source in columns.values() if source not in raw]
+    if missing:
+        raise PromptsError(
+            f"{where} has no {missing[0]!r}, which the study's prompts.columns names.",
+            expected="one of " + ", ".join(raw),
+            given=repr(missing[0]),
+            next_step="correct prompts.columns.",
+        )
+    others = {key: value for key, value in raw.items() if key not in columns and key not in columns.values()}
+    return {name: raw[source] for name, source in columns.items()} | others
+
+
 def _row(raw: Any, where: str) -> Row:
     if not isinstance(raw, dict):
         raise PromptsError(f"{where} is not an object.", expected="keys and values", given=repr(raw)[:80])
@@ -96,7 +115,12 @@ def _row(raw: Any, where: str) -> Row:
             )
     row: Row = {key: _text(value) for key, value in raw.items() if key not in ("messages", "choices")}
     if not row.get("id"):
-        raise PromptsError(f"{where} has no id.", expected="an id that no other prompt has", given="nothing")
+        raise PromptsError(
+            f"{where} has no id.",
+            expected="an id that no other prompt has",
+            given="the columns " + ", ".join(raw),
+            next_step='add one, or name its column in the study: columns = { id = "…" } under [prompts].',
+        )
     row["messages"] = _messages(raw.get("messages"), f"{where} (id {row['id']!r})")
     row["choices"] = _choices(raw.get("choices"), f"{where} (id {row['id']!r})")
     return _with_text(row, where)
@@ -104,6 +128,13 @@ def _row(raw: Any, where: str) -> Row:
 
 def _with_text(row: Row, where: str) -> Row:
     if row["messages"] is None:
+        if "text" not in row:
+            raise PromptsError(
+                f"{where} (id {row['id']!r}) has neither 'text' nor 'messages'.",
+                expected="one of them",
+                given="the columns " + ", ".join(key for key in row if row[key] is not None),
+                next_step='name the column in the study: columns = { text = "…" } under [prompts].',
+            )
         if not (row.get("text") or "").strip():
             raise PromptsError(
                 f"{where} (id {row['id']!r}) has an empty text.",

@@ -35,6 +35,9 @@ from engine.positions import parse_position
 from engine.study_errors import to_study_error
 
 Component = Literal["resid", "attn_out", "mlp_out", "head_z"]
+PromptColumn = Literal[
+    "id", "text", "messages", "pair_id", "language", "category", "split", "answer", "choices", "label"
+]
 NOT_IN_FINGERPRINT = ("notes", "name", "folder")
 
 
@@ -118,10 +121,12 @@ class PromptsSpec(_Frozen):
 
     `template` "chat" renders through the tokenizer's chat template, "plain" uses the text as it is.
     `date` is given to templates that print today's date, so that a study renders the same every day.
+    `columns` maps our column names to the files' own, e.g. {text = "prompt"}.
     `limit` keeps about that many prompts, whole groups, taken in turn from the categories.
     """
 
     files: tuple[LocalPath, ...] = Field(min_length=1)
+    columns: dict[PromptColumn, str] = Field(default_factory=dict)
     template: Literal["chat", "plain"] = "chat"
     system: str | None = None
     date: Annotated[str | None, BeforeValidator(_iso_date)] = None

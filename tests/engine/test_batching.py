@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batching import batches, capture_order, padded_tokens, units
+from engine.batching import SHORTEST, batches, capture_order, padded_tokens, units
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=80)
 
@@ -21,8 +21,13 @@ def test_batches_cover_every_prompt_once_within_the_budget(sizes: list[int], bud
 def test_batches_are_not_split_without_need(sizes: list[int], budget: int) -> None:
     plan = batches(sizes, budget)
     for left, right in pairwise(plan):
-        joined = [*left, right[0]]
-        assert len(joined) * max(sizes[i] for i in joined) > budget
+        joined = [sizes[i] for i in (*left, right[0])]
+        assert max(joined) * len(joined) > budget or min(joined) < SHORTEST * max(joined)
+
+
+@given(lengths, st.integers(1, 2000))
+def test_padding_is_bounded(sizes: list[int], budget: int) -> None:
+    assert SHORTEST * padded_tokens(sizes, batches(sizes, budget)) <= sum(sizes)
 
 
 @given(lengths)

@@ -98,7 +98,7 @@ def test_other_columns_are_kept_after_the_known_ones(tmp_path: Path) -> None:
         ),
         ([{"text": "x"}], r"line 1 has no id"),
         ([{"id": "a", "text": " \n"}], r"line 1 \(id 'a'\) has an empty text"),
-        ([{"id": "a"}], r"empty text"),
+        ([{"id": "a"}], r"neither 'text' nor 'messages'"),
         ([{"id": "a", "text": "x", "langauge": "en"}], r"unknown key 'langauge'.*did you mean 'language'"),
         (
             [{"id": "a", "messages": [{"role": "assistant", "content": "x"}]}],
@@ -355,3 +355,19 @@ def test_renumbered_vocabularies_share_everything() -> None:
     assert shared_vocab_ratio(a, chatml(), b, llama3()).tolist() == [1.0]
     with pytest.raises(PromptsError, match="same ids in the same order"):
         shared_vocab_ratio(a, chatml(), b.with_columns(id=pl.lit("z")), llama3())
+
+
+def test_files_with_other_column_names_are_mapped(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("number,prompt,type\n1,How do I kill a process?,safe\n2,How many are 7?,sum\n")
+    spec = PromptsSpec(files=(file,), columns={"id": "number", "text": "prompt", "category": "type"})
+    table = read_prompts(spec)
+    assert table["id"].to_list() == ["1", "2"]
+    assert table["text"][0] == "How do I kill a process?"
+    assert table["category"].to_list() == ["safe", "sum"]
+    with pytest.raises(PromptsError, match=r"no 'question'.*one of number, prompt, type"):
+        read_prompts(PromptsSpec(files=(file,), columns={"id": "number", "text": "question"}))
+    with pytest.raises(PromptsError, match=r"no id.*columns number, prompt, type.*columns = \{ id"):
+        read_prompts(PromptsSpec(files=(file,)))
+    with pytest.raises(PromptsError, match=r"neither 'text' nor 'messages'.*columns = \{ text"):
+        read_prompts(PromptsSpec(files=(file,), columns={"id": "number"}))
