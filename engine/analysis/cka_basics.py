@@ -78,13 +78,14 @@ def gram(x: Float[np.ndarray, "n d"], dtype: type[np.floating] = np.float64) -> 
 
 
 def centre(k: Float[np.ndarray, "*l n n"]) -> Float[np.ndarray, "*l n n"]:
-    """Double-centre one Gram matrix or a stack: H K H with H = I − 11ᵀ/n.
-
-    Means are taken in float64; the dtype of the input is kept.
-    """
-    rows = k.mean(axis=-1, dtype=np.float64)
-    shift = rows[..., :, None] - rows.mean(axis=-1)[..., None, None]
-    return k - (shift + rows[..., None, :]).astype(k.dtype)
+    """Double-centre one Gram matrix or a stack: H K H with H = I − 11ᵀ/n (dtype kept, integers: float64)."""
+    k = k if np.issubdtype(k.dtype, np.floating) else k.astype(np.float64)
+    n = k.shape[-1]
+    rows = (k @ np.ones(n, dtype=k.dtype)).astype(np.float64) / n
+    shift = (rows - rows.mean(axis=-1, keepdims=True) / 2).astype(k.dtype)
+    out = k - shift[..., :, None]
+    out -= shift[..., None, :]
+    return out
 
 
 def sub_gram(
@@ -104,7 +105,12 @@ def sub_gram(
         raise AnalysisError(
             "The subset is too small to compare.", expected="at least 2 prompts", given=f"{rows.size} prompts"
         )
-    return centre(k[..., rows[:, None], rows[None, :]])
+    if k.ndim == 2:
+        return centre(k[rows][:, rows])
+    out = np.empty((*k.shape[:-2], rows.size, rows.size), dtype=k.dtype)
+    for layer in np.ndindex(k.shape[:-2]):
+        out[layer] = centre(k[layer][rows][:, rows])
+    return out
 
 
 def as_centred(k: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
@@ -113,6 +119,7 @@ def as_centred(k: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     A leftover row mean of 1e-4 of the typical diagonal entry changes an inner product of Grams by
     its square, 1e-8, so the threshold is far below any figure that is shown.
     """
+    k = k if np.issubdtype(k.dtype, np.floating) else k.astype(np.float64)
     n = k.shape[0]
     scale = float(np.abs(np.diagonal(k)).mean(dtype=np.float64))
     offset = float(np.abs(k @ np.ones(n, dtype=k.dtype)).max()) / n

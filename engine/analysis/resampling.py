@@ -16,7 +16,7 @@ q = 30, G = 600), which is the price.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,6 +40,8 @@ class Cyclic:
         forward: (2F, q) real transform, rows (frequency, real/imaginary), F = q//2 + 1.
         backward: (q, 2F) its inverse, for correlations.
         spectrum: (F, 2R, 2·lags) transform of the products of counts at every lag.
+        weight: (lags,) how often each lag counts: 2 off the diagonal of the grid's rows, 0 for the
+            diagonal of the matrix.
         gather: (q, lags) flat index into a (G, G) matrix.
         left: (q, row pairs, 1) the unit whose row of the matrix it reads.
         empty: flat positions of (q, lags) that belong to no unit (padding of the grid).
@@ -48,6 +50,7 @@ class Cyclic:
     forward: NDArray[np.float32]
     backward: NDArray[np.float32]
     spectrum: NDArray[np.float32]
+    weight: NDArray[np.float32]
     gather: NDArray[np.intp]
     left: NDArray[np.intp]
     empty: NDArray[np.intp]
@@ -70,6 +73,12 @@ class Resamples:
 
     counts: NDArray[np.float32]
     cyclic: Cyclic | None
+
+    @cached_property
+    def powers(self) -> NDArray[np.float32]:
+        """(B, 3G): counts, their squares and their cubes."""
+        square = self.counts * self.counts
+        return np.concatenate([self.counts, square, square * self.counts], axis=1)
 
 
 def unit_index(n: int, groups: Int[np.ndarray, " n"] | NDArray[np.str_] | None) -> NDArray[np.intp]:
@@ -158,20 +167,22 @@ def _plan(grids: NDArray[np.float32], cells: NDArray[np.intp], n_units: int) -> 
 
     doubled = np.concatenate([grids, grids], axis=2)
     windows = np.lib.stride_tricks.sliding_window_view(doubled, q, axis=2)[:, :, :q]
-    lag_weight = np.where(row == row2, 1.0, 2.0).astype(np.float32)
     lags = row.size * q
+    lag_weight = np.repeat(np.where(row == row2, 1.0, 2.0).astype(np.float32)[:, None], q, axis=1)
+    lag_weight[row == row2, 0] = 0.0
     spectrum = np.empty((freq, 2 * draws, 2 * lags), dtype=np.float32)
     product = np.empty((q, row.size, q), dtype=np.float32)
     for draw in range(draws):
-        own = grids[draw].T[:, row] * lag_weight
+        own = grids[draw].T[:, row]
         np.multiply(own[:, :, None], windows[draw].transpose(1, 0, 2)[:, row2], out=product)
-        product[:, row == row2, 0] = 0.0
+        product *= lag_weight
         real, imag = (forward @ product.reshape(q, lags)).reshape(freq, 2, lags).transpose(1, 0, 2)
         spectrum[:, draw, :lags], spectrum[:, draw, lags:] = real, imag
         spectrum[:, draws + draw, :lags] = imag
         np.negative(real, out=spectrum[:, draws + draw, lags:])
     own = np.ascontiguousarray(np.maximum(left[:, :, :1], 0))
-    return Cyclic(forward, np.ascontiguousarray(backward, dtype=np.float32), spectrum, gather, own, empty)
+    inverse = np.ascontiguousarray(backward, dtype=np.float32)
+    return Cyclic(forward, inverse, spectrum, lag_weight.ravel(), gather, own, empty)
 
 
 def transform(cyclic: Cyclic, skewed: NDArray[np.float32], out: NDArray[np.float32]) -> None:
@@ -184,6 +195,11 @@ def skew(cyclic: Cyclic, matrix: Float[np.ndarray, "g g"], out: NDArray[np.float
     np.take(matrix.ravel(), cyclic.gather, out=out, mode="clip")
     if cyclic.empty.size:
         out.ravel()[cyclic.empty] = 0.0
+
+
+def off_diagonal_sum(cyclic: Cyclic, transformed: NDArray[np.float32]) -> float:
+    """Σ_{g≠h} M_gh from one transformed matrix (2F, lags): its zero frequency."""
+    return float(transformed[0].astype(np.float64) @ cyclic.weight)
 
 
 def off_diagonal_forms(cyclic: Cyclic, transformed: NDArray[np.float32]) -> NDArray[np.float32]:
