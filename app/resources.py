@@ -16,6 +16,9 @@ from app.selection import SITES, Facts
 from engine.errors import PatchbayError, StoreError
 from store.reader import Store
 
+LARGE = 20_000_000
+"""Numbers in one component of one model above which a pass over them takes more than a second."""
+
 log = logging.getLogger("patchbay.app")
 
 HOW_TO_MAKE = "python precompute.py studies/demo.toml --store runs/demo"
@@ -111,6 +114,7 @@ def read_facts(store: Store) -> Facts:
         languages=found("language"),
         categories=found("category"),
         splits=found("split"),
+        large=any(int(i["n_layers"]) * store.n_prompts * int(i["d"]) > LARGE for i in info.values()),
     )
 
 

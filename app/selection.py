@@ -41,6 +41,7 @@ class Facts:
         sites: components that can be shown (`head_out` only exists for patching).
         positions: captured positions with one row per prompt.
         languages, categories, splits: values found in the prompts table.
+        large: whether a pass over all activations takes seconds; such parts start hidden.
     """
 
     models: tuple[str, ...]
@@ -51,6 +52,7 @@ class Facts:
     languages: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    large: bool = False
 
     @property
     def max_layer(self) -> int:
@@ -117,6 +119,7 @@ def defaults(facts: Facts) -> Selection:
         position="last_content" if "last_content" in facts.positions else facts.positions[0],
         k=min(8, facts.max_k),
         report="validation" if "validation" in facts.splits else "all",
+        parts="hidden" if facts.large else "shown",
     )
 
 
