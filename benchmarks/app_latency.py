@@ -131,25 +131,25 @@ def measure(folder: Path) -> list[tuple[str, str, float]]:
     first = defaults(opened.facts)
     rows: list[tuple[str, str, float]] = []
 
-    def warm(
-        name: str, start: Selection, changes: Sequence[dict[str, object]], makers: Sequence[Make]
-    ) -> None:
-        rows.append((name, "warm", statistics.median(moves(opened, start, changes, makers))))
+    def cold(name: str, view: Selection, makers: Sequence[Make]) -> None:
+        rows.append((name, "cold", cpu_ms(lambda: render(opened, view, makers))))
 
+    def warm(
+        name: str, view: Selection, changes: Sequence[dict[str, object]], makers: Sequence[Make]
+    ) -> None:
+        rows.append((name, "warm", statistics.median(moves(opened, view, changes, makers))))
+
+    layers = [{"layer": i} for i in (0, 7, 13, 22, 31)]
     cold("similarity: first view of a site", first, SIMILARITY)
-    warm("similarity: click a layer", first, [{"layer": i} for i in (0, 7, 13, 22, 31)], SIMILARITY)
+    warm("similarity: click a layer", first, layers, SIMILARITY)
     warm("similarity: vertical axis", first, [{"view": v} for v in ("null", "values") * 2], SIMILARITY)
-    biased = dataclasses.replace(first, estimator="biased")
-    cold("similarity: other estimator", biased, SIMILARITY)
+    cold("similarity: other estimator", dataclasses.replace(first, estimator="biased"), SIMILARITY)
     start = updates.effective(opened, dataclasses.replace(first, ref=0))
-    rows.append(
-        ("updates: first view of a block's Z", "cold", cpu_ms(lambda: render(opened, start, UPDATES)))
-    )
+    cold("updates: first view of a block's Z", start, UPDATES)
     warm("updates: move k", start, [{"k": k} for k in (1, 3, 12, 24, 48)], UPDATES)
-    warm("updates: click a layer", start, [{"layer": i} for i in (0, 7, 13, 22, 31)], UPDATES)
+    warm("updates: click a layer", start, layers, UPDATES)
     warm("updates: R or R ÷ chance", start, [{"scale": s} for s in ("r_over_chance", "r") * 2], UPDATES)
-    other = dataclasses.replace(start, ref=1)
-    cold("updates: other reference block", other, UPDATES)
+    cold("updates: other reference block", dataclasses.replace(start, ref=1), UPDATES)
     return rows
 
 
