@@ -58,7 +58,8 @@ def read_prompts(spec: PromptsSpec) -> pl.DataFrame:
         PromptsError: unreadable file, row without id, duplicate id, empty text, bad messages, unknown
             split, or a group (`pair_id`, else `id`) in two splits. The message names file and row.
     """
-    rows = [row for file in spec.files for row in read_rows(file, spec.columns)]
+    columns = {str(ours): theirs for ours, theirs in spec.columns.items()}
+    rows = [row for file in spec.files for row in read_rows(file, columns)]
     if not rows:
         raise PromptsError(
             "The prompt files hold no prompts.", expected="at least one", given=[f.name for f in spec.files]

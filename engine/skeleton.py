@@ -33,4 +33,3 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     if spec.tokenizer is not None:
         return pretrained(AutoTokenizer, str(spec.tokenizer), None, spec)
     return pretrained(AutoTokenizer, source, revision, spec)
-
