@@ -19,9 +19,9 @@ from engine.sites import record
 COMPONENTS = ("resid", "attn_out", "mlp_out", "head_z")
 
 
-def prompts(seed: int = 0) -> list[list[int]]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(3, 101, size=length).tolist() for length in (9, 23, 4, 1, 17)]
+def prompts(lengths: tuple[int, ...] = (9, 23, 4, 1, 17, 19)) -> list[list[int]]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(3, 101, size=length).tolist() for length in lengths]
 
 
 def places(token_ids: list[list[int]]) -> dict[str, Positions]:
@@ -58,7 +58,7 @@ def deviation(a: np.ndarray, b: np.ndarray) -> float:
 def test_captured_rows_equal_single_forward_passes(family: str, batch_tokens: int) -> None:
     lm = from_parts(tiny(family))
     token_ids = prompts()
-    chosen = [1, 4, 0, 3]
+    chosen = [1, 5, 4, 0, 3]
     got = capture_unit(
         lm, token_ids, chosen, places(token_ids), components=COMPONENTS, batch_tokens=batch_tokens
     )
@@ -84,8 +84,8 @@ def test_only_the_asked_layers_are_kept() -> None:
 
 def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = from_parts(tiny("qwen3"))
-    token_ids = prompts()
-    arguments: Any = (lm, token_ids, [0, 1, 2, 4], places(token_ids))
+    token_ids = prompts((12, 12, 11, 10))
+    arguments: Any = (lm, token_ids, [0, 1, 2, 3], places(token_ids))
     whole = capture_unit(*arguments, components=COMPONENTS, batch_tokens=10_000)
     forward = capture_module.forward_hidden
 
