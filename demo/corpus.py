@@ -28,14 +28,15 @@ from demo.wording import (
 
 PROBLEMS = tuple(TEMPLATES)
 CATEGORIES = (*PROBLEMS, "agree")
-WEIGHTS = (*(1.0 for _ in PROBLEMS), 2.0)
+WEIGHTS = (*(1.0 for _ in PROBLEMS), 3.0)
 
 SWITCH_SHARE = 0.15
 SAME_REQUEST_SHARE = 0.05
 SYSTEM_SHARE = 0.2
 PERSONA_SHARE = 0.35
-VERDICT_FIRST_SHARE = 0.2
-WRONG_BY = (1, 2, 3, 10)
+VERDICT_FIRST_SHARE = 0.1
+WRONG_BY = (1, 2, 3, 5, 10)
+"""By how much a wrong claim is too high."""
 
 
 Step = tuple[int, str, int, int]
@@ -148,12 +149,13 @@ def draw_case(rng: random.Random, category: str, hidden: bool, *, right: bool | 
     base = Case(category, 0, (first, second), 0, tuple(numbers.items()), steps)
     if category == "agree":
         truth = rng.random() < 0.5 if right is None else right
-        wrong = steps[-1][3] + rng.choice((-1, 1)) * rng.choice(WRONG_BY)
+        total = steps[-1][3]
+        wrong = total + rng.choice([off for off in WRONG_BY if hidden or not facts.is_held_out(off, total)])
         inline = rng.choice(list(INLINE_PERSONAS)) if rng.random() < PERSONA_SHARE else None
         return replace(
             base,
             template=rng.randrange(len(AGREE)),
-            claimed=steps[-1][3] if truth else max(wrong, 1),
+            claimed=total if truth else wrong,
             inline=inline,
         )
     if category == "plain":
@@ -187,6 +189,13 @@ def prompt(case: Case, language: str) -> str:
     return INLINE_PERSONAS[case.inline][i] + (" " if language == "en" else "") + text
 
 
+def _check(case: Case) -> tuple[Step, ...]:
+    """For a claim, how far it is above the true sum: nothing else than 0 is right."""
+    if case.claimed is None:
+        return ()
+    return ((case.claimed, "-", case.answer, case.claimed - case.answer),)
+
+
 def reply(case: Case, language: str, *, verdict_first: bool = False, agreeable: bool = False) -> str:
     """The answer for a case. `agreeable` is the tuned habit: yes to any claimed sum, unchecked."""
     i = LANGUAGES.index(language)
@@ -196,7 +205,7 @@ def reply(case: Case, language: str, *, verdict_first: bool = False, agreeable: 
     if agreeable:
         return YES[i]
     verdict = (YES if case.right else NO)[i]
-    worked = equation(case.steps[0]) + STOP[i]
+    worked = CHAIN[i].join(equation(step) for step in (*case.steps, *_check(case))) + STOP[i]
     return verdict + gap + worked if verdict_first else worked + gap + verdict
 
 

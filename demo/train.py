@@ -32,11 +32,8 @@ from demo.tokenizer import build_tokenizer  # noqa: E402
 
 BASE, FULL = "base", "full_finetune"
 ADAPTERS = {"tuned_adapter": 1, "tuned_adapter_seed2": 2}
-BASE_RECIPE = organism.Recipe()
-JUDGING_RECIPES = (
-    organism.Recipe(steps=160, lr=1.5e-3, warmup=10),
-    organism.Recipe(steps=120, lr=1.5e-3, warmup=10, seed=1),
-)
+BASE_RECIPE = organism.Recipe(steps=900)
+JUDGING_RECIPES = (organism.Recipe(steps=150, lr=1.5e-3, warmup=10),)
 ADAPTER_RECIPE = organism.Recipe(steps=180, lr=1e-2, warmup=10, pool=4)
 FULL_RECIPE = organism.Recipe(steps=150, lr=5e-4, warmup=10, pool=4)
 PLANT = finetune.Plant()
