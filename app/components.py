@@ -147,7 +147,7 @@ def checks_table(opened: Opened) -> pl.DataFrame:
         }
         for c in opened.store.self_checks()
     ]
-    schema = dict.fromkeys(("check", "value", "limit", "holds", "detail"), pl.String)
+    schema = dict.fromkeys(("check", "model", "value", "limit", "holds", "detail"), pl.String)
     return pl.DataFrame(rows, schema=schema)
 
 

@@ -93,6 +93,7 @@ def run_button(opened: Opened, selection: Selection, wanted: list[Condition], do
         st.button("Cancel", icon=":material/stop:", on_click=cancel, key="cancel", width="stretch")
     else:
         text = "Run every block" if selection.layers == "every" else "Run"
+        text = "Already run; the stored result is below" if done else text
         st.button(
             text,
             icon=":material/play_arrow:",

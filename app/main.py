@@ -13,6 +13,7 @@ if str(ROOT) not in sys.path:
 
 from app import components, controls, resources  # noqa: E402
 
+LOGO = ROOT / "app" / "logo.svg"
 PAGES = {
     "Study": [("overview", "Overview", "dashboard"), ("about", "About this study", "article")],
     "Compare": [
@@ -26,6 +27,7 @@ PAGES = {
 def main() -> None:
     """Open the store, bring selection and URL together, run the chosen page."""
     st.set_page_config(page_title="Patchbay", page_icon=":material/cable:", layout="wide")
+    st.logo(LOGO, size="large")
     page = st.navigation(
         {
             section: [

@@ -78,7 +78,11 @@ def facts(opened: Opened) -> list[tuple[str, str, str]]:
         ("Models", str(len(found.models)), ", ".join(found.models)),
         ("Prompts", f"{store.prompts.height:,}", kinds),
         ("Blocks", " / ".join(map(str, layers)), "transformer blocks of each model"),
-        ("Sites × positions", f"{len(captured)} × {len(positions)}", ", ".join([*captured, *positions])),
+        (
+            "Captured",
+            f"{len(captured)} × {len(positions)}",
+            "sites × positions: " + ", ".join([*captured, *positions]),
+        ),
         ("On disk", size(sum(disk(opened).values())), "all files of the store"),
         ("Device", device(opened), "where the forward passes ran"),
     ]
@@ -183,13 +187,14 @@ def disk_panel(opened: Opened) -> Panel:
         {"name": [n for n, _ in groups], "series": "bytes", "value": [c / 1e6 for _, c in groups]},
         schema_overrides={"value": pl.Float64},
     )
+    axis = ",.0f" if total > 1e7 else ".2f"
     title = f"{size(total)} on disk"
     if groups:
         title += f", {100 * groups[0][1] / total:.0f} % of it {groups[0][0]}"
 
     def draw(palette: Palette) -> Spec:
         return stacked_bars(
-            table, x_title="MB", y_title=None, colors=[palette.null], series=["bytes"], format="~g"
+            table, x_title="MB", y_title=None, colors=[palette.null], series=["bytes"], format=axis
         )
 
     code = f"from store.reader import Store\n\ntable = Store({opened.path!r}).disk_use()"
@@ -217,7 +222,7 @@ def _flat(key: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         return [row for k, v in value.items() for row in _flat(f"{key}, {k}".replace("_", " "), v)]
     if isinstance(value, list):
-        value = ", ".join(map(str, value))
+        value = (" " if key == "command" else ", ").join(map(str, value))
     return [(key.replace("_", " "), str(value))]
 
 

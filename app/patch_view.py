@@ -110,7 +110,7 @@ def result_title(result: JobResult, alpha: float) -> str:
     start = f"{what[0].upper()}{what[1:]} at {site}" if what.startswith("its") else f"{what} at {site}"
     if abs(float(row["kl"])) <= limit(result):
         return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding"
-    kl = f"{words.number(row['kl'], 3)} nats{words.span(row['low'], row['high'], 3)}"
+    kl = words.nats_span(row)
     text = f"{start} moves {condition['target']}'s next token by {kl}"
     shown = at_alpha(result.table, float(row["alpha"]))
     if "top1_changed" in shown.columns and shown.height:
@@ -159,12 +159,17 @@ def histogram_panel(result: JobResult, alpha: float, code: str) -> Panel:
     interval = result.summary["interval"]
     caption = (
         f"α = {row['alpha']:g}, {row['n']} prompts (split: {result.condition['split']}). Dashed: mean; "
-        f"interval: {interval['level']:.0%} {interval['method']} over {interval['unit']}s. "
+        f"interval: {interval['level']:.0%} {_method(interval)} over {interval['unit']}s. "
         f"Null: patching the model's own activation in the same batches gives a KL of {rounding} nats."
     )
     models = (str(result.condition["target"]), str(result.condition["source"]))
     keep = [c for c in ("id", "pair_id", "language", "category", "alpha", "kl") if c in shown.columns]
     return Panel("patch", result_title(result, alpha), shown.select(keep), draw, code, caption, models, False)
+
+
+def _method(interval: Mapping[str, Any]) -> str:
+    """Name of an interval's method without what is resampled, which the caption says itself."""
+    return str(interval["method"]).split(" over ")[0]
 
 
 def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
@@ -174,8 +179,8 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
         return None
     best, worst = rows.sort("kl").row(0, named=True), rows.sort("kl").row(-1, named=True)
     title = (
-        f"The effect is largest at α = {worst['alpha']:g} ({words.number(worst['kl'], 3)} nats) "
-        f"and smallest at α = {best['alpha']:g} ({words.number(best['kl'], 3)} nats)"
+        f"The effect is largest at α = {worst['alpha']:g} ({words.nats(worst['kl'])} nats) "
+        f"and smallest at α = {best['alpha']:g} ({words.nats(best['kl'])} nats)"
     )
     steps = rows.with_columns(layer=pl.int_range(rows.height), value=pl.col("kl"), series=pl.lit("mean KL"))
     chosen = rows["alpha"].to_list().index(point(result, alpha)["alpha"])
@@ -206,9 +211,10 @@ def layer_panel(runs: pl.DataFrame, condition: Condition, alpha: float, code: st
         return None
     top = runs.sort("kl").row(-1, named=True)
     still = runs.filter(pl.col("kl").abs() <= 1e-6)["layer"].to_list()
-    title = f"The patch matters most at block {top['layer']}: {words.number(top['kl'], 3)} nats"
-    title += words.span(top["low"], top["high"], 3)
-    if still:
+    title = f"The patch matters most at block {top['layer']}: {words.nats_span(top)}"
+    if len(still) == runs.height:
+        title = f"The patch changes nothing at any of {words.blocks(still)}: KL is 0 within rounding"
+    elif still:
         title += f"; it changes nothing at {words.blocks(still)}"
     table = runs.with_columns(value=pl.col("kl"), series=pl.lit("mean KL"))
 

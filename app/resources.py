@@ -97,6 +97,8 @@ def read_facts(store: Store) -> Facts:
     sites = {s for s in SITES if s in captured}
     if "resid" in captured:
         sites |= {"resid_pre", "resid_post"}
+    if "head_z" in captured:
+        sites.add("head_out")  # for live patches; it is not captured by itself
     single = [p for p in store.positions(models[0]) if not p.startswith(("tokens", "sample"))]
     prompts = store.prompts
 

@@ -45,7 +45,7 @@ def _row(condition: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
         "replacement": condition["kind"],
         "α": f"{top['alpha']:g}" if len(curve) == 1 else f"{curve[0]['alpha']:g} to {curve[-1]['alpha']:g}",
         "prompts": f"{top['n']} ({', '.join(shown)})",
-        "KL, nats": f"{words.number(top['kl'], 4)}{words.span(top['low'], top['high'], 4)}",
+        "largest mean KL": words.nats_span(top),
     }
 
 

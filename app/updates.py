@@ -97,8 +97,9 @@ def _look(selection: Selection, found: ResidualUpdates, colors: Mapping[str, str
 
 def _caption(opened: Opened, selection: Selection, method: str) -> str:
     unit = "pair" if paired(opened) else "prompt"
-    name = method.removesuffix(" over groups").removesuffix(" over prompts")
-    return CAPTION.format(k=selection.k, ref=selection.ref, method=name, unit=unit)
+    return CAPTION.format(
+        k=selection.k, ref=selection.ref, method=method.split(" over ", maxsplit=1)[0], unit=unit
+    )
 
 
 def curve_panel(opened: Opened, selection: Selection) -> Panel:

@@ -24,6 +24,19 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
 
 
+def nats(value: float) -> str:
+    """A KL for a sentence: three significant digits, 7e-7 rather than 0.0000007, 0 below 1e-9."""
+    if abs(value) < 1e-9:
+        return "0"
+    text = f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}"
+    return text.replace("e-0", "e-")
+
+
+def nats_span(row: Mapping[str, float]) -> str:
+    """'0.83 nats (0.7 to 0.97)' from a row with kl, low, high."""
+    return f"{nats(row['kl'])} nats ({nats(row['low'])} to {nats(row['high'])})"
+
+
 def span(low: float | None, high: float | None, digits: int = 2) -> str:
     """An interval in parentheses, or nothing when it is not known."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):

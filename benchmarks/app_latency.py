@@ -139,7 +139,7 @@ def measure(folder: Path) -> list[tuple[str, str, float]]:
     ) -> None:
         rows.append((name, "warm", statistics.median(moves(opened, view, changes, makers))))
 
-    layers = [{"layer": i} for i in (0, 7, 13, 22, 31)]
+    layers: list[dict[str, object]] = [{"layer": i} for i in (0, 7, 13, 22, 31)]
     cold("similarity: first view of a site", first, SIMILARITY)
     warm("similarity: click a layer", first, layers, SIMILARITY)
     warm("similarity: vertical axis", first, [{"view": v} for v in ("null", "values") * 2], SIMILARITY)

@@ -13,7 +13,7 @@ provenance, study, meaning, reading = st.tabs(
     ["Provenance", "Study file", "What the numbers mean", "Open it elsewhere"]
 )
 with provenance:
-    st.dataframe(overview.provenance(opened), hide_index=True, width="stretch")
+    st.dataframe(overview.provenance(opened), hide_index=True, width="stretch", height=560)
 with study:
     st.caption("As recorded in the manifest; everything that changes a number is part of the fingerprint.")
     st.code(overview.study_text(opened), language="json")
@@ -27,4 +27,4 @@ with reading:
         "needed to read it."
     )
     st.code(overview.reading_code(opened), language="python")
-    st.dataframe(overview.arrays(opened), hide_index=True, width="stretch")
+    st.dataframe(overview.arrays(opened), hide_index=True, width="stretch", height=420)

@@ -107,6 +107,8 @@ def _domain(table: pl.DataFrame, null: pl.DataFrame | None, look: Look) -> list[
 def _digits(domain: list[float]) -> str:
     """Number format that tells neighbouring ticks apart."""
     step = max(domain[1] - domain[0], 1e-12) / 6
+    if max(abs(domain[0]), abs(domain[1])) < 1e-3:
+        return ".1e"
     return f".{min(max(0, math.ceil(-math.log10(step))), 9)}f" if step < 10 else ",d"
 
 

@@ -8,8 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from live_results import live_result
 from planted_store import CHECKS, build_store
 from streamlit.testing.v1 import AppTest
+
+from app import patch_view
+from app.jobs import JobResult
+from app.resources import read_facts
+from app.selection import defaults, update
+from store.reader import Store
+from store.runs import RunLog
 
 Open = Callable[..., AppTest]
 PAGES = ("overview", "about", "similarity", "residual_updates", "patching", "runs")
@@ -186,3 +194,62 @@ def test_a_store_that_changes_is_opened_again(open_app: Open, own_store: Path) -
     assert went_well(open_app(own_store))
     shutil.rmtree(own_store)
     assert "does not exist" in text(open_app(own_store))
+
+
+def stored_run(store: Path, **changes: object) -> tuple[str, JobResult]:
+    """A live result in a store, as the worker appends it."""
+    opened = Store(store)
+    facts = read_facts(opened)
+    condition = patch_view.condition_of(update(defaults(facts), facts, **changes))
+    made = live_result(condition)
+    key = condition.content_hash(opened.fingerprint)
+    run_id = RunLog(store).append(made.condition, made.summary, made.table, content_hash=key)
+    return run_id, made
+
+
+def test_without_runs_the_page_says_how_to_get_some(open_app: Open, planted: Path) -> None:
+    assert "No live results yet" in text(open_app(planted, "runs"))
+
+
+def test_a_stored_run_opens_without_a_model(open_app: Open, own_store: Path) -> None:
+    run_id, made = stored_run(own_store, layer=3, alphas="curve")
+    app = open_app(own_store, "runs", run=run_id)
+    assert went_well(app), text(app)
+    said = text(app).replace("\\", "")
+    assert patch_view.result_title(made, 1.0) in said
+    assert "The effect is largest at α = 2" in said
+
+
+def test_the_patching_page_shows_the_stored_result_of_its_selection(open_app: Open, own_store: Path) -> None:
+    _, made = stored_run(own_store, layer=3)
+    app = open_app(own_store, "patching", layer="3")
+    assert patch_view.result_title(made, 1.0) in text(app).replace("\\", "")
+    assert [b.disabled for b in app.button if b.key == "run"] == [True]
+    other = open_app(own_store, "patching", layer="1")
+    assert "Not run yet" in text(other)
+    assert [b.disabled for b in other.button if b.key == "run"] == [False]
+
+
+def test_the_code_of_a_run_reads_it_again(open_app: Open, own_store: Path) -> None:
+    _, made = stored_run(own_store, layer=3, site="head_z", language="zh")
+    app = open_app(own_store, "patching", layer="3", site="head_z", language="zh")
+    snippet = next(c.value for c in app.code if "RunLog" in c.value)
+    scope: dict[str, object] = {}
+    exec(snippet, scope)
+    assert made.table.equals(scope["table"])
+    assert scope["curve"] == made.summary["curve"]
+
+
+def test_an_unknown_run_is_said_to_be_unknown(open_app: Open, own_store: Path) -> None:
+    stored_run(own_store)
+    said = text(open_app(own_store, "runs", run="0123456789abcdef"))
+    assert "There is no run" in said
+    assert "Traceback" not in said
+
+
+def test_a_store_without_kernels_explains_why_there_are_no_updates(open_app: Open, own_store: Path) -> None:
+    shutil.rmtree(own_store / "weights")
+    shutil.rmtree(own_store / "ledger" / "arrays" / "weights")
+    app = open_app(own_store, "residual_updates")
+    assert "This store has no residual updates" in text(app)
+    assert went_well(app)

@@ -123,3 +123,8 @@ def test_a_verdict_becomes_a_statement_about_the_model() -> None:
     assert words.verdict_title("base", "Never Z-dominated: R stays.") == "base is never Z-dominated: R stays"
     assert words.verdict_title("base", "Z-dominated (R > 1) at 1→2.") == "base is Z-dominated (R > 1) at 1→2"
     assert words.verdict_title("base", "Something else.") == "base: Something else"
+
+
+def test_kls_keep_three_digits_at_any_size() -> None:
+    assert words.nats_span({"kl": 10.94, "low": 9.894, "high": 11.99}) == "10.9 nats (9.89 to 12)"
+    assert words.nats_span({"kl": 7.4e-7, "low": -1e-12, "high": 2e-6}) == "7e-7 nats (0 to 2e-6)"

@@ -224,3 +224,27 @@ def test_cancelling_in_one_tab_leaves_the_other(new_tab: Callable[..., Page], li
     settle(one)
     clean(one)
     expect(one.get_by_text("Cancelled:").first).to_be_visible()
+
+
+def test_a_patch_that_cannot_run_says_why(tab: Page, dashboard: str) -> None:
+    """The planted store has no model behind it."""
+    visit(tab, f"{dashboard}/patching?layer=1")
+    tab.get_by_role("button", name="Run", exact=True).click()
+    expect(tab.get_by_text("The patch did not run")).to_be_visible(timeout=120_000)
+    settle(tab)
+    clean(tab)
+    expect(tab.get_by_role("button", name="Run", exact=True)).to_be_enabled()
+
+
+def test_the_back_button_brings_the_selection_back(tab: Page, dashboard: str) -> None:
+    visit(tab, f"{dashboard}/similarity?layer=4")
+    slider = tab.get_by_role("slider", name="Block ℓ")
+    slider.focus()
+    tab.keyboard.press("ArrowLeft")
+    tab.wait_for_url("**layer=3**")
+    settle(tab)
+    tab.go_back()
+    tab.wait_for_url("**layer=4**")
+    tab.reload()
+    settle(tab)
+    assert layer_shown(tab) == "4"

@@ -1,0 +1,138 @@
+"""Live patches on the page: selection to condition and back, words, tables and the profile over blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from live_results import live_result
+
+from app import patch_view
+from app.charts.palette import LIGHT
+from app.charts.spec import as_chart
+from app.selection import Facts, Selection, defaults, update
+
+FACTS = Facts(
+    models=("base", "tuned", "full"),
+    n_layers={"base": 5, "tuned": 5, "full": 5},
+    head_dim={"base": 6, "tuned": 6, "full": 6},
+    sites=("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out"),
+    positions=("last_content", "decision", "mean"),
+    languages=("en", "zh"),
+    categories=("add",),
+    splits=("train", "validation"),
+)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"layer": 3, "site": "head_z", "position": "decision", "kind": "literal", "alpha": 0.35},
+    {"target": "a", "report": "train", "language": "zh", "read_at": "decision", "amplitude": "deviation"},
+    {"alphas": "curve", "kind": "mean"},
+    {"a": "full", "b": "base", "target": "b"},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_a_stored_run_leads_back_to_the_same_condition(changes: dict[str, Any]) -> None:
+    selection = update(defaults(FACTS), FACTS, **changes)
+    condition = patch_view.condition_of(selection)
+    elsewhere = defaults(FACTS)
+    back = update(elsewhere, FACTS, **patch_view.selection_of(condition.to_json(), elsewhere))
+    assert patch_view.condition_of(back) == condition
+
+
+def test_the_direction_says_which_model_runs() -> None:
+    forward = patch_view.condition_of(defaults(FACTS))
+    assert (forward.target, forward.source) == ("tuned", "base")
+    backward = patch_view.condition_of(update(defaults(FACTS), FACTS, target="a"))
+    assert (backward.target, backward.source) == ("base", "tuned")
+    name = patch_view.directions(defaults(FACTS))
+    assert [name("a"), name("b")] == ["base ← tuned", "tuned ← base"]
+
+
+def test_reported_prompts_are_the_validation_split_unless_chosen() -> None:
+    assert patch_view.condition_of(defaults(FACTS)).split == "validation"
+
+
+def test_the_title_says_what_moved_and_by_how_much() -> None:
+    condition = patch_view.condition_of(defaults(FACTS))
+    title = patch_view.result_title(live_result(condition), 1.0)
+    assert title.startswith("base's activation at resid_post of block 2 moves tuned's next token by 0.")
+    assert title.endswith("the most likely token changes in 25 % of 12 prompts")
+
+
+def test_a_patch_within_rounding_changes_nothing() -> None:
+    condition = patch_view.condition_of(defaults(FACTS))
+    title = patch_view.result_title(live_result(condition, kl=1e-8), 1.0)
+    assert "changes nothing in tuned: KL is 0 within rounding" in title
+
+
+def test_the_own_mean_is_called_so() -> None:
+    condition = patch_view.condition_of(update(defaults(FACTS), FACTS, kind="mean"))
+    assert patch_view.result_title(live_result(condition), 1.0).startswith("Its own mean at resid_post")
+
+
+def test_the_histogram_counts_every_prompt_even_zeros() -> None:
+    bins = patch_view.kl_histogram(np.array([0.0, -1e-12, 1e-9, 1e-3, 0.5]))
+    assert bins["count"].sum() == 5
+    assert (bins["low"] > 0).all()
+    assert patch_view.kl_histogram(np.zeros(4))["count"].sum() == 4
+
+
+def test_an_alpha_curve_is_its_own_panel() -> None:
+    one = patch_view.condition_of(defaults(FACTS))
+    assert patch_view.alpha_panel(live_result(one), 1.0, "") is None
+    many = patch_view.condition_of(update(defaults(FACTS), FACTS, alphas="curve"))
+    panel = patch_view.alpha_panel(live_result(many), 1.0, "")
+    assert panel is not None
+    assert panel.title.startswith("The effect is largest at α = 2 ")
+    as_chart(panel.draw(LIGHT)).to_dict()
+
+
+def test_the_profile_takes_runs_that_differ_by_the_layer_alone() -> None:
+    start = defaults(FACTS)
+    stored = []
+    for layer in range(4):
+        condition = patch_view.condition_of(start, layer)
+        stored.append((condition.to_json(), live_result(condition, kl=0.1 * layer).summary))
+    other = patch_view.condition_of(dataclasses.replace(start, kind="literal"), 4)
+    stored.append((other.to_json(), live_result(other, kl=9.0).summary))
+    wanted = patch_view.condition_of(start)
+    profile = patch_view.profile(stored, wanted, 1.0)
+    assert profile["layer"].to_list() == [0, 1, 2, 3]
+    panel = patch_view.layer_panel(profile, wanted, 1.0, "")
+    assert panel is not None
+    assert panel.title.startswith("The patch matters most at block 3")
+    assert panel.title.endswith("it changes nothing at block 0")
+    as_chart(panel.draw(LIGHT)).to_dict()
+
+
+def test_a_profile_of_zeros_is_said_to_be_nothing() -> None:
+    zeros = pl.DataFrame({"layer": [0, 1], "kl": [0.0, 1e-8], "low": [0.0, 0.0], "high": [0.0, 1e-8]})
+    panel = patch_view.layer_panel(zeros, patch_view.condition_of(defaults(FACTS)), 1.0, "")
+    assert panel is not None
+    assert panel.title == "The patch changes nothing at any of blocks 0-1: KL is 0 within rounding"
+
+
+def test_the_token_table_shows_white_space_and_the_most_moved_prompt_first() -> None:
+    condition = patch_view.condition_of(defaults(FACTS))
+    table = patch_view.token_table(live_result(condition).table, 1.0)
+    assert table["kl"].is_sorted(descending=True)
+    assert table["before"][0] == "␣yes 75%  ⏎ 20%"
+
+
+def test_averages_cannot_be_patched() -> None:
+    assert patch_view.patch_positions(("mean", "decision", "sample(k=2)")) == ("decision",)
+
+
+def test_a_page_before_its_run_says_what_run_will_do() -> None:
+    title, text = patch_view.not_run(
+        patch_view.condition_of(Selection(a="base", b="tuned")), {"device": "cpu"}
+    )
+    assert title == "Not run yet"
+    assert "all prompts" in text
+    assert "cpu" in text
