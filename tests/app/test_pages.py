@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_results import live_result
@@ -234,7 +235,7 @@ def test_the_code_of_a_run_reads_it_again(open_app: Open, own_store: Path) -> No
     _, made = stored_run(own_store, layer=3, site="head_z", language="zh")
     app = open_app(own_store, "patching", layer="3", site="head_z", language="zh")
     snippet = next(c.value for c in app.code if "RunLog" in c.value)
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     exec(snippet, scope)
     assert made.table.equals(scope["table"])
     assert scope["curve"] == made.summary["curve"]
