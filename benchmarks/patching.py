@@ -1,13 +1,14 @@
 """A sweep of live patches against other libraries that run one condition at a time.
 
-    python benchmarks/patching.py             150 prompts, 264 conditions: about six minutes
+    python benchmarks/patching.py             150 prompts, 264 conditions: about five minutes
     python benchmarks/patching.py --quick     30 prompts
     python benchmarks/patching.py --json patching.json --markdown patching.md
 
 A Qwen2 of 12 blocks with random weights (d = 512, 8 heads, 2 of keys and values, vocabulary 32,000), prompts
-of 15 to 60 tokens, patched at the last token, KL of the next-token distribution. 264 conditions: 11 alphas
-x 8 ranks x 3 kinds of map. One process, one thread, process CPU time per condition; the sweep's time includes
-its unpatched pass ("capture": in one engine it is made once, whatever the number of sweeps). The others run whole conditions, one per row of the table, and must find the same KL.
+of 15 to 60 tokens, patched at the last token, KL of the next-token distribution. 264 conditions: 11 alphas x
+8 ranks x 3 kinds of map. One process, one thread, process CPU time per condition; the sweep's time includes its
+unpatched pass ("capture": an engine makes it once, whatever the number of sweeps). The others run whole
+conditions, one per row of the table, and must find the same KL.
 """
 
 from __future__ import annotations

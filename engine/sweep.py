@@ -119,7 +119,7 @@ class Sweep:
 
     def keep(self, work: Work, found: Comparison) -> None:
         """Writes a batch's findings; a compared row behind those of the conditions is the plain run."""
-        kl = found.kl.cpu().numpy()
+        kl = found.kl.cpu().double().numpy()
         prompts, conditions = list(work.prompts), list(work.conditions)
         count = len(conditions)
         self.kl[np.ix_(conditions, prompts)] = kl[:, :count].T

@@ -36,7 +36,7 @@ class Comparison:
     """Distributions of K rows against a reference row, for P prompts.
 
     Attributes:
-        kl: (P, K) float64, nats.
+        kl: (P, K), nats, float64 (float32 where the device has no float64).
         top_ids, top_log_probs: (P, 1 + K, k) most likely tokens, the reference's first; None when k = 0.
     """
 
@@ -94,7 +94,8 @@ class Unembedding:
                 few meet the vocabulary. Used only where it reproduces every row to FACTOR_TOLERANCE.
         """
         prompts, rows, _ = normed.shape
-        factors = low_rank(normed) if factor and rows >= FACTOR_FROM else None
+        exact = _wide(normed.device) == torch.float64
+        factors = low_rank(normed) if factor and exact and rows >= FACTOR_FROM else None
         sums = _Sums(prompts, rows, top_k, normed.device, reverse)
         size = max(1, CACHE_ROWS // rows) if normed.device.type == "cpu" else prompts
         start = 0
@@ -133,14 +134,20 @@ def low_rank(rows: Tensor) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def _wide(device: torch.device) -> torch.dtype:
+    """What sums are kept in: float64, but float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class _Sums:
     """Running sums over vocabulary tiles (streaming softmax, Milakov & Gimelshein 2018)."""
 
     def __init__(self, prompts: int, rows: int, top_k: int, device: torch.device, reverse: bool) -> None:
         self.reverse, self.top_k = reverse, top_k
         self.peak = torch.full((prompts, rows), -torch.inf, device=device)
-        self.total = torch.zeros(prompts, rows, dtype=torch.float64, device=device)
-        self.weighted = torch.zeros(prompts, rows - 1, dtype=torch.float64, device=device)
+        self.wide = _wide(device)
+        self.total = torch.zeros(prompts, rows, dtype=self.wide, device=device)
+        self.weighted = torch.zeros(prompts, rows - 1, dtype=self.wide, device=device)
         self.top_values = torch.zeros(prompts, rows, top_k, device=device)
         self.top_ids = torch.zeros(prompts, rows, top_k, dtype=torch.int64, device=device)
 
@@ -149,7 +156,7 @@ class _Sums:
         if self.top_k:
             self._add_top(logits, part, start)
         peak = torch.maximum(self.peak[part], logits.amax(-1))
-        shrink = (self.peak[part] - peak).exp().double()
+        shrink = (self.peak[part] - peak).exp().to(self.wide)
         change = logits[:, 1:] - logits[:, :1]
         logits.sub_(peak[..., None]).exp_()
         # The weights of the sum: the reference's own, or each row's.
@@ -169,7 +176,7 @@ class _Sums:
 
     def result(self) -> Comparison:
         """The divergences of all tiles seen."""
-        log_total = self.total.log() + self.peak.double()
+        log_total = self.total.log() + self.peak.to(self.wide)
         reference = log_total[:, :1]
         if self.reverse:
             kl = log_total[:, 1:] - reference - self.weighted / self.total[:, :1]
@@ -177,4 +184,4 @@ class _Sums:
             kl = self.weighted / self.total[:, 1:] - (log_total[:, 1:] - reference)
         if not self.top_k:
             return Comparison(kl, None, None)
-        return Comparison(kl, self.top_ids, (self.top_values.double() - log_total[..., None]).float())
+        return Comparison(kl, self.top_ids, (self.top_values - log_total[..., None]).float())

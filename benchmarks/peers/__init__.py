@@ -9,4 +9,4 @@ from peers.libraries import NNsightPeer, PyvenePeer, TransformerLensPeer
 PADDED: tuple[type[Peer], ...] = (PlainHooks, TransformerLensPeer, NNsightPeer, PyvenePeer)
 TUNED: tuple[type[Peer], ...] = (TunedHooks,)
 
-__all__ = ["PADDED", "TUNED", "Peer", "Unavailable", "padded"]
+__all__ = ["PADDED", "TUNED", "NNsightPeer", "Peer", "Unavailable", "padded"]
