@@ -6,8 +6,8 @@
 
 A Qwen2 of 12 blocks with random weights (d = 512, 8 heads, 2 of keys and values, vocabulary 32,000), prompts
 of 15 to 60 tokens, patched at the last token, KL of the next-token distribution. 264 conditions: 11 alphas x
-8 ranks x 3 kinds of map. One process, one thread, process CPU time per condition; the sweep's time includes its
-unpatched pass ("capture": an engine makes it once, whatever the number of sweeps). The others run whole
+8 ranks x 3 kinds of map. One process, one thread, process CPU time per condition; a sweep's time includes
+its unpatched pass ("capture": an engine makes it once, whatever the number of sweeps). The others run whole
 conditions, one per row of the table, and must find the same KL.
 """
 
