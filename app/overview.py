@@ -161,7 +161,7 @@ def prompts_panel(opened: Opened) -> Panel:
     title = f"{prompts.height} prompts in {n_kinds} {word[n_kinds != 1]}{splits}"
 
     def draw(palette: Palette) -> Spec:
-        hues = palette.for_names(series)
+        hues = [palette.series[2:][i % len(palette.series[2:])] for i in range(len(series))]
         return stacked_bars(table, x_title="prompts", y_title=None, colors=hues, series=series)
 
     code = "\n".join(

@@ -145,6 +145,8 @@ def language_title(table: pl.DataFrame, a: str, b: str) -> str:
     gaps = wide.select("layer", gap=pl.max_horizontal(names) - pl.min_horizontal(names)).drop_nulls()
     widest = gaps.sort("gap", descending=True).row(0, named=True) if gaps.height else {"layer": 0, "gap": 0.0}
     deepest = 1 - float(wide.select(pl.min_horizontal(names)).min().item())
+    if deepest <= SAME:
+        return f"{a} and {b} have the same geometry in {' and '.join(names)}"
     if widest["gap"] <= max(0.1 * deepest, SAME):
         near = f"within {widest['gap']:.0e}".replace("e-0", "e-")
         return f"{a} and {b} differ alike in {' and '.join(names)}: the curves stay {near}"

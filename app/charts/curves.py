@@ -114,7 +114,8 @@ def _digits(domain: list[float]) -> str:
 
 def _reference(name: str, at: float, palette: Palette, scale: Spec, look: Look) -> list[Spec]:
     data = values([{"at": at, "label": name}])
-    y = channel("at", "quantitative", scale=scale)
+    axis = {"format": _digits(scale["domain"]), "tickCount": 6}
+    y = channel("at", "quantitative", look.y_title, scale=scale, axis=axis)
     if look.zoom and not scale["domain"][0] <= at <= scale["domain"][1]:
         return []
     rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}

@@ -98,6 +98,10 @@ def histogram(table: pl.DataFrame, *, x_title: str, y_title: str, mean: float, p
     if mean > 0:
         rule = {"type": "rule", "color": palette.mark, "strokeDash": [4, 3], "strokeWidth": 1.5}
         parts.append(
-            layer(values([{"mean": mean}]), rule, {"x": channel("mean", "quantitative", scale=scale)})
+            layer(
+                values([{"mean": mean}]),
+                rule,
+                {"x": channel("mean", "quantitative", x_title, scale=scale, axis=axis)},
+            )
         )
     return chart(parts, 260)

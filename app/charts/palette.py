@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Palette:
     """Colours by role: the two models, two quantities of the pair, null; `series` is for anything
-    without a role of its own (languages, sub-blocks)."""
+    without a role of its own (languages from the third on, sub-blocks from the fifth on)."""
 
     a: str
     b: str
@@ -20,10 +19,6 @@ class Palette:
     text: str
     series: tuple[str, ...]
     scheme: tuple[str, ...]
-
-    def for_names(self, names: Sequence[str]) -> list[str]:
-        """A colour for each name, stable in the order of the names."""
-        return [self.series[i % len(self.series)] for i in range(len(names))]
 
 
 LIGHT = Palette(

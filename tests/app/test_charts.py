@@ -69,6 +69,16 @@ def test_a_curve_draws_every_series_null_reference_and_selected_layer() -> None:
     assert "chance" in svg
 
 
+def test_axis_titles_survive_the_layers() -> None:
+    """Vega-Lite joins the titles of all layers, and a layer without one takes the title away."""
+    svg = export.svg_bytes(curve(), "t").decode()
+    assert ">CKA<" in svg
+    assert ">Block ℓ<" in svg
+    drawn = export.svg_bytes(every_chart(LIGHT)["histogram"], "t").decode()
+    assert ">KL, nats<" in drawn
+    assert ">prompts<" in drawn
+
+
 def test_clicking_selects_the_layer_of_the_column() -> None:
     hits = curve()["layer"][-1]
     assert hits["params"][0]["select"]["fields"] == ["layer"]

@@ -81,6 +81,8 @@ def test_languages_are_compared_where_they_differ_most() -> None:
     assert words.language_title(table, "a", "b") == (
         "a and b differ more in zh than in en: CKA 0.60 against CKA 0.90 at block 1"
     )
+    same = table.with_columns(value=pl.lit(1.0))
+    assert words.language_title(same, "a", "b") == "a and b have the same geometry in en and zh"
     alike = table.with_columns(value=pl.lit(0.7))
     assert "differ alike in en and zh" in words.language_title(alike, "a", "b")
 
