@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
 
 from app import queries, snippets, words
@@ -112,3 +114,10 @@ def heatmap_panel(opened: Opened, selection: Selection) -> Panel:
     )
     pair = (selection.a, selection.b)
     return Panel("cka-grid", title, table, draw, snippets.cka_grid(opened, selection, site), caption, pair)
+
+
+def panels(selection: Selection) -> tuple[Callable[[Opened, Selection], Panel | None], ...]:
+    """Panels of the page: a model against itself only has the grid of its blocks."""
+    if selection.a == selection.b:
+        return (heatmap_panel,)
+    return (curve_panel, language_panel, heatmap_panel)

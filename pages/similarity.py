@@ -23,7 +23,7 @@ with st.container(horizontal=True, gap="large"):
     controls.switch("interval", "Interval", {"bootstrap": "bootstrap", "jackknife": "jackknife"})
 
 chosen = controls.current()
-for make in (similarity.curve_panel, similarity.language_panel, similarity.heatmap_panel):
+for make in similarity.panels(chosen):
     with components.guard(f"similarity: {make.__name__}"):
         panel = make(opened, chosen)
         if panel is not None:

@@ -254,3 +254,11 @@ def test_a_store_without_kernels_explains_why_there_are_no_updates(open_app: Ope
     app = open_app(own_store, "residual_updates")
     assert "This store has no residual updates" in text(app)
     assert went_well(app)
+
+
+def test_a_model_against_itself_shows_the_grid_of_its_blocks(open_app: Open, planted: Path) -> None:
+    app = open_app(planted, "similarity", b="base")
+    said = text(app)
+    assert went_well(app)
+    assert "Each block of base is most similar to the same block of base" in said
+    assert "same geometry" not in said
