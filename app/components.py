@@ -280,7 +280,7 @@ def tokens(table: pl.DataFrame) -> None:
             width="stretch",
             height=360,
             column_config={
-                "kl": st.column_config.NumberColumn("KL, nats", format="%.2e"),
+                "kl": st.column_config.NumberColumn("KL, nats", format="%.3g"),
                 "text": st.column_config.TextColumn("prompt", width="medium"),
                 "before": st.column_config.TextColumn("next token before", width="medium"),
                 "after": st.column_config.TextColumn("next token after", width="medium"),

@@ -35,7 +35,7 @@ def table(opened: Opened) -> pl.DataFrame:
 
 def _row(condition: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     curve = summary["curve"]
-    top = max(curve, key=lambda r: r["kl"])
+    shown_at = min(curve, key=lambda r: abs(r["alpha"] - 1.0))
     where = condition.get("where") or {}
     shown = [condition["split"], *(v for v in where.values() if v)]
     return {
@@ -43,9 +43,9 @@ def _row(condition: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
         "site": f"{condition['component']} @ {condition['layer']}",
         "token": controls.label(condition["position"]),
         "replacement": condition["kind"],
-        "α": f"{top['alpha']:g}" if len(curve) == 1 else f"{curve[0]['alpha']:g} to {curve[-1]['alpha']:g}",
-        "prompts": f"{top['n']} ({', '.join(shown)})",
-        "largest mean KL": words.nats_span(top),
+        "α": f"{shown_at['alpha']:g}" if len(curve) == 1 else f"{curve[0]['alpha']:g} to {curve[-1]['alpha']:g}",
+        "prompts": f"{shown_at['n']} ({', '.join(shown)})",
+        "mean KL at α nearest 1": words.nats_span(shown_at),
     }
 
 
