@@ -14,7 +14,7 @@ __all__ = ["derive"]
 
 
 def derive(store: Store, writer: StoreWriter, *, quiet: bool = False) -> None:
-    """Writes the Gram matrices that are not there yet: (layer, prompt, prompt) per model, position, component.
+    """Writes the Gram matrices that are missing: (layer, prompt, prompt) per model, position, component.
 
     Grams are of features centred over all prompts, computed in float64 from the *stored* activations, so
     that whoever recomputes them from the store finds the same numbers.

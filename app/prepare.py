@@ -156,8 +156,8 @@ def describe_plan(prepared: Prepared) -> str:
     lines.append(
         f"disk: {_bytes(disk)} before compression (weights kept for analyses: "
         f"{_bytes(sum(cost.piece_bytes for cost in costs))}); "
-        f"time: {_seconds(sum(cost.seconds for cost in costs))} of matrix products at this machine's measured "
-        "rate, without loading models and writing."
+        f"time: {_seconds(sum(cost.seconds for cost in costs))} of matrix products at the rate measured "
+        "here, without loading models and writing."
     )
     return "\n".join(lines)
 

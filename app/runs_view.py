@@ -43,7 +43,7 @@ def _row(condition: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
         "site": f"{condition['component']} @ {condition['layer']}",
         "token": controls.label(condition["position"]),
         "replacement": condition["kind"],
-        "α": f"{shown_at['alpha']:g}" if len(curve) == 1 else f"{curve[0]['alpha']:g} to {curve[-1]['alpha']:g}",
+        "α": " to ".join(f"{alpha:g}" for alpha in sorted({curve[0]["alpha"], curve[-1]["alpha"]})),
         "prompts": f"{shown_at['n']} ({', '.join(shown)})",
         "mean KL at α nearest 1": words.nats_span(shown_at),
     }

@@ -11,8 +11,8 @@ from app.prepare import Prepared
 from engine.errors import StoreError
 from engine.model import load
 from engine.study import Study, diff_studies
-from store.reader import Store
 from store.manifest import verify as verify_bytes
+from store.reader import Store
 
 __all__ = ["verify"]
 
