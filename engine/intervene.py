@@ -11,7 +11,7 @@ token behind the one that is read are the same in all conditions, so they run on
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -159,29 +159,36 @@ class PatchEngine:
         if site in self._self_kl:
             sweep.self_kl[:] = self._self_kl[site]
         total = n_conditions * self.n_prompts
-        for group in range(len(self._groups)):
-            queue = deque([Work(tuple(self._groups[group]), range(n_conditions))])
+        for work in self._batches(sweep):
+            if should_stop is not None and should_stop():
+                raise JobCancelled(
+                    f"The sweep was cancelled after {sweep.done} of {total} patched runs.",
+                    next_step="submit it again to run it.",
+                )
+            if not self._attempt(sweep, work):
+                continue
+            if on_partial is not None:
+                on_partial(sweep.kl)
+            if on_progress is not None:
+                on_progress(sweep.done, total)
+        self._check_self(site, sweep.self_kl)
+        self._self_kl[site] = sweep.self_kl.copy()
+        return sweep.result()
+
+    def _batches(self, sweep: Sweep) -> Iterator[Work]:
+        """Batches of at most the sweep's current size; one that wasn't done before the next comes again."""
+        for prompts in self._groups:
+            queue = deque([Work(tuple(prompts), range(sweep.conditions))])
             while queue:
                 work = queue.popleft()
                 parts = work.split(self._tails, sweep.batch_tokens)
                 if len(parts) > 1:
                     queue.extendleft(reversed(parts))
                     continue
-                if should_stop is not None and should_stop():
-                    raise JobCancelled(
-                        f"The sweep was cancelled after {sweep.done} of {total} patched runs.",
-                        next_step="submit it again to run it.",
-                    )
-                if not self._attempt(sweep, work):
+                before = sweep.done
+                yield work
+                if sweep.done == before:
                     queue.appendleft(work)
-                    continue
-                if on_partial is not None:
-                    on_partial(sweep.kl)
-                if on_progress is not None:
-                    on_progress(sweep.done, total)
-        self._check_self(site, sweep.self_kl)
-        self._self_kl[site] = sweep.self_kl
-        return sweep.result()
 
     def _attempt(self, sweep: Sweep, work: Work) -> bool:
         """Runs a batch; on out-of-memory halves the batch size and returns False."""
