@@ -39,7 +39,7 @@ def contents(store: Path) -> dict[str, str]:
 
 
 def test_twenty_kills_leave_no_trace(tmp_path: Path) -> None:
-    study = str(write_study(tmp_path / "study", pairs=24))
+    study = str(write_study(tmp_path / "study", pairs=10))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["app.build"])
 
@@ -54,7 +54,7 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path) -> None:
     assert whole.exitcode == 0
     length = time.monotonic() - began
     reference = contents(tmp_path / "whole")
-    assert len(reference) > 50
+    assert len(reference) > 50  # arrays, tables and ledger entries of two models
 
     moments = random.Random(7)
     kills = rounds = 0
