@@ -10,9 +10,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test store serve bench docs lint types clean
+.PHONY: demo test store serve bench lint types clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Patchbay needs Python 3.11 or newer; choose one with PYTHON=python3.11")'
@@ -36,6 +35,7 @@ serve: $(VENV)/.installed
 	@echo "Dashboard: http://127.0.0.1:$(PORT)"
 	$(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.port $(PORT) --server.headless true -- --store $(STORE)
 
+demo test: export HF_HUB_OFFLINE = 1
 demo: store serve
 
 lint: $(VENV)/.installed-dev
