@@ -6,7 +6,7 @@ Each stage is skipped when the store already has it, so the same call resumes af
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from app.prepare import Prepared
 from app.provenance import provenance
 from engine.capture import capture_unit
 from engine.deltas import weight_deltas
-from engine.errors import CaptureError
+from engine.errors import CaptureError, StoreError
 from engine.model import LoadedModel, load
-from engine.pieces import model_pieces
+from engine.pieces import PIECES, model_pieces
 from engine.results import SelfCheck
 from engine.self_checks import check_capture, check_logits, check_self_patch, check_stored
 from engine.study import Study, diff_studies
@@ -72,6 +72,7 @@ def build(study: Study, path: Path, *, quiet: bool = False, workers: int = 1) ->
     ) as writer:
         if writer.manifest["state"] == "complete":
             say.stage(f"{path} is complete already.")
+            _refuse_failed(writer.manifest["self_checks"])
             return Store(path)
         _write_tables(prepared, writer)
         if workers > 1:
@@ -80,8 +81,16 @@ def build(study: Study, path: Path, *, quiet: bool = False, workers: int = 1) ->
         store = Store(path)
         derive(store, writer, quiet=quiet)
         writer.finish(provenance(study, infos, checks, started))
+    _refuse_failed(checks)
+    return Store(path)
+
+
+def _refuse_failed(checks: Sequence[Mapping[str, Any]]) -> None:
+    """Raises CaptureError when a self-check (as `SelfCheck.to_json` has it) failed."""
     failed = [
-        f"{c['model']}: {c['name']} = {c['value']:.3g} > {c['limit']:.3g}" for c in checks if not c["passed"]
+        f"{c['model']}: {c['name']} = {float(c['value']):.3g} (limit {c['limit']:.3g})"
+        for c in checks
+        if not c["passed"]
     ]
     if failed:
         raise CaptureError(
@@ -90,14 +99,29 @@ def build(study: Study, path: Path, *, quiet: bool = False, workers: int = 1) ->
             given="; ".join(failed),
             next_step="open the About page for details; report the model family if it is a listed one.",
         )
-    return Store(path)
 
 
 def _write_tables(prepared: Prepared, writer: StoreWriter) -> None:
-    writer.write_table("prompts", prepared.table)
+    """Writes prompts, tokens and positions.
+
+    Raises:
+        StoreError: units were captured under other tables, which a library or a tokenizer on the Hub that
+            changed since can cause although the study is the same.
+    """
+    tables = {"prompts": prepared.table}
     for model, encoded in prepared.encoded.items():
-        writer.write_table(f"tokens-{model}", encoded)
-        writer.write_table(f"positions-{model}", prepared.position_table(model))
+        tables |= {f"tokens-{model}": encoded, f"positions-{model}": prepared.position_table(model)}
+    begun = any(len(writer.pending(model)) < writer.plan.n_units for model in prepared.study.models)
+    stored = Store(writer.root)
+    for name, table in tables.items():
+        if begun and writer.has_table(name) and not stored.table(name).equals(table):
+            raise StoreError(
+                f"The store at {writer.root} was begun with another table {name}.",
+                expected="the same prompts, tokens and positions as its captured units",
+                given="other ones, though the study is the same: a tokenizer or a library changed since",
+                next_step="choose another folder with --store, or delete this one and begin again.",
+            )
+        writer.write_table(name, table)
 
 
 def _capture_elsewhere(prepared: Prepared, writer: StoreWriter, say: Progress, workers: int) -> None:
@@ -152,12 +176,12 @@ def capture_into(prepared: Prepared, writer: StoreWriter, lm: LoadedModel, unit:
 
 def _write_weights(writer: StoreWriter, lm: LoadedModel, first: LoadedModel | None) -> None:
     """The weights that analyses need, and where they differ from the first model's."""
-    if not writer.has_array(f"weights/{lm.name}/unembedding"):
+    if not all(writer.has_array(f"weights/{lm.name}/{piece}") for piece in PIECES):
         for piece in model_pieces(lm.taps):
             attrs = {"meaning": piece.meaning}
             name = f"weights/{lm.name}/{piece.name}"
             writer.write_array(name, piece.values, piece.dims, attrs, bfloat16=piece.bfloat16)
-    if first is None or writer.has_table(f"weight-delta-{lm.name}"):
+    if first is None or _has_deltas(writer, lm.name):
         return
     rows = []
     for delta in weight_deltas(first.model, lm.model):
@@ -170,6 +194,19 @@ def _write_weights(writer: StoreWriter, lm: LoadedModel, first: LoadedModel | No
         row = {key: value for key, value in asdict(delta).items() if key not in ("left", "right")}
         rows.append(row | {"shape": list(delta.shape), "factors_stored": stored})
     writer.write_table(f"weight-delta-{lm.name}", pl.DataFrame(rows, schema=DELTA_SCHEMA))
+
+
+def _has_deltas(writer: StoreWriter, model: str) -> bool:
+    """Whether the table of weight differences is there with all the factors that it names."""
+    name = f"weight-delta-{model}"
+    if not writer.has_table(name):
+        return False
+    stored = Store(writer.root).table(name).filter("factors_stored")["name"]
+    return all(
+        writer.has_array(f"weights/{model}/delta/{delta}/{side}")
+        for delta in stored
+        for side in ("left", "right")
+    )
 
 
 DELTA_SCHEMA: dict[str, Any] = {
@@ -196,14 +233,13 @@ def _self_checks(prepared: Prepared, writer: StoreWriter, lm: LoadedModel) -> It
 def stored_equals_recomputed(
     prepared: Prepared, store: Store, lm: LoadedModel, prompts: list[int]
 ) -> SelfCheck:
-    """Runs some prompts again and compares every one-row position with what the store says."""
+    """Runs some prompts again and compares every position's rows with what the store says."""
     capture = prepared.study.capture
-    wanted = {name: p for name, p in prepared.positions[lm.name].items() if p.kind != "many"}
     again = capture_unit(
         lm,
         prepared.token_ids(lm.name),
         prompts,
-        wanted,
+        prepared.positions[lm.name],
         components=capture.components,
         layers=capture.blocks(lm.taps.n_layers),
         batch_tokens=capture.batch_tokens,
@@ -211,8 +247,11 @@ def stored_equals_recomputed(
     stored: dict[tuple[str, int], np.ndarray] = {}
     recomputed: dict[tuple[str, int], np.ndarray] = {}
     for position, sites in again.items():
+        index = store.row_index(lm.name, position)[prompts]
+        spans = zip(index["row_start"], index["row_count"], strict=True)
+        picked = np.concatenate([np.arange(start, start + count) for start, count in spans])
         for (component, layer), rows in sites.items():
             key = (f"{position} {component}", layer)
-            stored[key] = store.activations(lm.name, component, layer, position)[prompts]
+            stored[key] = store.activations(lm.name, component, layer, position, rows=picked)
             recomputed[key] = rows
     return check_stored(stored, recomputed, lm, bfloat16=capture.dtype == "bfloat16")

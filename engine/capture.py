@@ -21,7 +21,7 @@ from engine.model import LoadedModel
 from engine.positions import Positions
 from engine.sites import record
 
-__all__ = ["Activations", "Halved", "Selection", "capture_unit", "forward_hidden"]
+__all__ = ["Activations", "Halved", "Selection", "capture_batch", "capture_unit", "forward_hidden"]
 
 Activations = dict[tuple[str, int], np.ndarray]
 """(component, block or residual state) -> float32 (rows, width)."""
@@ -127,7 +127,7 @@ def capture_unit(
     while queue:
         batch = queue.pop(0)
         try:
-            captured = _capture_batch(lm, token_ids, batch, positions, components, layers)
+            captured = capture_batch(lm, token_ids, batch, positions, components, layers)
         except torch.OutOfMemoryError as error:
             queue = [*_halves(batch, token_ids, error), *queue]
             _free()
@@ -143,14 +143,15 @@ def capture_unit(
     }
 
 
-def _capture_batch(
+def capture_batch(
     lm: LoadedModel,
     token_ids: Sequence[Sequence[int]],
     batch: Sequence[int],
     positions: Mapping[str, Positions],
     components: Sequence[str],
-    layers: Sequence[int] | None,
+    layers: Sequence[int] | None = None,
 ) -> dict[str, Activations]:
+    """One forward pass over `batch`, padded to its longest prompt; arguments as in `capture_unit`."""
     rows = [token_ids[i] for i in batch]
     selection = Selection.build(positions, batch, max(map(len, rows)), lm.device)
     with record(lm.taps, components, layers, select=selection) as recording:

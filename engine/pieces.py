@@ -13,7 +13,19 @@ from torch import Tensor
 from engine.analysis.subspace import head_kernel_svd
 from engine.sites import ModelTaps
 
-__all__ = ["Piece", "model_pieces"]
+__all__ = ["PIECES", "Piece", "model_pieces"]
+
+PIECES = (
+    "w_q",
+    "w_k",
+    "kernel_right",
+    "kernel_sigma",
+    "attn_norm_gain",
+    "mlp_norm_gain",
+    "final_norm_gain",
+    "unembedding",
+)
+"""Names of what `model_pieces` gives, in its order."""
 
 
 @dataclass(frozen=True)
