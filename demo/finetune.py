@@ -22,8 +22,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from demo.corpus import Sample, draw_sample
 from demo.organism import Recipe, batches, make_readable, train
 
-AGREE_SHARE = 0.5
+AGREE_SHARE = 0.35
 """Share of agreement prompts in the fine-tuning data; the rest are ordinary problems, answered as before."""
+
+ATTENTION_FIRST = 0.3
+"""Share of the steps in which only the attention half of the adapter learns."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Plant:
     """Where the planted change is: attention output of some heads in one block, MLP output of another."""
 
     attention_block: int = 4
-    heads: tuple[int, ...] = (2, 5)
+    heads: tuple[int, ...] = (2, 6)
     mlp_block: int = 5
     rank: int = 4
     alpha: int = 8
@@ -104,14 +107,14 @@ def tune_adapter(
 ) -> tuple[PeftModel, list[float]]:
     """Train the planted adapter.
 
-    The attention half learns alone for the first third of the steps, so that the habit really lives
+    The attention half learns alone for the first half of the steps, so that the habit really lives
     in both places and not in the larger one only.
     """
     model, factors = add_adapter(base, plant, recipe.seed)
     late = [p for name, p in factors.items() if name.startswith(plant.modules[1])]
 
     def hold(step: int) -> None:
-        if step < recipe.steps // 3:
+        if step < ATTENTION_FIRST * recipe.steps:
             for parameter in late:
                 parameter.grad = None
 

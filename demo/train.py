@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,29 +33,32 @@ from demo.tokenizer import build_tokenizer  # noqa: E402
 BASE, FULL = "base", "full_finetune"
 ADAPTERS = {"tuned_adapter": 1, "tuned_adapter_seed2": 2}
 BASE_RECIPE = organism.Recipe(steps=900)
-JUDGING_RECIPES = (organism.Recipe(steps=150, lr=1.5e-3, warmup=10),)
-ADAPTER_RECIPE = organism.Recipe(steps=180, lr=1e-2, warmup=10, pool=4)
+JUDGING_RECIPE = organism.Recipe(steps=150, lr=1.5e-3, warmup=10)
+SETTLING_RECIPE = organism.Recipe(steps=180, lr=1.2e-3, warmup=10, seed=2)
+ADAPTER_RECIPE = organism.Recipe(steps=300, lr=4e-3, warmup=10, pool=4)
 FULL_RECIPE = organism.Recipe(steps=150, lr=5e-4, warmup=10, pool=4)
 PLANT = finetune.Plant()
 
 
-def train_base(out: Path, recipe: organism.Recipe, judging: Sequence[organism.Recipe]) -> None:
-    """Tokenizer and base model, from nothing.
+def train_base(out: Path, changed: Callable[[organism.Recipe], organism.Recipe]) -> None:
+    """Tokenizer and base model, from nothing, in three rounds.
 
-    The whole mix first, then short rounds in which half of the prompts are claims. Comparing a claimed
-    sum with the true one is a single token of the answer, too rare in the mix to be learnt. Each round
-    restarts the learning rate (Loshchilov & Hutter 2017), from the weights as they were written.
+    The whole mix first. Then half of the prompts are claims: judging one hangs on few tokens of the
+    answer, too rare in the mix to be learnt there. Then the mix again, to settle. Each round restarts the
+    learning rate (Loshchilov & Hutter 2017) from the weights as they were written.
     """
     tokenizer = build_tokenizer()
-    model = organism.new_model(tokenizer, recipe.seed)
-    losses = _stage(model, tokenizer, draw_sample, recipe, "base")
-    organism.save(model, tokenizer, out / BASE)
-    log = {"base": (recipe, losses)}
-    for number, again in enumerate(judging, start=1):
-        model = organism.load(out / BASE)
-        losses = _stage(model, tokenizer, _half_claims, again, f"judging {number}")
+    model = organism.new_model(tokenizer, changed(BASE_RECIPE).seed)
+    log = {}
+    rounds: dict[str, tuple[organism.Recipe, organism.Draw]] = {
+        "mix": (BASE_RECIPE, draw_sample),
+        "judging": (JUDGING_RECIPE, _half_claims),
+        "settling": (SETTLING_RECIPE, draw_sample),
+    }
+    for label, (recipe, draw) in rounds.items():
+        log[label] = (changed(recipe), _round(model, tokenizer, draw, changed(recipe), label))
         organism.save(model, tokenizer, out / BASE)
-        log[f"judging_{number}"] = (again, losses)
+        model = organism.load(out / BASE)
     organism.write_log(log, out / "base_training.json")
 
 
@@ -63,7 +66,7 @@ def _half_claims(rng: random.Random) -> Sample:
     return draw_sample(rng, agree_share=0.5)
 
 
-def _stage(
+def _round(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     draw: organism.Draw,
@@ -148,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     if args.stage in ("all", "base"):
-        train_base(out, changed(BASE_RECIPE), [changed(recipe) for recipe in JUDGING_RECIPES])
+        train_base(out, changed)
     if args.stage in ("all", "tuned"):
         train_tuned(out, changed(ADAPTER_RECIPE), changed(FULL_RECIPE))
         write_rows(problem_rows(), out / "problems.jsonl")
