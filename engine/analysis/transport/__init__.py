@@ -1,0 +1,24 @@
+"""Transport maps: estimators that carry one model's activations into another's space.
+
+scikit-learn estimators, `fit(X, Y)` on paired rows (prompts), `predict(X)`, `score(X, Y)` (variance-weighted
+R² in the target's space). Covariances divide by n − 1, everything is float64.
+"""
+
+from __future__ import annotations
+
+from engine.analysis.transport.base import TransportMap, r2
+from engine.analysis.transport.procrustes import PCAProcrustes, ScaledProcrustes
+from engine.analysis.transport.ridge import DEFAULT_ALPHAS, RidgeTransport
+from engine.analysis.transport.simple import Identity, MeanShift, MomentMatching
+
+__all__ = [
+    "DEFAULT_ALPHAS",
+    "Identity",
+    "MeanShift",
+    "MomentMatching",
+    "PCAProcrustes",
+    "RidgeTransport",
+    "ScaledProcrustes",
+    "TransportMap",
+    "r2",
+]
