@@ -138,7 +138,7 @@ def _progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
     if job.message:
         parts.append(job.message)
     elif job.total:
-        parts.append(f"batch {job.done} of {job.total}")
+        parts.append(f"{job.done} of {job.total} patches")
     return components.plain(" · ".join(parts))
 
 

@@ -22,6 +22,9 @@ from engine.condition import POSITIONS, Condition, Where
 ALPHAS = tuple(round(0.2 * i, 1) for i in range(11))
 """Amplitudes of a whole α curve, 0 to 2."""
 
+EXACT = 1e-5
+"""A KL in nats that counts as nothing whatever the dtype."""
+
 KIND_NAMES = {"raw": "moment-matched", "literal": "literal", "self": "own (check)", "mean": "own mean"}
 KIND_HELP = (
     "moment-matched: the source's activation, each dimension brought to the target's mean and spread on the "
@@ -100,7 +103,8 @@ def limit(result: JobResult) -> float:
 def result_title(result: JobResult, alpha: float) -> str:
     """What the patch did to the next-token distribution.
 
-    Rule: 'changes nothing' when the mean KL is at most the self-check's limit.
+    Rule: 'changes nothing' when the mean KL is at most the self-check's limit; where that limit is not
+    small by itself (half-precision models), the KL is told beside it.
     """
     condition, row = result.condition, point(result, alpha)
     site = f"{condition['component']} of block {condition['layer']}"
@@ -108,9 +112,14 @@ def result_title(result: JobResult, alpha: float) -> str:
         condition["kind"], f"{condition['source']}'s activation"
     )
     start = f"{what[0].upper()}{what[1:]} at {site}" if what.startswith("its") else f"{what} at {site}"
-    if abs(float(row["kl"])) <= limit(result):
-        return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding"
+    if float(row["alpha"]) != 1.0:
+        start += f", α = {row['alpha']:g},"
     kl = words.nats_span(row)
+    if abs(float(row["kl"])) <= limit(result):
+        if limit(result) > EXACT:
+            bound = words.nats(limit(result))
+            return f"{start} is not told from rounding in {condition['target']}: {kl}, limit {bound}"
+        return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding"
     text = f"{start} moves {condition['target']}'s next token by {kl}"
     shown = at_alpha(result.table, float(row["alpha"]))
     if "top1_changed" in shown.columns and shown.height:
@@ -158,7 +167,8 @@ def histogram_panel(result: JobResult, alpha: float, code: str) -> Panel:
     rounding = f"{float(check['value']):.1g} (limit {float(check['limit']):.0e})"
     interval = result.summary["interval"]
     caption = (
-        f"α = {row['alpha']:g}, {row['n']} prompts (split: {result.condition['split']}). Dashed: mean; "
+        f"α = {row['alpha']:g} {amplitude(result.condition)}; {reading(result.condition)}. "
+        f"{row['n']} prompts ({reported(result.condition)}). Dashed: mean; "
         f"interval: {interval['level']:.0%} {_method(interval)} over {interval['unit']}s. "
         f"Null: patching the model's own activation in the same batches gives a KL of {rounding} nats."
     )
@@ -170,6 +180,25 @@ def histogram_panel(result: JobResult, alpha: float, code: str) -> Panel:
 def _method(interval: Mapping[str, Any]) -> str:
     """Name of an interval's method without what is resampled, which the caption says itself."""
     return str(interval["method"]).split(" over ")[0]
+
+
+def amplitude(condition: Mapping[str, Any]) -> str:
+    """What α multiplies, in words."""
+    if condition["scale"] == "deviation":
+        return f"times the replacement's deviation from {condition['target']}'s mean over the train split"
+    return "times the whole replacement vector"
+
+
+def reading(condition: Mapping[str, Any]) -> str:
+    """Which token is patched, and at which the next token is read, in words."""
+    where = "there" if condition["read_at"] == "patched" else "at the decision token"
+    return f"patched at {condition['position']}, read {where}"
+
+
+def reported(condition: Mapping[str, Any]) -> str:
+    """Which prompts a result is about, in words."""
+    chosen = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
+    return ", ".join([f"split: {condition['split']}", *chosen])
 
 
 def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
@@ -189,7 +218,7 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
         look = Look(
             "mean KL, nats",
             {"mean KL": palette.b},
-            x_title="α (share of the replacement)",
+            x_title=f"α ({amplitude(result.condition)})",
             selected=chosen,
             labels={i: f"{a:g}" for i, a in enumerate(rows["alpha"].to_list())},
             height=240,
@@ -197,7 +226,10 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
         return layer_curve(steps, look, palette)
 
     models = (str(result.condition["target"]), str(result.condition["source"]))
-    caption = "Band: bootstrap interval of the mean. Every α ran in the same batches, so they share the null."
+    caption = (
+        f"{rows['n'][0]} prompts ({reported(result.condition)}). Band: bootstrap interval of the mean, for "
+        "each α by itself. Every α ran in the same batches, so they share the null."
+    )
     return Panel("patch-alpha", title, rows, draw, code, caption, models, False)
 
 
@@ -222,9 +254,10 @@ def layer_panel(runs: pl.DataFrame, condition: Condition, alpha: float, code: st
         look = Look("mean KL, nats", {"mean KL": palette.b}, selected=condition.layer, height=260)
         return layer_curve(table, look, palette)
 
+    shown, plain = min(condition.alphas, key=lambda a: abs(a - alpha)), condition.to_json()
     caption = (
-        f"{condition.component} at {condition.position}, {condition.kind}, α = {alpha:g}. Band: "
-        f"bootstrap interval. "
+        f"{condition.component}, {KIND_NAMES[condition.kind]}, α = {shown:g} {amplitude(plain)}; "
+        f"{reading(plain)} ({reported(plain)}). Band: bootstrap interval of each block by itself. "
         "Null: 0, the KL of the model's own activation. Only blocks that have been run are shown."
     )
     return Panel("patch-layers", title, runs, draw, code, caption, (condition.target, condition.source))

@@ -145,9 +145,8 @@ def language_panel(opened: Opened, selection: Selection) -> Panel | None:
         }
         parts.append(pl.DataFrame({"layer": range(len(found.labels)), "series": language, **ends}))
     (one, two), apart = next(iter(found.differences.items()))
-    gap = pl.DataFrame(
-        {"layer": range(len(found.labels)), "value": apart.estimate, "low": apart.low, "high": apart.high}
-    )
+    low, high = found.differences_all[one, two]
+    gap = pl.DataFrame({"layer": range(len(found.labels)), "value": apart.estimate, "low": low, "high": high})
     gaps = gap.rename({"value": "difference", "low": "difference_low", "high": "difference_high"})
     table = pl.concat(parts)
 
@@ -156,7 +155,8 @@ def language_panel(opened: Opened, selection: Selection) -> Panel | None:
         return layer_curve(table, _look(selection, found, hues, 300), palette)
 
     caption = (
-        f"Differences ({one} minus {two}, in the data) are paired: the same resampled prompts serve both."
+        f"Differences ({one} minus {two}, in the data) are of R itself and paired: the same resampled "
+        "prompts serve both. Their limits hold for all blocks together (95 %)."
     )
     title = words.difference_title(gap, [one, two], model)
     joined = table.join(gaps, on="layer")

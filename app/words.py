@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -63,8 +64,8 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
     """Where two models part, by how much, and whether anything reaches the null.
 
     Rule: they part at the first block whose value is more than 1e-6 below 1 and whose interval, where
-    there is one, ends below 1. A block is inside the null when its value is at most the null's upper
-    end.
+    there is one, ends below 1; they are identical before when every block before is within 1e-6 of 1. A
+    block is inside the null when its value is at most the null's upper end.
 
     Args:
         curve: columns layer, value, low, high of one estimator.
@@ -81,10 +82,11 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
         worst = cka_value(lowest)
         return f"{a} and {b} cannot be told apart at {site}: every interval reaches 1, the lowest is {worst}"
     first = parted[0]
-    if first["layer"] > rows[0]["layer"]:
-        text = (
-            f"{b} leaves {a} at block {first['layer']} ({site}): identical before, {cka_value(first)} there"
-        )
+    before = [r for r in rows if r["layer"] < first["layer"]]
+    if before:
+        same = all(r["value"] >= 1 - SAME for r in before)
+        told = "identical before" if same else "not told apart before"
+        text = f"{b} leaves {a} at block {first['layer']} ({site}): {told}, {cka_value(first)} there"
     else:
         text = f"{b} differs from {a} from block {first['layer']} on ({site}): {cka_value(first)}"
     if lowest["layer"] != first["layer"]:
@@ -93,7 +95,8 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
     lost = [r["layer"] for r in rows if r["layer"] in ends and r["value"] <= ends[r["layer"]]]
     if lost:
         return text + f"; {blocks(lost)} cannot be told from unrelated prompts"
-    return text + "; far above unrelated pairing everywhere" if ends else text
+    compared = all(_known(ends.get(r["layer"])) for r in rows)
+    return text + "; above unrelated pairing everywhere" if compared else text
 
 
 def cka_value(row: Mapping[str, float]) -> str:
@@ -113,13 +116,15 @@ def heatmap_title(table: pl.DataFrame, a: str, b: str) -> str:
     """How often the most similar block is the block itself.
 
     Rule: for each block of `a`, the block of `b` with the largest value; ties count as the own block.
+    Blocks without any defined value are left out.
     """
     own, shifts = 0, []
-    layers = table["layer"].unique().sort().to_list()
+    defined = table.drop_nulls("value").drop_nans("value")
+    layers = defined["layer"].unique().sort().to_list()
+    if not layers:
+        return f"CKA of {a} and {b} is undefined: the activations do not vary over these prompts"
     for layer in layers:
-        row = table.filter(pl.col("layer") == layer).drop_nulls("value")
-        if not row.height:
-            continue
+        row = defined.filter(pl.col("layer") == layer)
         best = float(row["value"].max())  # type: ignore[arg-type]
         winners = row.filter(pl.col("value") >= best - 1e-9)["other"].to_list()
         if layer in winners:
@@ -135,42 +140,54 @@ def heatmap_title(table: pl.DataFrame, a: str, b: str) -> str:
 def language_title(table: pl.DataFrame, a: str, b: str) -> str:
     """In which language two models differ most, and where.
 
-    Rule: the largest gap between languages over blocks, called equal below a tenth of the largest
-    distance from 1.
+    Rule: the curves are called equal when their largest gap is below a tenth of the largest distance
+    from 1. Else the block with the largest gap is told among those where the intervals of the two
+    languages do not overlap; where they overlap everywhere, that is said.
+
+    Args:
+        table: columns layer, series, value, low, high; blocks undefined in a language are left out.
     """
-    wide = table.pivot(on="series", index="layer", values="value").sort("layer")
-    names = [c for c in wide.columns if c != "layer"]
+    names = table["series"].unique(maintain_order=True).to_list()
     if len(names) < 2:
         return f"Only one language: {names[0]}" if names else "No language column in the prompts"
-    gaps = wide.select("layer", gap=pl.max_horizontal(names) - pl.min_horizontal(names)).drop_nulls()
-    widest = gaps.sort("gap", descending=True).row(0, named=True) if gaps.height else {"layer": 0, "gap": 0.0}
-    deepest = 1 - float(wide.select(pl.min_horizontal(names)).min().item())
+    at: dict[int, list[dict[str, Any]]] = {}
+    for row in table.drop_nulls("value").drop_nans("value").sort("value").to_dicts():
+        at.setdefault(row["layer"], []).append(row)
+    ends = [(rows[0], rows[-1]) for _, rows in sorted(at.items()) if len(rows) == len(names)]
+    if not ends:
+        return f"CKA of {a} and {b} is undefined: the activations do not vary over these prompts"
+    both = " and ".join(names)
+    deepest = 1 - min(low["value"] for low, _ in ends)
     if deepest <= SAME:
-        return f"{a} and {b} have the same geometry in {' and '.join(names)}"
-    if widest["gap"] <= max(0.1 * deepest, SAME):
-        near = f"within {widest['gap']:.0e}".replace("e-0", "e-")
-        return f"{a} and {b} differ alike in {' and '.join(names)}: the curves stay {near}"
-    row = wide.filter(pl.col("layer") == widest["layer"]).row(0, named=True)
-    values = sorted((row[n], n) for n in names)
-    told = [cka_value({"value": v, "low": math.nan, "high": math.nan}) for v, _ in (values[0], values[-1])]
+        return f"{a} and {b} have the same geometry in {both}"
+    widest = max(high["value"] - low["value"] for low, high in ends)
+    if widest <= max(0.1 * deepest, SAME):
+        near = f"within {widest:.0e}".replace("e-0", "e-")
+        return f"{a} and {b} differ alike in {both}: the curves stay {near}"
+    apart = [(low, high) for low, high in ends if low["high"] < high["low"]]
+    if not apart:
+        return (
+            f"{a} and {b} are not shown to differ more in one language: the intervals overlap at every block"
+        )
+    low, high = max(apart, key=lambda pair: pair[1]["value"] - pair[0]["value"])
     return (
-        f"{a} and {b} differ more in {values[0][1]} than in {values[-1][1]}: "
-        f"{told[0]} against {told[1]} at block {widest['layer']}"
+        f"{a} and {b} differ more in {low['series']} than in {high['series']}: "
+        f"{cka_value(low)} against {cka_value(high)} at block {low['layer']}"
     )
 
 
 def difference_title(table: pl.DataFrame, names: Sequence[str], model: str) -> str:
     """Where the updates of two languages differ, by the interval of their difference.
 
-    Rule: they differ at a block when the interval of the difference excludes 0; the largest such
-    difference is told.
+    Rule: they differ at a block when the limits of the difference, which hold for all blocks together,
+    exclude 0; the largest such difference is told.
 
     Args:
         table: columns layer, value, low, high of the first language's R minus the second's.
     """
     rows = table.drop_nulls().drop_nans().filter((pl.col("low") > 0) | (pl.col("high") < 0))
     if not rows.height:
-        return f"{model}: R is the same in {names[0]} and {names[1]} within the interval at every block"
+        return f"{model}: no difference in R between {names[0]} and {names[1]} is shown at any block"
     top = rows.sort(pl.col("value").abs(), descending=True).row(0, named=True)
     more, less = (names[0], names[1]) if top["value"] > 0 else (names[1], names[0])
     near, far = sorted((abs(top["low"]), abs(top["high"])))
@@ -183,7 +200,8 @@ def difference_title(table: pl.DataFrame, names: Sequence[str], model: str) -> s
 def split_title(table: pl.DataFrame, model: str, layer: int) -> str:
     """Which of a block's two parts lies more in Z, at the selected block.
 
-    Rule: by the intervals of the two values of R; called equal when they overlap.
+    Rule: by the intervals of the two values of R; not told apart when they overlap. R is a ratio, so this
+    says nothing of which part is longer.
     """
     at = table.filter(pl.col("layer") == layer)
     if at.height < 2:
@@ -193,10 +211,10 @@ def split_title(table: pl.DataFrame, model: str, layer: int) -> str:
     told = f"R {number(attn['value'])}{span(attn['low'], attn['high'])} against "
     told += f"{number(mlp['value'])}{span(mlp['low'], mlp['high'])}"
     if attn["low"] > mlp["high"]:
-        return f"{model}, block {layer}: attention writes into Z more than the MLP does: {told}"
+        return f"{model}, block {layer}: attention's output lies more in Z than the MLP's: {told}"
     if attn["high"] < mlp["low"]:
-        return f"{model}, block {layer}: the MLP writes into Z more than attention does: attention {told}"
-    return f"{model}, block {layer}: attention and MLP write into Z alike: {told}"
+        return f"{model}, block {layer}: the MLP's output lies more in Z than attention's: attention {told}"
+    return f"{model}, block {layer}: attention and MLP are not told apart by how much lies in Z: {told}"
 
 
 def verdict_title(model: str, verdict: str) -> str:

@@ -77,6 +77,7 @@ class ResidualUpdates:
         p_random: Holm-adjusted p of each block's energy fraction in Z being this large in a random
             k-subspace. p_random_low: the same for being this small.
         languages: R of each language. differences: R of one language minus R of another.
+        differences_all: (low, high) of each difference, simultaneous over blocks.
         norm: mean ‖Δ‖ of each block.
         verdict: the finding in words, against chance and against 1.
     """
@@ -94,6 +95,7 @@ class ResidualUpdates:
     p_random_low: Array
     languages: dict[str, Band]
     differences: dict[tuple[str, str], Band]
+    differences_all: dict[tuple[str, str], tuple[Array, Array]]
     norm: Array
     verdict: str
 
@@ -144,7 +146,7 @@ def residual_updates(
     chance = chance_ratio(norms.d, k, kind)
     raw = _p_random(norms, z, k)
     p_random = holm(raw), holm(1.0 - raw)
-    curves, apart = _by_language(languages, weights, z, rest, kind, level, name)
+    curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name)
     labels = tuple(update_label(u) for u in range(z.shape[0]))
     return ResidualUpdates(
         labels=labels,
@@ -160,6 +162,7 @@ def residual_updates(
         p_random_low=p_random[1],
         languages=curves,
         differences=apart,
+        differences_all=apart_all,
         norm=norms.total.mean(axis=1),
         verdict=_verdict(labels, estimate, low_all, high_all, chance, p_random),
     )
@@ -173,9 +176,9 @@ def _by_language(
     kind: Kind,
     level: float,
     name: str,
-) -> tuple[dict[str, Band], dict[tuple[str, str], Band]]:
+) -> tuple[dict[str, Band], dict[tuple[str, str], Band], dict[tuple[str, str], tuple[Array, Array]]]:
     if languages is None:
-        return {}, {}
+        return {}, {}, {}
     labels = np.asarray(languages)
     if labels.shape != (z.shape[1],):
         raise AnalysisError(
@@ -191,23 +194,27 @@ def _by_language(
         point[language] = _ratio(mine[None], z, rest, kind)[0]
         drawn[language] = _ratio(weights * mine, z, rest, kind)
     curves = {v: band(point[v], drawn[v], level, name) for v in names}
-    apart = {
-        (a, b): band(point[a] - point[b], drawn[a] - drawn[b], level, f"paired {name}")
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-    }
-    return curves, apart
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    gaps = {(a, b): (point[a] - point[b], drawn[a] - drawn[b]) for a, b in pairs}
+    apart = {pair: band(*gap, level, f"paired {name}") for pair, gap in gaps.items()}
+    return curves, apart, {pair: _max_t(*gap, level) for pair, gap in gaps.items()}
 
 
 def _simultaneous(estimate: Array, draws: Array, level: float) -> tuple[Array, Array]:
     """Limits that hold for all blocks together: max-|t| of log R over blocks."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs, centre = np.log(draws), np.log(estimate)
-        logs = np.where(np.isfinite(logs), logs, centre)
-        spread = logs.std(axis=0, ddof=1)
-        t = np.abs(logs - centre) / np.where(spread > 0, spread, np.inf)
-    critical = float(np.quantile(np.where(np.isfinite(t), t, 0.0).max(axis=1), level))
-    return estimate * np.exp(-critical * spread), estimate * np.exp(critical * spread)
+        low, high = _max_t(np.log(estimate), np.log(draws), level)
+    return np.exp(low), np.exp(high)
+
+
+def _max_t(estimate: Array, draws: Array, level: float) -> tuple[Array, Array]:
+    """estimate ± c·se, c the `level` quantile over draws of the largest |draw − estimate|/se of any block."""
+    with np.errstate(invalid="ignore"):
+        draws = np.where(np.isfinite(draws), draws, estimate)
+        spread = draws.std(axis=0, ddof=1)
+        t = np.abs(draws - estimate) / np.where(spread > 0, spread, np.inf)
+        critical = float(np.quantile(np.where(np.isfinite(t), t, 0.0).max(axis=1), level))
+        return estimate - critical * spread, estimate + critical * spread
 
 
 def _p_random(norms: UpdateNorms, z: Array, k: int) -> Array:
@@ -235,7 +242,8 @@ def _verdict(
 ) -> str:
     """The finding in words.
 
-    Against 1: the simultaneous limit over blocks is above 1. Against chance: the simultaneous limit is
+    Against 1: "Z-dominated" where the simultaneous lower limit over blocks is above 1, "never" when no
+    upper limit is. Against chance: the simultaneous limit is
     beyond the chance value and the energy fraction is beyond what random k-subspaces hold (Holm
     over blocks, 2.5 % on each side), because prompts that all move alike make a bootstrap over
     prompts certain of a ratio that any other subspace would give differently.
@@ -247,6 +255,11 @@ def _verdict(
         first = (
             f"Not shown to be Z-dominated anywhere: R exceeds 1 at {_names(labels, estimate > 1)}, "
             "but not beyond sampling error"
+        )
+    elif (high > 1).any():
+        first = (
+            f"Not shown to be Z-dominated anywhere: R stays below 1 (largest {estimate[top]:.3g} at "
+            f"{labels[top]}), but sampling error reaches 1 at {_names(labels, high > 1)}"
         )
     else:
         first = f"Never Z-dominated: R stays below 1 (largest {estimate[top]:.3g} at {labels[top]})"

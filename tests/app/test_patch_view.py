@@ -71,6 +71,35 @@ def test_a_patch_within_rounding_changes_nothing() -> None:
     assert "changes nothing in tuned: KL is 0 within rounding" in title
 
 
+def test_a_coarse_limit_of_a_half_precision_model_is_told() -> None:
+    result = live_result(patch_view.condition_of(defaults(FACTS)), kl=0.01)
+    result.summary["self_check"]["limit"] = 0.02
+    title = patch_view.result_title(result, 1.0)
+    assert "is not told from rounding in tuned: 0.0" in title
+    assert title.endswith("limit 0.02")
+    assert "changes nothing" not in title
+
+
+def test_captions_name_what_alpha_scales_and_which_prompts_are_meant() -> None:
+    chosen = update(defaults(FACTS), FACTS, amplitude="deviation", alphas="curve", language="zh", alpha=0.35)
+    condition = patch_view.condition_of(chosen)
+    result = live_result(condition)
+    caption = patch_view.histogram_panel(result, 0.35, "").caption
+    # 0.35 was not run: the nearest amplitude is shown, and said
+    assert "α = 0.4 times the replacement's deviation from tuned's mean over the train split" in caption
+    assert "read there" in caption
+    assert "split: validation, language zh" in caption
+    assert ", α = 0.4, moves" in patch_view.result_title(result, 0.35)
+    runs = pl.DataFrame({"layer": [0, 1], "kl": [0.1, 0.2], "low": [0.0, 0.1], "high": [0.2, 0.3]})
+    panel = patch_view.layer_panel(runs, condition, 0.35, "")
+    assert panel is not None
+    assert "α = 0.4 times" in panel.caption
+    whole = patch_view.condition_of(update(chosen, FACTS, amplitude="vector", read_at="decision"))
+    caption = patch_view.histogram_panel(live_result(whole), 1.0, "").caption
+    assert "α = 1 times the whole replacement vector" in caption
+    assert "read at the decision token" in caption
+
+
 def test_the_own_mean_is_called_so() -> None:
     condition = patch_view.condition_of(update(defaults(FACTS), FACTS, kind="mean"))
     assert patch_view.result_title(live_result(condition), 1.0).startswith("Its own mean at resid_post")

@@ -26,7 +26,7 @@ def test_the_block_where_models_part_is_named_with_its_value_and_interval() -> N
     title = words.cka_title(curve([1.0, 1.0, 0.9, 0.6]), NULL, "base", "tuned", "resid_post")
     assert title == (
         "tuned leaves base at block 2 (resid_post): identical before, CKA 0.90 (0.88 to 0.92) there, "
-        "CKA 0.60 (0.58 to 0.62) at block 3, the lowest; far above unrelated pairing everywhere"
+        "CKA 0.60 (0.58 to 0.62) at block 3, the lowest; above unrelated pairing everywhere"
     )
 
 
@@ -38,6 +38,18 @@ def test_equal_models_are_called_equal() -> None:
 def test_a_small_departure_is_told_by_its_distance_from_one() -> None:
     title = words.cka_title(curve([1.0, 1 - 2e-4], half=1e-4), NULL, "base", "tuned", "resid_post")
     assert "identical before, 1 − CKA 2e-4 (1e-4 to 3e-4) there" in title
+
+
+def test_blocks_before_the_departure_are_identical_only_if_they_are() -> None:
+    unclear = curve([0.97, 0.98, 0.6], half=0.05)
+    title = words.cka_title(unclear, NULL, "a", "b", "resid_post")
+    assert "b leaves a at block 2 (resid_post): not told apart before, CKA 0.60" in title
+
+
+def test_a_block_without_a_null_is_not_called_above_it() -> None:
+    missing = NULL.with_columns(high=pl.when(pl.col("layer") == 1).then(float("nan")).otherwise(0.1))
+    title = words.cka_title(curve([0.9, 0.9, 0.9, 0.9]), missing, "a", "b", "resid_post")
+    assert "unrelated" not in title
 
 
 def test_an_interval_that_reaches_one_is_no_departure() -> None:
@@ -72,19 +84,35 @@ def test_the_heatmap_counts_blocks_that_match_themselves() -> None:
     assert words.heatmap_title(shifted, "a", "b") == (
         "1 of 2 blocks of a are most similar to the same block of b; the others point up to 1 block away"
     )
+    nan = float("nan")
+    undefined = grid({(0, 0): nan, (0, 1): nan, (0, 2): nan, (1, 0): nan, (1, 1): 0.3, (1, 2): 0.9})
+    assert words.heatmap_title(undefined, "a", "b") == (
+        "0 of 1 blocks of a are most similar to the same block of b; the others point up to 1 block away"
+    )
+    assert "is undefined" in words.heatmap_title(grid({(0, 0): nan}), "a", "b")
 
 
 def test_languages_are_compared_where_they_differ_most() -> None:
     table = pl.DataFrame(
         {"layer": [0, 1, 0, 1], "series": ["en", "en", "zh", "zh"], "value": [1.0, 0.9, 1.0, 0.6]}
-    )
+    ).with_columns(low=pl.col("value") - 0.1, high=pl.col("value") + 0.1)
     assert words.language_title(table, "a", "b") == (
-        "a and b differ more in zh than in en: CKA 0.60 against CKA 0.90 at block 1"
+        "a and b differ more in zh than in en: CKA 0.60 (0.50 to 0.70) "
+        "against CKA 0.90 (0.80 to 1.00) at block 1"
+    )
+    wide = table.with_columns(low=pl.col("value") - 0.2, high=pl.col("value") + 0.2)
+    assert words.language_title(wide, "a", "b") == (
+        "a and b are not shown to differ more in one language: the intervals overlap at every block"
     )
     same = table.with_columns(value=pl.lit(1.0))
     assert words.language_title(same, "a", "b") == "a and b have the same geometry in en and zh"
     alike = table.with_columns(value=pl.lit(0.7))
     assert "differ alike in en and zh" in words.language_title(alike, "a", "b")
+    undefined = pl.when(pl.col("layer") == 0).then(float("nan"))
+    first = table.with_columns(undefined.otherwise(pl.col(c)).alias(c) for c in ("value", "low", "high"))
+    assert words.language_title(first, "a", "b") == words.language_title(table, "a", "b")
+    nothing = table.with_columns(value=pl.lit(float("nan")))
+    assert "is undefined" in words.language_title(nothing, "a", "b")
 
 
 def test_language_differences_are_told_by_their_interval() -> None:
@@ -96,7 +124,9 @@ def test_language_differences_are_told_by_their_interval() -> None:
         "differ at blocks 1-2"
     )
     alike = table.with_columns(low=pl.lit(-1.0), high=pl.lit(1.0))
-    assert "the same in en and zh" in words.difference_title(alike, ["en", "zh"], "base")
+    assert words.difference_title(alike, ["en", "zh"], "base") == (
+        "base: no difference in R between en and zh is shown at any block"
+    )
 
 
 def parts(attention: float, mlp: float) -> pl.DataFrame:
@@ -107,9 +137,9 @@ def parts(attention: float, mlp: float) -> pl.DataFrame:
 
 
 def test_the_part_that_writes_into_z_is_named() -> None:
-    assert "attention writes into Z more than the MLP" in words.split_title(parts(0.5, 0.2), "m", 3)
-    assert "the MLP writes into Z more than attention" in words.split_title(parts(0.2, 0.5), "m", 3)
-    assert "alike" in words.split_title(parts(0.3, 0.32), "m", 3)
+    assert "attention's output lies more in Z than the MLP's" in words.split_title(parts(0.5, 0.2), "m", 3)
+    assert "the MLP's output lies more in Z than attention's" in words.split_title(parts(0.2, 0.5), "m", 3)
+    assert "are not told apart" in words.split_title(parts(0.3, 0.32), "m", 3)
 
 
 def test_numbers_never_lie_about_zero() -> None:

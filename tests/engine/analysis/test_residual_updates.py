@@ -165,6 +165,33 @@ def test_languages_and_their_paired_difference() -> None:
     assert "groups" in difference.method
 
 
+def test_languages_that_do_not_differ_are_seldom_said_to_at_any_block() -> None:
+    wrong = pointwise = 0
+    for seed in range(120):
+        language = np.random.default_rng(seed).permutation(["zh", "en"] * 30)
+        norms = ru.update_norms(ru.updates(states(seed, n=60)), random_basis(D, K, seed), [K])
+        found = ru.residual_updates(norms, K, languages=language, n_boot=200, seed=seed)
+        ((low, high),) = found.differences_all.values()
+        (band,) = found.differences.values()
+        assert ((low < band.estimate) & (band.estimate < high)).all()
+        wrong += bool(((low > 0) | (high < 0)).any())
+        pointwise += bool(((band.low > 0) | (band.high < 0)).any())
+    assert wrong / 120 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 120)
+    assert pointwise > wrong  # limits of each block by itself say so too often
+
+
+def test_an_interval_that_reaches_one_is_not_called_never() -> None:
+    labels, chance = ("−1→0", "0→1"), 0.3
+    p = (np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    said = ru._verdict(labels, np.array([0.9, 0.5]), np.array([0.7, 0.2]), np.array([1.2, 0.8]), chance, p)
+    assert said.startswith(
+        "Not shown to be Z-dominated anywhere: R stays below 1 (largest 0.9 at −1→0), "
+        "but sampling error reaches 1 at −1→0;"
+    )
+    sure = ru._verdict(labels, np.array([0.9, 0.5]), np.array([0.7, 0.2]), np.array([0.99, 0.8]), chance, p)
+    assert sure.startswith("Never Z-dominated")
+
+
 def test_pairs_share_what_they_share() -> None:
     """A difference between paired languages has no noise from what the pair has in common."""
     basis = random_basis(D, K, 0)
