@@ -7,18 +7,37 @@ R² in the target's space). Covariances divide by n − 1, everything is float64
 from __future__ import annotations
 
 from engine.analysis.transport.base import TransportMap, r2
+from engine.analysis.transport.clustered import ClusteredTransport
+from engine.analysis.transport.evaluate import (
+    TransportScores,
+    alpha_auto,
+    describe,
+    evaluate_transport,
+    mean_cosine,
+    shuffled_r2,
+)
+from engine.analysis.transport.logit import LogitSubspaceRidge, unembedding_basis
 from engine.analysis.transport.procrustes import PCAProcrustes, ScaledProcrustes
 from engine.analysis.transport.ridge import DEFAULT_ALPHAS, RidgeTransport
 from engine.analysis.transport.simple import Identity, MeanShift, MomentMatching
 
 __all__ = [
     "DEFAULT_ALPHAS",
+    "ClusteredTransport",
     "Identity",
+    "LogitSubspaceRidge",
     "MeanShift",
     "MomentMatching",
     "PCAProcrustes",
     "RidgeTransport",
     "ScaledProcrustes",
     "TransportMap",
+    "TransportScores",
+    "alpha_auto",
+    "describe",
+    "evaluate_transport",
+    "mean_cosine",
     "r2",
+    "shuffled_r2",
+    "unembedding_basis",
 ]

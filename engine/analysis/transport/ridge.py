@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,46 @@ def leave_one_out_errors(span: Span, y: Float[np.ndarray, "n m"], alphas: Array)
         ok = left_out > 1e-10
         errors[index] = (square[ok] / left_out[ok] ** 2).sum() / (n * m) if ok.all() else np.inf
     return errors
+
+
+@dataclass(frozen=True)
+class PathErrors:
+    """Σ‖y − T diag(g) P‖² as a function of λ from r × r products: ‖y‖² − 2 c·g + gᵀ(TᵀT ∘ PPᵀ)g.
+
+    T are the rows' coordinates, g = σ/(σ² + λ), P the projected target.
+
+    Attributes:
+        size: ‖y‖², y about the train mean. total: about its own mean. cross: c (r,). inner: (r, r).
+        sigma: (r,).
+    """
+
+    size: float
+    total: float
+    cross: Array
+    inner: Array
+    sigma: Array
+
+    @classmethod
+    def of(cls, fitted: RidgeTransport, x: Array, y: Array, projected: Array) -> PathErrors:
+        """From rows x, their target y about the train mean, and P in the target's units."""
+        coordinates = fitted._coordinates(x)
+        return cls(
+            float((y**2).sum()),
+            float(((y - y.mean(axis=0)) ** 2).sum()),
+            (coordinates * (y @ projected.T)).sum(axis=0),
+            (coordinates.T @ coordinates) * (projected @ projected.T),
+            fitted.sigma_,
+        )
+
+    def squared(self, alphas: Sequence[float] | Array) -> Float[np.ndarray, "a"]:
+        """Sum of squared errors at each λ."""
+        gains = self.sigma / (self.sigma**2 + np.asarray(alphas, dtype=np.float64)[:, None])
+        return self.size - 2 * gains @ self.cross + ((gains @ self.inner) * gains).sum(axis=1)
+
+    def r2(self, alphas: Sequence[float] | Array) -> Float[np.ndarray, "a"]:
+        """Variance-weighted R² at each λ; NaN where the target doesn't vary."""
+        missed = self.squared(alphas)
+        return 1 - missed / self.total if self.total > 0 else np.full(missed.shape, np.nan)
 
 
 class RidgeTransport(TransportMap):
@@ -135,8 +176,7 @@ class RidgeTransport(TransportMap):
         part = RidgeTransport(alphas=(1.0,)).fit(x[~out], y[~out])
         alphas = np.asarray(self.alphas, dtype=np.float64)
         standard = (y[out] - part.target_mean_) / self._safe(part.target_sd_) * (part.target_sd_ > 0)
-        coordinates = part._coordinates(x[out])
-        return part._squared_errors(coordinates, standard, part.projected_, alphas) / standard.size
+        return PathErrors.of(part, x[out], standard, part.projected_).squared(alphas) / standard.size
 
     @staticmethod
     def _safe(sd: Array) -> Array:
@@ -147,13 +187,6 @@ class RidgeTransport(TransportMap):
 
     def _gains(self, alphas: Array) -> Float[np.ndarray, "a r"]:
         return self.sigma_ / (self.sigma_**2 + alphas[:, None])
-
-    def _squared_errors(self, coordinates: Array, y: Array, projected: Array, alphas: Array) -> Array:
-        """Σ‖y − T diag(g) P‖² for each λ from r × r products: ‖y‖² − 2 c·g + gᵀ(TᵀT ∘ PPᵀ)g."""
-        cross = (coordinates * (y @ projected.T)).sum(axis=0)
-        inner = (coordinates.T @ coordinates) * (projected @ projected.T)
-        gains = self._gains(alphas)
-        return float((y**2).sum()) - 2 * gains @ cross + ((gains @ inner) * gains).sum(axis=1)
 
     def _predict(self, x: Array) -> Array:
         standard = (self._coordinates(x) * self._gains(np.array([self.alpha_]))[0]) @ self.projected_
@@ -186,11 +219,10 @@ class RidgeTransport(TransportMap):
 
         The expanded square loses digits where R² is within 1e-12 of 1; float64 throughout.
         """
+        return self.scorer(X, y).r2(self.alphas_ if alphas is None else alphas)
+
+    def scorer(self, X: Any, y: Any) -> PathErrors:
+        """Everything that the error on these rows needs, so that a moved λ costs r² operations."""
         check_is_fitted(self, "alpha_")
-        path = self.alphas_ if alphas is None else np.asarray(alphas, dtype=np.float64)
-        target = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
-        total = float(((target - target.mean(axis=0)) ** 2).sum())
-        coordinates = self._coordinates(np.asarray(X, dtype=np.float64))
-        scaled = self.projected_ * self.target_sd_
-        missed = self._squared_errors(coordinates, target - self.target_mean_, scaled, path)
-        return 1 - missed / total if total > 0 else np.full(path.size, np.nan)
+        target = np.asarray(y, dtype=np.float64).reshape(len(y), -1) - self.target_mean_
+        return PathErrors.of(self, np.asarray(X, dtype=np.float64), target, self.projected_ * self.target_sd_)

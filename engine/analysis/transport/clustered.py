@@ -1,0 +1,76 @@
+"""One map per cluster of source activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from engine.analysis.transport.base import Array, TransportMap
+from engine.analysis.transport.ridge import RidgeTransport
+from engine.errors import AnalysisError
+
+
+class ClusteredTransport(TransportMap):
+    """k-means on the source, one map per cluster, the global map for clusters that are too small.
+
+    Args:
+        base_map: unfitted map, cloned for each cluster; None is `RidgeTransport()`.
+        n_clusters: at most; never more than distinct source rows.
+        min_size: clusters with fewer train prompts use the global map.
+        seed: of k-means.
+
+    Attributes:
+        kmeans_: fitted KMeans. sizes_: (c,) train prompts per cluster.
+        global_: map fitted on all prompts. maps_: one per cluster, the global one where it falls back.
+        fallback_: (c,) bool. fallback_rate_: share of train prompts mapped by the global map.
+    """
+
+    def __init__(
+        self, base_map: TransportMap | None = None, n_clusters: int = 4, min_size: int = 20, seed: int = 0
+    ) -> None:
+        self.base_map = base_map
+        self.n_clusters = n_clusters
+        self.min_size = min_size
+        self.seed = seed
+
+    def _fit(self, x: Array, y: Array) -> None:
+        if self.n_clusters < 1 or self.min_size < 2:
+            raise AnalysisError(
+                "Clusters need a count and a size.",
+                expected="n_clusters ≥ 1, min_size ≥ 2",
+                given=f"n_clusters = {self.n_clusters}, min_size = {self.min_size}",
+            )
+        count = min(self.n_clusters, len(np.unique(x, axis=0)))
+        self.kmeans_ = KMeans(count, n_init=4, random_state=self.seed).fit(x)
+        labels = self.kmeans_.labels_
+        self.sizes_ = np.bincount(labels, minlength=count)
+        self.fallback_ = self.sizes_ < self.min_size
+        self.fallback_rate_ = float(self.sizes_[self.fallback_].sum() / len(x))
+        base = RidgeTransport() if self.base_map is None else self.base_map
+        self.global_ = clone(base).fit(x, y)
+        self.maps_ = tuple(
+            self.global_ if small else clone(base).fit(x[labels == c], y[labels == c])
+            for c, small in enumerate(self.fallback_)
+        )
+
+    def clusters(self, X: Any) -> Int[np.ndarray, " n"]:
+        """Cluster of each row."""
+        check_is_fitted(self, "kmeans_")
+        return self.kmeans_.predict(validate_data(self, X, dtype=np.float64, reset=False))
+
+    def fallback_rate(self, X: Any) -> float:
+        """Share of these rows that the global map carries."""
+        return float(self.fallback_[self.clusters(X)].mean())
+
+    def _predict(self, x: Array) -> Array:
+        labels = self.kmeans_.predict(x)
+        mapped = np.asarray(self.global_.predict(x))
+        for c in np.unique(labels):
+            if not self.fallback_[c]:
+                mapped[labels == c] = self.maps_[c].predict(x[labels == c])
+        return mapped
