@@ -92,8 +92,9 @@ def stacks(opened: Opened, selection: Selection, site: str, which: Filter) -> tu
 
 
 def paired(opened: Opened) -> bool:
-    """Whether prompts come in pairs, which are then resampled together."""
-    return "pair_id" in opened.store.prompts.columns and opened.store.prompts["pair_id"].null_count() == 0
+    """Whether prompts come in pairs, all or some of them, which are then resampled together."""
+    prompts = opened.store.prompts
+    return "pair_id" in prompts.columns and bool(prompts["pair_id"].drop_nulls().is_duplicated().any())
 
 
 def shared_blocks(opened: Opened, a: str, b: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import polars as pl
@@ -51,11 +52,11 @@ def curve_panel(opened: Opened, selection: Selection) -> Panel:
         )
         return layer_curve(banded.sort(pl.col("series") == head), look, palette, null)
 
-    low, high = null["low"].to_numpy().min(), null["high"].to_numpy().max()
+    low, high = (null[c].drop_nulls().drop_nans().to_list() or [math.nan] for c in ("low", "high"))
     caption = (
         f"{table['n'][0]} prompts. Band: {_interval(opened, selection)}. Grey: the same models with prompts "
-        f"paired wrongly ({null['draws'][0]} pairings, 95 %), here {words.number(low)} to "
-        f"{words.number(high)}. "
+        f"paired wrongly ({null['draws'][0]} pairings, 95 %), here {words.number(min(low))} to "
+        f"{words.number(max(high))}. "
         "Biased CKA rises towards 1 when there are fewer prompts than dimensions; the debiased one does not."
     )
     title = words.cka_title(shown, null, selection.a, selection.b, site)

@@ -94,7 +94,8 @@ def sub_gram(
     """Gram matrix of a subset of the prompts, centred on the subset's own mean.
 
     Centring a sub-block of a centred Gram gives exactly the Gram of the centred sub-features: the
-    mean that was removed before is a constant vector and drops out.
+    mean that was removed before is a constant vector and drops out. Where nothing but rounding is left,
+    because the subset's features are all alike, the result is exactly zero.
 
     Args:
         k: Gram matrix (n, n) or stack (layer, n, n).
@@ -106,11 +107,18 @@ def sub_gram(
             "The subset is too small to compare.", expected="at least 2 prompts", given=f"{rows.size} prompts"
         )
     if k.ndim == 2:
-        return centre(k[rows][:, rows])
+        return _centred_block(k[rows][:, rows])
     out = np.empty((*k.shape[:-2], rows.size, rows.size), dtype=k.dtype)
     for layer in np.ndindex(k.shape[:-2]):
-        out[layer] = centre(k[layer][rows][:, rows])
+        out[layer] = _centred_block(k[layer][rows][:, rows])
     return out
+
+
+def _centred_block(block: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Centres a block of a Gram matrix; 16 rounding units of its largest entry or less count as zero."""
+    out = centre(block)
+    largest, left = np.abs(np.diagonal(block)).max(), np.abs(np.diagonal(out)).max()
+    return np.zeros_like(out) if left <= 16 * np.finfo(out.dtype).eps * largest else out
 
 
 def as_centred(k: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:

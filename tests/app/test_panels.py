@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 from planted_store import CHANGED, HEAD_DIM, LAYERS, WIDTH, prompts_table, streams
 
-from app import export, overview, queries, similarity, update_queries, updates
+from app import export, overview, queries, similarity, update_queries, updates, words
 from app.charts.palette import DARK, LIGHT
 from app.charts.spec import as_chart
 from app.panel import Panel
@@ -100,6 +101,29 @@ def test_unrelated_pairing_gives_the_null_not_one(opened: Opened, chosen: Select
     null = queries.cka_null(opened, chosen, "resid_post")
     assert (null["high"] < 0.8).all()
     assert (null["p"] <= 0.05).all()
+
+
+def test_a_block_without_a_null_does_not_hide_the_range_of_the_others(
+    opened: Opened, chosen: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    null = queries.cka_null(opened, chosen, "resid_post")
+    first = pl.when(pl.col("layer") == 0).then(float("nan"))
+    holed = null.with_columns(first.otherwise(pl.col(c)).alias(c) for c in ("low", "high"))
+    monkeypatch.setattr(queries, "cka_null", lambda *_: holed)
+    panel = make(opened, chosen, "cka")
+    least, most = min(null["low"].to_list()[1:]), max(null["high"].to_list()[1:])
+    assert f"here {words.number(least)} to {words.number(most)}." in panel.caption
+    assert "unrelated" not in panel.title
+
+
+def test_prompts_partly_in_pairs_are_called_paired(opened: Opened) -> None:
+    pairs = {"some": ["a", "a", None], "none": [None, None, None], "alone": ["a", "b", None]}
+    found = {}
+    for name, ids in pairs.items():
+        table = pl.DataFrame({"pair_id": ids}, schema={"pair_id": pl.String})
+        stub = Opened(opened.path, SimpleNamespace(prompts=table), opened.facts)  # type: ignore[arg-type]
+        found[name] = queries.paired(stub)
+    assert found == {"some": True, "none": False, "alone": False}
 
 
 def test_updates_are_measured_against_the_stored_kernels(opened: Opened, chosen: Selection) -> None:

@@ -117,6 +117,23 @@ def test_subset_of_a_stored_gram_is_the_gram_of_the_subset() -> None:
         np.testing.assert_allclose(sub[1], cka.gram(y[mask]), atol=1e-11)
 
 
+def test_a_subset_of_equal_prompts_leaves_zero_not_rounding() -> None:
+    """Which sign rounding has is chance: a positive trace would give a similarity of noise."""
+    rounding = []
+    for seed in range(20):
+        x = np.random.default_rng(seed).normal(size=(40, 9)).astype(np.float32)
+        x[:15] = x[0]
+        whole = cka.gram(x).astype(np.float32)
+        rounding.append(np.trace(cka.centre(whole[:15, :15])))
+        for got in (cka.sub_gram(whole, np.arange(15)), cka.sub_gram(whole[None], np.arange(15))[0]):
+            assert not got.any()
+        x[0] *= 1.01  # a real difference of a hundredth stays (float32 resolves the square of it)
+        narrow = cka.sub_gram(cka.gram(x).astype(np.float32), np.arange(15))
+        truth = cka.gram(x[:15])
+        assert np.trace(narrow) == pytest.approx(np.trace(truth), rel=0.05)
+    assert np.any(np.array(rounding) != 0)
+
+
 def test_cross_layer_equals_pairwise_values_and_the_curve_is_its_diagonal() -> None:
     xs = [features(s, n=50, d1=20)[0] for s in range(4)]
     ys = [features(s, n=50)[1] for s in range(3)] + [np.full((50, 3), 2.0)]
