@@ -153,7 +153,11 @@ def _capture_models(
             bar.set_postfix_str(f"{name}: weights and self-checks")
             _write_weights(writer, lm, first)
             checks += [check.to_json() | {"model": name} for check in _self_checks(prepared, writer, lm)]
-            infos[name] = lm.info | {"device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch.")}
+            infos[name] = lm.info | {
+                "device": str(lm.device),
+                "dtype": str(lm.dtype).removeprefix("torch."),
+                "positions": {place: found.stats for place, found in prepared.positions[name].items()},
+            }
             first = first or lm
     return checks, infos
 

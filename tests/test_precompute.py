@@ -67,6 +67,18 @@ def test_the_store_holds_what_the_models_do(store: Path, study: Path) -> None:
         np.testing.assert_allclose(stored, alone[key], rtol=2**-8, atol=1e-5)
 
 
+def test_position_statistics_are_kept(store: Path) -> None:
+    opened = Store(store)
+    lengths = opened.tokens("base")["token_ids"].list.len()
+    found = opened.model_info("base")["positions"]
+    assert set(found) == {"decision", "mean", "tokens"}
+    assert found["decision"]["tokens"] == found["decision"]["prompts"] == len(lengths)
+    assert found["decision"]["from_end"] == [0, 0, 0]
+    assert found["tokens"]["tokens"] == lengths.sum()
+    assert found["tokens"]["per_prompt"] == [lengths.min(), lengths.median(), lengths.max()]
+    assert found["mean"]["fallbacks"] == 0
+
+
 def test_grams_are_those_of_the_stored_activations(store: Path) -> None:
     opened = Store(store)
     for component, layer in (("resid", 2), ("head_z", 0)):
