@@ -18,17 +18,20 @@ from engine.analysis.transport.evaluate import (
 )
 from engine.analysis.transport.logit import LogitSubspaceRidge, unembedding_basis
 from engine.analysis.transport.procrustes import PCAProcrustes, ScaledProcrustes
-from engine.analysis.transport.ridge import DEFAULT_ALPHAS, RidgeTransport
+from engine.analysis.transport.ridge import DEFAULT_ALPHAS, PathErrors, RidgeTransport
 from engine.analysis.transport.simple import Identity, MeanShift, MomentMatching
+from engine.analysis.transport.state import TRANSPORTS, export_map, import_map, register_transport
 
 __all__ = [
     "DEFAULT_ALPHAS",
+    "TRANSPORTS",
     "ClusteredTransport",
     "Identity",
     "LogitSubspaceRidge",
     "MeanShift",
     "MomentMatching",
     "PCAProcrustes",
+    "PathErrors",
     "RidgeTransport",
     "ScaledProcrustes",
     "TransportMap",
@@ -36,8 +39,11 @@ __all__ = [
     "alpha_auto",
     "describe",
     "evaluate_transport",
+    "export_map",
+    "import_map",
     "mean_cosine",
     "r2",
+    "register_transport",
     "shuffled_r2",
     "unembedding_basis",
 ]

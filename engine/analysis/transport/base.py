@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy import linalg
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -63,7 +62,7 @@ class Span:
         mean = x.mean(axis=0)
         centred = x - mean
         wide = x.shape[0] < x.shape[1]
-        values, vectors = linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
         values, vectors = values[::-1], vectors[:, ::-1]
         if values.sum() <= CONSTANT_RTOL**2 * float((x**2).sum()):
             keep = 0

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from sklearn.base import clone
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from engine.analysis.transport.base import Array, TransportMap
@@ -25,8 +26,8 @@ class ClusteredTransport(TransportMap):
         seed: of k-means.
 
     Attributes:
-        kmeans_: fitted KMeans. sizes_: (c,) train prompts per cluster.
-        global_: map fitted on all prompts. maps_: one per cluster, the global one where it falls back.
+        centres_: (c, d_x). sizes_: (c,) train prompts per cluster.
+        global_: map fitted on all prompts. maps_: one per cluster, None where it falls back.
         fallback_: (c,) bool. fallback_rate_: share of train prompts mapped by the global map.
     """
 
@@ -46,31 +47,35 @@ class ClusteredTransport(TransportMap):
                 given=f"n_clusters = {self.n_clusters}, min_size = {self.min_size}",
             )
         count = min(self.n_clusters, len(np.unique(x, axis=0)))
-        self.kmeans_ = KMeans(count, n_init=4, random_state=self.seed).fit(x)
-        labels = self.kmeans_.labels_
+        self.centres_ = KMeans(count, n_init=4, random_state=self.seed).fit(x).cluster_centers_
+        labels = self._labels(x)
         self.sizes_ = np.bincount(labels, minlength=count)
         self.fallback_ = self.sizes_ < self.min_size
         self.fallback_rate_ = float(self.sizes_[self.fallback_].sum() / len(x))
         base = RidgeTransport() if self.base_map is None else self.base_map
         self.global_ = clone(base).fit(x, y)
         self.maps_ = tuple(
-            self.global_ if small else clone(base).fit(x[labels == c], y[labels == c])
+            None if small else clone(base).fit(x[labels == c], y[labels == c])
             for c, small in enumerate(self.fallback_)
         )
 
     def clusters(self, X: Any) -> Int[np.ndarray, " n"]:
         """Cluster of each row."""
-        check_is_fitted(self, "kmeans_")
-        return self.kmeans_.predict(validate_data(self, X, dtype=np.float64, reset=False))
+        check_is_fitted(self, "centres_")
+        return self._labels(validate_data(self, X, dtype=np.float64, reset=False))
 
     def fallback_rate(self, X: Any) -> float:
         """Share of these rows that the global map carries."""
         return float(self.fallback_[self.clusters(X)].mean())
 
+    def _labels(self, x: Array) -> Int[np.ndarray, " n"]:
+        return np.asarray(pairwise_distances_argmin(x, self.centres_))
+
     def _predict(self, x: Array) -> Array:
-        labels = self.kmeans_.predict(x)
-        mapped = np.asarray(self.global_.predict(x))
+        labels = self._labels(x)
+        mapped = np.array(self.global_.predict(x))
         for c in np.unique(labels):
-            if not self.fallback_[c]:
-                mapped[labels == c] = self.maps_[c].predict(x[labels == c])
+            own = self.maps_[c]
+            if own is not None:
+                mapped[labels == c] = own.predict(x[labels == c])
         return mapped

@@ -90,12 +90,12 @@ class LogitSubspaceRidge(TransportMap):
 
     def _fit(self, x: Array, y: Array) -> None:
         check_choice("outside", self.outside, ("moments", "identity"))
-        if self.joint and self.source_unembedding is None:
+        if self.unembedding is None or (self.joint and self.source_unembedding is None):
             raise AnalysisError(
-                "A joint logit subspace needs both unembeddings.",
-                expected="source_unembedding (V, d)",
+                "A logit subspace needs the unembedding; a joint one needs both unembeddings.",
+                expected="unembedding (V, d), and source_unembedding (V, d) for joint=True",
                 given="None",
-                next_step="Pass it, or set joint=False.",
+                next_step="Pass what is missing, or set joint=False.",
             )
         other = self.source_unembedding if self.joint else None
         self.basis_ = unembedding_basis(
