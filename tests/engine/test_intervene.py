@@ -355,3 +355,11 @@ def test_a_sweep_whose_self_check_fails_is_refused(lm: LoadedModel, monkeypatch:
         PatchError, match=r"own activation back at resid_post@0 changes its output.*at prompt \d"
     ):
         engine.sweep(site, vectors, n_conditions=1)
+
+
+def test_a_self_check_that_is_not_a_number_is_refused(lm: LoadedModel) -> None:
+    engine = PatchEngine(lm, prompts(), POSITIONS)
+    kl = np.zeros(len(LENGTHS))
+    kl[3] = np.nan
+    with pytest.raises(PatchError, match=r"Given: nan at prompt 3"):
+        engine._check_self(Site("resid_post", 0), kl)
