@@ -103,6 +103,16 @@ def shuffled_r2(
     )
 
 
+def _alikeness(x: Array, mapped: Array, y: Array) -> dict[str, float]:
+    raw, carried, target = gram(x), gram(mapped), gram(y)
+    return {
+        "cka_raw": float(cka_from_grams(raw, target)),
+        "cka_mapped": float(cka_from_grams(carried, target)),
+        "cka_raw_debiased": float(cka_from_grams(raw, target, debiased=True)),
+        "cka_mapped_debiased": float(cka_from_grams(carried, target, debiased=True)),
+    }
+
+
 def evaluate_transport(
     estimator: TransportMap,
     x_train: Float[np.ndarray, "n dx"],
@@ -137,7 +147,6 @@ def evaluate_transport(
     mapped_train, mapped, centre = fitted.predict(x), fitted.predict(xv), y.mean(axis=0)
     shuffled = shuffled_r2(estimator, (x, y), (xv, yv), n_shuffles, seed)
     whitened = getattr(fitted, "score_whitened", lambda *_: float("nan"))
-    gram_x, gram_hat, gram_y = gram(xv), gram(mapped), gram(yv)
     numbers: dict[str, float] = {
         "r2_train": fitted.score(x, y),
         "r2_validation": fitted.score(xv, yv),
@@ -145,10 +154,7 @@ def evaluate_transport(
         "r2_validation_whitened": whitened(xv, yv),
         "r2_shuffled": float(shuffled.mean()) if n_shuffles else float("nan"),
         "r2_shuffled_max": float(shuffled.max()) if n_shuffles else float("nan"),
-        "cka_raw": float(cka_from_grams(gram_x, gram_y)),
-        "cka_mapped": float(cka_from_grams(gram_hat, gram_y)),
-        "cka_raw_debiased": float(cka_from_grams(gram_x, gram_y, debiased=True)),
-        "cka_mapped_debiased": float(cka_from_grams(gram_hat, gram_y, debiased=True)),
+        **_alikeness(xv, mapped, yv),
         "cosine": mean_cosine(mapped, yv),
         "cosine_deviation": mean_cosine(mapped - centre, yv - centre),
         "alpha_vector": alpha_auto(y, mapped_train),
