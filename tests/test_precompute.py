@@ -227,7 +227,7 @@ def test_a_missing_study_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     ids=["duplicate id", "empty text", "too long", "split overlap"],
 )
 def test_bad_prompts_are_refused_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[list], list], says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[list[Any]], list[Any]], says: str
 ) -> None:
     file = write_study(tmp_path / "bad", pairs=2)
     rows = change(prompt_rows(2))
