@@ -19,17 +19,13 @@ from engine.errors import AnalysisError
 DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-2, 6, 25))
 
 
-def _filters(span: Span, alphas: Array) -> Float[np.ndarray, "a r"]:
-    """σ²/(σ² + λ) for each λ: the shrinkage of each direction."""
-    return span.sigma**2 / (span.sigma**2 + alphas[:, None])
-
-
 def leave_one_out_errors(span: Span, y: Float[np.ndarray, "n m"], alphas: Array) -> Float[np.ndarray, "a"]:
     """Mean squared leave-one-out error of ridge for each λ, with an unpenalised intercept.
 
     e_i = (y_i − ŷ_i)/(1 − H_ii), H = U diag(σ²/(σ²+λ)) Uᵀ + 11ᵀ/n (Allen 1974; Golub, Heath & Wahba 1979):
-    equal to n refits with the standardisation frozen. With n ≤ m the squared residuals come from the
-    n × n Gram of y, so the cost doesn't depend on the target's width.
+    equal to n refits with the standardisation frozen. I − H is summed from λ/(σ²+λ), not subtracted, so that
+    small λ with n ≤ d (where every H_ii is nearly 1) keep their digits. With n ≤ m the squared
+    residuals come from the r × r Gram of Uᵀy: the cost per λ doesn't depend on the target's width.
 
     Args:
         y: (n, m) centred.
@@ -38,17 +34,19 @@ def leave_one_out_errors(span: Span, y: Float[np.ndarray, "n m"], alphas: Array)
     errors = np.empty(alphas.size)
     wide = n <= m
     projected = span.u.T @ y
+    saturated = span.rank == n - 1  # then U and 1/√n are a complete basis, and nothing lies outside
+    outside = np.zeros_like(y) if saturated else y - span.u @ projected
+    free = np.zeros(n) if saturated else np.maximum(1 - 1 / n - (span.u**2).sum(axis=1), 0.0)
     if wide:
-        cross, inner, size = span.u.T @ (y @ y.T), projected @ projected.T, (y**2).sum(axis=1)
-    for index, shrink in enumerate(_filters(span, alphas)):
-        scaled = span.u * shrink
+        cross, inner, size = projected @ outside.T, projected @ projected.T, (outside**2).sum(axis=1)
+    for index, alpha in enumerate(alphas):
+        kept = span.u * (alpha / (span.sigma**2 + alpha))
         if wide:
-            square = size - 2 * (scaled * cross.T).sum(axis=1) + ((scaled @ inner) * scaled).sum(axis=1)
+            square = size + 2 * (kept * cross.T).sum(axis=1) + ((kept @ inner) * kept).sum(axis=1)
         else:
-            square = ((y - scaled @ projected) ** 2).sum(axis=1)
-        left_out = 1 - (scaled * span.u).sum(axis=1) - 1 / n
-        ok = left_out > 1e-10
-        errors[index] = (square[ok] / left_out[ok] ** 2).sum() / (n * m) if ok.all() else np.inf
+            square = ((outside + kept @ projected) ** 2).sum(axis=1)
+        left_out = free + (kept * span.u).sum(axis=1)
+        errors[index] = (square / left_out**2).sum() / (n * m) if (left_out > 0).all() else np.inf
     return errors
 
 

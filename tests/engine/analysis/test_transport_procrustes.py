@@ -104,6 +104,17 @@ def test_other_shrinkage_needs_no_refit() -> None:
     np.testing.assert_allclose(moved.predict(x), ScaledProcrustes(0.4).fit(x, y).predict(x), atol=1e-9)
 
 
+def test_wide_activations_never_meet_a_square_matrix_of_their_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    decompose, svd = np.linalg.eigh, linalg.svd
+    monkeypatch.setattr(np.linalg, "eigh", lambda a: sizes.append(len(a)) or decompose(a))
+    monkeypatch.setattr(linalg, "svd", lambda a, **k: sizes.append(max(a.shape)) or svd(a, **k))
+    x, y = activations(15, 30, 500, 400)
+    ScaledProcrustes().fit(x, y)
+    assert len(sizes) == 3
+    assert max(sizes) <= 30
+
+
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (60, 100)])
 def test_planted_rotation_with_scale_is_recovered(n: int, d: int) -> None:
     rng = np.random.default_rng(8)

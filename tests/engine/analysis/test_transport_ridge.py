@@ -57,6 +57,18 @@ def test_leave_one_out_equals_refitting(n: int, dx: int, dy: int) -> None:
     assert fitted.alpha_ == RidgeCV(ALPHAS).fit(xs, ys).alpha_
 
 
+def test_leave_one_out_keeps_its_digits_at_vanishing_penalties() -> None:
+    x, y = activations(13, 12, 60, 30)
+    errors = RidgeTransport((1e-13, 1e-9, 1e-6)).fit(x, y).errors_
+    # λ → 0 is the minimum-norm fit: with K the Gram bordered by the intercept, e_i = (K⁻¹y)_i/(K⁻¹)_ii
+    xs, ys = standardise(x), standardise(y)
+    bordered = np.block([[xs @ xs.T, np.ones((12, 1))], [np.ones((1, 12)), np.zeros((1, 1))]])
+    inverse = np.linalg.inv(bordered)[:12, :12]
+    expected = (((inverse @ ys) / np.diag(inverse)[:, None]) ** 2).mean()
+    # λ/σ² is below 1e-6/10 at the largest of the three
+    np.testing.assert_allclose(errors, expected, rtol=1e-6)
+
+
 def test_held_out_choice_equals_refitting_and_keeps_groups_together() -> None:
     x, y = activations(4, 40, 12, 9)
     groups = np.repeat(np.arange(20), 2)
