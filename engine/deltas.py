@@ -81,7 +81,7 @@ def weight_deltas(base: nn.Module, tuned: nn.Module) -> Iterator[WeightDelta]:
     others = dict(tuned.named_parameters())
     for name, parameter in base.named_parameters():
         other = others.get(name)
-        if other is None or other.shape != parameter.shape or torch.equal(parameter, other.to(parameter)):
+        if other is None or other.shape != parameter.shape or _same(parameter, other):
             continue
         weight = parameter.detach().float()
         delta = other.detach().to(weight) - weight
@@ -102,3 +102,8 @@ def weight_deltas(base: nn.Module, tuned: nn.Module) -> Iterator[WeightDelta]:
                 left.cpu().numpy(),
                 right.contiguous().cpu().numpy(),
             )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal in float32, so that a narrower dtype on one side hides no difference."""
+    return torch.equal(a.detach().float(), b.detach().to(a.device).float())

@@ -105,6 +105,8 @@ def load(spec: ModelSpec, name: str) -> LoadedModel:
     if spec.trust_remote_code:
         notes.append(f"trust_remote_code is on: Python code that came with {source} was run on this machine")
     config = pretrained(AutoConfig, source, revision, spec)
+    if spec.hub is not None and spec.revision is None:
+        notes.append(f"{spec.hub} has no pinned revision: the study's fingerprint can't tell when it changes")
     family = family_of(str(config.model_type))
     attention = family.attention or spec.attention
     if attention != spec.attention:

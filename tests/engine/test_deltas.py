@@ -65,3 +65,12 @@ def test_only_what_changed_is_listed() -> None:
     assert norm.rank is None
     assert norm.norm == pytest.approx(0.5 * 32**0.5)
     assert list(weight_deltas(base, base)) == []
+
+
+def test_a_narrower_base_hides_no_difference() -> None:
+    base = tiny("qwen3").to(torch.bfloat16)
+    tuned = copy.deepcopy(base).float()
+    with torch.no_grad():
+        tuned.model.layers[1].self_attn.o_proj.weight *= 1 + 2.0**-12  # rounds away in bfloat16
+    names = [delta.name for delta in weight_deltas(base, tuned)]
+    assert names == ["model.layers.1.self_attn.o_proj.weight"]
