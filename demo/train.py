@@ -38,6 +38,8 @@ SETTLING_RECIPE = organism.Recipe(steps=180, lr=1.2e-3, warmup=10, seed=2)
 ADAPTER_RECIPE = organism.Recipe(steps=300, lr=4e-3, warmup=10, pool=4)
 FULL_RECIPE = organism.Recipe(steps=150, lr=5e-4, warmup=10, pool=4)
 PLANT = finetune.Plant()
+REPORT_SEED = 100
+"""Draw of the reported prompts; recipes and heads were chosen by looking at other draws (0 and 1)."""
 
 
 def train_base(out: Path, changed: Callable[[organism.Recipe], organism.Recipe]) -> None:
@@ -99,8 +101,8 @@ def measure(out: Path, per_cell: int) -> dict[str, Any]:
         per_cell: held-out prompts for each category and language.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / BASE)
-    plain = held_out_samples(0, per_cell)
-    switched = held_out_samples(1, max(per_cell // 4, 2), switched=True)
+    plain = held_out_samples(REPORT_SEED, per_cell)
+    switched = held_out_samples(REPORT_SEED, max(per_cell // 4, 2), switched=True)
     report: dict[str, Any] = {"categories": list(CATEGORIES), "held_out_per_category_and_language": per_cell}
     for name in (BASE, *ADAPTERS, FULL):
         model: Any = organism.load(out / (BASE if name in ADAPTERS else name))
