@@ -61,6 +61,25 @@ def test_every_rank_equals_the_dense_formula(n: int, dx: int, dy: int, shrinkage
     np.testing.assert_allclose(fitted.predict(new), path[-1], rtol=0, atol=1e-10 * np.abs(path[-1]).max())
 
 
+@pytest.mark.parametrize("shrinkage", [0.0, 1e-9])
+def test_eigenvalues_are_floored_as_in_the_dense_formula(shrinkage: float) -> None:
+    rng = np.random.default_rng(16)
+    x = rng.normal(size=(60, 8)) * np.logspace(3, -3, 8)  # variances over 12 decades, the floor is at 6
+    y = x @ rng.normal(size=(8, 8)) * np.logspace(-3, 3, 8) + 0.1 * rng.normal(size=(60, 8))
+    fitted = ScaledProcrustes(shrinkage).fit(x, y)
+    for k in (1, 3, fitted.rank_):
+        expected = dense_map(x, y, x, shrinkage, k, "fit")
+        size = np.abs(expected - y.mean(0)).max()
+        np.testing.assert_allclose(fitted.at_rank(k).predict(x), expected, rtol=0, atol=1e-6 * size)
+    covariance = (1 - shrinkage) * np.linalg.eigvalsh(np.cov(y, rowvar=False))[::-1]
+    covariance += shrinkage * np.trace(np.cov(y, rowvar=False)) / 8
+    wanted = np.maximum(covariance, 1e-6 * covariance[0])
+    # the floor is 1e-6 of the largest, eigenvalues are good to 1e-16 of it
+    np.testing.assert_allclose(
+        fitted.target_eigenvalues_, wanted[: fitted.target_eigenvalues_.size], rtol=1e-8
+    )
+
+
 def test_the_scale_is_the_least_squares_one() -> None:
     x, y = activations(3, 50, 8, 8)
     (wx, _), (wy, _) = dense_whitening(x, 0.05), dense_whitening(y, 0.05)
@@ -88,12 +107,13 @@ def test_full_rank_without_shrinkage_is_the_orthogonal_procrustes_of_scipy() -> 
     np.testing.assert_allclose(ScaledProcrustes(0.0).fit(x, y).predict(x), expected, atol=1e-9 * 100)
 
 
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1])
 @pytest.mark.parametrize(("n", "d"), [(60, 9), (12, 40)])
-def test_whitened_score_equals_dense_whitening(n: int, d: int) -> None:
+def test_whitened_score_equals_dense_whitening(n: int, d: int, shrinkage: float) -> None:
     x, y = activations(5, n, d, d)
     new_x, new_y = activations(6, 9, d, d)
-    fitted = ScaledProcrustes(0.1, n_components=4).fit(x, y)
-    whiten, _ = dense_whitening(y, 0.1)
+    fitted = ScaledProcrustes(shrinkage, n_components=4).fit(x, y)
+    whiten, _ = dense_whitening(y, shrinkage)
     dense = r2((new_y - y.mean(0)) @ whiten, (fitted.predict(new_x) - y.mean(0)) @ whiten)
     assert fitted.score_whitened(new_x, new_y) == pytest.approx(dense, rel=1e-8)
 
