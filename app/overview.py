@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from app import words
 from app.charts.grids import stacked_bars
 from app.charts.palette import Palette
 from app.charts.spec import Spec
@@ -58,15 +59,6 @@ MEANINGS = (
 )
 
 
-def size(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
 def facts(opened: Opened) -> list[tuple[str, str, str]]:
     """Headline numbers: (name, value, note)."""
     store, found = opened.store, opened.facts
@@ -83,7 +75,7 @@ def facts(opened: Opened) -> list[tuple[str, str, str]]:
             f"{len(captured)} × {len(positions)}",
             "sites × positions: " + ", ".join([*captured, *positions]),
         ),
-        ("On disk", size(sum(disk(opened).values())), "all files of the store"),
+        ("On disk", words.size(sum(disk(opened).values())), "all files of the store"),
         ("Device", device(opened), "where the forward passes ran"),
     ]
 
@@ -188,7 +180,7 @@ def disk_panel(opened: Opened) -> Panel:
         schema_overrides={"value": pl.Float64},
     )
     axis = ",.0f" if total > 1e7 else ".2f"
-    title = f"{size(total)} on disk"
+    title = f"{words.size(total)} on disk"
     if groups:
         title += f", {100 * groups[0][1] / total:.0f} % of it {groups[0][0]}"
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from app.words import size
 from engine.batching import capture_order
 from engine.errors import PromptsError
 from engine.plan import ModelPlan as Cost
@@ -144,9 +145,9 @@ def describe_plan(prepared: Prepared) -> str:
                 f"{cost.forward_passes:,}",
                 f"{cost.tokens:,}",
                 f"{cost.padded:,}",
-                _bytes(cost.weight_bytes + cost.batch_bytes),
-                _bytes(cost.activation_bytes),
-                _bytes(cost.gram_bytes),
+                size(cost.weight_bytes + cost.batch_bytes),
+                size(cost.activation_bytes),
+                size(cost.gram_bytes),
                 _seconds(cost.seconds),
             )
         )
@@ -154,20 +155,12 @@ def describe_plan(prepared: Prepared) -> str:
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     disk = sum(cost.activation_bytes + cost.gram_bytes + cost.piece_bytes for cost in costs)
     lines.append(
-        f"disk: {_bytes(disk)} before compression (weights kept for analyses: "
-        f"{_bytes(sum(cost.piece_bytes for cost in costs))}); "
+        f"disk: {size(disk)} before compression (weights kept for analyses: "
+        f"{size(sum(cost.piece_bytes for cost in costs))}); "
         f"time: {_seconds(sum(cost.seconds for cost in costs))} of matrix products at the rate measured "
         "here, without loading models and writing."
     )
     return "\n".join(lines)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _seconds(seconds: float) -> str:

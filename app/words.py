@@ -25,6 +25,15 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
 
 
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
 def nats(value: float) -> str:
     """A KL for a sentence: three significant digits, 7e-7 rather than 0.0000007, 0 below 1e-9."""
     if abs(value) < 1e-9:
