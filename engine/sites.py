@@ -1,6 +1,6 @@
 """Sites: where in a model an activation lives, and how to read it there.
 
-Components (METHODS names): `resid_pre` and `resid_post` are the residual stream entering and leaving
+Components: `resid_pre` and `resid_post` are the residual stream entering and leaving
 block l; `attn_out` and `mlp_out` are what the sub-block *adds* to the stream (after a post-norm and
 after a residual multiplier where the family has one); `head_z` is every head's value mix before the
 output projection, concatenated; `head_out` is one head's contribution z_h W_O^h to the stream, which
