@@ -1,1 +1,1 @@
-"""Charts: a table in, an Altair chart out. No Streamlit."""
+"""Charts: a table in, a Vega-Lite chart out. No Streamlit."""
