@@ -207,10 +207,8 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
     if rows.height < 2:
         return None
     best, worst = rows.sort("kl").row(0, named=True), rows.sort("kl").row(-1, named=True)
-    title = (
-        f"The effect is largest at α = {worst['alpha']:g} ({words.nats(worst['kl'])} nats) "
-        f"and smallest at α = {best['alpha']:g} ({words.nats(best['kl'])} nats)"
-    )
+    ends = (("largest", worst), ("smallest", best))
+    title = "The effect is " + " and ".join(_extreme(rows, name, row) for name, row in ends)
     steps = rows.with_columns(layer=pl.int_range(rows.height), value=pl.col("kl"), series=pl.lit("mean KL"))
     chosen = rows["alpha"].to_list().index(point(result, alpha)["alpha"])
 
@@ -233,6 +231,18 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
     return Panel("patch-alpha", title, rows, draw, code, caption, models, False)
 
 
+def level_with(rows: pl.DataFrame, row: Mapping[str, Any]) -> pl.DataFrame:
+    """The rows whose interval overlaps `row`'s: no title may tell them apart. `row` is one of them."""
+    return rows.filter((pl.col("low") <= row["high"]) & (pl.col("high") >= row["low"]))
+
+
+def _extreme(rows: pl.DataFrame, name: str, row: Mapping[str, Any]) -> str:
+    """ "largest at α = 2 (0.4 nats)", and how many other α can't be told from it."""
+    others = level_with(rows, row).height - 1
+    level = f", level with {others} other α within the intervals" if others else ""
+    return f"{name} at α = {row['alpha']:g} ({words.nats(row['kl'])} nats{level})"
+
+
 def layer_panel(runs: pl.DataFrame, condition: Condition, alpha: float, code: str) -> Panel | None:
     """Mean KL over layers, from stored runs that differ from `condition` by nothing but the layer.
 
@@ -243,7 +253,10 @@ def layer_panel(runs: pl.DataFrame, condition: Condition, alpha: float, code: st
         return None
     top = runs.sort("kl").row(-1, named=True)
     still = runs.filter(pl.col("kl").abs() <= 1e-6)["layer"].to_list()
-    title = f"The patch matters most at block {top['layer']}: {words.nats_span(top)}"
+    level = level_with(runs, top)["layer"].to_list()
+    title = f"The patch matters most at {words.blocks(level)}: {words.nats_span(top)}"
+    if len(level) > 1:
+        title += f" at block {top['layer']}, the others level within the intervals"
     if len(still) == runs.height:
         title = f"The patch changes nothing at any of {words.blocks(still)}: KL is 0 within rounding"
     elif still:

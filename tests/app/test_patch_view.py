@@ -140,6 +140,33 @@ def test_the_profile_takes_runs_that_differ_by_the_layer_alone() -> None:
     as_chart(panel.draw(LIGHT)).to_dict()
 
 
+def test_titles_do_not_rank_what_intervals_do_not_separate() -> None:
+    wanted = patch_view.condition_of(defaults(FACTS))
+    rows = {"kl": [0.0, 0.4, 0.92, 0.93], "low": [0.0, 0.3, 0.6, 0.6], "high": [0.0, 0.5, 1.3, 1.3]}
+    profile = pl.DataFrame({"layer": [3, 4, 5, 6], **rows})
+    panel = patch_view.layer_panel(profile, wanted, 1.0, "")
+    assert panel is not None
+    assert panel.title.startswith("The patch matters most at blocks 5-6: 0.93 nats")
+    assert "at block 6, the others level within the intervals" in panel.title
+    apart = profile.with_columns(high=pl.Series([0.0, 0.5, 0.95, 1.3]), low=pl.Series([0.0, 0.3, 0.6, 0.96]))
+    panel = patch_view.layer_panel(apart, wanted, 1.0, "")
+    assert panel is not None
+    assert panel.title.startswith("The patch matters most at block 6: 0.93 nats")
+    curve = [
+        {"alpha": a, "kl": k, "low": k - w, "high": k + w, "median": k, "n": 8, "n_groups": 8}
+        for a, k, w in ((0.0, 12.0, 1.0), (1.0, 0.9, 0.4), (2.0, 0.7, 0.4))
+    ]
+    many = patch_view.condition_of(update(defaults(FACTS), FACTS, alphas="curve"))
+    made = live_result(many)
+    made = dataclasses.replace(made, summary=made.summary | {"curve": curve})
+    alphas = patch_view.alpha_panel(made, 1.0, "")
+    assert alphas is not None
+    assert alphas.title == (
+        "The effect is largest at α = 0 (12 nats) and "
+        "smallest at α = 2 (0.7 nats, level with 1 other α within the intervals)"
+    )
+
+
 def test_a_profile_of_zeros_is_said_to_be_nothing() -> None:
     zeros = pl.DataFrame({"layer": [0, 1], "kl": [0.0, 1e-8], "low": [0.0, 0.0], "high": [0.0, 1e-8]})
     panel = patch_view.layer_panel(zeros, patch_view.condition_of(defaults(FACTS)), 1.0, "")
