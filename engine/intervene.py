@@ -27,7 +27,16 @@ from engine.model import LoadedModel
 from engine.packed import Pack, capture_pack
 from engine.resume import Block, own_values, resume
 from engine.sites import Site
-from engine.sweep import Sweep, SweepResult, Values, Work, check_prompts, check_request, group_prompts
+from engine.sweep import (
+    Sweep,
+    SweepResult,
+    Values,
+    Work,
+    check_prompts,
+    check_request,
+    check_watch,
+    group_prompts,
+)
 from engine.unembed import Unembedding
 
 SELF_LIMIT = {torch.float32: 1e-6}
@@ -128,6 +137,7 @@ class PatchEngine:
         n_conditions: int,
         reverse_kl: bool = False,
         top_k: int = 0,
+        watch: Sequence[int] = (),
         on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         on_partial: Callable[[np.ndarray], None] | None = None,
@@ -141,6 +151,7 @@ class PatchEngine:
             n_conditions: C.
             reverse_kl: KL(unpatched || patched) instead of KL(patched || unpatched).
             top_k: most likely next tokens to keep per condition and prompt.
+            watch: ids of tokens whose log-probability is kept per condition and prompt, in this order.
             on_progress: called between batches with (done, total) prompt-condition pairs.
             should_stop: asked between batches.
             on_partial: called between batches with the KLs so far, (C, n), NaN where none is yet; not to be
@@ -154,8 +165,9 @@ class PatchEngine:
         site.check(self.taps)
         shape = (n_conditions, self.n_prompts)
         check_request(site, values, (*shape, site.width(self.taps)), top_k)
+        check_watch(watch, self.taps.vocab)
         top_k = min(top_k, self.taps.vocab)
-        sweep = Sweep.begin(site, values, shape, reverse_kl, top_k, self.batch_tokens)
+        sweep = Sweep.begin(site, values, shape, reverse_kl, top_k, watch, self.batch_tokens)
         if site in self._self_kl:
             sweep.self_kl[:] = self._self_kl[site]
         total = n_conditions * self.n_prompts
@@ -249,7 +261,9 @@ class PatchEngine:
             rows.append(block.of(pack.final).to(final.device))
         factor = direct and self.dtype == torch.float32
         states = torch.cat(rows, dim=1).to(self._head.device)
-        found = self._head.compare(states, reverse=sweep.reverse_kl, top_k=sweep.top_k, factor=factor)
+        found = self._head.compare(
+            states, reverse=sweep.reverse_kl, top_k=sweep.top_k, factor=factor, watch=sweep.watch
+        )
         sweep.keep(work, found)
 
     def _pack(self, group: int) -> Pack:

@@ -31,6 +31,8 @@ class SweepResult:
         reverse_kl: which direction `kl` is.
         top_ids, top_log_probs: (C, n, k) most likely next tokens under the patch, None without `top_k`.
         unpatched_top_ids, unpatched_top_log_probs: (n, k).
+        watched: (C, n, W) log-probabilities of the tokens given as `watch`, None without.
+        unpatched_watched: (n, W).
         halvings: how often memory ran out and the batch was halved.
         batch_tokens: rows per batch at the end.
     """
@@ -44,6 +46,8 @@ class SweepResult:
     unpatched_top_log_probs: Float32[np.ndarray, "prompts k"] | None
     halvings: int
     batch_tokens: int
+    watched: Float32[np.ndarray, "conditions prompts w"] | None = None
+    unpatched_watched: Float32[np.ndarray, "prompts w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Work:
 class Sweep:
     """A sweep under way: what was asked, the arrays it fills, and how it goes.
 
-    `held` are the vectors of the prompts that were asked for last, (C, prompts, width).
+    `tops` are the arrays about tokens, named as in `SweepResult`. `held` are the vectors of the prompts that
+    were asked for last, (C, prompts, width).
     """
 
     site: Site
@@ -90,6 +95,7 @@ class Sweep:
     conditions: int
     reverse_kl: bool
     top_k: int
+    watch: tuple[int, ...]
     batch_tokens: int
     kl: Float64[np.ndarray, "conditions prompts"]
     self_kl: Float64[np.ndarray, "prompts"]
@@ -106,16 +112,20 @@ class Sweep:
         shape: tuple[int, int],
         reverse_kl: bool,
         top_k: int,
+        watch: Sequence[int],
         batch_tokens: int,
     ) -> Sweep:
         """Empty arrays for (conditions, prompts)."""
         kl, self_kl = np.full(shape, np.nan), np.full(shape[1], np.nan)
         tops: dict[str, np.ndarray] = {}
-        if top_k:
-            for name, size in (("", shape), ("unpatched_", shape[1:])):
+        for name, size in (("", shape), ("unpatched_", shape[1:])):
+            if top_k:
                 tops[name + "top_ids"] = np.zeros((*size, top_k), dtype=np.int64)
                 tops[name + "top_log_probs"] = np.zeros((*size, top_k), dtype=np.float32)
-        return cls(site, values, shape[0], reverse_kl, top_k, batch_tokens, kl, self_kl, tops)
+            if watch:
+                tops[name + "watched"] = np.zeros((*size, len(watch)), dtype=np.float32)
+        tokens = tuple(int(token) for token in watch)
+        return cls(site, values, shape[0], reverse_kl, top_k, tokens, batch_tokens, kl, self_kl, tops)
 
     def keep(self, work: Work, found: Comparison) -> None:
         """Writes a batch's findings; a compared row behind those of the conditions is the plain run."""
@@ -126,10 +136,11 @@ class Sweep:
         if kl.shape[1] > count:
             self.self_kl[prompts] = np.abs(kl[:, -1])
         self.done += len(prompts) * len(conditions)
-        if found.top_ids is None or found.top_log_probs is None:
-            return
-        for name, top in (("top_ids", found.top_ids), ("top_log_probs", found.top_log_probs)):
-            values = top.cpu().numpy()
+        for name in ("top_ids", "top_log_probs", "watched"):
+            kept: Tensor | None = getattr(found, name)
+            if kept is None:
+                continue
+            values = kept.cpu().numpy()
             self.tops[name][np.ix_(conditions, prompts)] = values[:, 1 : 1 + count].swapaxes(0, 1)
             self.tops["unpatched_" + name][prompts] = values[:, 0]
 
@@ -145,6 +156,8 @@ class Sweep:
             unpatched_top_log_probs=self.tops.get("unpatched_top_log_probs"),
             halvings=self.halvings,
             batch_tokens=self.batch_tokens,
+            watched=self.tops.get("watched"),
+            unpatched_watched=self.tops.get("unpatched_watched"),
         )
 
 
@@ -200,4 +213,16 @@ def check_request(site: Site, values: Values, shape: tuple[int, int, int], top_k
             f"The vectors to put in at {site} have the wrong shape.",
             expected=f"(conditions, prompts, width) = {shape}",
             given=given or type(values).__name__,
+        )
+
+
+def check_watch(watch: Sequence[int], vocab: int) -> None:
+    """PatchError when a watched token is not an entry of the model's vocabulary."""
+    wrong = [token for token in watch if not 0 <= token < vocab]
+    if wrong:
+        raise PatchError(
+            "Some watched tokens are not in the model's vocabulary.",
+            expected=f"ids from 0 to {vocab - 1}",
+            given=", ".join(map(str, wrong[:5])),
+            next_step="take the ids from the target model's own tokenizer.",
         )

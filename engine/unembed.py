@@ -12,6 +12,7 @@ which is the definition with both log-softmaxes written out; b = a gives exactly
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,11 +39,13 @@ class Comparison:
     Attributes:
         kl: (P, K), nats, float64 (float32 where the device has no float64).
         top_ids, top_log_probs: (P, 1 + K, k) most likely tokens, the reference's first; None when k = 0.
+        watched: (P, 1 + K, W) float32 log-probabilities of given tokens, the reference's first; None without.
     """
 
     kl: Tensor
     top_ids: Tensor | None
     top_log_probs: Tensor | None
+    watched: Tensor | None = None
 
 
 class Unembedding:
@@ -83,7 +86,9 @@ class Unembedding:
         parts = [self._finish(self._linear(normed, tile), tile) for tile in range(len(self.tiles))]
         return torch.cat(parts, dim=-1).log_softmax(-1)
 
-    def compare(self, normed: Tensor, *, reverse: bool, top_k: int, factor: bool) -> Comparison:
+    def compare(
+        self, normed: Tensor, *, reverse: bool, top_k: int, factor: bool, watch: Sequence[int] = ()
+    ) -> Comparison:
         """Divergence of rows 1.. from row 0 of each prompt.
 
         Args:
@@ -92,11 +97,12 @@ class Unembedding:
             top_k: how many most likely tokens to keep.
             factor: try to write each prompt's rows as few combinations of few directions, so that only those
                 few meet the vocabulary. Used only where it reproduces every row to FACTOR_TOLERANCE.
+            watch: vocabulary entries whose log-probability is kept, in this order.
         """
         prompts, rows, _ = normed.shape
         exact = _wide(normed.device) == torch.float64
         factors = low_rank(normed) if factor and exact and rows >= FACTOR_FROM else None
-        sums = _Sums(prompts, rows, top_k, normed.device, reverse)
+        sums = _Sums(prompts, rows, top_k, normed.device, reverse, watch)
         size = max(1, CACHE_ROWS // rows) if normed.device.type == "cpu" else prompts
         start = 0
         for tile in range(len(self.tiles)):
@@ -142,8 +148,18 @@ def _wide(device: torch.device) -> torch.dtype:
 class _Sums:
     """Running sums over vocabulary tiles (streaming softmax, Milakov & Gimelshein 2018)."""
 
-    def __init__(self, prompts: int, rows: int, top_k: int, device: torch.device, reverse: bool) -> None:
+    def __init__(
+        self,
+        prompts: int,
+        rows: int,
+        top_k: int,
+        device: torch.device,
+        reverse: bool,
+        watch: Sequence[int] = (),
+    ) -> None:
         self.reverse, self.top_k = reverse, top_k
+        self.watch = list(watch)
+        self.watched = torch.zeros(prompts, rows, len(self.watch), device=device)
         self.peak = torch.full((prompts, rows), -torch.inf, device=device)
         self.wide = _wide(device)
         self.total = torch.zeros(prompts, rows, dtype=self.wide, device=device)
@@ -155,6 +171,9 @@ class _Sums:
         """Adds the (p, 1 + K, tile) float32 logits of some prompts from entry `start` on; spoils them."""
         if self.top_k:
             self._add_top(logits, part, start)
+        for column, token in enumerate(self.watch):
+            if start <= token < start + logits.shape[-1]:
+                self.watched[part, :, column] = logits[..., token - start]
         peak = torch.maximum(self.peak[part], logits.amax(-1))
         shrink = (self.peak[part] - peak).exp().to(self.wide)
         change = logits[:, 1:] - logits[:, :1]
@@ -182,6 +201,7 @@ class _Sums:
             kl = log_total[:, 1:] - reference - self.weighted / self.total[:, :1]
         else:
             kl = self.weighted / self.total[:, 1:] - (log_total[:, 1:] - reference)
-        if not self.top_k:
-            return Comparison(kl, None, None)
-        return Comparison(kl, self.top_ids, (self.top_values - log_total[..., None]).float())
+        top_ids = self.top_ids if self.top_k else None
+        top = (self.top_values - log_total[..., None]).float() if self.top_k else None
+        watched = (self.watched - log_total[..., None]).float() if self.watch else None
+        return Comparison(kl, top_ids, top, watched)

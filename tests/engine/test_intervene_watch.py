@@ -1,0 +1,95 @@
+"""Log-probabilities of given tokens under every patch, against plain forward hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import patch_oracle
+import pytest
+import torch
+from tiny_models import VOCAB, random_tokens, tiny
+
+from engine import unembed
+from engine.errors import PatchError
+from engine.intervene import PatchEngine
+from engine.model import from_parts
+from engine.sites import Site
+from engine.unembed import FACTOR_FROM, low_rank
+
+LENGTHS, POSITIONS = (9, 5, 12), (6, 4, 11)
+WATCH = (99, 3, 40, 3)
+"""The last tile's, the first's, another's, and one twice."""
+
+
+def engine(family: str, width: int = 32, **options: Any) -> PatchEngine:
+    prompts = [random_tokens(1, length, seed=i)[0].tolist() for i, length in enumerate(LENGTHS)]
+    return PatchEngine(from_parts(tiny(family, hidden_size=width)), prompts, POSITIONS, **options)
+
+
+def expected(run: PatchEngine, site: Site, vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    found = np.zeros((len(vectors), len(LENGTHS), len(WATCH)))
+    for prompt, (ids, position) in enumerate(zip(run.token_ids, run.positions, strict=True)):
+        put = torch.as_tensor(vectors[:, prompt])
+        with patch_oracle.patched(run.taps, site, position, put):
+            log_p = patch_oracle.log_probs(run.lm.model, ids, run.reads[prompt], len(vectors))
+        found[:, prompt] = log_p[:, list(WATCH)].numpy()
+    return found
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("tile", [30, 1000])
+def test_watched_tokens_are_those_of_plain_hooks(
+    family: str, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unembed, "TILE", tile)
+    run, site = engine(family, read_at="decision", batch_tokens=9), Site("attn_out", 1)
+    own = run.activations(site)
+    vectors = np.stack([own.numpy() * alpha for alpha in (0.0, 1.0, 3.0)])
+    swept = run.sweep(site, vectors, n_conditions=3, watch=WATCH, top_k=2)
+    assert swept.watched is not None
+    assert swept.unpatched_watched is not None
+    assert swept.watched.dtype == np.float32
+    # float32 logits of size about 10 through three blocks.
+    np.testing.assert_allclose(swept.watched, expected(run, site, vectors), rtol=0, atol=2e-5)
+    plain = run.log_probs()[:, list(WATCH)].numpy()
+    np.testing.assert_allclose(swept.unpatched_watched, plain, rtol=0, atol=2e-5)
+    assert np.abs(swept.watched[0] - plain).max() > 1e-2, "the patch matters"
+    np.testing.assert_allclose(swept.watched[1], plain, rtol=0, atol=2e-5)
+
+
+def test_watched_tokens_through_the_final_layer_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+
+    def spy(rows: torch.Tensor) -> Any:
+        factors = low_rank(rows)
+        tried.append(factors is not None)
+        return factors
+
+    monkeypatch.setattr(unembed, "low_rank", spy)
+    run, site = engine("qwen3", width=96), Site("resid_post", 2)
+    own = run.activations(site)
+    amplitudes = np.linspace(0, 2, FACTOR_FROM)[:, None, None]
+    vectors = (own.numpy() + amplitudes * own.roll(1, 0).numpy()).astype(np.float32)
+    swept = run.sweep(site, vectors, n_conditions=FACTOR_FROM, watch=WATCH)
+    assert tried
+    assert all(tried)
+    # Two products in float32 instead of one.
+    np.testing.assert_allclose(swept.watched, expected(run, site, vectors), rtol=0, atol=5e-5)
+
+
+def test_nothing_is_watched_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, site = engine("llama"), Site("mlp_out", 0)
+    vectors = run.activations(site).numpy()[None]
+    swept = run.sweep(site, vectors, n_conditions=1)
+    assert swept.watched is None
+    assert swept.unpatched_watched is None
+    with_watch = run.sweep(site, vectors * 2, n_conditions=1, watch=WATCH)
+    without = run.sweep(site, vectors * 2, n_conditions=1)
+    np.testing.assert_array_equal(with_watch.kl, without.kl)
+
+
+def test_tokens_outside_the_vocabulary_are_refused() -> None:
+    run, site = engine("llama"), Site("mlp_out", 0)
+    with pytest.raises(PatchError, match=f"0 to {VOCAB - 1}"):
+        run.sweep(site, run.activations(site)[None], n_conditions=1, watch=(3, VOCAB))
