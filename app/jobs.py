@@ -73,11 +73,16 @@ class JobStatus:
 
 @dataclass(frozen=True)
 class JobResult:
-    """A finished job: the condition and summary as plain JSON types, and the per-prompt table."""
+    """A finished job: the condition and summary as plain JSON types, and its tables by name."""
 
     condition: dict[str, Any]
     summary: dict[str, Any]
-    table: pl.DataFrame
+    tables: dict[str, pl.DataFrame]
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """The main table."""
+        return self.tables["table"]
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
-from app import components, patch_view
+from app import components
 from app.jobs import JobResult, JobStatus
 from app.resources import Opened
-from app.selection import Selection
 from app.worker import Worker
-from engine.condition import Condition
 from engine.errors import JobError
+from engine.experiment import Experiment
 from store.runs import RunLog
 
 _JOBS = "live-jobs"
@@ -28,16 +27,8 @@ def worker() -> Worker:
     return Worker()
 
 
-def conditions(opened: Opened, selection: Selection) -> list[Condition]:
-    """What one click runs: the selected block, or every block."""
-    if selection.layers == "one":
-        return [patch_view.condition_of(selection)]
-    count = min(opened.facts.n_layers[m] for m in (selection.a, selection.b))
-    return [patch_view.condition_of(selection, layer) for layer in range(count)]
-
-
-def start(opened: Opened, wanted: Sequence[Condition]) -> None:
-    """Submit conditions and remember them in this session."""
+def start(opened: Opened, wanted: Sequence[Experiment]) -> None:
+    """Submit experiments and remember them in this session."""
     st.session_state[_JOBS] = [worker().submit(opened.path, condition) for condition in wanted]
 
 
@@ -68,13 +59,13 @@ def cancel() -> None:
         worker().cancel(job.job_id)
 
 
-def stored(opened: Opened, condition: Condition) -> JobResult | None:
-    """The result of a condition if it was run before: from the store, or kept because unsaved."""
+def stored(opened: Opened, condition: Experiment) -> JobResult | None:
+    """The result of an experiment if it was run before: from the store, or kept because unsaved."""
     log = RunLog(opened.path)
     run_id = log.find(condition.content_hash(opened.store.fingerprint))
     if run_id is not None:
         run = log.open(run_id)
-        return JobResult(run.condition, run.summary, run.table)
+        return JobResult(run.condition, run.summary, run.tables)
     key = condition.content_hash(opened.store.fingerprint)
     for job in jobs():
         if job.key == key and job.state == "done":
@@ -82,25 +73,31 @@ def stored(opened: Opened, condition: Condition) -> JobResult | None:
     return None
 
 
-def run_button(opened: Opened, selection: Selection, wanted: list[Condition], done: bool) -> None:
-    """Run, or cancel while something of this session runs."""
+def run_button(
+    opened: Opened, wanted: Sequence[Experiment], text: str = "Run", *, done: bool = False, key: str = "run"
+) -> None:
+    """Run, or cancel while something of this session runs.
+
+    Args:
+        wanted: what one click submits.
+        done: whether everything has a stored result already; the button then says so and is off.
+        key: of the button, where a page has several.
+    """
 
     def submit() -> None:
-        with components.guard("submit a patch"):
+        with components.guard("submit a live experiment"):
             start(opened, wanted)
 
     if active():
-        st.button("Cancel", icon=":material/stop:", on_click=cancel, key="cancel", width="stretch")
+        st.button("Cancel", icon=":material/stop:", on_click=cancel, key=f"cancel-{key}", width="stretch")
     else:
-        text = "Run every block" if selection.layers == "every" else "Run"
-        text = "Already run; the stored result is below" if done else text
         st.button(
-            text,
+            "Already run; the stored result is below" if done else text,
             icon=":material/play_arrow:",
             type="primary",
             on_click=submit,
-            disabled=done,
-            key="run",
+            disabled=done or not wanted,
+            key=key,
             width="stretch",
         )
 
@@ -130,7 +127,7 @@ def _progress(was_active: bool) -> None:
 def _progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
     parts = [job.condition.describe()]
     if len(now) > 1:
-        parts.append(f"{sum(j.over for j in now)} of {len(now)} blocks done")
+        parts.append(f"{sum(j.over for j in now)} of {len(now)} done")
     if job.state == "queued":
         parts.append("waiting" + (f" behind {job.ahead}" if job.ahead else ""))
     if job.device:
@@ -146,7 +143,7 @@ def _outcome(now: Sequence[JobStatus]) -> None:
     for job in now:
         if job.state == "failed":
             with st.container(border=True, key=f"failed-{job.job_id}"):
-                st.markdown("#### The patch did not run")
+                st.markdown("#### The experiment did not run")
                 st.markdown(components.plain(job.error or "No reason was given."))
         elif job.state == "cancelled":
             st.info(f"Cancelled: {components.plain(job.condition.describe())}. Nothing was stored.")
@@ -154,11 +151,15 @@ def _outcome(now: Sequence[JobStatus]) -> None:
             st.warning(components.plain(job.message))
 
 
-def runs_of(opened: Opened) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(condition, summary) of every intact stored run, newest first, with its id under `run_id`."""
+def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(condition, summary) of every intact stored run of a job (None: of all), newest first.
+
+    The summary has the run's id under `run_id` and its time under `created`.
+    """
     listed = RunLog(opened.path).list()
     found = []
     for line in listed.filter(pl.col("problem").is_null()).iter_rows(named=True):
         condition, summary = json.loads(line["condition"]), json.loads(line["summary"])
-        found.append((condition, {**summary, "run_id": line["run_id"], "created": line["created"]}))
+        if job is None or condition.get("job", "patch") == job:
+            found.append((condition, {**summary, "run_id": line["run_id"], "created": line["created"]}))
     return found

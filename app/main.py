@@ -15,12 +15,24 @@ from app import components, controls, resources  # noqa: E402
 
 LOGO = ROOT / "app" / "logo.svg"
 PAGES = {
-    "Study": [("overview", "Overview", "dashboard"), ("about", "About this study", "article")],
+    "Study": [
+        ("overview", "Overview", "dashboard"),
+        ("about", "About this study", "article"),
+        ("prompts", "Prompts & fairness", "checklist"),
+        ("report", "Report", "summarize"),
+    ],
     "Compare": [
         ("similarity", "Similarity (CKA)", "compare_arrows"),
+        ("transport", "Transport maps", "route"),
         ("residual_updates", "Residual updates R(ℓ)", "stacked_line_chart"),
     ],
-    "Live": [("patching", "Patching", "cable"), ("runs", "Runs", "history")],
+    "Live": [
+        ("patching", "Patching", "cable"),
+        ("rank", "Rank k × α", "grid_on"),
+        ("heads", "Heads", "hub"),
+        ("behaviour", "Behaviour", "forum"),
+        ("runs", "Runs", "history"),
+    ],
 }
 
 
@@ -39,6 +51,7 @@ def main() -> None:
                     default=name == "overview",
                 )
                 for name, title, icon in entries
+                if (ROOT / "pages" / f"{name}.py").is_file()
             ]
             for section, entries in PAGES.items()
         }

@@ -16,8 +16,10 @@ from app.charts.palette import Palette
 from app.charts.spec import Spec
 from app.jobs import JobResult
 from app.panel import Panel
+from app.resources import Opened
 from app.selection import Selection
-from engine.condition import POSITIONS, Condition, Where
+from engine.condition import Condition
+from engine.experiment import POSITIONS, Where
 
 ALPHAS = tuple(round(0.2 * i, 1) for i in range(11))
 """Amplitudes of a whole α curve, 0 to 2."""
@@ -62,6 +64,14 @@ def condition_of(selection: Selection, layer: int | None = None) -> Condition:
             category=None if selection.category == "all" else selection.category,
         ),
     )
+
+
+def conditions(opened: Opened, selection: Selection) -> list[Condition]:
+    """What one click runs: the selected block, or every block."""
+    if selection.layers == "one":
+        return [condition_of(selection)]
+    count = min(opened.facts.n_layers[m] for m in (selection.a, selection.b))
+    return [condition_of(selection, layer) for layer in range(count)]
 
 
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:

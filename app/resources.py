@@ -117,6 +117,7 @@ def read_facts(store: Store) -> Facts:
         categories=found("category"),
         splits=found("split"),
         large=any(int(i["n_layers"]) * store.n_prompts * int(i["d"]) > LARGE for i in info.values()),
+        width=min(int(i["d"]) for i in info.values()),
     )
 
 

@@ -70,7 +70,7 @@ def pick(listed: pl.DataFrame) -> None:
 def open_run(opened: Opened, run_id: str) -> JobResult:
     """A stored run; raises StoreError when the store has no such run or it is damaged."""
     run = RunLog(opened.path).open(run_id)
-    return JobResult(run.condition, run.summary, run.table)
+    return JobResult(run.condition, run.summary, run.tables)
 
 
 def condition(run: JobResult) -> Condition:

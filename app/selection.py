@@ -10,10 +10,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out")
 KINDS = ("raw", "literal", "self", "mean")
+METHODS = (
+    "ScaledProcrustes",
+    "RidgeTransport",
+    "PCAProcrustes",
+    "LogitSubspaceRidge",
+    "MomentMatching",
+    "MeanShift",
+    "Identity",
+)
+"""Transport maps offered; per-cluster ones are these with more than one cluster."""
 FIXED: dict[str, tuple[str, ...]] = {
     "estimator": ("debiased", "biased"),
     "interval": ("bootstrap", "jackknife"),
@@ -26,8 +36,19 @@ FIXED: dict[str, tuple[str, ...]] = {
     "amplitude": ("vector", "deviation"),
     "alphas": ("one", "curve"),
     "layers": ("one", "every"),
+    "sites": ("one", "every"),
+    "method": METHODS,
+    "lam_mode": ("auto", "set"),
+    "patch": ("table", "one"),
+    "raw_alpha": ("fixed", "scaled"),
+    "substitute": ("head_z", "head_out"),
+    "vectors": ("literal", "raw"),
+    "basis": ("map", "difference"),
 }
+FREE = ("run", "heads", "measure", "contrast")
+"""Fields whose text only their page can judge: a run's id, heads as "0,2", names."""
 MAX_ALPHA = 2.0
+MAX_CLUSTERS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,7 @@ class Facts:
         positions: captured positions with one row per prompt.
         languages, categories, splits: values found in the prompts table.
         large: whether a pass over all activations takes seconds; such parts start hidden.
+        width: the smallest width of the models' streams, the largest rank of a map.
     """
 
     models: tuple[str, ...]
@@ -53,6 +75,7 @@ class Facts:
     categories: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     large: bool = False
+    width: int = 64
 
     @property
     def max_layer(self) -> int:
@@ -71,7 +94,8 @@ class Selection:
 
     `a`, `b` name the pair; `layer` and `ref` are block indices; `target` is `a` or `b`, the model
     that a live patch runs, on the prompts of split `report`; `alphas` and `layers` say whether one or
-    a whole curve of them is run; `run` names an earlier live result.
+    a whole curve of them is run; `run` names an earlier live result. `rank` 0 is a map's full rank, `lam`
+    the decimal logarithm of ridge's λ.
     """
 
     a: str = ""
@@ -99,11 +123,27 @@ class Selection:
     amplitude: str = "vector"
     alphas: str = "one"
     layers: str = "one"
-    run: str = field(default="")
+    sites: str = "one"
+    method: str = "ScaledProcrustes"
+    rank: int = 0
+    shrink: float = 0.05
+    lam_mode: str = "auto"
+    lam: float = 2.0
+    q: int = 16
+    clusters: int = 1
+    patch: str = "table"
+    raw_alpha: str = "fixed"
+    substitute: str = "head_z"
+    vectors: str = "literal"
+    basis: str = "map"
+    heads: str = ""
+    measure: str = ""
+    contrast: str = ""
+    run: str = ""
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Selection))
-_INTEGERS = ("layer", "ref", "k")
+_INTEGERS = ("layer", "ref", "k", "rank", "q", "clusters")
 
 
 def defaults(facts: Facts) -> Selection:
@@ -118,6 +158,7 @@ def defaults(facts: Facts) -> Selection:
         ref=middle,
         position="last_content" if "last_content" in facts.positions else facts.positions[0],
         k=min(8, facts.max_k),
+        q=min(16, facts.width),
         report="validation" if "validation" in facts.splits else "all",
         parts="hidden" if facts.large else "shown",
     )
@@ -148,6 +189,11 @@ def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
         "ref": (0.0, last),
         "k": (1.0, float(facts.max_k)),
         "alpha": (0.0, MAX_ALPHA),
+        "rank": (0.0, float(facts.width)),
+        "shrink": (0.0, 1.0),
+        "lam": (-2.0, 6.0),
+        "q": (1.0, float(facts.width)),
+        "clusters": (1.0, float(MAX_CLUSTERS)),
     }
 
 
@@ -169,7 +215,7 @@ def parse(params: Mapping[str, str], facts: Facts) -> tuple[Selection, list[str]
         fallback = getattr(start, name, None)
         if name not in FIELDS:
             notices.append(f"The link has a setting {_short(name)} that does not exist; it was left out.")
-        elif name == "run":
+        elif name in FREE:
             values[name] = raw
         elif name in limits:
             number, complaint = _number(name, raw, *limits[name])

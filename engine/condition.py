@@ -7,82 +7,39 @@ KL is KL(patched || unpatched) of the target's next-token distribution, in nats.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
+from engine.experiment import PatchExperiment, Split
 
 Kind = Literal["raw", "literal", "self", "mean"]
-Component = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out"]
-
-POSITIONS = ("last_content", "decision", "last_nonspecial")
-"""Positions that are one token, and can therefore be patched."""
-
-_HASH_FORMAT = 1
 
 
-class Where(BaseModel):
-    """Which prompts of a split: one language and/or one category; None is all of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    language: str | None = None
-    category: str | None = None
-
-
-class Condition(BaseModel):
-    """A live patch, frozen; `to_json` and `from_json` are inverse to each other.
+class Condition(PatchExperiment):
+    """A live patch: one kind of replacement at one site, at every amplitude.
 
     Attributes:
-        target, source: model names of the study; the target is run, the source gives the vectors.
-        component, layer, heads: the site, the same in both models; heads only for head_z and head_out.
-        position: a one-token position, resolved in each model's own tokenisation.
+        heads: only these heads of the site; for head_z and head_out.
         kind: "raw" (source moment-matched to the target per dimension, moments of the train split), "literal"
             (source as it is), "self" (the target's own activation), "mean" (the target's train mean).
         alphas: every alpha is run, as one batched job; kept sorted.
         scale: "vector": alpha * v; "deviation": mu + alpha * (v - mu) with mu the target's train mean.
-        read_at: where the next-token distribution is read: the patched token, or the last one ("decision").
-        reverse_kl: KL(unpatched || patched) instead.
-        split, where: the prompts reported on.
+        split: the prompts reported on, together with `where`.
         top_k: how many next tokens before and after the patch are kept per prompt.
-        n_boot, level, seed: bootstrap of the mean KL.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    runner: ClassVar[str] = "engine.experiments.run_patch:run"
 
-    target: str
-    source: str
-    component: Component
-    layer: int = Field(ge=0)
+    job: Literal["patch"] = "patch"
     heads: tuple[int, ...] | None = None
-    position: str = "last_content"
     kind: Kind = "raw"
     alphas: tuple[float, ...] = (1.0,)
     scale: Literal["vector", "deviation"] = "vector"
-    read_at: Literal["patched", "decision"] = "patched"
-    reverse_kl: bool = False
-    split: Literal["train", "validation", "all"] = "validation"
-    where: Where = Where()
+    split: Split = "validation"
     top_k: int = Field(default=5, ge=0, le=50)
-    n_boot: int = Field(default=2000, ge=100, le=100_000)
-    level: float = Field(default=0.95, gt=0.5, lt=1.0)
-    seed: int = 0
-
-    @field_validator("position")
-    @classmethod
-    def _one_token(cls, value: str) -> str:
-        if value not in POSITIONS:
-            raise PatchError(
-                f"The position {value!r} cannot be patched: it is not one token of the prompt.",
-                expected="one of " + ", ".join(POSITIONS),
-                given=repr(value),
-                next_step="choose a one-token position; means and token samples can only be compared.",
-            )
-        return value
 
     @field_validator("alphas")
     @classmethod
@@ -129,30 +86,10 @@ class Condition(BaseModel):
         heads = "" if self.heads is None else ":" + ",".join(map(str, self.heads))
         return f"{self.component}@{self.layer}{heads}"
 
+    def models(self) -> tuple[str, ...]:
+        """The target, and the source where it gives vectors."""
+        return (self.target, self.source) if self.needs_source else (self.target,)
+
     def describe(self) -> str:
-        """One line for lists of jobs: "tuned <- base, resid_post@4 at last_content, raw"."""
+        """One line for lists of jobs: "tuned ← base, resid_post@4 at last_content, raw"."""
         return f"{self.target} ← {self.source}, {self.site_text()} at {self.position}, {self.kind}"
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON types."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Condition:
-        """Reads `to_json`'s dict; raises PatchError naming each unusable key."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "condition"
-            raise PatchError(
-                f"The patch condition cannot be used: {key}: {first['msg']}.",
-                given=repr(first["input"]),
-                next_step=f"correct {key!r}.",
-            ) from error
-
-    def content_hash(self, fingerprint: str) -> str:
-        """Hex SHA-256 of the condition together with the fingerprint of the study it runs in."""
-        payload = {"format": _HASH_FORMAT, "fingerprint": fingerprint, "condition": self.to_json()}
-        text = json.dumps(payload, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()

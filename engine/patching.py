@@ -17,8 +17,10 @@ from jaxtyping import Float
 from engine.analysis.uncertainty import Interval, bootstrap_mean
 from engine.condition import Condition
 from engine.errors import PatchError
+from engine.experiment import resampling_groups
 from engine.intervene import SELF_LIMIT, SELF_LIMIT_HALF, PatchEngine
 from engine.moments import fit_moments, match_moments
+from engine.patch_tables import per_prompt_table
 from engine.results import SelfCheck
 from engine.sites import Site
 from engine.sweep import SweepResult
@@ -92,6 +94,12 @@ class ConditionResult:
             schema_overrides={"alpha": pl.Float64},
         )
 
+    @property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The per-prompt table by its name."""
+        return {"table": self.table}
+
+    @property
     def summary(self) -> dict[str, Any]:
         """The result without the per-prompt table, as plain JSON types."""
         return {
@@ -203,7 +211,7 @@ def run_condition(
         kl=swept.kl,
         intervals=_intervals(condition, swept.kl, groups),
         self_check=self_check(_self_kl(condition, swept), engine.dtype, str(site)),
-        table=per_prompt_table(condition, prompts, swept, engine.lm.tokenizer),
+        table=per_prompt_table(condition.alphas, prompts, swept, engine.lm.tokenizer),
         source_origin=source_origin if condition.needs_source else "not needed",
         constant=vectors.constant,
         n_groups=int(np.unique(groups).size),
@@ -235,83 +243,6 @@ def _self_kl(condition: Condition, swept: SweepResult) -> np.ndarray:
     if condition.kind == "self":
         rows += [kl for kl, alpha in zip(swept.kl, condition.alphas, strict=True) if alpha == 1.0]
     return np.stack(rows)
-
-
-def resampling_groups(prompts: pl.DataFrame) -> np.ndarray:
-    """Group number per prompt: one per `pair_id`, and one for each prompt without a pair; int64 (n,)."""
-    if "pair_id" not in prompts.columns:
-        return np.arange(prompts.height)
-    pairs = prompts["pair_id"].cast(pl.String).to_list()
-    keys = [("pair", p) if p is not None else ("row", str(i)) for i, p in enumerate(pairs)]
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys], dtype=np.int64)
-
-
-def token_text(tokenizer: Any, token_id: int) -> str:
-    """A token as a person reads it; one that holds part of a character as its bytes, "⟨E5 9B⟩"."""
-    if tokenizer is None:
-        return f"#{token_id}"
-    text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-    if text and "\ufffd" not in text:
-        return text
-    raw = tokenizer.convert_ids_to_tokens(int(token_id))
-    if raw is None:
-        return f"#{token_id}"
-    if text and all(character in _BYTES for character in raw):
-        return "⟨" + " ".join(f"{_BYTES[character]:02X}" for character in raw) + "⟩"
-    return str(raw)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
-
-
-def per_prompt_table(
-    condition: Condition, prompts: pl.DataFrame, swept: SweepResult, tokenizer: Any
-) -> pl.DataFrame:
-    """One row per (alpha, prompt): the prompts' columns, alpha, kl, and the target's next tokens.
-
-    `top_before`/`top_after` are lists of strings, `p_before`/`p_after` their probabilities;
-    `top1_changed` compares token ids of the one target tokenizer.
-    """
-    parts = []
-    for c, alpha in enumerate(condition.alphas):
-        columns: list[pl.Series] = [
-            pl.Series("alpha", np.full(prompts.height, alpha)),
-            pl.Series("kl", swept.kl[c]),
-        ]
-        if condition.top_k:
-            columns += _token_columns(swept, c, tokenizer)
-        parts.append(prompts.with_columns(columns))
-    return pl.concat(parts)
-
-
-def _token_columns(swept: SweepResult, c: int, tokenizer: Any) -> list[pl.Series]:
-    if swept.top_ids is None or swept.top_log_probs is None:
-        raise PatchError("The sweep kept no next tokens.", expected="top_k > 0", given="none")
-    before, after = np.asarray(swept.unpatched_top_ids), np.asarray(swept.top_ids[c])
-    names = {int(t): token_text(tokenizer, int(t)) for t in np.union1d(before, after)}
-    strings, floats = pl.List(pl.String), pl.List(pl.Float64)
-
-    def tokens(name: str, ids: np.ndarray) -> pl.Series:
-        return pl.Series(name, [[names[int(t)] for t in row] for row in ids], dtype=strings)
-
-    def chances(name: str, log_probs: Any) -> pl.Series:
-        return pl.Series(name, np.exp(np.asarray(log_probs, dtype=np.float64)).tolist(), dtype=floats)
-
-    return [
-        tokens("top_before", before),
-        chances("p_before", swept.unpatched_top_log_probs),
-        tokens("top_after", after),
-        chances("p_after", swept.top_log_probs[c]),
-        pl.Series("top1_changed", before[:, 0] != after[:, 0]),
-    ]
 
 
 def _intervals(condition: Condition, kl: np.ndarray, groups: np.ndarray) -> tuple[Interval, ...]:

@@ -34,9 +34,10 @@ with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
 chosen = controls.current()
 with components.guard("patching: condition"):
     condition = patch_view.condition_of(chosen)
-    wanted = live_view.conditions(opened, chosen)
+    wanted = patch_view.conditions(opened, chosen)
     missing = [c for c in wanted if live_view.stored(opened, c) is None]
-    live_view.run_button(opened, chosen, missing, done=not missing)
+    text = "Run every block" if chosen.layers == "every" else "Run"
+    live_view.run_button(opened, missing, text, done=not missing)
     live_view.watch()
     result = live_view.stored(opened, condition)
     code = patch_view.code(opened.path, condition)

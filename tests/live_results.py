@@ -39,4 +39,4 @@ def live_result(condition: Condition, kl: float = 0.5, seed: int = 0) -> JobResu
         "self_check": {"value": 2e-8, "limit": 1e-6, "passed": True},
         "notes": [],
     }
-    return JobResult(condition.to_json(), summary, pl.concat(parts))
+    return JobResult(condition.to_json(), summary, {"table": pl.concat(parts)})

@@ -13,11 +13,12 @@ import torch
 from live_study import BLOCKS, CHANGED, make_store, make_study, save_models
 
 from app import model_cache
-from app.live import LiveRunner, StoreRuns, compute, partial_curve, run_live
-from app.live_request import build_request
+from app.live import LiveRunner, StoreRuns, compute, run_live
 from app.model_cache import ModelCache
 from engine.condition import Condition
 from engine.errors import JobError, ModelError, PatchError
+from engine.experiment import Where, chosen_rows, train_rows
+from engine.experiments.run_patch import partial_curve
 from engine.patching import ConditionResult
 from store.reader import Store
 from store.runs import RunLog
@@ -52,7 +53,9 @@ def cache() -> ModelCache:
 
 
 def run(store: Store, cache: ModelCache, **changes: Any) -> ConditionResult:
-    return compute(store, condition(**changes), cache, lambda **_: None, lambda: False)
+    result = compute(store, condition(**changes), cache, lambda **_: None, lambda: False)
+    assert isinstance(result, ConditionResult)
+    return result
 
 
 @pytest.mark.parametrize("position", ["last_content", "decision", "last_nonspecial"])
@@ -143,12 +146,11 @@ def test_prompts_are_those_of_split_language_and_category(exact: Store, cache: M
             wanted = table if split == "all" else table.filter(pl.col("split") == split)
             for column, value in where.items():
                 wanted = wanted.filter(pl.col(column) == value)
-            request = build_request(exact, condition(split=split, where=where))
-            assert request.prompts["id"].to_list() == wanted["id"].to_list()
-            assert table["id"].gather(request.rows).to_list() == wanted["id"].to_list()
-            # moments come from the whole train split, whatever is reported on
-            assert set(table["split"].gather(request.train_rows)) == {"train"}
-            assert len(request.train_rows) == table.filter(pl.col("split") == "train").height
+            rows = chosen_rows(table, split, Where(**where))  # type: ignore[arg-type]
+            assert table["id"].gather(rows).to_list() == wanted["id"].to_list()
+    # moments come from the whole train split, whatever is reported on
+    assert set(table["split"].gather(train_rows(table))) == {"train"}
+    assert len(train_rows(table)) == table.filter(pl.col("split") == "train").height
     zh = run(exact, cache, where={"language": "zh"})
     everyone = run(exact, cache)
     chosen = (everyone.table["language"] == "zh").to_numpy()
@@ -160,10 +162,8 @@ def test_one_pair_is_too_few(exact: Store) -> None:
     table = exact.prompts.with_columns(
         pl.when(pl.col("pair_id") == "p0").then(pl.lit("only")).otherwise("category").alias("category")
     )
-    store = Store(exact.path)
-    store._tables["prompts"] = table
     with pytest.raises(PatchError, match=f"a single prompt or pair.*Given: 2 of split {one}"):
-        build_request(store, condition(split=one, where={"category": "only"}))
+        chosen_rows(table, one, Where(category="only"))
 
 
 def test_the_mean_control_uses_the_train_split(exact: Store, cache: ModelCache) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from app.selection import (
     FIELDS,
+    FREE,
     Facts,
     Selection,
     bounds,
@@ -40,9 +41,9 @@ def selections(draw: st.DrawFn) -> Selection:
         values[name] = (
             draw(st.integers(int(low), int(high)))
             if whole
-            else draw(st.integers(0, 40)) / 20  # the slider's steps
+            else draw(st.integers(round(20 * low), round(20 * high))) / 20  # the slider's steps
         )
-    values["run"] = draw(st.sampled_from(("", "a1b2c3")))
+    values |= {name: draw(st.sampled_from(("", "a1b2c3"))) for name in FREE}
     return Selection(**values)  # type: ignore[arg-type]
 
 
@@ -52,7 +53,7 @@ def test_a_link_gives_back_the_selection(selection: Selection) -> None:
 
 
 def test_every_field_is_reachable_from_the_url() -> None:
-    covered = {*choices(FACTS), *bounds(FACTS), "run"}
+    covered = {*choices(FACTS), *bounds(FACTS), *FREE}
     assert covered == set(FIELDS)
 
 

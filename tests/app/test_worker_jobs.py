@@ -38,7 +38,8 @@ class FakeRunner:
         if order == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if order == "unsaved":
-            result = JobResult({"layer": condition.layer}, {"kl": 1.0}, pl.DataFrame({"id": ["a"]}))
+            tables = {"table": pl.DataFrame({"id": ["a"]})}
+            result = JobResult({"layer": condition.layer}, {"kl": 1.0}, tables)
             return Outcome(None, message="not saved: the folder is read-only", unsaved=result)
         total = int(value)
         for step in range(total):
@@ -64,7 +65,7 @@ class MemoryRuns:
         return self.stored.get((store_path, key))
 
     def open(self, store_path: str, run_id: str) -> JobResult:
-        return JobResult({"run": run_id}, {}, pl.DataFrame())
+        return JobResult({"run": run_id}, {}, {"table": pl.DataFrame()})
 
 
 def condition(layer: int, order: str = "steps=1") -> Condition:

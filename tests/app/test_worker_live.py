@@ -54,7 +54,7 @@ def test_a_patch_runs_in_the_worker_and_is_kept(worker: Worker, store: Path) -> 
     )
     assert [row["alpha"] for row in result.summary["curve"]] == [0.0, 0.5, 1.0]
     assert status.partial is not None
-    assert status.partial["kl"] == pytest.approx(result.summary["curve"][2]["kl"])
+    assert status.partial["curve"][2]["kl"] == pytest.approx(result.summary["curve"][2]["kl"])
     opened = RunLog(store).open(str(status.run_id))  # without worker or model
     assert opened.table.equals(result.table)
     with Worker(["cpu"]) as fresh:

@@ -230,7 +230,7 @@ def test_a_patch_that_cannot_run_says_why(tab: Page, dashboard: str) -> None:
     """The planted store has no model behind it."""
     visit(tab, f"{dashboard}/patching?layer=1")
     tab.get_by_role("button", name="Run", exact=True).click()
-    expect(tab.get_by_text("The patch did not run")).to_be_visible(timeout=120_000)
+    expect(tab.get_by_text("The experiment did not run")).to_be_visible(timeout=120_000)
     settle(tab)
     clean(tab)
     expect(tab.get_by_role("button", name="Run", exact=True)).to_be_enabled()

@@ -63,7 +63,7 @@ def test_the_hash_tells_every_field_apart() -> None:
         "seed": 1,
     }
     hashes = {Condition(**{**BASE, key: value}).content_hash("f") for key, value in changed.items()}
-    assert set(changed) | {"heads"} == set(Condition.model_fields)
+    assert set(changed) | {"heads", "job"} == set(Condition.model_fields)
     assert len(hashes | {plain.content_hash("f")}) == len(changed) + 1
 
 

@@ -216,12 +216,12 @@ def test_intervals_resample_pairs(run: Run) -> None:
     found = result.intervals[0]
     assert (found.estimate, found.low, found.high) == (expected.estimate, expected.low, expected.high)
     assert found.estimate == pytest.approx(result.kl[0].mean())
-    summary = result.summary()
+    summary = result.summary
     assert summary["interval"]["unit"] == "pair"
     assert summary["interval"]["level"] == 0.9
     assert (summary["n_prompts"], summary["curve"][0]["n_groups"]) == (8, 4)
     unpaired = run("tuned", "base", "resid_post", 3, n_boot=500, seed=4, level=0.9)
-    assert unpaired.summary()["interval"]["unit"] == "prompt"
+    assert unpaired.summary["interval"]["unit"] == "prompt"
 
 
 def test_progress_and_cancelling_pass_through(run: Run) -> None:

@@ -13,7 +13,9 @@ from tokenizers import pre_tokenizers
 
 from engine.condition import Condition
 from engine.errors import PatchError
-from engine.patching import replacement_vectors, resampling_groups, self_check, token_text
+from engine.experiment import resampling_groups
+from engine.patch_tables import token_text
+from engine.patching import replacement_vectors, self_check
 
 RNG = np.random.default_rng(0)
 OWN, SOURCE = RNG.normal(size=(5, 4)), RNG.normal(2, 3, size=(5, 4))

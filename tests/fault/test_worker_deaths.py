@@ -73,7 +73,7 @@ class NoRuns:
         return None
 
     def open(self, store_path: str, run_id: str) -> JobResult:
-        return JobResult({}, {}, pl.DataFrame())
+        return JobResult({}, {}, {"table": pl.DataFrame()})
 
 
 def condition(steps: int, category: str | None = None) -> Condition:

@@ -1,0 +1,161 @@
+"""A store as a lab: what live experiments ask for, answered from the store and by the study's models.
+
+Vectors are never taken from rounded storage when the model can be run: a store that keeps bfloat16 of a
+float32 model is used for them only if the model cannot be loaded, and the result says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from app.jobs import Report
+from engine.errors import JobError, ModelError, PatchError
+from engine.experiment import ReadAt
+from store.reader import Store
+
+if TYPE_CHECKING:
+    from app.model_cache import ModelCache
+    from engine.intervene import PatchEngine
+    from engine.model import LoadedModel
+    from engine.sites import Site
+    from engine.study import Study
+
+Rows = Sequence[int] | np.ndarray
+
+
+class StoreLab:
+    """The lab (`engine.experiment.Lab`) of one job on one store."""
+
+    def __init__(
+        self, store: Store, cache: ModelCache, tell: Report, should_stop: Callable[[], bool]
+    ) -> None:
+        from engine.study import Study
+
+        self.store, self.cache = store, cache
+        self.report, self.should_stop = tell, should_stop
+        self.notes: list[str] = []
+        stored: Mapping[str, Any] = store.manifest["study"]
+        self._content: Mapping[str, Any] = stored.get("content", {})
+        self.study: Study = Study.from_json(stored)
+        self._tokenizers: dict[str, Any] = {}
+        self._tables: dict[str, pl.DataFrame] = {}
+        self._origins: dict[tuple[str, Site, str], str] = {}
+
+    @property
+    def prompts(self) -> pl.DataFrame:
+        """Every prompt of the store."""
+        return self.store.prompts
+
+    @property
+    def seed(self) -> int:
+        """The study's seed."""
+        return self.study.seed
+
+    def sizes(self, model: str) -> Mapping[str, int]:
+        """n_layers, n_heads, head_dim and d of a model, as stored."""
+        if model not in self.store.models:
+            raise PatchError(
+                f"The store has no model {model!r}.",
+                expected=" or ".join(self.store.models),
+                given=repr(model),
+            )
+        info = self.store.model_info(model)
+        return {key: int(info[key]) for key in ("n_layers", "n_heads", "head_dim", "d")}
+
+    def model(self, model: str) -> LoadedModel:
+        """The loaded model; JobError when the job was cancelled meanwhile."""
+        self._go_on()
+        return self.cache.model(self.study, model, self._content, lambda text: self.report(message=text))
+
+    def tokenizer(self, model: str) -> Any:
+        """The model's tokenizer, without the model; ModelError where it is not on this machine."""
+        from engine.skeleton import load_tokenizer
+
+        if model not in self._tokenizers:
+            self._tokenizers[model] = load_tokenizer(self.study.models[model])
+        return self._tokenizers[model]
+
+    def token_ids(self, model: str, rows: Rows) -> list[list[int]]:
+        """Stored token ids of some prompts."""
+        found: list[list[int]] = self._tokens(model)["token_ids"].gather(np.asarray(rows)).to_list()
+        return found
+
+    def places(self, model: str, position: str, rows: Rows) -> np.ndarray:
+        """Index of a one-token position in each prompt, int64 (n,)."""
+        from engine.positions import positions
+
+        table = f"positions-{model}"
+        if table not in self._tables and table in self.store.table_names():
+            self._tables[table] = self.store.table(table)
+        if table in self._tables and position in self._tables[table].columns:
+            every = self._tables[table][position].list.first().to_numpy()
+        else:
+            found = positions(self._tokens(model), position, self.tokenizer(model), self.seed)
+            every = np.array([indices[0] for indices in found.indices])
+        return every[np.asarray(rows)].astype(np.int64)
+
+    def engine(self, model: str, rows: Rows, position: str, read_at: ReadAt) -> PatchEngine:
+        """The patch engine over some prompts; its unpatched run is kept for the next job."""
+        lm = self.model(model)
+        ids, places = self.token_ids(model, rows), self.places(model, position, rows)
+        self._go_on()
+        self.report(message=f"Running {len(ids)} prompts through {model}.", device=str(lm.device))
+        return self.cache.engine(lm, ids, places.tolist(), read_at)
+
+    def activations(self, model: str, site: Site, position: str, rows: Rows) -> np.ndarray:
+        """Unpatched activations of some prompts, float32 (n, width)."""
+        stored, exact = self._stored(model, site, position)
+        words = f"stored {self.study.capture.dtype}"
+        if stored is None or not exact:
+            try:
+                engine = self.engine(model, rows, position, "patched")
+                values = engine.activations(site, self.should_stop).numpy()
+                self._origins[model, site, position] = f"recomputed with {model}"
+                return values
+            except ModelError as error:
+                if stored is None:
+                    raise
+                note = f"The vectors of {model} are the stored, rounded ones: {error}"
+                self.notes += [] if note in self.notes else [note]
+        self._origins[model, site, position] = words
+        return stored[np.asarray(rows)]
+
+    def origin(self, model: str, site: Site, position: str) -> str:
+        """Where the activations of a site came from, in words."""
+        return self._origins.get((model, site, position), "not needed")
+
+    def array(self, name: str) -> np.ndarray:
+        """An array of the store."""
+        return self.store.array(name)
+
+    def _tokens(self, model: str) -> pl.DataFrame:
+        name = f"tokens-{model}"
+        if name not in self._tables:
+            self._tables[name] = self.store.tokens(model)
+        return self._tables[name]
+
+    def _go_on(self) -> None:
+        if self.should_stop():
+            raise JobError("The job was cancelled.")
+
+    def _stored(self, model: str, site: Site, position: str) -> tuple[np.ndarray | None, bool]:
+        """(stored activations of all prompts or None, whether they are the model's own bits)."""
+        store = self.store
+        captured = (
+            site.component != "head_out"
+            and position in store.positions(model)
+            and site.layer in store.layers(model)
+            and site.component.removesuffix("_pre").removesuffix("_post") in store.components(model)
+        )
+        if not captured:
+            return None, False
+        values = store.activations(model, site.component, site.layer, position)
+        if site.heads is not None:
+            heads = int(store.model_info(model)["n_heads"])
+            values = values.reshape(len(values), heads, -1)[:, list(site.heads)].reshape(len(values), -1)
+        dtype = self.study.capture.dtype
+        return values, dtype == "float32" or self.study.models[model].dtype == dtype

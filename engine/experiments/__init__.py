@@ -1,0 +1,19 @@
+"""Every kind of live experiment by its job's name. Specs only: runners are imported when one is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.condition import Condition
+from engine.experiment import Experiment, unknown_job
+
+EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in (Condition,)}
+
+
+def experiment_from_json(data: Mapping[str, Any]) -> Experiment:
+    """The experiment that `to_json` described; PatchError for an unknown job or an unusable key."""
+    job = data.get("job", "patch")
+    if job not in EXPERIMENTS:
+        raise unknown_job(job, tuple(EXPERIMENTS))
+    return EXPERIMENTS[job].from_json(data)
