@@ -1,8 +1,9 @@
-"""Study file in, activation store out.
+"""Study file in, activation store out; and live experiments on a store that is there.
 
     python precompute.py studies/demo.toml --store runs/demo
     python precompute.py studies/demo.toml --plan
     python precompute.py studies/demo.toml --store runs/demo --verify
+    python precompute.py run runs/demo --condition experiments.json
 
 Stopped at any moment (Ctrl-C, kill, power), the same command goes on where it stopped.
 """
@@ -36,6 +37,24 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def run_parser() -> argparse.ArgumentParser:
+    """The command line of live experiments."""
+    result = argparse.ArgumentParser(
+        prog="precompute.py run", description="Run live experiments on a store and keep their results in it."
+    )
+    result.add_argument("store", type=Path, help="folder of the activation store")
+    result.add_argument(
+        "--condition",
+        action="append",
+        required=True,
+        metavar="JSON",
+        help="an experiment or a list of them, as JSON or as the name of a JSON file; may be given again",
+    )
+    result.add_argument("--device", default="auto", help="auto (the study's), cpu, cuda:0, …")
+    result.add_argument("--part", metavar="I/N", help="only every N-th experiment, from the I-th on")
+    return result
+
+
 def parse_layers(text: str) -> tuple[int, ...] | str:
     """ "0-3,7" -> (0, 1, 2, 3, 7); "all" stays."""
     if text == "all":
@@ -63,10 +82,14 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 done, 1 refused or failed a check, 130 stopped by Ctrl-C."""
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["run"]:
+        options, command = run_parser().parse_args(given[1:]), run_experiments
+    else:
+        options, command = parser().parse_args(given), run
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return run(options)
+        return command(options)
     except PatchbayError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -92,6 +115,17 @@ def run(options: argparse.Namespace) -> int:
         return verification.verify(study, store)
     build.build(study, store, workers=options.workers)
     return 0
+
+
+def run_experiments(options: argparse.Namespace) -> int:
+    """Runs live experiments; 1 when one of them failed."""
+    from app import headless
+
+    wanted = headless.part_of(headless.read_experiments(options.condition), options.part)
+    failed = headless.run_all(str(options.store), wanted, device=options.device)
+    for experiment, error in failed:
+        print(f"\n{experiment.describe()}\n  {type(error).__name__}: {error}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
-from app import components
+from app import components, headless
 from app.jobs import JobResult, JobStatus
 from app.resources import Opened
 from app.worker import Worker
@@ -99,6 +99,26 @@ def run_button(
             disabled=done or not wanted,
             key=key,
             width="stretch",
+        )
+        if wanted:
+            as_command(opened, wanted, key)
+
+
+def as_command(opened: Opened, wanted: Sequence[Experiment], key: str) -> None:
+    """The same experiments for a terminal: a command, and a file of them where there are several."""
+    with st.popover("As a command", icon=":material/terminal:", type="tertiary", key=f"command-{key}"):
+        if len(wanted) == 1:
+            st.code(headless.command(opened.path, wanted), language="bash", wrap_lines=True)
+            return
+        st.code(f"python precompute.py run {opened.path} --condition experiments.json", language="bash")
+        st.caption("On a cluster, add `--part 1/8`, `--part 2/8`, … for one of eight jobs.")
+        st.download_button(
+            "experiments.json",
+            lambda: json.dumps([e.to_json() for e in wanted], ensure_ascii=False, indent=1),
+            file_name="experiments.json",
+            mime="application/json",
+            key=f"experiments-{key}",
+            on_click="ignore",
         )
 
 

@@ -1,0 +1,122 @@
+"""Live experiments without a browser: `python precompute.py run STORE --condition …`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from app.live import compute, save
+from engine.errors import PatchbayError, PatchError
+from engine.experiment import Experiment
+from engine.experiments import experiment_from_json
+from store.reader import Store
+from store.runs import RunLog
+
+__all__ = ["command", "read_experiments", "run_all"]
+
+
+def read_experiments(texts: Sequence[str]) -> list[Experiment]:
+    """Experiments from JSON texts or the names of JSON files; each holds one object or a list of them.
+
+    Raises:
+        PatchError: no JSON, no such file, or an experiment that cannot be used; says which.
+    """
+    found: list[Experiment] = []
+    for text in texts:
+        inline = text.lstrip().startswith(("{", "["))
+        try:
+            data = json.loads(text if inline else Path(text).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PatchError(
+                "The experiments to run cannot be read.",
+                expected="JSON, or a file of JSON: an object, or a list of objects",
+                given=f"{text[:60]!r} ({error})",
+                next_step="copy the command from the experiment's page.",
+            ) from error
+        items = data if isinstance(data, list) else [data]
+        if not all(isinstance(item, dict) for item in items):
+            raise PatchError("An experiment is a JSON object.", expected="{…} or [{…}, …]", given=text[:60])
+        found += [experiment_from_json(item) for item in items]
+    unique = {json.dumps(experiment.to_json(), sort_keys=True): experiment for experiment in found}
+    return list(unique.values())
+
+
+def part_of(experiments: Sequence[Experiment], part: str | None) -> list[Experiment]:
+    """Every N-th experiment from the I-th on, for part "I/N" (from 1); all of them without one."""
+    if part is None:
+        return list(experiments)
+    first, _, count = part.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise PatchError("There is no such part.", expected="I/N with 1 ≤ I ≤ N, e.g. 2/8", given=repr(part))
+    return list(experiments[int(first) - 1 :: int(count)])
+
+
+def run_all(
+    store_path: str,
+    experiments: Sequence[Experiment],
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+) -> list[tuple[Experiment, PatchbayError]]:
+    """Runs experiments one after the other and stores each result as it is there; models stay loaded.
+
+    Those with a stored result are passed over. One that fails doesn't keep the others from running.
+
+    Returns:
+        (experiment, error) of those that failed.
+    """
+    from app.model_cache import ModelCache
+
+    store, cache = Store(store_path), ModelCache(device)
+    failed: list[tuple[Experiment, PatchbayError]] = []
+    for number, experiment in enumerate(experiments, 1):
+        key = experiment.content_hash(store.fingerprint)
+        name = f"[{number}/{len(experiments)}] {experiment.describe()}"
+        known = RunLog(store_path).find(key)
+        if known is not None:
+            _say(f"{name}: stored already, run {known}", quiet)
+            continue
+        with tqdm(desc=name, unit="run", disable=quiet, leave=False) as bar:
+            try:
+                result = compute(store, experiment, cache, _Progress(bar), lambda: False)
+            except PatchbayError as error:
+                failed.append((experiment, error))
+                _say(f"{name}: failed. {error}", quiet)
+                continue
+        run_id = save(store_path, store.fingerprint, experiment, result)
+        _say(f"{name}: run {run_id}", quiet)
+    return failed
+
+
+class _Progress:
+    """Moves a terminal's bar; messages become its suffix."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def __call__(self, **changes: Any) -> None:
+        if changes.get("total") is not None:
+            self._bar.total = changes["total"]
+        if changes.get("message") is not None:
+            self._bar.set_postfix_str(changes["message"])
+        if changes.get("done") is not None:
+            self._bar.n = changes["done"]
+            self._bar.refresh()
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        tqdm.write(text, file=sys.stdout)
+
+
+def command(store_path: str, experiments: Sequence[Experiment]) -> str:
+    """The shell command that runs these experiments on this store."""
+    data = [experiment.to_json() for experiment in experiments]
+    text = json.dumps(data[0] if len(data) == 1 else data, ensure_ascii=False)
+    return f"python precompute.py run {shlex.quote(store_path)} --condition {shlex.quote(text)}"

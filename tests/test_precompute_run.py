@@ -1,0 +1,85 @@
+"""`precompute.py run`: experiments without a browser, from JSON, kept in the store."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from live_study import CHANGED, make_store
+
+import precompute
+from app.headless import command, part_of, read_experiments
+from engine.condition import Condition
+from engine.errors import PatchError
+from store.runs import RunLog
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("run"), "float32")
+
+
+def literal(layer: int, **changes: object) -> Condition:
+    plain = {"target": "tuned", "source": "base", "component": "resid_post", "kind": "literal", "n_boot": 100}
+    return Condition.model_validate({**plain, "layer": layer, **changes})
+
+
+def test_a_file_of_experiments_fills_a_store(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stored results are not run again; the one that cannot be run is named and the others run."""
+    wanted = [literal(CHANGED), literal(CHANGED - 1), literal(99)]
+    file = tmp_path / "experiments.json"
+    file.write_text(json.dumps([experiment.to_json() for experiment in wanted]))
+    assert precompute.main(["run", str(store), "--condition", str(file), "--device", "cpu"]) == 1
+    told = capsys.readouterr()
+    assert told.out.count(": run ") == 2
+    assert "Layer 99 is out of range for tuned. Expected: 0 to 3" in told.err
+    listed = RunLog(store).list().sort("layer")
+    assert listed["layer"].to_list() == [CHANGED - 1, CHANGED]
+    curves = [json.loads(text)["curve"][0]["kl"] for text in listed["summary"]]
+    assert abs(curves[0]) <= 1e-6
+    assert curves[1] > 1e-4
+    again = ["run", str(store), "--condition", json.dumps(literal(CHANGED).to_json()), "--device", "cpu"]
+    assert precompute.main(again) == 0
+    assert "stored already, run" in capsys.readouterr().out
+    assert RunLog(store).list().height == 2
+
+
+def test_the_command_of_a_page_is_read_back(tmp_path: Path) -> None:
+    wanted = [literal(1, where={"language": "zh"}), literal(2, position="decision")]
+    words = shlex.split(command("runs/my store", wanted))
+    assert words[:4] == ["python", "precompute.py", "run", "runs/my store"]
+    options = precompute.run_parser().parse_args(words[3:])
+    assert read_experiments(options.condition) == wanted
+    twice = [json.dumps(wanted[0].to_json()), json.dumps([e.to_json() for e in wanted])]
+    assert read_experiments(twice) == wanted
+
+
+def test_parts_share_the_work_without_overlap() -> None:
+    wanted = [literal(layer) for layer in range(7)]
+    parts = [part_of(wanted, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(e.layer for part in parts for e in part if isinstance(e, Condition)) == list(range(7))
+    assert part_of(wanted, None) == wanted
+    for nonsense in ("0/3", "4/3", "x", "1/", "-1/3"):
+        with pytest.raises(PatchError, match="There is no such part"):
+            part_of(wanted, nonsense)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nowhere.json", "cannot be read. Expected: JSON, or a file of JSON"),
+        ("{broken", "cannot be read"),
+        ("[1, 2]", "An experiment is a JSON object"),
+        ('{"job": "dance"}', "no such kind of experiment. Expected: patch"),
+        ('{"target": "tuned", "source": "base", "component": "resid_post", "layer": -1}', "layer"),
+    ],
+)
+def test_what_cannot_be_read_is_said(
+    text: str, said: str, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert precompute.main(["run", str(store), "--condition", text]) == 1
+    assert said in capsys.readouterr().err
