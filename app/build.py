@@ -108,9 +108,10 @@ def _write_tables(prepared: Prepared, writer: StoreWriter) -> None:
         StoreError: units were captured under other tables, which a library or a tokenizer on the Hub that
             changed since can cause although the study is the same.
     """
-    tables = {"prompts": prepared.table}
+    tables = {"prompts": prepared.table, "shared-vocabulary": prepared.overlap}
     for model, encoded in prepared.encoded.items():
         tables |= {f"tokens-{model}": encoded, f"positions-{model}": prepared.position_table(model)}
+        tables |= {f"vocabulary-{model}": prepared.vocabularies[model]}
     begun = any(len(writer.pending(model)) < writer.plan.n_units for model in prepared.study.models)
     stored = Store(writer.root)
     for name, table in tables.items():

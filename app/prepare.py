@@ -11,10 +11,11 @@ import polars as pl
 from app.words import size
 from engine.batching import capture_order
 from engine.errors import PromptsError
+from engine.fairness import vocabularies, vocabulary_overlap
 from engine.plan import ModelPlan as Cost
 from engine.plan import plan_model
 from engine.positions import Positions, positions
-from engine.prompts import assign_splits, encode, read_prompts
+from engine.prompts import assign_splits, encode, read_prompts, shared_rows
 from engine.sites import ModelTaps
 from engine.skeleton import load_tokenizer, skeleton
 from engine.study import Study
@@ -30,6 +31,8 @@ class Prepared:
     Attributes:
         table: prompts with their split; row i is row i of every activation array.
         encoded: per model the rendered text, token ids and character offsets, in the same order.
+        vocabularies: per model the tokens that occur, and which other vocabularies have them.
+        overlap: sizes of the whole vocabularies and of what they share, for each pair of models.
         positions: per model and position name, which tokens are meant.
         shapes: per model, its parts on the meta device.
     """
@@ -37,6 +40,8 @@ class Prepared:
     study: Study
     table: pl.DataFrame
     encoded: dict[str, pl.DataFrame]
+    vocabularies: dict[str, pl.DataFrame]
+    overlap: pl.DataFrame
     positions: dict[str, dict[str, Positions]]
     shapes: dict[str, ModelTaps]
 
@@ -46,12 +51,16 @@ class Prepared:
         shapes = {name: skeleton(spec) for name, spec in study.models.items()}
         for shape in shapes.values():
             study.capture.blocks(shape.n_layers)
-        table = assign_splits(read_prompts(study.prompts), study.prompts.validation, study.seed)
+        table = read_prompts(study.prompts)
         tokenizers = {name: load_tokenizer(spec) for name, spec in study.models.items()}
         encoded = {
             name: encode(table, tokenizers[name], study.prompts, shapes[name].max_length)
             for name in study.models
         }
+        known = vocabularies(encoded, tokenizers)
+        kept = shared_rows(table, encoded, known, study.prompts)
+        table, encoded = table[kept], {name: frame[kept] for name, frame in encoded.items()}
+        table = assign_splits(table, study.prompts.validation, study.seed)
         order = capture_order([frame["token_ids"].list.len().to_list() for frame in encoded.values()])
         table, encoded = table[order], {name: frame[order] for name, frame in encoded.items()}
         resolved = {
@@ -61,7 +70,7 @@ class Prepared:
             }
             for name, frame in encoded.items()
         }
-        return Prepared(study, table, encoded, resolved, shapes)
+        return Prepared(study, table, encoded, known, vocabulary_overlap(tokenizers), resolved, shapes)
 
     def token_ids(self, model: str) -> list[list[int]]:
         """Tokens of every prompt, in capture order."""

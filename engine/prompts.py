@@ -7,27 +7,31 @@ tokenised again from decoded text. The user's own text is known by its character
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from engine.errors import PromptsError
-from engine.positions import Positions, content_tokens, parse_position, positions
+from engine.fairness import shared_ratios
+from engine.positions import Positions, parse_position, positions
 from engine.prompts_io import read_rows
+from engine.prompts_spec import PromptFilter, PromptsSpec
 from engine.rendering import Rendered, render
-from engine.study import PromptsSpec
 
 __all__ = [
     "COLUMNS",
     "Positions",
     "assign_splits",
     "encode",
+    "matches",
     "parse_position",
     "positions",
     "read_prompts",
-    "shared_vocab_ratio",
+    "shared_rows",
 ]
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
@@ -47,7 +51,9 @@ SPLITS = ("train", "validation")
 
 
 def read_prompts(spec: PromptsSpec) -> pl.DataFrame:
-    """Reads, validates and limits the prompt files of a study.
+    """Reads, validates, filters and limits the prompts of a study.
+
+    With `min_shared_ratio` the limit waits for `shared_rows`.
 
     Returns:
         One row per prompt in file order, the columns of `COLUMNS` (missing ones null) and after them any
@@ -56,13 +62,15 @@ def read_prompts(spec: PromptsSpec) -> pl.DataFrame:
 
     Raises:
         PromptsError: unreadable file, row without id, duplicate id, empty text, bad messages, unknown
-            split, or a group (`pair_id`, else `id`) in two splits. The message names file and row.
+            split, a group (`pair_id`, else `id`) in two splits, or filters that keep nothing or name what
+            no prompt has. The message names file and row.
     """
-    columns = {str(ours): theirs for ours, theirs in spec.columns.items()}
-    rows = [row for file in spec.files for row in read_rows(file, columns)]
+    rows = read_rows(spec)
     if not rows:
         raise PromptsError(
-            "The prompt files hold no prompts.", expected="at least one", given=[f.name for f in spec.files]
+            "The prompt files hold no prompts.",
+            expected="at least one",
+            given=[source.title for source in spec.files],
         )
     seen: dict[str, str] = {}
     for row, where in rows:
@@ -77,8 +85,84 @@ def read_prompts(spec: PromptsSpec) -> pl.DataFrame:
     extra = list(dict.fromkeys(key for row, _ in rows for key in row if key not in COLUMNS))
     schema = COLUMNS | dict.fromkeys(extra, pl.String)
     table = pl.DataFrame([{key: row.get(key) for key in schema} for row, _ in rows], schema=schema)
+    table = _filtered(table, spec)
     _check_splits(table)
-    return table if spec.limit is None else _limited(table, spec.limit)
+    return table if spec.min_shared_ratio is not None else _limited(table, spec.limit)
+
+
+def matches(table: pl.DataFrame, wanted: PromptFilter, *, any_of: bool = False) -> pl.Series:
+    """Which prompts have all (or, with `any_of`, any) of what a filter names, Boolean (n,)."""
+    named = [
+        (pl.col(column).is_in(values)).fill_null(False)
+        for column, values in (("category", wanted.category), ("language", wanted.language))
+        if values
+    ]
+    if wanted.text is not None:
+        pattern = re.compile(wanted.text)
+        found = [pattern.search(text) is not None for text in table["text"]]
+        named.append(pl.lit(pl.Series(found, dtype=pl.Boolean)))
+    return table.select(keep=pl.any_horizontal(named) if any_of else pl.all_horizontal(named))["keep"]
+
+
+def _filtered(table: pl.DataFrame, spec: PromptsSpec) -> pl.DataFrame:
+    """The prompts that `include` and `exclude` leave; PromptsError as in `read_prompts`."""
+    kept = table
+    for key, wanted in (("include", spec.include), ("exclude", spec.exclude)):
+        if wanted is None:
+            continue
+        for column, values in (("category", wanted.category), ("language", wanted.language)):
+            unknown = sorted(set(values) - set(table[column].drop_nulls()))
+            if unknown:
+                raise PromptsError(
+                    f"prompts.{key} names a {column} that no prompt has.",
+                    expected=", ".join(table[column].drop_nulls().unique().sort())
+                    or f"prompts with a {column}",
+                    given=repr(unknown[0]),
+                    next_step=f"correct prompts.{key}.{column}.",
+                )
+        hit = matches(kept, wanted, any_of=key == "exclude")
+        kept = kept.filter(hit if key == "include" else ~hit)
+    return _nonempty(kept, table, "prompts.include and prompts.exclude")
+
+
+def _nonempty(kept: pl.DataFrame, before: pl.DataFrame, who: str) -> pl.DataFrame:
+    if not kept.height:
+        raise PromptsError(
+            f"{who} keep no prompt.",
+            expected=f"at least one of {before.height}",
+            given="0",
+            next_step="widen them.",
+        )
+    return kept
+
+
+def shared_rows(
+    table: pl.DataFrame,
+    encoded: Mapping[str, pl.DataFrame],
+    vocabularies: Mapping[str, pl.DataFrame],
+    spec: PromptsSpec,
+) -> list[int]:
+    """Row numbers of the prompts that `min_shared_ratio` keeps, then limited as in `read_prompts`.
+
+    Args:
+        table: from `read_prompts`.
+        encoded, vocabularies: per model, from `encode` and `engine.fairness.vocabularies`.
+
+    Returns:
+        Ascending rows whose shared ratio is at least `min_shared_ratio` for every pair of models; all
+        rows without one.
+
+    Raises:
+        PromptsError: nothing is left.
+    """
+    if spec.min_shared_ratio is None:
+        return list(range(table.height))
+    keep = pl.Series([True] * table.height)
+    for a, b in itertools.combinations(encoded, 2):
+        ratio = shared_ratios(encoded, vocabularies, a, b)["ratio"]
+        keep = keep & (ratio >= spec.min_shared_ratio) & ratio.is_not_nan()
+    kept = _nonempty(table.with_row_index("row").filter(keep), table, "prompts.min_shared_ratio")
+    return _limited(kept, spec.limit)["row"].to_list()
 
 
 def group_column() -> pl.Expr:
@@ -105,8 +189,10 @@ def _check_splits(table: pl.DataFrame) -> None:
         )
 
 
-def _limited(table: pl.DataFrame, limit: int) -> pl.DataFrame:
+def _limited(table: pl.DataFrame, limit: int | None) -> pl.DataFrame:
     """Whole groups, taken in turn from the categories in file order, while they fit into `limit`."""
+    if limit is None:
+        return table
     groups = table.group_by(group_column().alias("group"), maintain_order=True).agg(
         pl.len().alias("n"), pl.col("category").first().fill_null("")
     )
@@ -235,30 +321,3 @@ def _tokenise(rendered: Rendered, tokenizer: Any) -> tuple[list[int], list[list[
         if start == end:
             del token_ids[-1], offsets[-1]
     return token_ids, offsets
-
-
-def shared_vocab_ratio(
-    encoded_a: pl.DataFrame, tokenizer_a: Any, encoded_b: pl.DataFrame, tokenizer_b: Any
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Each prompt's share of content tokens that both vocabularies have, float64 (n,).
-
-    The smaller, over the two models, of (content tokens whose token *string* is in the other vocabulary)
-    / (content tokens). Strings, never ids: two vocabularies number the same token differently.
-
-    Raises:
-        PromptsError: the two tables don't hold the same prompts in the same order.
-    """
-    if encoded_a["id"].to_list() != encoded_b["id"].to_list():
-        raise PromptsError("The two models' prompts differ.", expected="the same ids in the same order")
-    shared = tokenizer_a.get_vocab().keys() & tokenizer_b.get_vocab().keys()
-    first = _shared_shares(encoded_a, tokenizer_a, shared)
-    second = _shared_shares(encoded_b, tokenizer_b, shared)
-    return np.minimum(np.fromiter(first, np.float64), np.fromiter(second, np.float64))
-
-
-def _shared_shares(encoded: pl.DataFrame, tokenizer: Any, shared: Iterable[str]) -> Iterator[float]:
-    known = frozenset(shared)
-    for row in encoded.iter_rows(named=True):
-        inside = content_tokens(row["offsets"], row["content_start"], row["content_end"])
-        strings: Sequence[str] = tokenizer.convert_ids_to_tokens([row["token_ids"][i] for i in inside])
-        yield sum(string in known for string in strings) / len(strings) if len(strings) else float("nan")

@@ -1,51 +1,117 @@
-"""Reading prompt files: JSON lines, CSV, TSV and Parquet into validated rows."""
+"""Reading prompts: JSON, JSON lines, CSV, TSV, Parquet and Hugging Face datasets into validated rows."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from engine.errors import PromptsError
+from engine.prompts_spec import PromptSource, PromptsSpec
 
 KNOWN = ("id", "text", "messages", "pair_id", "language", "category", "split", "answer", "choices", "label")
 ROLES = ("system", "user", "assistant", "tool")
 Row = dict[str, Any]
+Raws = Iterator[tuple[Any, str]]
 
 
-def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[Row, str]]:
-    """Yields (row, where it stands) of one file; values are strings, `messages` and `choices` lists.
+def read_rows(spec: PromptsSpec) -> list[tuple[Row, str]]:
+    """The rows of every file and dataset in order, each with where it stands.
 
-    Args:
-        columns: our name -> the file's name, for files that call things differently.
+    Values are strings, `messages` and `choices` lists; ids and pairs are made where the study asks for it.
 
     Raises:
-        PromptsError: missing or unreadable file, unknown format, or a row that cannot be used; the
-            message names the file and the row.
+        PromptsError: missing or unreadable file, unknown format, a row that cannot be used, or files of
+            different length that are to be paired by row; the message names the file and the row.
     """
+    columns = [source.columns or spec.columns for source in spec.files]
+    found = [list(_read(source, names)) for source, names in zip(spec.files, columns, strict=True)]
+    if spec.paired_by_row:
+        _require_equal_lengths(spec.files, found)
+    rows = []
+    for source, title, names, raws in zip(spec.files, _titles(spec.files), columns, found, strict=True):
+        for number, (raw, where) in enumerate(raws, start=1):
+            made: Row = {"id": f"{title}:{number}"} if spec.ids == "row" else {}
+            if spec.paired_by_row:
+                made["pair_id"] = str(number)
+            rows.append((_row(_completed(_renamed(raw, names, where), made, source, where), where), where))
+    return rows
+
+
+def _titles(sources: Sequence[PromptSource]) -> list[str]:
+    """One name for each source; further ones of the same name are numbered."""
+    names = [source.title for source in sources]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [name if not n else f"{name}#{n + 1}" for name, n in zip(names, before, strict=True)]
+
+
+def _require_equal_lengths(sources: Sequence[PromptSource], found: Sequence[list[Any]]) -> None:
+    for source, rows in zip(sources[1:], found[1:], strict=True):
+        if len(rows) != len(found[0]):
+            raise PromptsError(
+                "Files that are paired by row have different numbers of rows.",
+                expected="row i of every file to be the same prompt",
+                given=f"{_name(sources[0])} with {len(found[0])} rows, {_name(source)} with {len(rows)}",
+                next_step="make the files equally long, or pair prompts by a pair_id column.",
+            )
+
+
+def _name(source: PromptSource) -> str:
+    return source.title if source.path is None else source.path.name
+
+
+def _completed(raw: Any, made: Row, source: PromptSource, where: str) -> Any:
+    """A row with what the study says of it: made id and pair, the source's language and category."""
+    if not isinstance(raw, dict):
+        return raw
+    constant = {"language": source.language, "category": source.category}
+    said = {name: value for name, value in constant.items() if value is not None}
+    for name, value in (said | {key: made[key] for key in made if key == "pair_id"}).items():
+        if raw.get(name) not in (None, "", value):
+            raise PromptsError(
+                f"{where} has a {name} of its own, and the study gives another.",
+                expected=f"no {name} in the file, or {value!r}",
+                given=repr(raw[name]),
+                next_step="drop one of them"
+                + (
+                    "; paired_by_row makes pair_id."
+                    if name == "pair_id"
+                    else f": {name} of the file's entry."
+                ),
+            )
+    return raw | said | made
+
+
+def _read(source: PromptSource, columns: Mapping[Any, str | int]) -> Raws:
+    """Raw rows of a source; the keys of a file without a header are positions from 1."""
+    if source.path is None:
+        yield from _dataset(source)
+        return
+    path, headless = source.path, any(isinstance(place, int) for place in columns.values())
     if not path.is_file():
         raise PromptsError("A prompt file isn't there.", expected="a file", given=str(path))
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    readers: dict[str, Callable[[Path], Raws]] = {
+        ".jsonl": _jsonl,
+        ".json": lambda path: _json(path, source.key),
+        ".csv": lambda path: _csv(path, ",", headless),
+        ".tsv": lambda path: _csv(path, "\t", headless),
+        ".parquet": _parquet,
+    }
     if path.suffix not in readers:
         raise PromptsError(
             f"The prompt file {path.name} has an unknown format.",
             expected=", ".join(readers),
             given=path.suffix or "no suffix",
         )
-    for raw, where in readers[path.suffix](path):
-        yield _row(_renamed(raw, columns or {}, where), where), where
+    yield from readers[path.suffix](path)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[Any, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise _unreadable(path, error) from None
-    for number, line in enumerate(lines, start=1):
+def _jsonl(path: Path) -> Raws:
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path.name} line {number}"
@@ -57,23 +123,80 @@ def _jsonl(path: Path) -> Iterator[tuple[Any, str]]:
             ) from None
 
 
-def _csv(path: Path) -> Iterator[tuple[Any, str]]:
-    separator = "\t" if path.suffix == ".tsv" else ","
+def _lines(path: Path) -> list[str]:
     try:
-        table = pl.read_csv(path, separator=separator, infer_schema=False)
+        return path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
+
+
+def _json(path: Path, key: str | None) -> Raws:
+    """A list of objects or of texts, by itself or under `key` of an object."""
+    try:
+        data = json.loads("\n".join(_lines(path)))
+    except json.JSONDecodeError as error:
+        raise _unreadable(path, error) from None
+    lists = {name: value for name, value in data.items() if isinstance(value, list)} if _is_dict(data) else {}
+    found = data if key is None else lists.get(key)
+    if not isinstance(found, list):
+        raise PromptsError(
+            f"{path.name} holds no list of prompts" + ("." if key is None else f" under {key!r}."),
+            expected="a JSON list, or an object with the list's key named in the study",
+            given="an object with the lists " + ", ".join(lists) if lists else type(data).__name__,
+            next_step=f'name it: {{path = "{path.name}", key = "{next(iter(lists))}"}}.' if lists else None,
+        )
+    for number, value in enumerate(found, start=1):
+        yield {"text": value} if isinstance(value, str) else value, f"{path.name} entry {number}"
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _csv(path: Path, separator: str, headless: bool) -> Raws:
+    try:
+        table = pl.read_csv(path, separator=separator, infer_schema=False, has_header=not headless)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from None
+    if headless:
+        table.columns = [f"column_{place}" for place in range(1, table.width + 1)]
     for number, row in enumerate(table.iter_rows(named=True), start=1):
         yield row, f"{path.name} row {number}"
 
 
-def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
+def _parquet(path: Path) -> Raws:
     try:
         table = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from None
     for number, row in enumerate(table.iter_rows(named=True), start=1):
         yield row, f"{path.name} row {number}"
+
+
+def _dataset(source: PromptSource) -> Raws:
+    """One split of a dataset on the Hugging Face Hub, or of its copy in the local cache."""
+    try:
+        import datasets
+    except ImportError:
+        raise PromptsError(
+            f"The dataset {source.dataset!r} needs the library 'datasets'.",
+            expected="the package datasets",
+            given="not installed",
+            next_step="pip install 'patchbay[datasets]', or save the prompts as Parquet or JSONL.",
+        ) from None
+    try:
+        found = datasets.load_dataset(
+            source.dataset, source.config, split=source.split, revision=source.revision
+        )
+    except (OSError, ValueError) as error:
+        raise PromptsError(
+            f"The dataset {source.dataset!r} cannot be loaded.",
+            expected="an id, config, split and revision that the Hub or the local cache has",
+            given=" ".join(str(error).split())[:300],
+            next_step="check them and the connection; offline, name a downloaded file with 'path' instead.",
+        ) from None
+    for number, row in enumerate(found, start=1):
+        yield dict(row), f"{source.title} row {number}"
 
 
 def _unreadable(path: Path, error: Exception) -> PromptsError:
@@ -85,20 +208,28 @@ def _unreadable(path: Path, error: Exception) -> PromptsError:
     )
 
 
-def _renamed(raw: Any, columns: Mapping[str, str], where: str) -> Any:
+def _renamed(raw: Any, columns: Mapping[Any, str | int], where: str) -> Any:
     """A row under our names; the columns that the study maps are taken from where it says."""
     if not columns or not isinstance(raw, dict):
         return raw
-    missing = [source for source in columns.values() if source not in raw]
+    places = {
+        str(ours): f"column_{place}" if isinstance(place, int) else place for ours, place in columns.items()
+    }
+    missing = [columns[ours] for ours, place in places.items() if place not in raw]
     if missing:
         raise PromptsError(
-            f"{where} has no {missing[0]!r}, which the study's prompts.columns names.",
-            expected="one of " + ", ".join(raw),
+            f"{where} has no {_said(missing[0])}, which the study's prompts.columns names.",
+            expected=f"1 to {len(raw)}" if isinstance(missing[0], int) else "one of " + ", ".join(raw),
             given=repr(missing[0]),
-            next_step="correct prompts.columns.",
+            next_step="correct prompts.columns; in CSV and TSV files without a header, columns are named by "
+            "position: {text = 1}.",
         )
-    others = {key: value for key, value in raw.items() if key not in columns and key not in columns.values()}
-    return {name: raw[source] for name, source in columns.items()} | others
+    others = {key: value for key, value in raw.items() if key not in places and key not in places.values()}
+    return {ours: raw[place] for ours, place in places.items()} | others
+
+
+def _said(place: str | int) -> str:
+    return f"column {place}" if isinstance(place, int) else repr(place)
 
 
 def _row(raw: Any, where: str) -> Row:
@@ -119,7 +250,8 @@ def _row(raw: Any, where: str) -> Row:
             f"{where} has no id.",
             expected="an id that no other prompt has",
             given="the columns " + ", ".join(raw),
-            next_step='add one, or name its column in the study: columns = { id = "…" } under [prompts].',
+            next_step='add one, name its column in the study: columns = { id = "…" } under [prompts], or let '
+            'Patchbay make them: ids = "row".',
         )
     row["messages"] = _messages(raw.get("messages"), f"{where} (id {row['id']!r})")
     row["choices"] = _choices(raw.get("choices"), f"{where} (id {row['id']!r})")
@@ -181,15 +313,17 @@ def _messages(value: Any, where: str) -> list[dict[str, str]] | None:
 
 
 def _choices(value: Any, where: str) -> list[str] | None:
-    """A list, a JSON list, or "one|two|three"."""
+    """A list, the values of an object, either of them as JSON, or "one|two|three"."""
     if value is None or value == "":
         return None
-    if isinstance(value, str) and not value.lstrip().startswith("["):
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
         return value.split("|")
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError:
         parsed = None
+    if isinstance(parsed, dict):
+        parsed = list(parsed.values())
     if not isinstance(parsed, list):
         raise PromptsError(
             f"{where} has choices that cannot be read.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import PromptsError
-from engine.study import PromptsSpec
+from engine.prompts_spec import PromptsSpec
 
 Message = dict[str, str]
 

@@ -7,7 +7,6 @@ resolved against the study file's folder.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
@@ -18,9 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -32,40 +29,26 @@ from pydantic import (
 from engine.errors import PromptsError, StudyError
 from engine.files import content_hash
 from engine.positions import parse_position
+from engine.prompts_spec import PromptsSpec
+from engine.spec import Frozen, LocalPath, resolved
 from engine.study_errors import to_study_error
 
 Component = Literal["resid", "attn_out", "mlp_out", "head_z"]
-PromptColumn = Literal[
-    "id", "text", "messages", "pair_id", "language", "category", "split", "answer", "choices", "label"
-]
 NOT_IN_FINGERPRINT = ("notes", "name", "folder")
-
-
-def _resolved(value: Any, info: ValidationInfo) -> Any:
-    """Makes a path absolute against the study's folder (from the validation context)."""
-    folder = (info.context or {}).get("folder")
-    if folder is None or not isinstance(value, (str, Path)):
-        return value
-    return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
 
 
 def _folder_or_hub(value: Any, info: ValidationInfo) -> Any:
     """A local path when one is there or is clearly meant ("./x", "/x", "~x"), else a Hub id."""
     if isinstance(value, str) and not value.startswith((".", "/", "~")):
-        local = _resolved(value, info)
+        local = resolved(value, info)
         return local if isinstance(local, Path) and local.exists() else value
-    return _resolved(value, info)
+    return resolved(value, info)
 
 
-LocalPath = Annotated[Path, BeforeValidator(_resolved)]
 PathOrHub = Annotated[str | Path, BeforeValidator(_folder_or_hub)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class ModelSpec(_Frozen):
+class ModelSpec(Frozen):
     """Where one model comes from and how it is run.
 
     Exactly one of `hub` (with an optional `revision`) and `path` (a local folder). `adapter` is a PEFT
@@ -108,39 +91,7 @@ class ModelSpec(_Frozen):
         return {key: value for key, value in named.items() if isinstance(value, Path)}
 
 
-def _iso_date(value: Any) -> Any:
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    if isinstance(value, str):
-        datetime.date.fromisoformat(value)
-    return value
-
-
-class PromptsSpec(_Frozen):
-    """Which prompts are used and how they become text.
-
-    `template` "chat" renders through the tokenizer's chat template, "plain" uses the text as it is.
-    `date` is given to templates that print today's date, so that a study renders the same every day.
-    `columns` maps our column names to the files' own, e.g. {text = "prompt"}.
-    `limit` keeps about that many prompts, whole groups, taken in turn from the categories.
-    """
-
-    files: tuple[LocalPath, ...] = Field(min_length=1)
-    columns: dict[PromptColumn, str] = Field(default_factory=dict)
-    template: Literal["chat", "plain"] = "chat"
-    system: str | None = None
-    date: Annotated[str | None, BeforeValidator(_iso_date)] = None
-    validation: float = Field(default=0.3, ge=0.0, lt=1.0)
-    limit: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _system_needs_chat(self) -> PromptsSpec:
-        if self.template == "plain" and self.system is not None:
-            raise ValueError("'system' needs template = \"chat\": plain text has no system message")
-        return self
-
-
-class CaptureSpec(_Frozen):
+class CaptureSpec(Frozen):
     """Which activations are kept.
 
     `layers` are absolute block indices. `unit_prompts` is the number of prompts of one commit,
@@ -196,7 +147,7 @@ class CaptureSpec(_Frozen):
         return self.layers
 
 
-class Study(_Frozen):
+class Study(Frozen):
     """One experiment: models, prompts and what to capture.
 
     The first two models are the default pair (base, tuned).
@@ -249,8 +200,8 @@ class Study(_Frozen):
 
     def check_files(self) -> None:
         """Raises StudyError when a prompt file or a local model path isn't there."""
-        for index, file in enumerate(self.prompts.files):
-            _must_exist(file, f"prompts.files[{index}]")
+        for key, local in self.prompts.local_paths().items():
+            _must_exist(local, f"prompts.{key}")
         for name, spec in self.models.items():
             for key, local in spec.local_paths().items():
                 _must_exist(local, f"models.{name}.{key}")
@@ -294,7 +245,7 @@ class Study(_Frozen):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _content(self) -> dict[str, str | None]:
-        named = {f"prompts.files[{i}]": file for i, file in enumerate(self.prompts.files)}
+        named = {f"prompts.{key}": local for key, local in self.prompts.local_paths().items()}
         for name, spec in self.models.items():
             named |= {f"models.{name}.{key}": local for key, local in spec.local_paths().items()}
         return {key: content_hash(local) if local.exists() else None for key, local in named.items()}
@@ -367,8 +318,18 @@ def _portable(data: Mapping[str, Any]) -> dict[str, Any]:
         for name, spec in out["models"].items()
     }
     out["model_order"] = list(out["models"])
-    out["prompts"] = out["prompts"] | {"files": len(out["prompts"]["files"])}
+    out["prompts"] = out["prompts"] | {"files": _portable_sources(out["prompts"])}
     return out
+
+
+def _portable_sources(prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompt sources without their paths; a file's name stays where prompts are called after it."""
+    found = {}
+    for index, given in enumerate(prompts["files"]):
+        source = {"path": given} if isinstance(given, str) else dict(given)
+        named = source.get("path") and prompts.get("ids") == "row"
+        found[str(index)] = source | {"path": Path(source["path"]).stem if named else None}
+    return found
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

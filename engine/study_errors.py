@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import types
 import typing
 from typing import Any
 
@@ -57,14 +58,23 @@ def _dotted(location: tuple[Any, ...]) -> str:
 
 
 def _keys_at(root: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The keys allowed at a location, following models and dicts of models."""
+    """The keys allowed at a location, following models, optional ones too, dicts and tuples of models."""
     here: Any = root
     for part in location:
-        if isinstance(here, type) and issubclass(here, BaseModel):
+        if _is_model(here):
             field = here.model_fields.get(str(part))
             here = None if field is None else field.annotation
-        elif typing.get_origin(here) is dict:
-            here = typing.get_args(here)[1]
+        elif typing.get_origin(here) in (dict, tuple):
+            here = typing.get_args(here)[0 if typing.get_origin(here) is tuple else 1]
         else:
             return []
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+        here = next(filter(_is_model, typing.get_args(here)), here) if _is_union(here) else here
+    return list(here.model_fields) if _is_model(here) else []
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.errors import PromptsError
 from engine.positions import parse_position, positions
 from engine.prompts import encode
-from engine.study import PromptsSpec
+from engine.prompts_spec import PromptsSpec
 
 TEXT = "What is the capital of France?"
 TOKENIZERS = {"chatml": chatml, "llama3": llama3, "gemma": gemma}

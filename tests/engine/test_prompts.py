@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from tiny_tokenizers import chatml, gemma, llama3
 
 from engine.errors import PromptsError
-from engine.prompts import assign_splits, encode, read_prompts, shared_vocab_ratio
-from engine.study import PromptsSpec
+from engine.prompts import assign_splits, encode, read_prompts
+from engine.prompts_spec import PromptsSpec
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -329,32 +328,6 @@ def test_several_messages_need_a_template() -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]
     with pytest.raises(PromptsError, match=r"has several messages.*\"plain\""):
         encoded(chatml(), one("x", messages=messages), template="plain")
-
-
-def test_the_shared_ratio_counts_strings_and_never_ids() -> None:
-    table = one("What is the capital of France?")
-    a, b = encoded(chatml(), table), encoded(chatml(320), table)
-    expected = []
-    for mine, other, rows in ((chatml(), chatml(320), a), (chatml(320), chatml(), b)):
-        row = rows.row(0, named=True)
-        spans = [(i, s) for i, s in zip(row["token_ids"], row["offsets"], strict=True)]
-        inside = [i for i, (s, e) in spans if s >= row["content_start"] and e <= row["content_end"]]
-        words = mine.convert_ids_to_tokens(inside)
-        expected.append(np.mean([word in other.get_vocab() for word in words]))
-    assert shared_vocab_ratio(a, chatml(), b, chatml(320)) == pytest.approx([min(expected)])
-    assert 0.2 < min(expected) < 1.0
-
-
-def test_renumbered_vocabularies_share_everything() -> None:
-    """The same token strings under other ids: a comparison by id would find almost nothing shared."""
-    table = one("What is the capital of France?")
-    a, b = encoded(chatml(), table, template="plain"), encoded(llama3(), table, template="plain")
-    texts = [t.convert_ids_to_tokens(e["token_ids"][0]) for t, e in ((chatml(), a), (llama3(), b))]
-    assert texts[0] == texts[1][1:]
-    assert a["token_ids"][0].to_list() != b["token_ids"][0].to_list()[1:]
-    assert shared_vocab_ratio(a, chatml(), b, llama3()).tolist() == [1.0]
-    with pytest.raises(PromptsError, match="same ids in the same order"):
-        shared_vocab_ratio(a, chatml(), b.with_columns(id=pl.lit("z")), llama3())
 
 
 def test_files_with_other_column_names_are_mapped(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_study_is_read_with_its_defaults_and_paths_of_its_own_folder(folder: P
     assert list(study.models) == ["base", "tuned"]
     assert study.models["base"].path == folder.parent / "models" / "base"
     assert study.models["tuned"].adapter == folder.parent / "models" / "adapter"
-    assert study.prompts.files == (folder / "prompts.jsonl",)
+    assert [source.path for source in study.prompts.files] == [folder / "prompts.jsonl"]
     assert study.prompts.date == "2024-07-26"
     assert study.capture.layers == (0, 2)
     assert study.capture.positions == ("decision", "sample(k=2,skip_last=1)")
