@@ -215,7 +215,7 @@ def run_condition(
         source_origin=source_origin if condition.needs_source else "not needed",
         constant=vectors.constant,
         n_groups=int(np.unique(groups).size),
-        notes=(*notes, *_constant_notes(vectors.constant), *_memory_notes(swept)),
+        notes=(*notes, *_constant_notes(vectors.constant), *memory_notes(swept)),
     )
 
 
@@ -297,7 +297,8 @@ def _constant_notes(constant: dict[str, int]) -> tuple[str, ...]:
     )
 
 
-def _memory_notes(swept: SweepResult) -> tuple[str, ...]:
+def memory_notes(swept: SweepResult) -> tuple[str, ...]:
+    """What a reader should know when memory ran out on the way."""
     if not swept.halvings:
         return ()
     times = "once" if swept.halvings == 1 else f"{swept.halvings} times"

@@ -7,8 +7,10 @@ from typing import Any
 
 from engine.condition import Condition
 from engine.experiment import Experiment, unknown_job
+from engine.experiments.mapped import MappedPatch
 
-EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in (Condition,)}
+SPECS: tuple[type[Experiment], ...] = (Condition, MappedPatch)
+EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}
 
 
 def experiment_from_json(data: Mapping[str, Any]) -> Experiment:

@@ -60,9 +60,7 @@ class MapSpec(BaseModel):
             return data
         method = data.get("method", "ScaledProcrustes")
         if method not in USES:
-            raise PatchError(
-                "There is no such transport map.", expected=", ".join(USES), given=repr(method)
-            )
+            raise PatchError("There is no such transport map.", expected=", ".join(USES), given=repr(method))
         unused = (set(cls.model_fields) - {"method"}) - set(USES[method])
         return {key: value for key, value in data.items() if key not in unused}
 
