@@ -1,0 +1,243 @@
+"""The bridge: are one language's coordinates in Z a linear map of the other's?
+
+Z_zh ≈ Z_en W, both (n problems, k coordinates). With as many coordinates as problems every W fits, so the
+figure to read is the leave-one-out R², against pairs permuted at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from engine.errors import AnalysisError
+
+Array = NDArray[np.float64]
+
+DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-3, 5, 17))
+THIN, NONLINEAR, LEVEL = 0.8, 0.5, 0.05
+
+
+@dataclass(frozen=True)
+class Orthogonality:
+    """‖WᵀW − I‖_F / k, beside what two maps of no interest give.
+
+    Attributes:
+        value: of the fitted W. zero: of W = 0, 1/√k.
+        random: root mean square for Gaussian W of the same size.
+    """
+
+    value: float
+    zero: float
+    random: float
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A fitted bridge.
+
+    Attributes:
+        w: (k, k) at the penalty in use, on centred coordinates.
+        method: "ridge" or "minimum_norm". alpha: penalty in use (0 for minimum norm).
+        alphas, r2_path: (a,) penalties and their leave-one-out R²; empty for minimum norm.
+        r2_train, r2_loo: 1 − Σ‖error‖²/Σ‖y − ȳ‖².
+        orthogonality, spectrum: of W; singular values (k,), descending.
+        r2_procrustes: leave-one-out R² of the best rotation, refitted n times.
+        null: (draws,) leave-one-out R² with pairs permuted, the penalty chosen anew.
+        p: one-sided rank of r2_loo among them.
+        n, k: problems and coordinates.
+    """
+
+    w: Float[np.ndarray, "k k"]
+    method: str
+    alpha: float
+    alphas: Array
+    r2_path: Array
+    r2_train: float
+    r2_loo: float
+    orthogonality: Orthogonality
+    spectrum: Array
+    r2_procrustes: float
+    null: Array
+    p: float
+    n: int
+    k: int
+
+    @property
+    def underdetermined(self) -> bool:
+        """Whether n ≤ k: a training R² of 1 then means nothing."""
+        return self.n <= self.k
+
+    @property
+    def words(self) -> str:
+        """What the figures say; see `describe`."""
+        return describe(self.r2_loo, self.p, self.r2_procrustes)
+
+
+def describe(r2_loo: float, p: float, r2_procrustes: float) -> str:
+    """The conclusion, from left-out problems only.
+
+    Rule: none unless p < 0.05 against permuted pairs. "Thin wrapper" above 0.8, "nonlinear or language-bound"
+    below 0.5, "partly linear" between; "rotation-like" only if the best rotation itself reaches 0.8.
+    """
+    if not p < LEVEL:
+        figures = f"the leave-one-out R² of {r2_loo:.2f} is not above permuted pairs (p = {p:.2g})"
+        return f"No bridge found: {figures}."
+    if r2_loo > THIN:
+        kind = "a thin wrapper: the languages' coordinates are nearly linear maps of each other"
+    elif r2_loo < NONLINEAR:
+        kind = "mostly nonlinear or language-bound: less than half carries over linearly"
+    else:
+        kind = "partly linear"
+    turned = " The map is rotation-like." if r2_procrustes > THIN else ""
+    return f"The bridge is {kind} (leave-one-out R² {r2_loo:.2f}, p = {p:.2g}).{turned}"
+
+
+@dataclass(frozen=True)
+class _Design:
+    """x = mean + u · diag(sigma) · vᵀ, with what H leaves out of the rows' space.
+
+    Attributes:
+        outside: (n, n) projector onto what neither the intercept nor the coordinates reach.
+    """
+
+    u: Array
+    sigma: Array
+    v: Array
+    outside: Array
+
+    @classmethod
+    def of(cls, x: Array, center: bool) -> _Design:
+        n = len(x)
+        u, sigma, vt = np.linalg.svd(x - x.mean(axis=0) if center else x, full_matrices=False)
+        keep = sigma > max(x.shape) * np.finfo(np.float64).eps * sigma.max(initial=0.0)
+        u, sigma, vt = u[:, keep], sigma[keep], vt[keep]
+        reached = u @ u.T + (1 / n if center else 0.0)
+        saturated = keep.sum() == n - center
+        return cls(u, sigma, vt.T, np.zeros((n, n)) if saturated else np.eye(n) - reached)
+
+    def residual_maker(self, alpha: float) -> Array:
+        """I − H up to a factor that left-out errors don't depend on, (n, n).
+
+        For α → 0 with nothing outside, (I − H)/α tends to u diag(σ⁻²) uᵀ, the (bordered) inverse Gram.
+        """
+        if alpha == 0.0:
+            return self.outside if self.outside.any() else (self.u / self.sigma**2) @ self.u.T
+        return (self.u * (alpha / (self.sigma**2 + alpha))) @ self.u.T + self.outside
+
+    def weights(self, alpha: float, y: Array) -> Array:
+        return (self.v * (self.sigma / (self.sigma**2 + alpha))) @ (self.u.T @ y)
+
+
+def fit_bridge(
+    x: Float[np.ndarray, "n k"],
+    y: Float[np.ndarray, "n k"],
+    *,
+    method: Literal["ridge", "minimum_norm"] = "ridge",
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    center: bool = True,
+    draws: int = 199,
+    seed: int = 0,
+) -> Bridge:
+    """Fits y ≈ x W with an unpenalised intercept and judges it on left-out problems.
+
+    Left-out errors are exact without refitting: with G = I − H, e_i = (G y)_i / G_ii, for ridge (Allen 1974)
+    and, as its limit, for minimum-norm interpolation, where G is the inverse Gram matrix, bordered for the
+    intercept. The penalty with the smallest left-out error is used; permuted pairs choose theirs anew.
+
+    Args:
+        x, y: coordinates of the same problems in the same basis, row by row.
+        center: False fits without an intercept and centres the denominator of R² only.
+
+    Raises:
+        AnalysisError: other shapes, fewer than 4 problems, a constant side, penalties that are not positive.
+    """
+    x, y, penalties = _checked(x, y, method, alphas)
+    design = _Design.of(x, center)
+    target = y - y.mean(axis=0) if center else y
+    total = float(((y - y.mean(axis=0)) ** 2).sum())
+    makers = [design.residual_maker(alpha) for alpha in penalties]
+    path = _left_out_r2(makers, target, total)
+    best = int(np.argmax(path))
+    w = design.weights(penalties[best], target)
+    fitted = (x - x.mean(axis=0) if center else x) @ w
+    rng = np.random.default_rng(seed)
+    null = np.array(
+        [_left_out_r2(makers, target[rng.permutation(len(y))], total).max() for _ in range(draws)]
+    )
+    return Bridge(
+        w=w,
+        method=method,
+        alpha=penalties[best],
+        alphas=np.array(penalties if method == "ridge" else ()),
+        r2_path=path if method == "ridge" else np.empty(0),
+        r2_train=1 - float(((target - fitted) ** 2).sum()) / total,
+        r2_loo=float(path[best]),
+        orthogonality=orthogonality(w),
+        spectrum=np.linalg.svd(w, compute_uv=False),
+        r2_procrustes=procrustes_r2(x, y),
+        null=null,
+        p=float((1 + (null >= path[best]).sum()) / (1 + draws)),
+        n=len(x),
+        k=x.shape[1],
+    )
+
+
+def _left_out_r2(makers: Sequence[Array], y: Array, total: float) -> Array:
+    """Leave-one-out R² for each residual maker, (a,); −inf where a problem can't be left out."""
+    found = np.empty(len(makers))
+    for index, maker in enumerate(makers):
+        share = np.diag(maker)
+        ok = (share > 1e-12 * share.max(initial=0.0)).all()
+        found[index] = 1 - float(((maker @ y / share[:, None]) ** 2).sum()) / total if ok else -np.inf
+    return found
+
+
+def orthogonality(w: Float[np.ndarray, "k k"]) -> Orthogonality:
+    """‖WᵀW − I‖_F/k with its two references.
+
+    For Gaussian entries of variance s², E‖WᵀW − I‖² = s⁴k²(2k + 1) − 2s²k² + k (moments of a Wishart
+    matrix); s² = ‖W‖²/k².
+    """
+    k = w.shape[1]
+    variance = float((w**2).sum()) / k**2
+    expected = variance**2 * k**2 * (2 * k + 1) - 2 * variance * k**2 + k
+    value = float(np.linalg.norm(w.T @ w - np.eye(k))) / k
+    return Orthogonality(value, float(1 / np.sqrt(k)), float(np.sqrt(max(expected, 0.0))) / k)
+
+
+def procrustes_r2(x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "n k"]) -> float:
+    """Leave-one-out R² of the best rotation (Schönemann 1966), fitted anew without each problem."""
+    squared = 0.0
+    for left_out in range(len(x)):
+        rest = np.arange(len(x)) != left_out
+        mean_x, mean_y = x[rest].mean(axis=0), y[rest].mean(axis=0)
+        u, _, vt = np.linalg.svd((x[rest] - mean_x).T @ (y[rest] - mean_y))
+        squared += float(((y[left_out] - mean_y - (x[left_out] - mean_x) @ u @ vt) ** 2).sum())
+    return 1 - squared / float(((y - y.mean(axis=0)) ** 2).sum())
+
+
+def _checked(
+    x: Array, y: Array, method: str, alphas: Sequence[float]
+) -> tuple[Array, Array, tuple[float, ...]]:
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.ndim != 2 or x.shape != y.shape or len(x) < 4:
+        raise AnalysisError(
+            "A bridge needs the same problems in both languages.",
+            expected="two arrays (problems, coordinates) of one shape, 4 problems or more",
+            given=f"shapes {x.shape} and {y.shape}",
+        )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or not x.std() or not y.std(axis=0).any():
+        raise AnalysisError(
+            "The coordinates cannot be bridged.", expected="finite numbers that vary", given="others"
+        )
+    if method not in ("ridge", "minimum_norm"):
+        raise AnalysisError("Unknown method.", expected="ridge or minimum_norm", given=repr(method))
+    penalties = (0.0,) if method == "minimum_norm" else tuple(float(alpha) for alpha in alphas)
+    if method == "ridge" and not (penalties and all(np.isfinite(a) and a > 0 for a in penalties)):
+        raise AnalysisError("Ridge needs penalties.", expected="alphas > 0, at least one", given=alphas)
+    return x, y, penalties
