@@ -95,7 +95,7 @@ class Selection:
     `a`, `b` name the pair; `layer` and `ref` are block indices; `target` is `a` or `b`, the model
     that a live patch runs, on the prompts of split `report`; `alphas` and `layers` say whether one or
     a whole curve of them is run; `run` names an earlier live result. `rank` 0 is a map's full rank, `lam`
-    the decimal logarithm of ridge's λ.
+    the decimal logarithm of ridge's λ. `threshold` is the least shared-vocabulary ratio of a prompt.
     """
 
     a: str = ""
@@ -139,6 +139,7 @@ class Selection:
     heads: str = ""
     measure: str = ""
     contrast: str = ""
+    threshold: float = 0.0
     run: str = ""
 
 
@@ -194,6 +195,7 @@ def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
         "lam": (-2.0, 6.0),
         "q": (1.0, float(facts.width)),
         "clusters": (1.0, float(MAX_CLUSTERS)),
+        "threshold": (0.0, 1.0),
     }
 
 
