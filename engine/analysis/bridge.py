@@ -178,7 +178,7 @@ def fit_bridge(
         r2_train=1 - float(((target - fitted) ** 2).sum()) / total,
         r2_loo=float(path[best]),
         orthogonality=orthogonality(w),
-        spectrum=np.linalg.svd(w, compute_uv=False),
+        spectrum=np.asarray(np.linalg.svd(w, compute_uv=False), dtype=np.float64),
         r2_procrustes=procrustes_r2(x, y),
         null=null,
         p=float((1 + (null >= path[best]).sum()) / (1 + draws)),
