@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from engine.analysis.cka_basics import Grams, as_centred, as_layers, check_pair
-from engine.analysis.resampling import unit_index
+from engine.analysis.resampling import ordered_units, unit_index, unit_permutations
 from engine.errors import AnalysisError
 
 Array = NDArray[np.float64]
@@ -57,8 +57,7 @@ def _arrangement(
 ) -> tuple[NDArray[np.intp], bool]:
     """Prompts as a (units, members) table in random unit order, and whether units are equally large."""
     unit = unit_index(n, groups)
-    keys = np.arange(n) if roles is None else np.unique(roles, return_inverse=True)[1]
-    order = np.lexsort((np.arange(n), keys, unit))
+    order = ordered_units(unit, roles)
     sizes = np.bincount(unit)
     if (sizes != sizes[0]).any():
         return order, False
@@ -106,25 +105,6 @@ def _drawn(
     return np.array(full), np.array([float(da @ db[p]) for p in draws])
 
 
-def _permutations(
-    order: NDArray[np.intp], unit: NDArray[np.intp], count: int, rng: np.random.Generator
-) -> list[NDArray[np.intp]]:
-    """Identity and `count` permutations that move whole units among units of the same size."""
-    sizes = np.bincount(unit)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    out = [np.arange(unit.size)]
-    for _ in range(count):
-        image = np.arange(sizes.size)
-        for size in np.unique(sizes):
-            same = np.flatnonzero(sizes == size)
-            image[same] = rng.permutation(same)
-        moved = np.empty_like(order)
-        for u, v in enumerate(image):
-            moved[order[starts[u] : starts[u] + sizes[u]]] = order[starts[v] : starts[v] + sizes[u]]
-        out.append(moved)
-    return out
-
-
 def permutation_null(
     grams_a: Grams | Float[np.ndarray, "n n"],
     grams_b: Grams | Float[np.ndarray, "n n"],
@@ -164,7 +144,7 @@ def permutation_null(
     cyclic = equal and table.shape[0] > n_draws
     unit = unit_index(n, groups)
     order = table if not equal else table[np.argsort(unit[table[:, 0]])].ravel()
-    draws = [] if cyclic else _permutations(order, unit, n_draws, rng)
+    draws = [] if cyclic else [np.arange(n), *unit_permutations(order, unit, n_draws, rng)]
     rows = []
     for p, q in zip(a, b, strict=True):
         check_pair(p, q, debiased)
@@ -198,10 +178,12 @@ def _summarise(values: Array, single: bool, debiased: bool, level: float, exact:
     draws = null.shape[1]
     tolerance = 1e-6 * np.abs(observed)[:, None]
     p = (1 + (null >= observed[:, None] - tolerance).sum(1)) / (1 + draws)
-    low, high = np.quantile(null, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    # order statistics of draws + 1 exchangeable values: the right one is outside with probability 1 − level
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(null, ends, axis=1, method="weibull")
     defined = np.isfinite(observed)
     largest = null[defined].max(0) if defined.any() else np.full(draws, np.nan)
-    band = float(np.quantile(largest, level)) if defined.any() else float("nan")
+    band = float(np.quantile(largest, level, method="weibull")) if defined.any() else float("nan")
     top = observed[defined].max() if defined.any() else np.nan
     p_curve = (
         (1 + int((largest >= top - 1e-6 * abs(top)).sum())) / (1 + draws) if defined.any() else float("nan")

@@ -101,6 +101,37 @@ def unit_index(n: int, groups: Int[np.ndarray, " n"] | NDArray[np.str_] | None) 
     return order[inverse]
 
 
+def ordered_units(unit: Int[np.ndarray, " n"], roles: NDArray[np.generic] | None = None) -> NDArray[np.intp]:
+    """Prompts ordered by unit, inside a unit by role (its language), else by appearance; (n,)."""
+    n = len(unit)
+    keys = np.arange(n) if roles is None else np.unique(roles, return_inverse=True)[1]
+    return np.lexsort((np.arange(n), keys, unit))
+
+
+def unit_permutations(
+    order: Int[np.ndarray, " n"], unit: Int[np.ndarray, " n"], count: int, rng: np.random.Generator
+) -> list[NDArray[np.intp]]:
+    """`count` permutations of the prompts that move whole units among units of the same size.
+
+    Args:
+        order: prompts as `ordered_units` gives them: members of exchanged units are matched in this order.
+        unit: (n,) unit of each prompt, 0..G−1.
+    """
+    sizes = np.bincount(unit)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    out = []
+    for _ in range(count):
+        image = np.arange(sizes.size)
+        for size in np.unique(sizes):
+            same = np.flatnonzero(sizes == size)
+            image[same] = rng.permutation(same)
+        moved = np.empty_like(order)
+        for u, v in enumerate(image):
+            moved[order[starts[u] : starts[u] + sizes[u]]] = order[starts[v] : starts[v] + sizes[u]]
+        out.append(moved)
+    return out
+
+
 @lru_cache(maxsize=3)
 def resamples(n_units: int, n_boot: int, seed: int, cyclic: bool | None = None) -> Resamples:
     """Draw bootstrap resamples of `n_units` units (cached: the plan takes tens of MB).

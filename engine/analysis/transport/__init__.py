@@ -12,13 +12,18 @@ from engine.analysis.transport.evaluate import (
     TransportScores,
     alpha_auto,
     describe,
+    evaluate_pairs,
+    evaluate_path,
     evaluate_transport,
     mean_cosine,
+    raw_alikeness,
     shuffled_r2,
 )
-from engine.analysis.transport.logit import LogitSubspaceRidge, unembedding_basis
+from engine.analysis.transport.logit import LogitSubspaceRidge, compress_unembedding, unembedding_basis
+from engine.analysis.transport.paths import MappedLengths, PathErrors
 from engine.analysis.transport.procrustes import PCAProcrustes, ScaledProcrustes
-from engine.analysis.transport.ridge import DEFAULT_ALPHAS, PathErrors, RidgeTransport
+from engine.analysis.transport.ridge import DEFAULT_ALPHAS, RidgeTransport
+from engine.analysis.transport.sides import Paired, Side, Span
 from engine.analysis.transport.simple import Identity, MeanShift, MomentMatching
 from engine.analysis.transport.state import TRANSPORTS, export_map, import_map, register_transport
 
@@ -28,21 +33,29 @@ __all__ = [
     "ClusteredTransport",
     "Identity",
     "LogitSubspaceRidge",
+    "MappedLengths",
     "MeanShift",
     "MomentMatching",
     "PCAProcrustes",
+    "Paired",
     "PathErrors",
     "RidgeTransport",
     "ScaledProcrustes",
+    "Side",
+    "Span",
     "TransportMap",
     "TransportScores",
     "alpha_auto",
+    "compress_unembedding",
     "describe",
+    "evaluate_pairs",
+    "evaluate_path",
     "evaluate_transport",
     "export_map",
     "import_map",
     "mean_cosine",
     "r2",
+    "raw_alikeness",
     "register_transport",
     "shuffled_r2",
     "unembedding_basis",

@@ -1,9 +1,8 @@
-"""What all transport maps share: input checks, the score, and the thin decomposition of one side."""
+"""What all transport maps share: input checks, the score, fitting on sides that keep their decompositions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -11,13 +10,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from engine.analysis.transport.sides import CONSTANT_RTOL, Array, Side
 from engine.errors import AnalysisError
-
-Array = NDArray[np.float64]
-
-CONSTANT_RTOL = 1e-6
-"""A dimension whose sd is below this share of its mean size is constant: float32 keeps 1.2e-7 of a value,
-and sums over a layer a few times that. (The live patch's moment matching uses the same rule.)"""
 
 
 def r2(y: Float[np.ndarray, "n d"], predicted: Float[np.ndarray, "n d"]) -> float:
@@ -33,64 +27,29 @@ def r2(y: Float[np.ndarray, "n d"], predicted: Float[np.ndarray, "n d"]) -> floa
     return 1.0 - float(((y - predicted) ** 2).sum()) / total
 
 
-def column_moments(x: Array) -> tuple[Array, Array]:
-    """Mean and sd (n − 1) of each column; the sd is exactly 0 where a column is constant up to rounding."""
-    mean, sd = x.mean(axis=0), x.std(axis=0, ddof=1)
-    return mean, np.where(sd <= CONSTANT_RTOL * np.sqrt((x**2).mean(axis=0)), 0.0, sd)
-
-
-@dataclass(frozen=True)
-class Span:
-    """Thin decomposition of centred activations, x − mean = u · diag(sigma) · vᵀ.
-
-    Attributes:
-        mean: (d,). u: (n, r) orthonormal. sigma: (r,) descending. v: (d, r) orthonormal.
-    """
-
-    mean: Array
-    u: Array
-    sigma: Array
-    v: Array
-
-    @classmethod
-    def of(cls, x: Float[np.ndarray, "n d"]) -> Span:
-        """Decomposes through the smaller of the n × n and d × d Grams.
-
-        Directions whose squared singular value is below max(n, d)·2.2e-16 of the largest are rounding
-        and left out, so centring alone takes one when n ≤ d.
-        """
-        mean = x.mean(axis=0)
-        centred = x - mean
-        wide = x.shape[0] < x.shape[1]
-        values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
-        values, vectors = values[::-1], vectors[:, ::-1]
-        if values.sum() <= CONSTANT_RTOL**2 * float((x**2).sum()):
-            keep = 0
-        else:
-            keep = int((values > max(x.shape) * np.finfo(np.float64).eps * values[0]).sum())
-        sigma, vectors = np.sqrt(values[:keep]), vectors[:, :keep]
-        other = (centred.T if wide else centred) @ vectors / sigma
-        return cls(mean, vectors, sigma, other) if wide else cls(mean, other, sigma, vectors)
-
-    @property
-    def rank(self) -> int:
-        return self.sigma.size
-
-    @property
-    def variances(self) -> Array:
-        """Non-zero eigenvalues of the covariance (divided by n − 1), descending."""
-        return self.sigma**2 / (self.u.shape[0] - 1)
-
-
 class TransportMap(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """A map from source activations (n, d_x) to target activations (n, d_y); rows are paired prompts."""
 
     same_width = False
 
-    def fit(self, X: Any, y: Any) -> TransportMap:
-        """Fits the map on paired rows. Raises ValueError on data that is not finite or too short."""
+    def fit(self, X: Any, y: Any, groups: NDArray[Any] | None = None) -> Self:
+        """Fits the map on paired rows. Raises ValueError on data that is not finite or too short.
+
+        Args:
+            groups: (n,) prompts that belong together (pairs); used by maps that choose a penalty, which
+                then leave whole groups out.
+        """
         source, target = self._check_pairs(X, y)
-        self._fit(source, target)
+        self._fit(Side(source), Side(target), groups)
+        return self
+
+    def fit_sides(self, x: Side, y: Side, groups: NDArray[Any] | None = None) -> Self:
+        """`fit` on sides, which keep what was computed of them for the next fit. Their rows are finite
+        and as many on both sides."""
+        self.n_features_in_ = x.shape[1]
+        self.single_output_ = False
+        self._check_width(x.shape[1], y.shape[1])
+        self._fit(x, y, groups)
         return self
 
     def predict(self, X: Any) -> Array:
@@ -115,16 +74,19 @@ class TransportMap(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ig
         )
         self.single_output_ = target.ndim == 1
         target = np.asarray(target, dtype=np.float64).reshape(len(target), -1)
-        if self.same_width and x.shape[1] != target.shape[1]:
+        self._check_width(x.shape[1], target.shape[1])
+        return x, target
+
+    def _check_width(self, source: int, target: int) -> None:
+        if self.same_width and source != target:
             raise AnalysisError(
                 f"{type(self).__name__} works dimension by dimension.",
                 expected="source and target of one width",
-                given=f"widths {x.shape[1]} and {target.shape[1]}",
+                given=f"widths {source} and {target}",
                 next_step="Use RidgeTransport or ScaledProcrustes for models of different width.",
             )
-        return x, target
 
-    def _fit(self, x: Array, y: Array) -> None:
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         raise NotImplementedError
 
     def _predict(self, x: Array) -> Array:

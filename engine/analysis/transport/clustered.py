@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from engine.analysis.transport.base import Array, TransportMap
+from engine.analysis.transport.base import TransportMap
 from engine.analysis.transport.ridge import RidgeTransport
+from engine.analysis.transport.sides import Array, Side
 from engine.errors import AnalysisError
 
 
@@ -39,25 +43,36 @@ class ClusteredTransport(TransportMap):
         self.min_size = min_size
         self.seed = seed
 
-    def _fit(self, x: Array, y: Array) -> None:
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         if self.n_clusters < 1 or self.min_size < 2:
             raise AnalysisError(
                 "Clusters need a count and a size.",
                 expected="n_clusters ≥ 1, min_size ≥ 2",
                 given=f"n_clusters = {self.n_clusters}, min_size = {self.min_size}",
             )
-        count = min(self.n_clusters, len(np.unique(x, axis=0)))
-        self.centres_ = KMeans(count, n_init=4, random_state=self.seed).fit(x).cluster_centers_
-        labels = self._labels(x)
+        rows = x.rows
+        count = min(self.n_clusters, len(np.unique(rows, axis=0)))
+        self.centres_ = KMeans(count, n_init=4, random_state=self.seed).fit(rows).cluster_centers_
+        labels = self._labels(rows)
         self.sizes_ = np.bincount(labels, minlength=count)
         self.fallback_ = self.sizes_ < self.min_size
-        self.fallback_rate_ = float(self.sizes_[self.fallback_].sum() / len(x))
+        self.fallback_rate_ = float(self.sizes_[self.fallback_].sum() / len(rows))
         base = RidgeTransport() if self.base_map is None else self.base_map
-        self.global_ = clone(base).fit(x, y)
-        self.maps_ = tuple(
-            None if small else clone(base).fit(x[labels == c], y[labels == c])
-            for c, small in enumerate(self.fallback_)
-        )
+        self.global_ = clone(base).fit_sides(x, y, groups)
+
+        def own(kept: NDArray[np.bool_]) -> TransportMap:
+            part = None if groups is None else np.asarray(groups)[kept]
+            return clone(base).fit_sides(Side(rows[kept]), Side(y.rows[kept]), part)
+
+        self.maps_ = tuple(None if small else own(labels == c) for c, small in enumerate(self.fallback_))
+
+    def remapped(self, change: Callable[[TransportMap], TransportMap]) -> ClusteredTransport:
+        """The same clusters with every map replaced by `change` of it: another rank, another λ."""
+        check_is_fitted(self, "centres_")
+        other = copy(self)
+        other.global_ = change(self.global_)
+        other.maps_ = tuple(None if own is None else change(own) for own in self.maps_)
+        return other
 
     def clusters(self, X: Any) -> Int[np.ndarray, " n"]:
         """Cluster of each row."""

@@ -11,12 +11,16 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from engine.analysis.cka import cka_from_grams, gram
-from engine.analysis.transport.base import Array, TransportMap
+from engine.analysis.cka import centre, cka_from_grams, permutation_null
+from engine.analysis.transport.base import TransportMap
+from engine.analysis.transport.paths import MappedLengths, PathErrors
+from engine.analysis.transport.sides import Array, Paired
 from engine.errors import AnalysisError
 
 HIGH = 0.5
 """From here on a debiased CKA or a cosine of deviations counts as high in the wording."""
+NULL_LEVEL = 0.95
+"""Level of the null band of a mapped CKA."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,15 @@ class TransportScores:
         r2_train_whitened, r2_validation_whitened: the same in the map's own whitened target space, where
             all directions count alike; NaN for maps that don't whiten.
         r2_shuffled: mean validation R² of maps refitted on permuted train pairs. r2_shuffled_max: largest.
+            Whole groups are exchanged, and a prompt keeps its role in its group.
         cka_raw, cka_mapped: biased linear CKA of source, or mapped source, with the target (validation).
         cka_raw_debiased, cka_mapped_debiased: the debiased estimator, the one to read when n < d.
+        cka_null_low, cka_null_high: central 95 % of cka_mapped_debiased under wrong pairings of the
+            validation prompts, the map unchanged; NaN without any.
         cosine: mean over validation prompts of cos(ŷ, y); close to 1 for anything around a large common mean.
         cosine_deviation: the same after subtracting the train target mean from both.
         alpha_vector: median ‖y‖/‖ŷ‖ over train prompts. alpha_deviation: median ‖y − μ_y‖/‖ŷ − μ_y‖.
-        n_train, n_validation, n_shuffles: counts.
+        n_train, n_validation, n_shuffles, n_pairings: counts; n_pairings of cka_null.
         words: what the combination means.
     """
 
@@ -47,6 +54,8 @@ class TransportScores:
     cka_mapped: float
     cka_raw_debiased: float
     cka_mapped_debiased: float
+    cka_null_low: float
+    cka_null_high: float
     cosine: float
     cosine_deviation: float
     alpha_vector: float
@@ -54,6 +63,7 @@ class TransportScores:
     n_train: int
     n_validation: int
     n_shuffles: int
+    n_pairings: int
     words: str
 
     def to_json(self) -> dict[str, Any]:
@@ -63,9 +73,7 @@ class TransportScores:
 
 def mean_cosine(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> float:
     """Mean cosine of paired rows; rows of zero length have no direction and are left out (NaN if all)."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    ok = lengths > 0
-    return float(((a * b).sum(axis=1)[ok] / lengths[ok]).mean()) if ok.any() else float("nan")
+    return _cosine((a * b).sum(axis=1), np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
 def alpha_auto(
@@ -82,35 +90,24 @@ def alpha_auto(
         α > 0; NaN if no mapped row has a length.
     """
     shift = 0.0 if target_mean is None else target_mean
-    wanted, given = np.linalg.norm(y - shift, axis=1), np.linalg.norm(mapped - shift, axis=1)
-    # a deviation that is only rounding of the mean has no length
-    ok = given > 1e-12 * np.maximum(np.linalg.norm(mapped, axis=1), 1e-300)
-    return float(np.median(wanted[ok] / given[ok])) if ok.any() else float("nan")
+    given = np.linalg.norm(mapped - shift, axis=1)
+    return _alpha(np.linalg.norm(y - shift, axis=1), given, np.linalg.norm(mapped, axis=1))
 
 
 def shuffled_r2(
-    estimator: TransportMap,
-    train: tuple[Array, Array],
-    validation: tuple[Array, Array],
-    draws: int,
-    seed: int,
+    estimator: TransportMap, train: Paired, validation: Paired, draws: int, seed: int
 ) -> Float[np.ndarray, " draws"]:
-    """Validation R² of the map refitted on randomly re-paired train rows, scored on true pairs."""
-    rng = np.random.default_rng(seed)
-    x, y = train
+    """Validation R² of the map refitted on wrongly paired train rows, scored on true pairs.
+
+    Whole groups of the target are exchanged, and a prompt keeps its role in its group: a map that only
+    knows the role (the language) scores here as well.
+    """
     return np.array(
-        [clone(estimator).fit(x, y[rng.permutation(len(y))]).score(*validation) for _ in range(draws)]
+        [
+            clone(estimator).fit_sides(p.x, p.y, p.groups).score(validation.x.rows, validation.y.rows)
+            for p in train.shuffled(draws, seed)
+        ]
     )
-
-
-def _alikeness(x: Array, mapped: Array, y: Array) -> dict[str, float]:
-    raw, carried, target = gram(x), gram(mapped), gram(y)
-    return {
-        "cka_raw": float(cka_from_grams(raw, target)),
-        "cka_mapped": float(cka_from_grams(carried, target)),
-        "cka_raw_debiased": float(cka_from_grams(raw, target, debiased=True)),
-        "cka_mapped_debiased": float(cka_from_grams(carried, target, debiased=True)),
-    }
 
 
 def evaluate_transport(
@@ -121,6 +118,23 @@ def evaluate_transport(
     y_validation: Float[np.ndarray, "m dy"],
     *,
     n_shuffles: int = 5,
+    n_pairings: int = 199,
+    seed: int = 0,
+) -> TransportScores:
+    """`evaluate_pairs` of plain arrays, every prompt its own group."""
+    train, validation = Paired.of(x_train, y_train), Paired.of(x_validation, y_validation)
+    return evaluate_pairs(
+        estimator, train, validation, n_shuffles=n_shuffles, n_pairings=n_pairings, seed=seed
+    )
+
+
+def evaluate_pairs(
+    estimator: TransportMap,
+    train: Paired,
+    validation: Paired,
+    *,
+    n_shuffles: int = 5,
+    n_pairings: int = 199,
     seed: int = 0,
 ) -> TransportScores:
     """Scores a map on train and validation prompts.
@@ -131,34 +145,76 @@ def evaluate_transport(
     Raises:
         AnalysisError: fewer than 4 validation prompts, which the debiased CKA needs.
     """
-    if len(x_validation) < 4:
-        raise AnalysisError(
-            "Too few validation prompts to judge a map.",
-            expected="at least 4",
-            given=len(x_validation),
-            next_step="Enlarge the validation split.",
-        )
-    x, y, xv, yv = (np.asarray(a, dtype=np.float64) for a in (x_train, y_train, x_validation, y_validation))
-    try:
-        check_is_fitted(estimator, "single_output_")
-        fitted = estimator
-    except NotFittedError:
-        fitted = clone(estimator).fit(x, y)
-    mapped_train, mapped, centre = fitted.predict(x), fitted.predict(xv), y.mean(axis=0)
-    shuffled = shuffled_r2(estimator, (x, y), (xv, yv), n_shuffles, seed)
+    fitted = _fitted(estimator, train)
+    _enough(validation)
+    mean, yt, yv = train.y.moments[0], train.y.rows, validation.y.rows
+    rows = validation.x.rows
+    own = MappedLengths.of(fitted.predict(train.x.rows), yt, mean)
+    new = MappedLengths.of(fitted.predict(rows), yv, mean)
     whitened = getattr(fitted, "score_whitened", lambda *_: float("nan"))
-    numbers: dict[str, float] = {
-        "r2_train": fitted.score(x, y),
-        "r2_validation": fitted.score(xv, yv),
-        "r2_train_whitened": whitened(x, y),
-        "r2_validation_whitened": whitened(xv, yv),
-        "r2_shuffled": float(shuffled.mean()) if n_shuffles else float("nan"),
-        "r2_shuffled_max": float(shuffled.max()) if n_shuffles else float("nan"),
-        **_alikeness(xv, mapped, yv),
-        "cosine": mean_cosine(mapped, yv),
-        "cosine_deviation": mean_cosine(mapped - centre, yv - centre),
-        "alpha_vector": alpha_auto(y, mapped_train),
-        "alpha_deviation": alpha_auto(y, mapped_train, centre),
+    fit = {
+        "r2_train": fitted.score(train.x.rows, yt),
+        "r2_validation": fitted.score(rows, yv),
+        "r2_train_whitened": whitened(train.x.rows, yt),
+        "r2_validation_whitened": whitened(rows, yv),
+    }
+    shuffled = shuffled_r2(estimator, train, validation, n_shuffles, seed)
+    alike = raw_alikeness(validation) | mapped_alikeness(new.gram, validation, n_pairings, seed)
+    return summarise(fit, shuffled, alike, own, new, n_pairings)
+
+
+def evaluate_path(
+    paths: tuple[PathErrors, PathErrors],
+    parameter: float,
+    validation: Paired,
+    shuffled: Float[np.ndarray, " draws"],
+    raw: dict[str, float],
+    *,
+    n_pairings: int = 199,
+    seed: int = 0,
+) -> TransportScores:
+    """The same scores at one parameter of a map's path, without its predictions; whitened R² is left out.
+
+    Args:
+        paths: `scorer` of the train and of the validation rows.
+        parameter: λ or k.
+        shuffled: validation R² of maps refitted on wrongly paired rows, at this parameter.
+        raw: `raw_alikeness` of the validation rows.
+    """
+    train, new = paths
+    nan = float("nan")
+    fit = {
+        "r2_train": float(train.r2([parameter])[0]),
+        "r2_validation": float(new.r2([parameter])[0]),
+        "r2_train_whitened": nan,
+        "r2_validation_whitened": nan,
+    }
+    lengths = new.mapped(parameter)
+    alike = raw | mapped_alikeness(lengths.gram, validation, n_pairings, seed)
+    return summarise(fit, shuffled, alike, train.mapped(parameter), lengths, n_pairings)
+
+
+def summarise(
+    fit: dict[str, float],
+    shuffled: Float[np.ndarray, " draws"],
+    alike: dict[str, float],
+    train: MappedLengths,
+    validation: MappedLengths,
+    n_pairings: int,
+) -> TransportScores:
+    """All scores and the words on them from their parts."""
+    draws = len(shuffled)
+    numbers = {
+        **fit,
+        "r2_shuffled": float(shuffled.mean()) if draws else float("nan"),
+        "r2_shuffled_max": float(shuffled.max()) if draws else float("nan"),
+        **alike,
+        "cosine": _cosine(validation.dot, validation.length * validation.target_length),
+        "cosine_deviation": _cosine(
+            validation.deviation_dot, validation.deviation * validation.target_deviation
+        ),
+        "alpha_vector": _alpha(train.target_length, train.length, train.length),
+        "alpha_deviation": _alpha(train.target_deviation, train.deviation, train.length),
     }
     words = describe(
         numbers["r2_train"],
@@ -168,8 +224,78 @@ def evaluate_transport(
         numbers["cosine_deviation"],
     )
     return TransportScores(
-        **numbers, n_train=len(x), n_validation=len(xv), n_shuffles=n_shuffles, words=words
+        **numbers,
+        n_train=train.length.size,
+        n_validation=validation.length.size,
+        n_shuffles=draws,
+        n_pairings=n_pairings,
+        words=words,
     )
+
+
+def raw_alikeness(validation: Paired) -> dict[str, float]:
+    """Biased and debiased CKA of source and target as they are."""
+    _enough(validation)
+    one, two = validation.x.gram, validation.y.gram
+    return {
+        "cka_raw": float(cka_from_grams(one, two)),
+        "cka_raw_debiased": float(cka_from_grams(one, two, debiased=True)),
+    }
+
+
+def mapped_alikeness(
+    mapped: Float[np.ndarray, "m m"], validation: Paired, n_pairings: int, seed: int
+) -> dict[str, float]:
+    """Biased and debiased CKA of mapped rows, given by their Gram, with the target, and the null of the
+    debiased one."""
+    one, two = centre(mapped), validation.y.gram
+    low = high = float("nan")
+    if n_pairings:
+        null = permutation_null(
+            one,
+            two,
+            groups=validation.groups,
+            roles=validation.roles,
+            n_draws=n_pairings,
+            level=NULL_LEVEL,
+            seed=seed,
+        )
+        low, high = float(null.low), float(null.high)
+    return {
+        "cka_mapped": float(cka_from_grams(one, two)),
+        "cka_mapped_debiased": float(cka_from_grams(one, two, debiased=True)),
+        "cka_null_low": low,
+        "cka_null_high": high,
+    }
+
+
+def _fitted(estimator: TransportMap, train: Paired) -> TransportMap:
+    try:
+        check_is_fitted(estimator, "single_output_")
+    except NotFittedError:
+        return clone(estimator).fit_sides(train.x, train.y, train.groups)
+    return estimator
+
+
+def _enough(validation: Paired) -> None:
+    if len(validation) < 4:
+        raise AnalysisError(
+            "Too few validation prompts to judge a map.",
+            expected="at least 4",
+            given=len(validation),
+            next_step="Enlarge the validation split.",
+        )
+
+
+def _cosine(dots: Array, lengths: Array) -> float:
+    ok = lengths > 0
+    return float((dots[ok] / lengths[ok]).mean()) if ok.any() else float("nan")
+
+
+def _alpha(wanted: Array, given: Array, length: Array) -> float:
+    # a deviation that is only rounding of the mean has no length
+    ok = given > 1e-12 * np.maximum(length, 1e-300)
+    return float(np.median(wanted[ok] / given[ok])) if ok.any() else float("nan")
 
 
 def describe(r2_train: float, r2_validation: float, r2_shuffled: float, cka: float, cosine: float) -> str:

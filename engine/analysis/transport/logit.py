@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from scipy import linalg
+from sklearn.utils.validation import check_is_fitted
 
-from engine.analysis.transport.base import Array, TransportMap, check_choice
+from engine.analysis.transport.base import TransportMap, check_choice
+from engine.analysis.transport.paths import PathErrors
 from engine.analysis.transport.ridge import DEFAULT_ALPHAS, RidgeTransport
+from engine.analysis.transport.sides import CONSTANT_RTOL, Array, Side
 from engine.analysis.transport.simple import Identity, MomentMatching
 from engine.errors import AnalysisError
 
@@ -23,29 +30,57 @@ def unembedding_basis(
 ) -> Float[np.ndarray, "d k"]:
     """Leading right singular vectors (d, k) of W·diag(gain), or of two such matrices stacked.
 
-    Computed from the leading eigenvectors of the d × d WᵀW, so the vocabulary's size costs one product.
+    Computed from the smaller of the two Grams, so a large vocabulary costs one product. A matrix made by
+    `compress_unembedding` has the same leading vectors and is cheap.
 
     Args:
         gain: of the final norm (for families that add 1 to it, after adding).
     """
+    return _leading(unembedding, n_components, gain, other, other_gain)[0]
 
-    def second_moment(matrix: Array, scale: Array | None) -> Array:
-        w = np.asarray(matrix, dtype=np.float64)
-        w = w if scale is None else w * np.asarray(scale, dtype=np.float64)
-        return w.T @ w
 
-    total = second_moment(unembedding, gain)
-    d = total.shape[0]
+def compress_unembedding(
+    unembedding: Float[np.ndarray, "vocab d"], size: int, gain: Float[np.ndarray, " d"] | None = None
+) -> Float[np.ndarray, "size d"]:
+    """diag(σ)Vᵀ of W·diag(gain), cut to its leading `size` rows (at most d): the same leading right singular
+    vectors and values in far fewer rows. Of two compressed matrices stacked the same holds approximately."""
+    basis, sigma = _leading(unembedding, min(size, *np.shape(unembedding)), gain)
+    return (basis * sigma).T
+
+
+def _leading(
+    unembedding: Array,
+    n_components: int,
+    gain: Array | None = None,
+    other: Array | None = None,
+    other_gain: Array | None = None,
+) -> tuple[Array, Array]:
+    """Right singular vectors (d, k) and singular values (k,)."""
+    d = np.shape(unembedding)[1]
     if other is not None and np.shape(other)[1] != d:
         raise AnalysisError(
             "A joint logit subspace needs one width.", expected=f"width {d}", given=np.shape(other)[1]
         )
-    if not 1 <= n_components <= d:
-        raise AnalysisError("No such subspace.", expected=f"1 ≤ n_components ≤ {d}", given=n_components)
-    if other is not None:
-        total = total + second_moment(other, other_gain)
-    _, vectors = linalg.eigh(total, subset_by_index=[d - n_components, d - 1])
-    return vectors[:, ::-1]
+    parts = [(unembedding, gain)] + ([] if other is None else [(other, other_gain)])
+    scaled = [
+        np.asarray(w, dtype=np.float64) * (1.0 if g is None else np.asarray(g, dtype=np.float64))
+        for w, g in parts
+    ]
+    rows = sum(len(w) for w in scaled)
+    if not 1 <= n_components <= min(d, rows):
+        raise AnalysisError(
+            "No such subspace.", expected=f"1 ≤ n_components ≤ {min(d, rows)}", given=n_components
+        )
+    if rows < d:
+        stacked = np.vstack(scaled)
+        values, vectors = linalg.eigh(stacked @ stacked.T, subset_by_index=[rows - n_components, rows - 1])
+        sigma = np.sqrt(np.maximum(values[::-1], np.finfo(np.float64).tiny))
+        return stacked.T @ vectors[:, ::-1] / sigma, sigma
+    moment = np.zeros((d, d))
+    for w in scaled:
+        moment += w.T @ w
+    values, vectors = linalg.eigh(moment, subset_by_index=[d - n_components, d - 1])
+    return vectors[:, ::-1], np.sqrt(np.maximum(values[::-1], 0.0))
 
 
 class LogitSubspaceRidge(TransportMap):
@@ -88,7 +123,7 @@ class LogitSubspaceRidge(TransportMap):
         self.alphas = alphas
         self.selection = selection
 
-    def _fit(self, x: Array, y: Array) -> None:
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         check_choice("outside", self.outside, ("moments", "identity"))
         if self.unembedding is None or (self.joint and self.source_unembedding is None):
             raise AnalysisError(
@@ -97,20 +132,66 @@ class LogitSubspaceRidge(TransportMap):
                 given="None",
                 next_step="Pass what is missing, or set joint=False.",
             )
+        if np.shape(self.unembedding)[1] != x.shape[1]:
+            raise AnalysisError(
+                "The unembedding reads another width than the activations have.",
+                expected=f"width {x.shape[1]}",
+                given=f"width {np.shape(self.unembedding)[1]}",
+            )
         other = self.source_unembedding if self.joint else None
         self.basis_ = unembedding_basis(
             self.unembedding, self.n_components, self.gain, other, self.source_gain
         )
-        if self.basis_.shape[0] != x.shape[1]:
+        self._whole_basis = self.basis_
+        self.outside_ = (MomentMatching() if self.outside == "moments" else Identity()).fit_sides(x, y)
+        self._fitted_on = (x.rows @ self.basis_, y.rows @ self.basis_, groups)
+        self._fit_inside()
+
+    def _fit_inside(self) -> None:
+        x, y, groups = self._fitted_on
+        k = self.basis_.shape[1]
+        inside = RidgeTransport(self.alphas, selection=self.selection)
+        self.ridge_ = inside.fit_sides(Side(x[:, :k]), Side(y[:, :k]), groups)
+
+    def at_components(self, k: int) -> LogitSubspaceRidge:
+        """The map of the first k directions, k at most those fitted: the ridge is fitted again on the kept
+        coordinates, the activations aren't read.
+
+        Raises AnalysisError on a map loaded from a file, which doesn't hold them.
+        """
+        check_is_fitted(self, "ridge_")
+        kept = getattr(self, "_fitted_on", None)
+        most = 0 if kept is None else kept[0].shape[1]
+        if not 1 <= k <= most:
             raise AnalysisError(
-                "The unembedding reads another width than the activations have.",
-                expected=f"width {x.shape[1]}",
-                given=f"width {self.basis_.shape[0]}",
+                "The map doesn't hold the coordinates of so many directions.",
+                expected=f"1 ≤ k ≤ {most}" if most else "a map fitted in this process",
+                given=k if most else "a loaded map",
+                next_step="Fit it again on the activations of the store.",
             )
-        self.ridge_ = RidgeTransport(self.alphas, selection=self.selection).fit(
-            x @ self.basis_, y @ self.basis_
-        )
-        self.outside_ = (MomentMatching() if self.outside == "moments" else Identity()).fit(x, y)
+        other = copy(self)
+        other.n_components, other.basis_ = k, self._whole_basis[:, :k]
+        other._fit_inside()
+        return other
+
+    def at(self, alpha: float) -> LogitSubspaceRidge:
+        """The same fit at another λ > 0 of the inner ridge."""
+        check_is_fitted(self, "ridge_")
+        other = copy(self)
+        other.ridge_ = self.ridge_.at(alpha)
+        return other
+
+    def scorer(self, X: Any, y: Any) -> PathErrors:
+        """Errors on these rows, in the whole space, at any λ of the inner ridge."""
+        check_is_fitted(self, "ridge_")
+        x = np.asarray(X, dtype=np.float64)
+        target = np.asarray(y, dtype=np.float64).reshape(len(x), -1)
+        missed = target - self.outside_.predict(x)
+        left = float((missed**2).sum() - ((missed @ self.basis_) ** 2).sum())
+        inner = self.ridge_.scorer(x @ self.basis_, target @ self.basis_)
+        total = float(((target - target.mean(axis=0)) ** 2).sum())
+        varies = total > CONSTANT_RTOL**2 * float((target**2).sum())
+        return replace(inner, total=total if varies else 0.0, outside=max(left, 0.0))
 
     def _predict(self, x: Array) -> Array:
         kept = self.outside_.predict(x)

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from scipy import linalg
 from sklearn.utils.validation import check_is_fitted
 
-from engine.analysis.transport.base import Array, Span, TransportMap, check_choice
+from engine.analysis.transport.base import TransportMap, check_choice
+from engine.analysis.transport.paths import PathErrors
+from engine.analysis.transport.sides import Array, Side, Span
 from engine.errors import AnalysisError
 
 EIGENVALUE_FLOOR = 1e-6
@@ -28,6 +31,15 @@ def shrunk_eigenvalues(span: Span, shrinkage: float) -> tuple[Array, float]:
     inside = (1 - shrinkage) * variances + isotropic
     floor = EIGENVALUE_FLOOR * float(inside.max(initial=0.0))
     return np.maximum(inside, floor), max(isotropic, floor)
+
+
+def _not_kept(what: str) -> AnalysisError:
+    return AnalysisError(
+        f"This map was loaded from a file and no longer holds {what}.",
+        expected="a map fitted in this process",
+        given="a loaded map",
+        next_step="Fit it again on the activations of the store.",
+    )
 
 
 class ScaledProcrustes(TransportMap):
@@ -61,8 +73,8 @@ class ScaledProcrustes(TransportMap):
         self.n_components = n_components
         self.scale = scale
 
-    def _fit(self, x: Array, y: Array) -> None:
-        self._solve(Span.of(x), Span.of(y))
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
+        self._solve(x.span, y.span)
 
     def _solve(self, x: Span, y: Span) -> None:
         check_choice("scale", self.scale, ("fit", "seed"))
@@ -122,6 +134,19 @@ class ScaledProcrustes(TransportMap):
             [self.target_mean_ + self._scale(k) * coordinates[:, :k] @ self.right_[:k] for k in ranks]
         )
 
+    def scorer(self, X: Any, y: Any) -> PathErrors:
+        """Everything that the error on these rows needs, so that a moved k costs r² operations."""
+        check_is_fitted(self, "rank_")
+        target = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        coordinates = self._coordinates(np.asarray(X, dtype=np.float64), self.rank_)
+        return PathErrors.of(self._weights, coordinates, self.right_, self.target_mean_, target)
+
+    def _weights(self, ks: Sequence[float] | Array) -> Float[np.ndarray, "a r"]:
+        """s_k for the first k directions and 0 for the others, a row for each k."""
+        ranks = np.clip(np.asarray(ks, dtype=np.intp), 0, self.rank_)
+        scales = np.concatenate([[0.0], self.scales_])[ranks]
+        return np.asarray(scales[:, None] * (np.arange(self.rank_) < ranks[:, None]))
+
     def with_shrinkage(self, shrinkage: float) -> ScaledProcrustes:
         """Another γ from the kept decompositions of both sides: one r × r SVD, features aren't read.
 
@@ -180,12 +205,7 @@ class ScaledProcrustes(TransportMap):
         check_is_fitted(self, "rank_")
         spans: tuple[Span, Span] | None = getattr(self, "_spans", None)
         if spans is None:
-            raise AnalysisError(
-                "This map was loaded from a file and no longer holds the decomposition of its activations.",
-                expected="a map fitted in this process",
-                given="a loaded map",
-                next_step="Fit it again on the activations of the store.",
-            )
+            raise _not_kept("the decomposition of its activations")
         return spans
 
 
@@ -213,11 +233,10 @@ class PCAProcrustes(TransportMap):
         tags.regressor_tags.poor_score = True  # a rotation can't follow the target's amplitude
         return tags
 
-    def _fit(self, x: Array, y: Array) -> None:
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         if self.n_components is not None and self.n_components < 1:
             raise AnalysisError("No such size.", expected="n_components ≥ 1 or None", given=self.n_components)
-        self.source_mean_, self.target_mean_ = x.mean(axis=0), y.mean(axis=0)
-        x, y = x - self.source_mean_, y - self.target_mean_
+        self.source_mean_, self.target_mean_ = x.moments[0], y.moments[0]
         if self.joint:
             if x.shape[1] != y.shape[1]:
                 raise AnalysisError(
@@ -226,14 +245,40 @@ class PCAProcrustes(TransportMap):
                     given=f"widths {x.shape[1]} and {y.shape[1]}",
                     next_step="Use joint=False.",
                 )
-            self.source_basis_ = Span.of(np.vstack([x, y])).v[:, : self.n_components]
-            self.target_basis_ = self.source_basis_
+            one, two = x.rows - self.source_mean_, y.rows - self.target_mean_
+            basis = Span.of(np.vstack([one, two])).v
+            self._fitted_on = (basis, basis, one @ basis, two @ basis)
         else:
-            self.source_basis_ = Span.of(x).v[:, : self.n_components]
-            self.target_basis_ = Span.of(y).v[:, : self.n_components]
-        cross = (x @ self.source_basis_).T @ (y @ self.target_basis_)
-        left, self.singular_values_, right = linalg.svd(cross, full_matrices=False)
-        self.rotation_ = left @ right
+            a, b = x.span, y.span
+            self._fitted_on = (a.v, b.v, a.u * a.sigma, b.u * b.sigma)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        k = self.n_components
+        bases, scores = self._fitted_on[:2], self._fitted_on[2:]
+        self.source_basis_, self.target_basis_ = (basis[:, :k] for basis in bases)
+        left, self.singular_values_, right = linalg.svd(
+            scores[0][:, :k].T @ scores[1][:, :k], full_matrices=False
+        )
+        # directions that only one side varies in have no partner: any rotation of them would be arbitrary
+        limit = max(left.shape[0], right.shape[1]) * np.finfo(np.float64).eps
+        shared = self.singular_values_ > limit * self.singular_values_.max(initial=0.0)
+        self.rotation_ = left[:, shared] @ right[shared]
+
+    def at_rank(self, k: int | None) -> PCAProcrustes:
+        """The rotation between the first k components of each side, from the kept scores.
+
+        Raises AnalysisError on a map loaded from a file, which doesn't hold them.
+        """
+        check_is_fitted(self, "rotation_")
+        if not hasattr(self, "_fitted_on"):
+            raise _not_kept("the scores of its activations")
+        if k is not None and k < 1:
+            raise AnalysisError("No such rank.", expected="k ≥ 1, or None for all", given=k)
+        other = copy(self)
+        other.n_components = k
+        other._rotate()
+        return other
 
     def _predict(self, x: Array) -> Array:
         scores = (x - self.source_mean_) @ self.source_basis_

@@ -4,90 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from engine.analysis.resampling import unit_index
-from engine.analysis.transport.base import Array, Span, TransportMap, check_choice, column_moments
+from engine.analysis.transport.base import TransportMap, check_choice
+from engine.analysis.transport.paths import PathErrors
+from engine.analysis.transport.sides import Array, Side, Span
 from engine.errors import AnalysisError
 
 DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-2, 6, 25))
 
 
-def leave_one_out_errors(span: Span, y: Float[np.ndarray, "n m"], alphas: Array) -> Float[np.ndarray, "a"]:
-    """Mean squared leave-one-out error of ridge for each λ, with an unpenalised intercept.
+def left_out_errors(
+    span: Span, y: Float[np.ndarray, "n m"], alphas: Array, unit: Int[np.ndarray, " n"] | None = None
+) -> Float[np.ndarray, "a"]:
+    """Mean squared error of ridge on prompts left out with their whole unit, for each λ.
 
-    e_i = (y_i − ŷ_i)/(1 − H_ii), H = U diag(σ²/(σ²+λ)) Uᵀ + 11ᵀ/n (Allen 1974; Golub, Heath & Wahba 1979):
-    equal to n refits with the standardisation frozen. I − H is summed from λ/(σ²+λ), not subtracted, so that
-    small λ with n ≤ d (where every H_ii is nearly 1) keep their digits. With n ≤ m the squared
-    residuals come from the r × r Gram of Uᵀy: the cost per λ doesn't depend on the target's width.
+    The intercept is unpenalised and the standardisation frozen. For a unit G, e_G = (I − H_GG)⁻¹(y_G − ŷ_G)
+    with H = U diag(σ²/(σ²+λ)) Uᵀ + 11ᵀ/n, equal to refitting without G (Allen 1974; Golub, Heath & Wahba 1979
+    for one prompt; Cook & Weisberg 1982 for several). I − H is summed from λ/(σ²+λ), not subtracted, so that
+    small λ with n ≤ d (where H is nearly the identity) keep their digits. With n ≤ m the squared residuals
+    come from the r × r Gram of Uᵀy: the cost per λ doesn't depend on the target's width.
 
     Args:
         y: (n, m) centred.
+        unit: (n,) unit of each prompt, 0..G−1; None leaves out one prompt at a time.
+
+    Returns:
+        (a,) inf where a unit can't be predicted from the others.
     """
     n, m = y.shape
-    errors = np.empty(alphas.size)
-    wide = n <= m
+    blocks = _blocks(np.arange(n) if unit is None else unit)
     projected = span.u.T @ y
     saturated = span.rank == n - 1  # then U and 1/√n are a complete basis, and nothing lies outside
     outside = np.zeros_like(y) if saturated else y - span.u @ projected
-    free = np.zeros(n) if saturated else np.maximum(1 - 1 / n - (span.u**2).sum(axis=1), 0.0)
-    if wide:
-        cross, inner, size = projected @ outside.T, projected @ projected.T, (outside**2).sum(axis=1)
+    wide = n <= m
+    inner, cross = (projected @ projected.T, outside @ projected.T) if wide else (np.empty(0), np.empty(0))
+    sizes = [_products(outside, outside, rows) for rows in blocks] if wide else []
+    free = [_free(span.u, rows, saturated) for rows in blocks]
+    errors = np.empty(alphas.size)
     for index, alpha in enumerate(alphas):
         kept = span.u * (alpha / (span.sigma**2 + alpha))
         if wide:
-            square = size + 2 * (kept * cross.T).sum(axis=1) + ((kept @ inner) * kept).sum(axis=1)
+            mixed = kept @ inner
+            squares = []
+            for rows, size in zip(blocks, sizes, strict=True):
+                across = _products(kept, cross, rows)
+                squares.append(size + across + across.swapaxes(1, 2) + _products(mixed, kept, rows))
         else:
-            square = ((outside + kept @ projected) ** 2).sum(axis=1)
-        left_out = free + (kept * span.u).sum(axis=1)
-        errors[index] = (square / left_out**2).sum() / (n * m) if (left_out > 0).all() else np.inf
+            residual = outside + kept @ projected
+            squares = [_products(residual, residual, rows) for rows in blocks]
+        total = 0.0
+        for rows, own, square in zip(blocks, free, squares, strict=True):
+            total += _unfold(own + _products(kept, span.u, rows), square)
+        errors[index] = total / (n * m)
     return errors
 
 
-@dataclass(frozen=True)
-class PathErrors:
-    """Σ‖y − T diag(g) P‖² as a function of λ from r × r products: ‖y‖² − 2 c·g + gᵀ(TᵀT ∘ PPᵀ)g.
+def _blocks(unit: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, "count size"]]:
+    """Prompts of every unit, units of one size in one array (count, size)."""
+    order, sizes = np.argsort(unit, kind="stable"), np.bincount(unit)
+    starts = np.cumsum(sizes) - sizes
+    return [order[starts[sizes == size][:, None] + np.arange(size)] for size in np.unique(sizes[sizes > 0])]
 
-    T are the rows' coordinates, g = σ/(σ² + λ), P the projected target.
 
-    Attributes:
-        size: ‖y‖², y about the train mean. total: about its own mean. cross: c (r,). inner: (r, r).
-        sigma: (r,).
-    """
+def _products(
+    a: Array, b: Array, rows: Int[np.ndarray, "count size"]
+) -> Float[np.ndarray, "count size size"]:
+    """Inner products of a's and b's rows inside every block."""
+    return np.asarray(a[rows] @ b[rows].swapaxes(1, 2))
 
-    size: float
-    total: float
-    cross: Array
-    inner: Array
-    sigma: Array
 
-    @classmethod
-    def of(cls, fitted: RidgeTransport, x: Array, y: Array, projected: Array) -> PathErrors:
-        """From rows x, their target y about the train mean, and P in the target's units."""
-        coordinates = fitted._coordinates(x)
-        return cls(
-            float((y**2).sum()),
-            float(((y - y.mean(axis=0)) ** 2).sum()),
-            (coordinates * (y @ projected.T)).sum(axis=0),
-            (coordinates.T @ coordinates) * (projected @ projected.T),
-            fitted.sigma_,
-        )
+def _free(u: Array, rows: Int[np.ndarray, "count size"], saturated: bool) -> Array:
+    """Blocks of I − UUᵀ − 11ᵀ/n, the part of I − H that no penalty changes."""
+    count, size = rows.shape
+    if saturated:
+        return np.zeros((count, size, size))
+    block = np.eye(size) - 1 / len(u) - _products(u, u, rows)
+    return np.maximum(block, 0.0) if size == 1 else block
 
-    def squared(self, alphas: Sequence[float] | Array) -> Float[np.ndarray, "a"]:
-        """Sum of squared errors at each λ."""
-        gains = self.sigma / (self.sigma**2 + np.asarray(alphas, dtype=np.float64)[:, None])
-        return self.size - 2 * gains @ self.cross + ((gains @ self.inner) * gains).sum(axis=1)
 
-    def r2(self, alphas: Sequence[float] | Array) -> Float[np.ndarray, "a"]:
-        """Variance-weighted R² at each λ; NaN where the target doesn't vary."""
-        missed = self.squared(alphas)
-        return 1 - missed / self.total if self.total > 0 else np.full(missed.shape, np.nan)
+def _unfold(left: Array, square: Array) -> float:
+    """Σ tr(M⁻¹ S M⁻¹) over blocks M = (I − H)_GG and residual Grams S; inf where an M is singular."""
+    values, vectors = np.linalg.eigh(left)
+    if not (values > 0).all():
+        return float("inf")
+    turned = (vectors * (square @ vectors)).sum(axis=1)
+    return float((turned / values**2).sum())
 
 
 class RidgeTransport(TransportMap):
@@ -99,7 +107,8 @@ class RidgeTransport(TransportMap):
 
     Args:
         alphas: candidates for λ, all > 0; one value is simply used.
-        selection: "loo", closed-form leave-one-out error in the standardised space, or "holdout".
+        selection: "loo", closed-form leave-one-out error in the standardised space (leave-one-group-out where
+            `fit` is given groups), or "holdout".
         holdout: share of prompts (or groups) held out to choose λ; the final fit uses all.
         seed: of the held-out split.
 
@@ -122,43 +131,38 @@ class RidgeTransport(TransportMap):
         self.holdout = holdout
         self.seed = seed
 
-    def fit(self, X: Any, y: Any, groups: NDArray[Any] | None = None) -> RidgeTransport:
-        """Fits on paired rows; `groups` (n,) keeps prompts of one group on one side of the held-out split."""
-        source, target = self._check_pairs(X, y)
-        self._check_options(groups)
-        if self.selection == "holdout" and len(self.alphas) > 1:
-            self.errors_ = self._holdout_errors(source, target, groups)
-        self._fit(source, target)
-        return self
-
-    def _check_options(self, groups: NDArray[Any] | None) -> None:
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         check_choice("selection", self.selection, ("loo", "holdout"))
         alphas = np.asarray(self.alphas, dtype=np.float64)
         if alphas.ndim != 1 or alphas.size == 0 or not (alphas > 0).all() or not np.isfinite(alphas).all():
             raise AnalysisError("Ridge needs penalties.", expected="alphas > 0, at least one", given=alphas)
-        if groups is not None and self.selection == "loo":
-            raise AnalysisError(
-                "Leave-one-out would keep the other prompts of the left-out prompt's group.",
-                expected='selection="holdout" where prompts come in groups',
-                given='groups with selection="loo"',
-                next_step='Set selection="holdout", or leave groups out.',
-            )
-
-    def _fit(self, x: Array, y: Array) -> None:
-        self.source_mean_, self.source_sd_ = column_moments(x)
-        self.target_mean_, self.target_sd_ = column_moments(y)
+        self.source_mean_, self.source_sd_ = x.moments
+        self.target_mean_, self.target_sd_ = y.moments
         kept = self.source_sd_ > 0
         self.dropped_share_ = float(1 - kept.mean())
         self.dropped_targets_share_ = float((self.target_sd_ == 0).mean())
-        span = Span.of((x[:, kept] - self.source_mean_[kept]) / self.source_sd_[kept])
-        z = np.where(self.target_sd_ > 0, y - self.target_mean_, 0.0) / self._safe(self.target_sd_)
-        self.alphas_ = np.asarray(self.alphas, dtype=np.float64)
-        if self.selection == "loo" or len(self.alphas) == 1:
-            self.errors_ = leave_one_out_errors(span, z, self.alphas_)
+        span, self.alphas_ = x.standard_span, alphas
+        self.errors_ = self._errors(x, y, groups)
         self.alpha_ = float(self.alphas_[int(np.argmin(self.errors_))])
         self.basis_ = np.zeros((x.shape[1], span.rank))
         self.basis_[kept] = span.v
-        self.sigma_, self.projected_ = span.sigma, span.u.T @ z
+        self.sigma_, self.projected_ = span.sigma, span.u.T @ y.standard
+
+    def _errors(self, x: Side, y: Side, groups: NDArray[Any] | None) -> Array:
+        """The errors that λ is chosen by; one λ needs no choice, and NaN is its error."""
+        if self.alphas_.size == 1:
+            return np.full(1, np.nan)
+        if self.selection == "holdout":
+            return self._holdout_errors(x.rows, y.rows, groups)
+        unit = unit_index(x.shape[0], groups)
+        if groups is not None and unit.max() == 0:
+            raise AnalysisError(
+                "One group holds every prompt, so none can be left out.",
+                expected="at least 2 groups",
+                given="1 group",
+                next_step="Leave groups out, or set one λ.",
+            )
+        return left_out_errors(x.standard_span, y.standard, self.alphas_, unit)
 
     def _holdout_errors(self, x: Array, y: Array, groups: NDArray[Any] | None) -> Array:
         unit = unit_index(len(x), groups)
@@ -174,7 +178,9 @@ class RidgeTransport(TransportMap):
         part = RidgeTransport(alphas=(1.0,)).fit(x[~out], y[~out])
         alphas = np.asarray(self.alphas, dtype=np.float64)
         standard = (y[out] - part.target_mean_) / self._safe(part.target_sd_) * (part.target_sd_ > 0)
-        return PathErrors.of(part, x[out], standard, part.projected_).squared(alphas) / standard.size
+        coordinates, none = part._coordinates(x[out]), np.zeros(standard.shape[1])
+        path = PathErrors.of(part._gains, coordinates, part.projected_, none, standard)
+        return path.squared(alphas) / standard.size
 
     @staticmethod
     def _safe(sd: Array) -> Array:
@@ -183,17 +189,17 @@ class RidgeTransport(TransportMap):
     def _coordinates(self, x: Array) -> Array:
         return (x - self.source_mean_) / self._safe(self.source_sd_) @ self.basis_
 
-    def _gains(self, alphas: Array) -> Float[np.ndarray, "a r"]:
-        return self.sigma_ / (self.sigma_**2 + alphas[:, None])
+    def _gains(self, alphas: Sequence[float] | Array) -> Float[np.ndarray, "a r"]:
+        return np.asarray(self.sigma_ / (self.sigma_**2 + np.asarray(alphas, dtype=np.float64)[:, None]))
 
     def _predict(self, x: Array) -> Array:
-        standard = (self._coordinates(x) * self._gains(np.array([self.alpha_]))[0]) @ self.projected_
+        standard = (self._coordinates(x) * self._gains([self.alpha_])[0]) @ self.projected_
         return self.target_mean_ + standard * self.target_sd_
 
     def coefficients(self) -> Float[np.ndarray, "dx dy"]:
         """W in standardised units (d_x, d_y) at the λ in use; zero rows where a dimension was dropped."""
         check_is_fitted(self, "alpha_")
-        return (self.basis_ * self._gains(np.array([self.alpha_]))[0]) @ self.projected_
+        return (self.basis_ * self._gains([self.alpha_])[0]) @ self.projected_
 
     def at(self, alpha: float) -> RidgeTransport:
         """The same fit at another λ > 0; shares all arrays."""
@@ -208,7 +214,7 @@ class RidgeTransport(TransportMap):
         """Mapped rows at each λ (len(alphas), n, d_y)."""
         check_is_fitted(self, "alpha_")
         coordinates = self._coordinates(np.asarray(X, dtype=np.float64))
-        gains = self._gains(np.asarray(alphas, dtype=np.float64))
+        gains = self._gains(alphas)
         scaled = self.projected_ * self.target_sd_
         return np.stack([self.target_mean_ + (coordinates * g) @ scaled for g in gains])
 
@@ -222,5 +228,7 @@ class RidgeTransport(TransportMap):
     def scorer(self, X: Any, y: Any) -> PathErrors:
         """Everything that the error on these rows needs, so that a moved λ costs r² operations."""
         check_is_fitted(self, "alpha_")
-        target = np.asarray(y, dtype=np.float64).reshape(len(y), -1) - self.target_mean_
-        return PathErrors.of(self, np.asarray(X, dtype=np.float64), target, self.projected_ * self.target_sd_)
+        target = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        written = self.projected_ * self.target_sd_
+        coordinates = self._coordinates(np.asarray(X, dtype=np.float64))
+        return PathErrors.of(self._gains, coordinates, written, self.target_mean_, target)

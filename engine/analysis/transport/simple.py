@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from engine.analysis.transport.base import Array, TransportMap, column_moments
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.analysis.transport.base import TransportMap
+from engine.analysis.transport.sides import Array, Side
 
 
 class Identity(TransportMap):
@@ -12,8 +16,8 @@ class Identity(TransportMap):
 
     same_width = True
 
-    def _fit(self, x: Array, y: Array) -> None:
-        self.target_mean_ = y.mean(axis=0)
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
+        self.target_mean_ = y.moments[0]
 
     def _predict(self, x: Array) -> Array:
         return x
@@ -28,8 +32,8 @@ class MeanShift(TransportMap):
 
     same_width = True
 
-    def _fit(self, x: Array, y: Array) -> None:
-        self.source_mean_, self.target_mean_ = x.mean(axis=0), y.mean(axis=0)
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
+        self.source_mean_, self.target_mean_ = x.moments[0], y.moments[0]
 
     def _predict(self, x: Array) -> Array:
         return x - self.source_mean_ + self.target_mean_
@@ -48,9 +52,9 @@ class MomentMatching(TransportMap):
 
     same_width = True
 
-    def _fit(self, x: Array, y: Array) -> None:
-        self.source_mean_, self.source_sd_ = column_moments(x)
-        self.target_mean_, self.target_sd_ = column_moments(y)
+    def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
+        self.source_mean_, self.source_sd_ = x.moments
+        self.target_mean_, self.target_sd_ = y.moments
         self.constant_ = int((self.source_sd_ == 0).sum())
 
     def _predict(self, x: Array) -> Array:

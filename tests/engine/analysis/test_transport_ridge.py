@@ -69,6 +69,43 @@ def test_leave_one_out_keeps_its_digits_at_vanishing_penalties() -> None:
     np.testing.assert_allclose(errors, expected, rtol=1e-6)
 
 
+GROUPINGS = {
+    "pairs": np.arange(24) // 2,
+    "uneven": np.array([0] * 5 + [1, 2, 3] * 3 + [4, 4] + list(range(5, 13))),
+}
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize(("dx", "dy"), [(6, 4), (40, 50), (40, 3), (6, 50)])
+def test_leave_one_group_out_equals_refitting(grouping: str, dx: int, dy: int) -> None:
+    groups = GROUPINGS[grouping]
+    x, y = activations(14, 24, dx, dy)
+    xs, ys = standardise(x), standardise(y)  # frozen: the refits use the same units
+    fitted = RidgeTransport(ALPHAS).fit(x, y, groups=groups)
+    errors = []
+    for alpha in ALPHAS:
+        squares = 0.0
+        for group in np.unique(groups):
+            out = groups == group
+            squares += ((ys[out] - Ridge(alpha).fit(xs[~out], ys[~out]).predict(xs[out])) ** 2).sum()
+        errors.append(squares / (24 * dy))
+    # float64; I - H loses at most 1/min eigenvalue, here below 1e4
+    np.testing.assert_allclose(fitted.errors_, errors, rtol=1e-8)
+    assert fitted.alpha_ == ALPHAS[int(np.argmin(errors))]
+
+
+def test_pairs_that_repeat_each_other_do_not_make_the_penalty_vanish() -> None:
+    rng = np.random.default_rng(15)
+    x, y = np.repeat(rng.normal(size=(20, 30)), 2, axis=0), np.repeat(rng.normal(size=(20, 30)), 2, axis=0)
+    jitter = 1e-3 * rng.normal(size=(2, 40, 30))
+    alone, grouped = RidgeTransport(), RidgeTransport()
+    alone.fit(x + jitter[0], y + jitter[1])
+    grouped.fit(x + jitter[0], y + jitter[1], groups=np.arange(40) // 2)
+    # unrelated sides: predicting the mean is best, unless a prompt's double stays in the fit
+    assert alone.alpha_ < 1
+    assert grouped.alpha_ > 1e3
+
+
 def test_held_out_choice_equals_refitting_and_keeps_groups_together() -> None:
     x, y = activations(4, 40, 12, 9)
     groups = np.repeat(np.arange(20), 2)
@@ -153,7 +190,7 @@ def test_refusals_say_what_was_wanted() -> None:
         RidgeTransport((0.0, 1.0)).fit(x, y)
     with pytest.raises(AnalysisError, match="'loo' or 'holdout'"):
         RidgeTransport(selection="best").fit(x, y)
-    with pytest.raises(AnalysisError, match='selection="holdout" where prompts come in groups'):
-        RidgeTransport().fit(x, y, groups=np.arange(20) // 2)
+    with pytest.raises(AnalysisError, match="One group holds every prompt"):
+        RidgeTransport().fit(x, y, groups=np.zeros(20))
     with pytest.raises(AnalysisError, match="0 of 20 units held out"):
         RidgeTransport(selection="holdout", holdout=0.01).fit(x, y)

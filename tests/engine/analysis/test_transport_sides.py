@@ -1,0 +1,154 @@
+"""Sides share their decompositions without changing a map; paths give the scores of predictions; pairs are
+exchanged whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from engine.analysis.transport import (
+    ClusteredTransport,
+    LogitSubspaceRidge,
+    MomentMatching,
+    Paired,
+    PCAProcrustes,
+    RidgeTransport,
+    ScaledProcrustes,
+    Side,
+    TransportMap,
+    compress_unembedding,
+    evaluate_pairs,
+    evaluate_path,
+    raw_alikeness,
+    unembedding_basis,
+)
+from engine.errors import AnalysisError
+
+MAPS: list[TransportMap] = [
+    MomentMatching(),
+    RidgeTransport(),
+    RidgeTransport(selection="holdout"),
+    ScaledProcrustes(),
+    PCAProcrustes(),
+    PCAProcrustes(joint=True),
+    LogitSubspaceRidge(np.random.default_rng(5).normal(size=(40, 12)), 5),
+    ClusteredTransport(ScaledProcrustes(), n_clusters=2, min_size=5),
+]
+
+
+def activations(seed: int, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * np.logspace(0.5, -0.5, d) + 5 * rng.normal(size=d)
+    return x, x @ rng.normal(size=(d, d)) / np.sqrt(d) + 0.5 * rng.normal(size=(n, d)) - 3.0
+
+
+@pytest.mark.parametrize("n", [9, 40])
+@pytest.mark.parametrize("estimator", MAPS, ids=str)
+def test_shared_sides_give_the_same_map(estimator: TransportMap, n: int) -> None:
+    x, y = activations(1, n, 12)
+    groups, new = np.arange(n) // 2, activations(2, 6, 12)[0]
+    sides = Side(x), Side(y)
+    _ = sides[0].decompositions(), sides[1].decompositions()
+    shared = clone(estimator).fit_sides(*sides, groups)
+    np.testing.assert_array_equal(clone(estimator).fit(x, y, groups).predict(new), shared.predict(new))
+    order = np.random.default_rng(3).permutation(n)
+    moved = clone(estimator).fit_sides(sides[0], sides[1].reordered(order), groups)
+    expected = clone(estimator).fit(x, y[order], groups).predict(new)
+    # a reordered decomposition against a new one: rounding, times the condition of whitening
+    np.testing.assert_allclose(moved.predict(new), expected, atol=1e-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n", [9, 40])
+def test_kept_decompositions_come_back_bit_for_bit(n: int) -> None:
+    x, _ = activations(1, n, 12)
+    x[:, 3] = 7.5
+    side = Side(x)
+    back = Side.restored(x, side.decompositions())
+    for name in ("span", "standard_span"):
+        for part in ("mean", "u", "sigma", "v"):
+            np.testing.assert_array_equal(
+                getattr(getattr(back, name), part), getattr(getattr(side, name), part)
+            )
+    with pytest.raises(AnalysisError, match="belongs to other activations"):
+        Side.restored(x[:-1, :7], side.decompositions())
+
+
+def test_whole_pairs_are_exchanged_and_languages_keep_their_place() -> None:
+    groups, roles = np.repeat(np.arange(6), 2), np.tile(["en", "zh"], 6)
+    roles[4:6] = roles[4:6][::-1]  # one pair has its languages the other way round
+    y = np.arange(12.0)[:, None]
+    train = Paired.of(y, y, groups, roles)
+    seen = set()
+    for wrong in train.shuffled(50, 0):
+        source = wrong.y.rows[:, 0].astype(int)
+        np.testing.assert_array_equal(roles[source], roles)
+        assert len({tuple(sorted(groups[source][groups == g])) for g in range(6)}) == 6
+        assert all(len(set(groups[source][groups == g])) == 1 for g in range(6))
+        seen.add(tuple(source))
+    assert len(seen) > 40
+    with_single = Paired.of(y[:11], y[:11], groups[:11])
+    assert all(wrong.y.rows[10, 0] == 10 for wrong in with_single.shuffled(5, 0))
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 12), (12, 40)])
+def test_a_path_has_the_scores_of_its_predictions(n: int, d: int) -> None:
+    x, y = activations(4, n + 20, d)
+    train, validation = Paired.of(x[:n], y[:n]), Paired.of(x[n:], y[n:])
+    cases: list[tuple[TransportMap, list[float]]] = [
+        (ScaledProcrustes().fit(x[:n], y[:n]), [1, 3, 8]),
+        (RidgeTransport().fit(x[:n], y[:n]), [0.1, 30.0, 1e4]),
+    ]
+    for fitted, parameters in cases:
+        paths = fitted.scorer(x[:n], y[:n]), fitted.scorer(x[n:], y[n:])
+        for parameter in parameters:
+            there = fitted.at_rank(parameter) if parameter == int(parameter) < 9 else fitted.at(parameter)
+            expected = asdict(evaluate_pairs(there, train, validation, n_shuffles=0, n_pairings=19))
+            raw = raw_alikeness(validation)
+            found = asdict(evaluate_path(paths, parameter, validation, np.empty(0), raw, n_pairings=19))
+            for name in ("words", "r2_train_whitened", "r2_validation_whitened"):
+                del found[name], expected[name]
+            # expanded squares of float64 activations of size 10
+            assert found == pytest.approx(expected, rel=1e-7, abs=1e-8, nan_ok=True)
+
+
+def test_the_path_of_a_logit_ridge_counts_the_whole_space() -> None:
+    x, y = activations(6, 60, 12)
+    fitted = LogitSubspaceRidge(np.random.default_rng(7).normal(size=(30, 12)), 4).fit(x[:40], y[:40])
+    scorer = fitted.scorer(x[40:], y[40:])
+    for alpha in (0.1, 100.0):
+        wanted = fitted.at(alpha).score(x[40:], y[40:])
+        assert scorer.r2([alpha])[0] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_other_sizes_of_a_fitted_map_equal_fitting_them() -> None:
+    x, y = activations(8, 40, 12)
+    groups, unembedding = np.arange(40) // 2, np.random.default_rng(9).normal(size=(50, 12))
+    wide = LogitSubspaceRidge(unembedding, 10).fit(x, y, groups)
+    expected = LogitSubspaceRidge(unembedding, 3).fit(x, y, groups).predict(x)
+    np.testing.assert_allclose(wide.at_components(3).predict(x), expected, atol=1e-9)
+    for joint in (False, True):
+        whole = PCAProcrustes(joint=joint).fit(x, y)
+        expected = PCAProcrustes(4, joint).fit(x, y).predict(x)
+        np.testing.assert_allclose(whole.at_rank(4).predict(x), expected, atol=1e-9)
+        np.testing.assert_array_equal(whole.at_rank(4).at_rank(None).predict(x), whole.predict(x))
+    clustered = ClusteredTransport(ScaledProcrustes(), n_clusters=2, min_size=5).fit(x, y)
+    cut = clustered.remapped(lambda m: m.at_rank(2))  # type: ignore[attr-defined]
+    expected = ClusteredTransport(ScaledProcrustes(n_components=2), n_clusters=2, min_size=5).fit(x, y)
+    np.testing.assert_allclose(cut.predict(x), expected.predict(x), atol=1e-9)
+    with pytest.raises(AnalysisError, match="1 ≤ k ≤ 10"):
+        wide.at_components(11)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 80])
+def test_a_compressed_unembedding_has_the_same_leading_directions(vocabulary: int) -> None:
+    rng = np.random.default_rng(10)
+    unembedding, gain = rng.normal(size=(vocabulary, 12)), rng.uniform(0.5, 2, 12)
+    small = compress_unembedding(unembedding, 6, gain)
+    assert small.shape == (6, 12)
+    expected = np.linalg.svd(unembedding * gain)[2][:4].T
+    for basis in (unembedding_basis(small, 4), unembedding_basis(unembedding, 4, gain)):
+        np.testing.assert_allclose(basis @ basis.T, expected @ expected.T, atol=1e-9)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-9)
