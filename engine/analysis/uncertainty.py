@@ -144,7 +144,7 @@ def bootstrap_ratio(
     return result.at(())
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, trials: int, level: float = 0.95) -> Interval:
     """Wilson score interval of a rate (Wilson 1927), for independent trials only.
 
     Raises:
