@@ -1,0 +1,79 @@
+"""A lab without a store: models, token ids and places in memory, activations by plain patch engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from engine.intervene import PatchEngine
+from engine.model import LoadedModel
+from engine.sites import Site
+
+Rows = Sequence[int] | np.ndarray
+
+
+@dataclass
+class MemoryLab:
+    """See `engine.experiment.Lab`. Every position is the same token, `at[model][row]`."""
+
+    models: dict[str, LoadedModel]
+    ids: dict[str, list[list[int]]]
+    at: dict[str, list[int]]
+    prompts: pl.DataFrame
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    reported: list[dict[str, Any]] = field(default_factory=list)
+    stop_after: int | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    _engines: dict[Any, PatchEngine] = field(default_factory=dict)
+
+    def sizes(self, model: str) -> Mapping[str, int]:
+        taps = self.models[model].taps
+        return {
+            "n_layers": taps.n_layers,
+            "n_heads": taps.n_heads,
+            "head_dim": taps.head_dim,
+            "d": taps.d,
+        }
+
+    def model(self, model: str) -> LoadedModel:
+        return self.models[model]
+
+    def tokenizer(self, model: str) -> Any:
+        return self.models[model].tokenizer
+
+    def token_ids(self, model: str, rows: Rows) -> list[list[int]]:
+        return [self.ids[model][row] for row in rows]
+
+    def places(self, model: str, position: str, rows: Rows) -> np.ndarray:
+        return np.array([self.at[model][row] for row in rows], dtype=np.int64)
+
+    def engine(
+        self, model: str, rows: Rows, position: str, read_at: Literal["patched", "decision"]
+    ) -> PatchEngine:
+        key = (model, read_at, tuple(rows))
+        if key not in self._engines:
+            places = self.places(model, position, rows).tolist()
+            ids = self.token_ids(model, rows)
+            self._engines[key] = PatchEngine(self.models[model], ids, places, read_at=read_at)
+        return self._engines[key]
+
+    def activations(self, model: str, site: Site, position: str, rows: Rows) -> np.ndarray:
+        values: np.ndarray = self.engine(model, rows, position, "patched").activations(site).numpy()
+        return values
+
+    def origin(self, model: str, site: Site, position: str) -> str:
+        return f"recomputed with {model}"
+
+    def array(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def report(self, **changes: Any) -> None:
+        self.reported.append(changes)
+
+    def should_stop(self) -> bool:
+        return self.stop_after is not None and len(self.reported) > self.stop_after
