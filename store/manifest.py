@@ -14,6 +14,7 @@ from store.arrays import read_spec
 from store.files import TEMPORARY, crc32c
 from store.layout import MANIFEST, METADATA, ArraySpec
 from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, read_entry, unit_entry
+from store.maps import MAPS, MapLog
 from store.provenance import (
     BUILDING,
     COMPLETE,
@@ -105,6 +106,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
             progress(number, len(records))
         problems += _check_file(source, record, records)
     problems += _check_runs(source)
+    problems += _check_maps(source)
     problems += _stray(source, records)
     if progress is not None:
         progress(len(records), len(records))
@@ -184,10 +186,20 @@ def _check_runs(source: Source) -> Iterator[Problem]:
             yield Problem(RUNS, run_id, str(error))
 
 
+def _check_maps(source: Source) -> Iterator[Problem]:
+    """Saved maps whose file is not what was written."""
+    log = MapLog(source.name)
+    for name in log.names():
+        try:
+            log.open(name)
+        except StoreError as error:
+            yield Problem(f"{MAPS}/{name}", name, str(error))
+
+
 def _stray(source: Source, records: dict[str, FileRecord]) -> Iterator[Problem]:
     """Files that belong to nothing: left by a killed run, or put there by someone."""
     for path in source.walk(""):
-        if path in records or path in IGNORED or path.split("/")[0] in (LEDGER, RUNS):
+        if path in records or path in IGNORED or path.split("/")[0] in (LEDGER, RUNS, MAPS):
             continue
         yield Problem(path, path.rpartition("/")[2], "no ledger entry lists it")
     if source.local is not None:
