@@ -12,15 +12,17 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from engine.analysis.cka import centre, cka_from_grams, permutation_null
+from engine.analysis.resampling import resamples, unit_index
 from engine.analysis.transport.base import TransportMap
 from engine.analysis.transport.paths import MappedLengths, PathErrors
-from engine.analysis.transport.sides import Array, Paired
+from engine.analysis.transport.sides import CONSTANT_RTOL, Array, Paired
 from engine.errors import AnalysisError
 
 HIGH = 0.5
 """From here on a debiased CKA or a cosine of deviations counts as high in the wording."""
 NULL_LEVEL = 0.95
-"""Level of the null band of a mapped CKA."""
+"""Level of the null band of a mapped CKA, and of the interval of R²."""
+BOOTSTRAPS = 1000
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class TransportScores:
 
     Attributes:
         r2_train, r2_validation: variance-weighted R² in the target's original space.
+        r2_low, r2_high: central 95 % of r2_validation over bootstrap resamples of the validation groups.
         r2_train_whitened, r2_validation_whitened: the same in the map's own whitened target space, where
             all directions count alike; NaN for maps that don't whiten.
         r2_shuffled: mean validation R² of maps refitted on permuted train pairs. r2_shuffled_max: largest.
@@ -46,6 +49,8 @@ class TransportScores:
 
     r2_train: float
     r2_validation: float
+    r2_low: float
+    r2_high: float
     r2_train_whitened: float
     r2_validation_whitened: float
     r2_shuffled: float
@@ -160,6 +165,7 @@ def evaluate_pairs(
     }
     shuffled = shuffled_r2(estimator, train, validation, n_shuffles, seed)
     alike = raw_alikeness(validation) | mapped_alikeness(new.gram, validation, n_pairings, seed)
+    fit |= r2_interval(new.errors, validation, seed)
     return summarise(fit, shuffled, alike, own, new, n_pairings)
 
 
@@ -190,6 +196,7 @@ def evaluate_path(
         "r2_validation_whitened": nan,
     }
     lengths = new.mapped(parameter)
+    fit |= r2_interval(lengths.errors, validation, seed)
     alike = raw | mapped_alikeness(lengths.gram, validation, n_pairings, seed)
     return summarise(fit, shuffled, alike, train.mapped(parameter), lengths, n_pairings)
 
@@ -231,6 +238,23 @@ def summarise(
         n_pairings=n_pairings,
         words=words,
     )
+
+
+def r2_interval(errors: Float[np.ndarray, " m"], validation: Paired, seed: int) -> dict[str, float]:
+    """Percentile bootstrap of R² over groups, the target's mean held fixed; NaN where nothing varies.
+
+    Args:
+        errors: ‖y − ŷ‖² of each validation prompt.
+    """
+    nan = {"r2_low": float("nan"), "r2_high": float("nan")}
+    unit, spread = unit_index(len(validation), validation.groups), np.diagonal(validation.y.gram)
+    if not spread.sum() > CONSTANT_RTOL**2 * float((validation.y.rows**2).sum()) or unit.max() < 1:
+        return nan
+    counts = resamples(int(unit.max()) + 1, BOOTSTRAPS, seed).counts.astype(np.float64)
+    missed, total = (counts @ np.bincount(unit, weights=v) for v in (errors, spread))
+    values = 1 - missed[total > 0] / total[total > 0]
+    low, high = np.quantile(values, [(1 - NULL_LEVEL) / 2, (1 + NULL_LEVEL) / 2])
+    return {"r2_low": float(low), "r2_high": float(high)}
 
 
 def raw_alikeness(validation: Paired) -> dict[str, float]:

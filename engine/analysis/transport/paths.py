@@ -115,6 +115,12 @@ class MappedLengths:
     dot: Array
     gram: Array
 
+    @property
+    def errors(self) -> Array:
+        """‖y − ŷ‖² (n,)."""
+        both = self.target_deviation**2 + self.deviation**2
+        return np.maximum(both - 2 * self.deviation_dot, 0.0)
+
     @classmethod
     def of(cls, mapped: Array, y: Array, mean: Array) -> MappedLengths:
         """From the rows themselves."""

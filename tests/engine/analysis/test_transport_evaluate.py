@@ -15,9 +15,11 @@ from engine.analysis.transport import (
     LogitSubspaceRidge,
     MeanShift,
     MomentMatching,
+    Paired,
     RidgeTransport,
     ScaledProcrustes,
     alpha_auto,
+    evaluate_pairs,
     evaluate_transport,
     unembedding_basis,
 )
@@ -57,6 +59,23 @@ def test_every_score_equals_its_definition() -> None:
     again = evaluate_transport(fitted, x, y, xv, yv, n_shuffles=3, seed=4)
     assert again == scores
     assert np.isnan(evaluate_transport(RidgeTransport(), x, y, xv, yv).r2_train_whitened)
+
+
+def test_the_interval_of_r2_is_the_bootstrap_over_pairs() -> None:
+    x, y, xv, yv = pair(11, 60, 5, noise=2.0)
+    groups = np.arange(60) // 2
+    fitted = RidgeTransport().fit(x, y)
+    scores = evaluate_pairs(fitted, Paired.of(x, y), Paired.of(xv, yv, groups), n_shuffles=0, n_pairings=0)
+    rng, centre, predicted, values = np.random.default_rng(0), yv.mean(0), fitted.predict(xv), []
+    for _ in range(4000):
+        rows = np.concatenate([(2 * g, 2 * g + 1) for g in rng.integers(0, 30, 30)])
+        missed, total = ((yv - predicted)[rows] ** 2).sum(), ((yv - centre)[rows] ** 2).sum()
+        values.append(1 - missed / total)
+    low, high = np.quantile(values, [0.025, 0.975])
+    # quantiles of 1000 and of 4000 draws: a tenth of the interval is five of their standard errors
+    assert scores.r2_low == pytest.approx(low, abs=0.1 * (high - low))
+    assert scores.r2_high == pytest.approx(high, abs=0.1 * (high - low))
+    assert scores.r2_low < scores.r2_validation < scores.r2_high
 
 
 def test_planted_map_is_said_to_predict() -> None:
