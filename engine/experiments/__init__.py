@@ -7,9 +7,22 @@ from typing import Any
 
 from engine.condition import Condition
 from engine.experiment import Experiment, unknown_job
+from engine.experiments.behaviour import Behaviour
+from engine.experiments.head_map import HeadMap
+from engine.experiments.heads import HeadSubsets
 from engine.experiments.mapped import MappedPatch
+from engine.experiments.rank import RankSweep
+from engine.experiments.steering import Steering
 
-SPECS: tuple[type[Experiment], ...] = (Condition, MappedPatch)
+SPECS: tuple[type[Experiment], ...] = (
+    Condition,
+    MappedPatch,
+    RankSweep,
+    Steering,
+    HeadSubsets,
+    HeadMap,
+    Behaviour,
+)
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}
 
 
