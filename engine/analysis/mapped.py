@@ -21,6 +21,8 @@ from engine.analysis.uncertainty import Array, Band, Interval, band, bootstrap_r
 from engine.errors import AnalysisError
 
 METHOD = "percentile bootstrap over groups"
+ROUNDING = 1e-6
+"""Nats: what float32 leaves of a KL that is 0."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,26 @@ class Reduction:
     reason: str = ""
 
 
-def best_alpha(kl: Float[np.ndarray, "alphas n"]) -> int:
-    """Index of the amplitude with the smallest mean KL; give it the train prompts. The first of equals.
+def best_alpha(kl: Float[np.ndarray, "alphas n"], alphas: Sequence[float], rounding: float = ROUNDING) -> int:
+    """Index of the amplitude with the smallest mean KL; give it the train prompts.
+
+    Amplitudes whose means are within `rounding` nats of the smallest can't be told apart; among these the
+    one nearest to 1 is taken (behind a final norm, where only the direction counts, that is all of them).
 
     Raises:
         AnalysisError: no amplitudes, no prompts, or values that are not finite.
     """
     values = np.asarray(kl, dtype=np.float64)
-    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
+    if values.ndim != 2 or values.size == 0 or len(alphas) != len(values) or not np.isfinite(values).all():
         raise AnalysisError(
             "The amplitude cannot be chosen.",
             expected="finite KLs of shape (amplitudes, prompts), at least one of each",
-            given=f"shape {values.shape}, {int((~np.isfinite(values)).sum())} not finite",
+            given=f"{len(alphas)} amplitudes, {values.shape}, {int((~np.isfinite(values)).sum())} not finite",
             next_step="Run the experiment on a train split with prompts.",
         )
-    return int(values.mean(axis=1).argmin())
+    means = values.mean(axis=1)
+    far = np.abs(np.asarray(alphas, dtype=np.float64) - 1.0)
+    return int(np.where(means <= means.min() + rounding, far, np.inf).argmin())
 
 
 def reduction(

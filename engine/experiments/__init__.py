@@ -12,6 +12,7 @@ from engine.experiments.head_map import HeadMap
 from engine.experiments.heads import HeadSubsets
 from engine.experiments.mapped import MappedPatch
 from engine.experiments.rank import RankSweep
+from engine.experiments.repeat import Repeat
 from engine.experiments.steering import Steering
 
 SPECS: tuple[type[Experiment], ...] = (
@@ -22,6 +23,7 @@ SPECS: tuple[type[Experiment], ...] = (
     HeadSubsets,
     HeadMap,
     Behaviour,
+    Repeat,
 )
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}
 

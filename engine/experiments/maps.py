@@ -38,7 +38,7 @@ class MapSpec(BaseModel):
         method: a name of `USES`.
         rank: components of the Procrustes maps; 0 is the full rank.
         shrinkage: γ of ScaledProcrustes, 0 to 1.
-        penalty: ridge's λ; None takes the one with the smallest leave-one-out error on the train prompts.
+        penalty: ridge's λ; None takes the one with the smallest leave-one-out error, by pairs, on train.
         directions: size of the logit subspace.
         clusters: at most this many maps, one per k-means cluster of the source; 1 is a single map.
     """

@@ -122,7 +122,8 @@ class _Report:
         self.split = prompts["split"].to_numpy()
         self.groups = resampling_groups(prompts)
         mapped = swept.kl[plan.rows("mapped")][:, self.split == "train"]
-        self.alpha = plan.alphas["mapped"][best_alpha(mapped)]
+        grid = plan.alphas["mapped"]
+        self.alpha = grid[best_alpha(mapped, grid)]
         self.chosen = {kind: plan.at(kind, self.alpha) for kind in plan.alphas}
         self.kl = {kind: swept.kl[condition] for kind, condition in self.chosen.items()}
         centre = made.fit.mean

@@ -78,7 +78,8 @@ def fitted(
     y = lab.activations(experiment.target, site, experiment.position, rows)
     order = wrong_pairs(lab.prompts[rows], experiment.seed) if shuffled else slice(None)
     estimator = spec.build(readout(lab, experiment.target), experiment.seed)
-    return Fitted(estimator.fit(x, y[order]), rows, x, y)
+    estimator.fit(x, y[order], groups=resampling_groups(lab.prompts[rows]))
+    return Fitted(estimator, rows, x, y)
 
 
 def readout(lab: Lab, model: str) -> Readout:

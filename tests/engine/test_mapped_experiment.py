@@ -21,6 +21,7 @@ from engine.experiment import ExperimentResult, Where
 from engine.experiments import experiment_from_json
 from engine.experiments.mapped import CONTROLS, MappedPatch
 from engine.experiments.maps import MapSpec
+from engine.experiments.repeat import Repeat, largest_difference
 from engine.experiments.vectors import intervention, wrong_pairs
 from engine.model import LoadedModel, from_parts
 from engine.sites import Site
@@ -368,3 +369,17 @@ def test_two_descriptions_of_one_experiment_are_equal() -> None:
     assert wanted.content_hash("f") != experiment(seed=1).content_hash("f")
     assert "RidgeTransport, λ = 3, up to 2 clusters" in wanted.describe()
     assert [experiment(layer=i).borrowed(8) for i in (0, 5)] == [4, 1]
+
+
+def test_a_repetition_gives_the_same_numbers_and_another_seed_does_not(lab: MemoryLab) -> None:
+    first = experiment()
+    again = experiment_from_json(Repeat(of=first.to_json(), attempt=2).to_json())
+    assert again.models() == ("tuned", "base")
+    assert again.describe().startswith("again (2): tuned ← base, mlp_out@2")
+    assert again.content_hash("f") != Repeat(of=first.to_json()).content_hash("f")
+    result, repeated = first.run(lab), again.run(lab)
+    assert largest_difference(result.tables, repeated.tables) == 0.0  # the same process, the same batches
+    other = experiment(seed=1).run(lab)
+    assert (largest_difference(result.tables, other.tables) or 0.0) > 1e-4  # another random rotation
+    assert largest_difference(result.tables, {"table": other.table}) is None
+    assert largest_difference(result.tables, experiment(alphas=(0.5,)).run(lab).tables) is None

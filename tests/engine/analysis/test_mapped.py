@@ -29,13 +29,16 @@ def pairs(count: int) -> np.ndarray:
     return np.repeat(np.arange(count), 2)
 
 
-def test_alpha_is_the_smallest_mean_and_the_first_of_equals() -> None:
+def test_alpha_is_the_smallest_mean_and_nearest_to_one_among_equals() -> None:
     kl = np.array([[0.5, 0.3], [0.1, 0.5], [0.2, 0.4], [0.9, 0.1]])
-    assert best_alpha(kl) == 1
-    with pytest.raises(AnalysisError, match="not finite"):
-        best_alpha(np.array([[np.nan, 0.1]]))
+    assert best_alpha(kl, (0.0, 0.7, 0.9, 2.0)) == 2  # means 0.4, 0.3, 0.3, 0.5
+    assert best_alpha(kl + np.array([[0.0], [0.0], [1e-3], [0.0]]), (0.0, 0.7, 0.9, 2.0)) == 1
+    flat = np.full((3, 5), 0.2) + 1e-7 * np.random.default_rng(0).normal(size=(3, 5))
+    assert best_alpha(flat, (0.2, 1.0, 1.8)) == 1
+    with pytest.raises(AnalysisError, match="1 not finite"):
+        best_alpha(np.array([[np.nan, 0.1]]), (1.0,))
     with pytest.raises(AnalysisError, match="train split with prompts"):
-        best_alpha(np.empty((3, 0)))
+        best_alpha(np.empty((3, 0)), (0.5, 1.0, 1.5))
 
 
 def test_means_and_ratios_are_those_of_the_shared_bootstrap() -> None:

@@ -1,0 +1,61 @@
+"""An experiment run once more, to see whether the same numbers come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from engine.experiment import Experiment
+
+
+class Repeat(Experiment):
+    """Another run of a stored experiment, kept beside the first one.
+
+    Attributes:
+        of: the experiment's `to_json`. attempt: which repetition this is, from 1.
+    """
+
+    runner: ClassVar[str] = "engine.experiments.run_repeat:run"
+
+    job: Literal["repeat"] = "repeat"
+    of: dict[str, Any]
+    attempt: int = Field(default=1, ge=1)
+
+    def experiment(self) -> Experiment:
+        """What is run again; raises PatchError where it can't be read."""
+        from engine.experiments import experiment_from_json
+
+        return experiment_from_json(self.of)
+
+    def models(self) -> tuple[str, ...]:
+        """The repeated experiment's models."""
+        return self.experiment().models()
+
+    def describe(self) -> str:
+        """One line for lists of jobs."""
+        return f"again ({self.attempt}): {self.experiment().describe()}"
+
+
+def largest_difference(first: Mapping[str, pl.DataFrame], again: Mapping[str, pl.DataFrame]) -> float | None:
+    """Largest |difference| between the KLs (nats) of two results, over every column that holds any.
+
+    Returns:
+        None where their tables have other names, columns or rows: they can't be compared.
+    """
+    if set(first) != set(again):
+        return None
+    largest = 0.0
+    for name, table in first.items():
+        if table.columns != again[name].columns or table.height != again[name].height:
+            return None
+        for column in (c for c, t in table.schema.items() if c.split("_")[0] == "kl" and t.is_numeric()):
+            a, b = table[column].to_numpy(), again[name][column].to_numpy()
+            both = np.isfinite(a) & np.isfinite(b)
+            if (np.isfinite(a) != np.isfinite(b)).any():
+                return None
+            largest = max(largest, float(np.abs(a - b)[both].max(initial=0.0)))
+    return largest
