@@ -169,11 +169,11 @@ def pair_controls() -> None:
             choose("b", "Model B")
 
 
-def filter_controls(split: str = "split") -> None:
+def filter_controls(split: str | None = "split") -> None:
     """Split, language and category of the prompts shown; left out where there is one only.
 
     Args:
-        split: the field that holds the split: "split", or "report" for live patches.
+        split: the field that holds the split: "split", or "report" for live patches; None offers none.
     """
     facts: Facts = st.session_state[_FACTS]
     wanted = [
@@ -183,7 +183,7 @@ def filter_controls(split: str = "split") -> None:
             ("language", "Language", facts.languages),
             ("category", "Category", facts.categories),
         )
-        if len(values) > 1
+        if name is not None and len(values) > 1
     ]
     if not wanted:
         return

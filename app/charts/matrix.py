@@ -58,7 +58,7 @@ def matrix(
         parts.append(_labels(full, value, {"x": across, "y": up}, domain, palette, diverging, format))
     if selected:
         parts.append(_outline(selected, {x: across, y: up}, x, palette))
-    return chart(parts, min(max(60 + 30 * table[y].n_unique(), 160), 440))
+    return chart(parts, min(max(130 + 28 * table[y].n_unique(), 200), 460))
 
 
 def _axis(table: pl.DataFrame, name: str, title: str, upwards: bool = False) -> Spec:

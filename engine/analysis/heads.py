@@ -76,7 +76,7 @@ def effect(
     if not found.estimate > threshold:
         reason = (
             f"substituting all heads moves the next token by {found.estimate:.2g} nats, "
-            f"not above {threshold:.2g} (10 times rounding, at least 1e-5): there is nothing to cover"
+            f"not above {threshold:.1e} (10 times rounding, at least 1e-5): there is nothing to cover"
         )
     elif not found.low > floor:
         reason = (
@@ -102,6 +102,25 @@ def coverages(
     Raises:
         AnalysisError: the shapes differ, values are not finite, or KL_ALL sums to 0.
     """
+    return _ratios(kl, kl_all, 100.0, groups, n_boot, level, seed)
+
+
+def means(
+    kl: Float[np.ndarray, "subsets n"],
+    *,
+    groups: Groups = None,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Band:
+    """Mean KL of many subsets in nats, with the same intervals as `coverages`."""
+    return _ratios(kl, np.ones(np.shape(kl)[-1]), 1.0, groups, n_boot, level, seed)
+
+
+def _ratios(
+    kl: np.ndarray, kl_all: np.ndarray, unit: float, groups: Groups, n_boot: int, level: float, seed: int
+) -> Band:
+    """unit · Σ kl / Σ kl_all of every row, the same resamples on both sides."""
     parts, whole = np.asarray(kl, dtype=np.float64), np.asarray(kl_all, dtype=np.float64)
     if parts.ndim != 2 or whole.shape != parts.shape[1:]:
         raise AnalysisError(
@@ -118,10 +137,9 @@ def coverages(
         )
     weights = resample_weights(whole.size, n_boot, seed, groups)
     below = weights @ whole
-    safe = np.where(below == 0, np.nan, below)
-    draws = 100 * (weights @ parts.T) / safe[:, None]
-    unit = "prompts" if groups is None else "groups"
-    return band(100 * parts.sum(1) / whole.sum(), draws, level, f"percentile bootstrap over {unit}")
+    draws = unit * (weights @ parts.T) / np.where(below == 0, np.nan, below)[:, None]
+    drawn = "prompts" if groups is None else "groups"
+    return band(unit * parts.sum(1) / whole.sum(), draws, level, f"percentile bootstrap over {drawn}")
 
 
 def ranking(singles: Float[np.ndarray, "heads n"]) -> list[int]:

@@ -33,7 +33,7 @@ class HeadSubsets(PatchExperiment):
     component: Substitute
     vectors: Vectors = "literal"
     most: int = Field(default=8, ge=1, le=64)
-    draws: int = Field(default=20, ge=20, le=1000)
+    draws: int = Field(default=30, ge=20, le=1000)
     pair_heads: int = Field(default=16, ge=2, le=64)
 
     def describe(self) -> str:

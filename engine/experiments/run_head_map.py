@@ -55,7 +55,7 @@ def run(wanted: HeadMap, lab: Lab) -> ExperimentResult:
         "source_origin": lab.origin(wanted.source, Site("head_z", 0), wanted.position),
         "notes": [*lab.notes, *notes],
     }
-    return ExperimentResult(summary, {"table": pl.DataFrame(cells), "blocks": pl.DataFrame(blocks)})
+    return ExperimentResult(summary, {"table": _cell_table(cells), "blocks": pl.DataFrame(blocks)})
 
 
 def _singles(wanted: HeadMap, lab: Lab, swap: HeadSwap, layer: int, n_layers: int) -> np.ndarray:
@@ -77,27 +77,26 @@ def _cells(
 ) -> list[dict[str, Any]]:
     """One row per head of a block: KL alone with its place in the block's ranking on train, and coverage."""
     whole, alone = kl[0], kl[1:]
-    reported = ~prompts.train
-    order = analysis.ranking(alone[:, prompts.train])
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": layer,
-            "head": head,
-            "kl": float(alone[head, reported].mean()),
-            "kl_train": float(alone[head, prompts.train].mean()),
-            "rank": order.index(head) + 1,
-            "coverage": None,
-            "low": None,
-            "high": None,
-        }
-        for head in range(len(alone))
-    ]
-    if shown:
-        found = analysis.coverages(alone[:, reported], whole[reported], **prompts.settings(wanted))
-        for row, head in zip(rows, range(len(alone)), strict=True):
-            at = found.at(head)
-            row |= {"coverage": at.estimate, "low": at.low, "high": at.high}
+    train, reported = prompts.train, ~prompts.train
+    settings = prompts.settings(wanted)
+    order = analysis.ranking(alone[:, train])
+    nats = analysis.means(alone[:, reported], **settings)
+    covered = analysis.coverages(alone[:, reported], whole[reported], **settings) if shown else None
+    rows: list[dict[str, Any]] = []
+    for head in range(len(alone)):
+        found, share = nats.at(head), None if covered is None else covered.at(head)
+        row: dict[str, Any] = {"layer": layer, "head": head, "kl": found.estimate}
+        row |= {"kl_low": found.low, "kl_high": found.high, "kl_train": float(alone[head, train].mean())}
+        row |= {"rank": order.index(head) + 1, "coverage": None, "low": None, "high": None}
+        if share is not None:
+            row |= {"coverage": share.estimate, "low": share.low, "high": share.high}
+        rows.append(row)
     return rows
+
+
+def _cell_table(cells: list[dict[str, Any]]) -> pl.DataFrame:
+    """The rows of all blocks; columns without any coverage are numbers all the same."""
+    return pl.DataFrame(cells, schema_overrides=dict.fromkeys(("coverage", "low", "high"), pl.Float64))
 
 
 def _top(cells: list[dict[str, Any]], most: int = 5) -> list[dict[str, int]]:

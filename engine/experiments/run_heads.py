@@ -158,11 +158,16 @@ class _Study:
         sets = 1 + 2 * heads + greedy + len(self.sizes) * self.wanted.draws + paired * (paired - 1) // 2
         return sets * len(self.prompts.rows)
 
-    def coverage(self, kl: np.ndarray, *, train: bool = False) -> Band:
-        """Coverage on validation (or train) with intervals, from KLs of all prompts (subsets, n)."""
+    def coverage(self, kl: np.ndarray, *, train: bool = False, together: int = 1) -> Band:
+        """Coverage on validation (or train) with intervals, from KLs of all prompts (subsets, n).
+
+        The intervals of `together` rows hold at once (Bonferroni).
+        """
         whole = self.swap.kl([self.swap.everything])[0]
         chosen = self.prompts.train if train else ~self.prompts.train
-        return analysis.coverages(kl[:, chosen], whole[chosen], **self.prompts.settings(self.wanted, train))
+        settings = self.prompts.settings(self.wanted, train)
+        settings["level"] = 1 - (1 - self.wanted.level) / together
+        return analysis.coverages(kl[:, chosen], whole[chosen], **settings)
 
     def ranking(self) -> list[int]:
         return analysis.ranking(self.swap.kl(self.singles)[:, self.prompts.train])
@@ -279,7 +284,7 @@ class _Study:
         names = [sorted(pair) for pair in pairs]
         first, second = (self.swap.kl([Heads([pair[i]]) for pair in names]) for i in (0, 1))
         columns = _band("", self.coverage(both))
-        extra = _band("interaction_", self.coverage(both - first - second))
+        extra = _band("interaction_", self.coverage(both - first - second, together=len(pairs)))
         extra["interaction"] = extra.pop("interaction_coverage")
         ends = {"first": [pair[0] for pair in names], "second": [pair[1] for pair in names]}
         return pl.DataFrame({**ends, **columns, **extra})

@@ -1,0 +1,52 @@
+"""Heads: which attention heads carry what one model does to the other's next token."""
+
+import streamlit as st
+
+from app import components, controls, heads_view, live_view, patch_view
+
+opened = components.begin(
+    "Heads",
+    "Which attention heads of a block carry the difference between the two models?",
+)
+allowed = patch_view.patch_positions(opened.facts.positions)
+if not allowed:
+    components.empty(*heads_view.WHY_EMPTY)
+    st.stop()
+controls.pair_controls()
+first, second, third = st.columns(3)
+with first:
+    controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))
+with second:
+    controls.choose("substitute", "Substitute", None, heads_view.SUBSTITUTES.__getitem__, heads_view.HELP)
+with third:
+    controls.choose("position", "Patched token", only=allowed)
+controls.slide("layer", "Block ℓ")
+controls.filter_controls(None)
+with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+    controls.switch("vectors", "Vectors", heads_view.VECTORS)
+    controls.switch("read_at", "Read at", {"patched": "patched token", "decision": "decision token"})
+
+chosen = controls.current()
+with components.guard("heads: experiments"):
+    block, every = heads_view.experiment_of(chosen), heads_view.map_of(chosen)
+    found, mapped = live_view.stored(opened, block), live_view.stored(opened, every)
+    left, right = st.columns(2)
+    with left:
+        live_view.run_button(opened, [block], "Run this block", done=found is not None)
+    with right:
+        live_view.run_button(opened, [every], "Run every block's map", done=mapped is not None, key="run-map")
+    live_view.watch()
+    heads_view.watch_map(chosen.layer)
+    if found is None and not live_view.active():
+        components.empty(*heads_view.not_run(chosen))
+    if found is not None:
+        why = heads_view.nothing(found)
+        if why is not None:
+            components.empty(*why)
+        for panel in heads_view.run_panels(opened, found, chosen):
+            components.show(opened, panel)
+        for note in found.summary["notes"]:
+            st.caption(components.plain(note))
+    if mapped is not None:
+        for panel in heads_view.run_panels(opened, mapped, chosen):
+            components.show(opened, panel)
