@@ -1,9 +1,10 @@
-"""Study file in, activation store out; and live experiments on a store that is there.
+"""Study file in, activation store out; live experiments on a store that is there, and its report.
 
     python precompute.py studies/demo.toml --store runs/demo
     python precompute.py studies/demo.toml --plan
     python precompute.py studies/demo.toml --store runs/demo --verify
     python precompute.py run runs/demo --condition experiments.json
+    python precompute.py report runs/demo --out demo-report
 
 Stopped at any moment (Ctrl-C, kill, power), the same command goes on where it stopped.
 """
@@ -55,6 +56,17 @@ def run_parser() -> argparse.ArgumentParser:
     return result
 
 
+def report_parser() -> argparse.ArgumentParser:
+    """The command line of reports."""
+    result = argparse.ArgumentParser(
+        prog="precompute.py report", description="Write what a store holds as one HTML file and as Markdown."
+    )
+    result.add_argument("store", help="folder of the activation store")
+    result.add_argument("--out", type=Path, help="folder to write, or a file named *.html for that alone")
+    result.add_argument("--pair", metavar="TARGET,SOURCE", help="the two models, e.g. tuned,base")
+    return result
+
+
 def parse_layers(text: str) -> tuple[int, ...] | str:
     """ "0-3,7" -> (0, 1, 2, 3, 7); "all" stays."""
     if text == "all":
@@ -85,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["run"]:
         options, command = run_parser().parse_args(given[1:]), run_experiments
+    elif given[:1] == ["report"]:
+        options, command = report_parser().parse_args(given[1:]), write_report
     else:
         options, command = parser().parse_args(given), run
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -126,6 +140,14 @@ def run_experiments(options: argparse.Namespace) -> int:
     for experiment, error in failed:
         print(f"\n{experiment.describe()}\n  {type(error).__name__}: {error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def write_report(options: argparse.Namespace) -> int:
+    """Writes the report of a store."""
+    from app.report import command
+
+    print(command.report(options.store, options.out, options.pair))
+    return 0
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def open_store() -> Opened:
             given="nothing",
             next_step=f"start the dashboard with: {HOW_TO_OPEN}",
         )
+    return open_at(path)
+
+
+def open_at(path: str) -> Opened:
+    """The store at a path or URL; raises StoreError when it is missing, unreadable or unfinished."""
     if "://" not in path and not Path(path).is_dir():
         raise StoreError(
             "The activation store does not exist.",

@@ -1,0 +1,90 @@
+"""A store and a selection in, a report out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from app import components, overview
+from app.report import closing, html, live, markdown, sections
+from app.report.blocks import Report, Section
+from app.report.figures import Advance, draw_all
+from app.resources import Opened
+from app.selection import Selection, defaults, update
+from engine.errors import StoreError
+
+SECTIONS: Sequence[Callable[[Opened, Selection], Section]] = (
+    sections.compared,
+    sections.prompts,
+    sections.similar,
+    sections.residual_updates,
+    live.plain_patches,
+    sections.weight_differences,
+    closing.definitions,
+    closing.provenance,
+)
+"""The chapters, in order."""
+
+
+def silent(_done: int, _total: int, _what: str) -> None:
+    """Progress that nobody watches."""
+
+
+def build(opened: Opened, selection: Selection, advance: Advance = silent) -> Report:
+    """The report of a pair under a selection; chapters without data say why.
+
+    Args:
+        advance: called with (chapters done, of how many, what is being made).
+    """
+    made = []
+    for number, make in enumerate(SECTIONS):
+        advance(number, len(SECTIONS), make.__name__.replace("_", " "))
+        made.append(make(opened, selection))
+    study = components.study_name(opened)
+    pair = selection.a if selection.a == selection.b else f"{selection.a} and {selection.b}"
+    facts = (
+        ("study", study),
+        ("fingerprint", opened.store.fingerprint),
+        ("prompts", str(opened.store.prompts.height)),
+        ("device", overview.device(opened)),
+        ("store made", str(opened.store.manifest.get("created", "unknown"))[:16].replace("T", " ")),
+        ("self-checks", _checks(opened)),
+    )
+    lead = (
+        "Every number, title and caption is the one that the dashboard shows for the same store and "
+        "settings. Titles are computed from the data."
+    )
+    return Report(f"{study}: {pair}", lead, facts, tuple(made))
+
+
+def _checks(opened: Opened) -> str:
+    checks = opened.store.self_checks()
+    held = sum(bool(check["passed"]) for check in checks)
+    return f"{held} of {len(checks)} hold" if checks else "none were recorded"
+
+
+def documents(report: Report, advance: Advance = silent) -> tuple[str, dict[str, bytes]]:
+    """The HTML document, and the files of the Markdown journal by relative path."""
+    figures = draw_all(report, advance)
+    return html.render(report, figures), markdown.files(report, figures)
+
+
+def pair_selection(opened: Opened, pair: str | None) -> Selection:
+    """The defaults of a store for a pair "tuned,base", the target of patches first; None for the usual pair.
+
+    Raises:
+        StoreError: not two models of the store.
+    """
+    start = defaults(opened.facts)
+    if pair is None:
+        return start
+    names = [name.strip() for name in pair.split(",")]
+    if len(names) != 2 or not set(names) <= set(opened.facts.models):
+        raise StoreError(
+            "The pair of the report is not in this store.",
+            expected="two of " + ", ".join(opened.facts.models) + ", as target,source",
+            given=repr(pair),
+            next_step="name two models, for example: --pair " + ",".join((start.b, start.a)),
+        )
+    target, source = names
+    return dataclasses.replace(update(start, opened.facts, a=source, b=target), target="b")

@@ -1,0 +1,37 @@
+"""`python precompute.py report STORE`: the report without a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamlit.logger import set_log_level
+from tqdm import tqdm
+
+
+def report(store: str, out: Path | None, pair: str | None) -> Path:
+    """Writes the report of a store and returns the HTML file.
+
+    Args:
+        store: folder or URL. out: see `app.report.write.write`; None is "<store>-report" beside the store.
+        pair: "target,source"; None for the store's usual pair.
+
+    Raises:
+        StoreError: no such store, no such models, or nowhere to write.
+    """
+    # Streamlit's caches warn, from their import on, of being used without a server, which is meant here.
+    set_log_level("ERROR")
+    from app.report.build import build, documents, pair_selection
+    from app.report.write import write
+    from app.resources import open_at
+
+    opened = open_at(store)
+    bare = Path(f"{store.rstrip('/')}-report")
+    place = out or (Path(bare.name) if "://" in store else bare)
+    with tqdm(unit="step", leave=False) as bar:
+
+        def advance(done: int, total: int, what: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(what[:60])
+
+        page, journal = documents(build(opened, pair_selection(opened, pair), advance), advance)
+    return write(place, page, journal)

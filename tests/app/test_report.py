@@ -1,0 +1,412 @@
+"""The report says what the pages say, in documents that are well-formed whatever the texts hold."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+from live_results import live_result
+from planted_store import CHANGED
+
+import precompute
+from app import export, patch_view, similarity, updates
+from app.panel import Panel
+from app.report import html as page
+from app.report import markdown, sections, terms
+from app.report.blocks import Report, Section, Table, Text
+from app.report.build import SECTIONS, build, documents, pair_selection
+from app.report.cells import NOTHING, cell
+from app.report.figures import draw
+from app.report.write import HTML, write, zipped
+from app.resources import Opened, open_at
+from app.selection import defaults, update
+from engine.errors import StoreError
+from store.reader import Store
+from store.runs import RunLog
+
+EVIL = (
+    '<script>alert("x")</script> | a|b\n- **x** `y` [z](http://evil.example) &amp; <img src=//evil.example>'
+)
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+@dataclass
+class Parsed(HTMLParser):
+    """A strict reading of a document: its tags nest, its ids are unique, and what it refers to is kept."""
+
+    ids: list[str] = field(default_factory=list)
+    refers: list[str] = field(default_factory=list)
+    tables: list[list[list[str]]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    _open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        HTMLParser.__init__(self, convert_charrefs=True)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), name
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
+                self.refers.append(str(value))
+            self.refers += re.findall(r"url\(([^)]*)\)", value or "")
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if self._open and self._open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+
+def parsed(document: str) -> Parsed:
+    found = Parsed()
+    found.feed(document)
+    found.close()
+    assert not found._open
+    assert len(set(found.ids)) == len(found.ids)
+    assert document.startswith("<!DOCTYPE html>")
+    for reference in found.refers:
+        assert reference.startswith(("#", "data:text/csv;base64,", '"#', "'#")), reference
+        if reference.startswith("#"):
+            assert reference[1:] in found.ids
+    assert "@import" not in document
+    return found
+
+
+@pytest.fixture(scope="module")
+def opened(planted: Path) -> Opened:
+    return open_at(str(planted))
+
+
+@pytest.fixture(scope="module")
+def made(opened: Opened) -> tuple[Report, str, dict[str, bytes]]:
+    report = build(opened, defaults(opened.facts))
+    return (report, *documents(report))
+
+
+def shown(frame: pl.DataFrame) -> list[list[str]]:
+    return [list(frame.columns), *([cell(v) for v in row] for row in frame.head(page.LONGEST).iter_rows())]
+
+
+def test_the_document_is_whole_and_needs_nothing(made: tuple[Report, str, dict[str, bytes]]) -> None:
+    _, document, _ = made
+    found = parsed(document)
+    assert {"script", "link", "iframe", "object", "img"}.isdisjoint(found.tags)
+    assert "default-src 'none'" in document
+    assert re.findall(r"https?://[^\s\"'<]*", document) == []
+    assert found.tags.count("svg") == found.tags.count("figure") > 5
+    assert [s.name for s in made[0].sections] == [
+        i for i in found.ids if i in {s.name for s in made[0].sections}
+    ]
+
+
+def test_every_table_is_the_panels(made: tuple[Report, str, dict[str, bytes]]) -> None:
+    """What is read in the HTML, and what lies behind every link, is the panel's table, value by value."""
+    report, document, journal = made
+    found = parsed(document)
+    frames = {
+        key: block.table if isinstance(block, Panel) else block.frame
+        for key, block in report.keyed()
+        if not isinstance(block, Text)
+    }
+    assert len(frames) > 10
+    assert found.tables == [shown(frame) for frame in frames.values()]
+    links = [r for r in found.refers if r.startswith("data:")]
+    for (key, frame), link in zip(frames.items(), links, strict=True):
+        data = base64.b64decode(link.split(",", 1)[1])
+        assert data == export.csv_bytes(frame) == journal[f"data/{key}.csv"]
+
+
+def test_the_panels_are_the_pages(opened: Opened, made: tuple[Report, str, dict[str, bytes]]) -> None:
+    chosen = defaults(opened.facts)
+    by_title = {panel.title: panel for _, panel in made[0].panels()}
+    wanted = [make(opened, chosen) for make in similarity.panels(chosen)]
+    wanted.append(similarity.curve_panel(opened, replace(chosen, site="attn_out")))
+    wanted.append(updates.curve_panel(opened, updates.effective(opened, chosen)))
+    for panel in wanted:
+        assert panel is not None
+        same = by_title[panel.title]
+        assert same.table.equals(panel.table, null_equal=True)
+        assert same.caption == panel.caption
+        assert draw(same) == draw(panel)
+
+
+def test_the_journal_has_every_figure_and_table(made: tuple[Report, str, dict[str, bytes]]) -> None:
+    report, _, journal = made
+    text = journal[markdown.NAME].decode()
+    named = re.findall(r"\]\(((?:figures|data)/[^)]+)\)", text)
+    assert set(named) == set(journal) - {markdown.NAME}
+    assert len(named) == len(set(named))
+    for key, panel in report.panels():
+        lines = text.split(f"(figures/{key}.svg)")[1].split("[CSV]")[0].splitlines()
+        rows = [line for line in lines if line.startswith("| ")]
+        assert len(rows) == 2 + min(panel.table.height, markdown.LONGEST)
+        assert all(len(cells(row)) == panel.table.width for row in rows)
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in {markdown.anchor(section.title) for section in report.sections}
+    for name in journal:
+        if name.endswith(".svg"):
+            assert journal[name].startswith(b"<svg ")
+
+
+def cells(line: str) -> list[str]:
+    """Cells of a line of a pipe table, by the rule that an escaped pipe does not part them."""
+    assert line.startswith("| ")
+    assert line.endswith(" |")
+    return [re.sub(r"\\(\W|_)", r"\1", part.strip()) for part in re.split(r"(?<!\\)\|", line[1:-1])]
+
+
+def evil_report() -> Report:
+    frame = pl.DataFrame({"prompt|": [EVIL, None], "x": [0.5, float("nan")]})
+    panel = similarity_like(frame)
+    blocks = (Table("t", EVIL, frame, EVIL), Text(EVIL, EVIL, "```\n" + EVIL), panel)
+    return Report(EVIL, EVIL, ((EVIL, EVIL),), (Section("s", EVIL, EVIL, blocks, EVIL),))
+
+
+def similarity_like(frame: pl.DataFrame) -> Panel:
+    """A panel whose every text is hostile, chart included."""
+    from app.charts.grids import stacked_bars
+
+    table = pl.DataFrame({"name": [EVIL], "series": [EVIL], "value": [1]})
+
+    def draw_it(palette: object) -> dict[str, object]:
+        return stacked_bars(table, x_title="n", y_title=None, colors=["red"], series=[EVIL])
+
+    return Panel("p", EVIL, frame, draw_it, EVIL, EVIL, (), False)
+
+
+def test_texts_cannot_break_out_of_the_html() -> None:
+    report = evil_report()
+    document, _ = documents(report)
+    found = parsed(document)
+    assert {"script", "img"}.isdisjoint(found.tags)
+    assert found.tables[0] == [["prompt|", "x"], [EVIL, "0.5"], [NOTHING, NOTHING]]
+    assert EVIL in "".join(found.text)
+
+
+def test_texts_cannot_break_out_of_a_pipe_table() -> None:
+    report = evil_report()
+    text = markdown.render(report)
+    flat = " ".join(EVIL.split())
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [cells(row) for row in rows[:4]] == [
+        ["prompt|", "x"],
+        ["---", "---:"],
+        [flat, "0.5"],
+        [NOTHING, NOTHING],
+    ]
+    assert "````bash" in text  # a fence longer than the one inside
+    text = re.sub(r"````bash\n.*?\n````\n", "", text, flags=re.S)
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(headings) == 5  # title, section, table, text and panel; none out of a text
+    assert not [line for line in text.splitlines() if line.startswith("- **")]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456, "0.1235"),
+        (1234567.0, "1.235e6"),
+        (1.2e-8, "1.2e-8"),
+        (-0.0, "0"),
+        (12.0, "12"),
+        (7, "7"),
+        (True, "yes"),
+        (None, NOTHING),
+        (float("nan"), NOTHING),
+        ([0.5, "a"], "0.5, a"),
+        ("a\x00b\x1b[0m", "a\ufffdb\ufffd[0m"),
+    ],
+)
+def test_values_are_written_one_way(value: object, text: str) -> None:
+    assert cell(value) == text
+
+
+def test_paragraphs_that_look_like_markup_stay_text() -> None:
+    for text in ("1. one", "- item", "+ x", "= x", "> q", "# h"):
+        assert markdown.escape(text).replace("\\", "") == text
+        assert "\\" in markdown.escape(text)
+    assert markdown.inline("resid_post at −0.5") == "resid_post at −0.5"
+
+
+@pytest.fixture
+def with_runs(own_store: Path) -> Opened:
+    """Patches at three blocks, the strongest at the changed one; and a damaged run."""
+    opened = open_at(str(own_store))
+    for layer in (1, CHANGED, 3):
+        chosen = update(defaults(opened.facts), opened.facts, layer=layer, alphas="curve")
+        condition = patch_view.condition_of(chosen)
+        result = live_result(condition, kl=2.0 if layer == CHANGED else 0.1, seed=layer)
+        append(opened, condition, result)
+    other = patch_view.condition_of(update(defaults(opened.facts), opened.facts, layer=0, site="mlp_out"))
+    run_id = append(opened, other, live_result(other))
+    (own_store / "runs" / run_id / "run.json").write_text("{}")
+    return opened
+
+
+def append(opened: Opened, condition: patch_view.Condition, result: patch_view.JobResult) -> str:
+    key = condition.content_hash(opened.store.fingerprint)
+    log = RunLog(opened.path)
+    return log.append(result.condition, result.summary, result.table, content_hash=key)
+
+
+def named(report: Report, name: str) -> Section:
+    return next(section for section in report.sections if section.name == name)
+
+
+def test_stored_patches_are_reported_as_the_runs_page_shows_them(with_runs: Opened) -> None:
+    report = build(with_runs, defaults(with_runs.facts))
+    patches = named(report, "patching")
+    titles = [b.title for b in patches.blocks]
+    assert any(t.startswith(f"The patch matters most at block {CHANGED}") for t in titles)
+    profile = next(b for b in patches.blocks if isinstance(b, Panel) and b.name == "patch-layers")
+    assert profile.table["layer"].to_list() == [1, CHANGED, 3]
+    runs = next(b for b in named(report, "provenance").blocks if isinstance(b, Table) and b.name == "runs")
+    assert runs.frame.height == 4
+    assert runs.frame["problem"].drop_nulls().len() == 1
+    parsed(documents(report)[0])
+
+
+def test_a_store_without_runs_says_what_is_missing(made: tuple[Report, str, dict[str, bytes]]) -> None:
+    patches = named(made[0], "patching")
+    assert not patches.blocks
+    assert "No patch between base and tuned is stored" in patches.missing
+    assert "No patch between base and tuned is stored" in made[1]
+    assert "> No patch between base and tuned is stored" in made[2][markdown.NAME].decode()
+
+
+def test_too_few_prompts_say_so_in_the_place_of_a_panel(opened: Opened) -> None:
+    chosen = replace(defaults(opened.facts), language="zh", category="add", split="validation")
+    found = sections.similar(opened, chosen)
+    assert all(isinstance(block, Text) for block in found.blocks)
+    assert "keep too few prompts" in found.blocks[0].text
+
+
+def test_counts_add_up(opened: Opened) -> None:
+    prompts = opened.store.prompts
+    for by in (["split", "language", "category"], ["split", "category"], ["category"], []):
+        found = sections.counts(prompts, by)
+        total = found["total" if len(by) > 1 else "prompts"].sum()
+        assert total == prompts.height
+        if len(by) == 3:
+            row = found.row(by_predicate=pl.col("category") == "add", named=True)
+            wanted = prompts.filter(split="train", language="zh", category="add").height
+            assert row["train zh"] == wanted
+
+
+def test_every_chapter_has_its_own_name(made: tuple[Report, str, dict[str, bytes]]) -> None:
+    names = [section.name for section in made[0].sections]
+    assert len(set(names)) == len(names) == len(SECTIONS)
+    assert terms.table()["term"].is_unique().all()
+
+
+def test_pairs_are_target_and_source(opened: Opened) -> None:
+    turned = pair_selection(opened, "base, tuned")
+    assert (turned.a, turned.b, turned.target) == ("tuned", "base", "b")
+    assert pair_selection(opened, None) == defaults(opened.facts)
+    assert pair_selection(opened, "tuned,base") == defaults(opened.facts)
+    for nonsense in ("tuned", "tuned,other", "a,b,c"):
+        with pytest.raises(StoreError, match="two of base, tuned, as target,source"):
+            pair_selection(opened, nonsense)
+
+
+def test_the_command_writes_a_folder_without_a_word_of_warning(
+    planted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert precompute.main(["report", str(planted), "--out", str(out)]) == 0
+    told = capfd.readouterr()
+    assert told.out.strip() == str(out / HTML)
+    assert "WARNING" not in told.err
+    assert "Warning" not in told.err
+    assert sorted(p.name for p in out.iterdir()) == ["data", "figures", HTML, markdown.NAME]
+    first = (out / HTML).read_bytes()
+    stale = out / "figures" / "stale.svg"
+    stale.write_text("x")
+    assert precompute.main(["report", str(planted), "--out", str(out)]) == 0
+    assert (out / HTML).read_bytes() == first  # the same store, the same bytes
+    assert not stale.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_command_writes_one_file(planted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "one.html"
+    assert precompute.main(["report", str(planted), "--out", str(out), "--pair", "base,tuned"]) == 0
+    assert [p.name for p in out.parent.iterdir()] == ["one.html"]
+    assert "planted: tuned and base" in out.read_text()
+
+
+def test_refusals_are_said(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert precompute.main(["report", str(planted), "--out", str(tmp_path)]) == 1
+    assert "holds a report, at" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert precompute.main(["report", str(tmp_path / "nowhere")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert precompute.main(["report", str(planted), "--pair", "x,y"]) == 1
+    assert "--pair tuned,base" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "report"
+    write(out, "<p>one", {markdown.NAME: b"one"})
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr("app.report.write.atomic_write", full)
+    with pytest.raises(StoreError):
+        write(out, "<p>two", {markdown.NAME: b"two"})
+    assert (out / HTML).read_text() == "<p>one"
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_the_zip_holds_the_journal(made: tuple[Report, str, dict[str, bytes]]) -> None:
+    data = zipped(made[2])
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert {n: archive.read(n) for n in archive.namelist()} == made[2]
+    assert zipped(made[2]) == data
+
+
+def test_the_csv_of_a_panel_reads_back(made: tuple[Report, str, dict[str, bytes]]) -> None:
+    for key, panel in made[0].panels():
+        rows = list(rows_of(made[2][f"data/{key}.csv"]))
+        assert rows[0] == panel.table.columns
+        assert len(rows) == panel.table.height + 1
+
+
+def rows_of(data: bytes) -> Iterator[list[str]]:
+    yield from csv.reader(io.StringIO(data.decode()))
+
+
+def test_weights_are_read_from_the_store(opened: Opened) -> None:
+    found = sections.weight_differences(opened, defaults(opened.facts))
+    assert isinstance(Store(opened.path), Store)
+    assert found.blocks or found.missing
