@@ -15,7 +15,15 @@ from scipy import sparse
 
 from engine.errors import PromptsError
 
-__all__ = ["nearest_texts", "shared_ratios", "unshared_tokens", "vocabularies", "vocabulary_overlap"]
+__all__ = [
+    "nearest_texts",
+    "remaining",
+    "shared_ratios",
+    "split_overlaps",
+    "unshared_tokens",
+    "vocabularies",
+    "vocabulary_overlap",
+]
 
 VOCABULARY: dict[str, Any] = {
     "token_id": pl.Int32,
@@ -157,6 +165,60 @@ def unshared_tokens(
             )
         )
     return pl.concat(parts).sort("occurrences", "model", "token", descending=[True, False, False])
+
+
+def remaining(values: pl.Series, series: pl.Series, thresholds: Sequence[float]) -> pl.DataFrame:
+    """How many values of each series are at or above each threshold.
+
+    Args:
+        values, series: (n,), one value and the name of its series each; NaN and null are never kept.
+
+    Returns:
+        Columns at (threshold), series, value (share of the series), count, of (its size).
+    """
+    frame = pl.DataFrame({"value": values.fill_nan(None), "series": series})
+    parts = []
+    for name, part in frame.group_by("series", maintain_order=True):
+        ordered = part["value"].drop_nulls().sort().to_numpy()
+        counts = ordered.size - np.searchsorted(ordered, np.asarray(thresholds, dtype=ordered.dtype))
+        columns = {"at": list(thresholds), "count": counts, "series": str(name[0]), "of": part.height}
+        parts.append(pl.DataFrame(columns, schema_overrides=_REMAINING))
+    out = pl.concat(parts) if parts else pl.DataFrame(schema=_REMAINING)
+    share = (pl.col("count") / pl.col("of")).alias("value")
+    return out.select("at", "series", share, "count", "of")
+
+
+_REMAINING: dict[str, Any] = {"at": pl.Float64, "series": pl.String, "count": pl.Int64, "of": pl.Int64}
+
+
+def split_overlaps(prompts: pl.DataFrame, *, drawn: int = 500, seed: int = 0) -> pl.DataFrame:
+    """How near every validation prompt's text is to a train prompt, and how near train prompts are.
+
+    The second is what the first is compared with: texts of one study that no split separates, of
+    different groups (`pair_id`, else `id`).
+
+    Args:
+        prompts: columns id, text, split, and pair_id if there are pairs.
+        drawn: at most this many train prompts are compared with the others, drawn with `seed`.
+
+    Returns:
+        Columns series ("validation to train" or "within train"), id, group, nearest (an id of a train
+        prompt, null when there is no other group), overlap and same, as in `nearest_texts`; the largest
+        overlaps first.
+    """
+    pair = [pl.col("pair_id")] if "pair_id" in prompts.columns else []
+    whole = prompts.select("id", "text", "split", group=pl.coalesce(*pair, "id"))
+    train, validation = (whole.filter(split=name) for name in ("train", "validation"))
+    few = train.sample(min(drawn, train.height), seed=seed)
+    parts = []
+    for series, part in (("validation to train", validation), ("within train", few)):
+        texts, groups = part["text"].to_list(), part["group"].to_list()
+        near = nearest_texts(texts, train["text"].to_list(), groups, train["group"].to_list())
+        found = part.select(pl.lit(series).alias("series"), "id", "group").hstack(near)
+        names = train["id"].gather(found["nearest"].fill_null(0)) if train.height else pl.lit(None, pl.String)
+        kept = pl.when(pl.col("nearest").is_not_null()).then(names)
+        parts.append(found.with_columns(kept.cast(pl.String).alias("nearest")))
+    return pl.concat(parts).sort("overlap", "id", descending=[True, False], nulls_last=True)
 
 
 def normalised(text: str) -> str:
