@@ -1,0 +1,122 @@
+"""What fitted lengthscales say: which dimensions survive, whether they form a group of their own, and whether
+they are those of another subspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy import optimize, stats
+from sklearn.mixture import GaussianMixture
+
+from engine.errors import AnalysisError
+
+Array = NDArray[np.float64]
+SEPARATED = 2.0
+"""Ashman's D from which two components count as apart (Ashman, Bird & Zepf 1994)."""
+SPREAD = 0.05
+"""Standard deviation of log₁₀ ℓ below which nothing was told apart."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Shape of log₁₀ ℓ over dimensions.
+
+    Attributes:
+        kind: "bimodal" (two components by BIC and Ashman's D > 2), "graded", or "nothing found".
+        bic: (one component, two components). ashman_d: distance of two components in units of their sds.
+        crossing: log₁₀ ℓ where the two components are equally likely; None unless BIC prefers two.
+    """
+
+    kind: Literal["bimodal", "graded", "nothing found"]
+    bic: tuple[float, float]
+    ashman_d: float
+    crossing: float | None
+
+
+def spectrum(log_lengthscales: Float[np.ndarray, " d"], seed: int = 0) -> Spectrum:
+    """Fits one and two Gaussians to log₁₀ ℓ (natural logarithms are given)."""
+    values = np.asarray(log_lengthscales, dtype=np.float64) / np.log(10.0)
+    if values.ndim != 1 or values.size < 8 or not np.isfinite(values).all():
+        raise AnalysisError("A spectrum needs lengthscales.", expected="8 or more", given=values.shape)
+    column = values[:, None]
+    if values.std() < SPREAD:
+        return Spectrum("nothing found", (float("nan"), float("nan")), 0.0, None)
+    one, two = (GaussianMixture(c, random_state=seed, n_init=5, reg_covar=1e-6).fit(column) for c in (1, 2))
+    low, high = np.argsort(two.means_[:, 0])
+    means, variances = two.means_[[low, high], 0], two.covariances_[[low, high], 0, 0]
+    distance = float(np.sqrt(2) * (means[1] - means[0]) / np.sqrt(variances.sum()))
+    bic = (float(one.bic(column)), float(two.bic(column)))
+    if bic[1] >= bic[0]:
+        return Spectrum("graded", bic, distance, None)
+    crossing = _crossing(two.weights_[[low, high]], means, np.sqrt(variances))
+    return Spectrum("bimodal" if distance > SEPARATED else "graded", bic, distance, crossing)
+
+
+def _crossing(weights: Array, means: Array, sds: Array) -> float:
+    def gap(at: float) -> float:
+        first, second = np.log(weights) + stats.norm.logpdf(at, means, sds)
+        return float(first - second)
+
+    low, high = float(means[0]), float(means[1])
+    if gap(low) <= 0 or gap(high) >= 0:  # one component covers the other's mean
+        return (low + high) / 2
+    return float(optimize.brentq(gap, low, high))
+
+
+def surviving(
+    log_lengthscales: Float[np.ndarray, " d"],
+    rule: Literal["mixture", "fixed", "median"] = "mixture",
+    threshold: float | None = None,
+    seed: int = 0,
+) -> tuple[Bool[np.ndarray, " d"], float]:
+    """Dimensions whose log₁₀ ℓ is under a threshold, and the threshold.
+
+    Args:
+        rule: "mixture": the crossing of two components, no dimension where BIC prefers one. "fixed": at
+            `threshold`. "median": half of all dimensions by construction, whatever was found.
+    """
+    values = np.asarray(log_lengthscales, dtype=np.float64) / np.log(10.0)
+    if rule == "fixed":
+        if threshold is None:
+            raise AnalysisError("A fixed rule needs a threshold.", expected="log₁₀ ℓ", given=None)
+        limit = float(threshold)
+    elif rule == "median":
+        limit = float(np.median(values))
+    else:
+        crossing = spectrum(log_lengthscales, seed).crossing
+        limit = -np.inf if crossing is None else crossing
+    return values < limit, limit
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far surviving dimensions are those of a subspace.
+
+    Attributes:
+        shared: dimensions among both; chance: expected for sets of these sizes drawn at random.
+        p: hypergeometric, of at least `shared`. energy: share of the subspace's energy on the survivors.
+        circular: the fit was started from this very subspace, so the overlap proves nothing.
+    """
+
+    shared: int
+    chance: float
+    p: float
+    energy: float
+    circular: bool
+
+
+def overlap(
+    survivors: Bool[np.ndarray, " d"], basis: Float[np.ndarray, "d k"], *, warm_started: bool = False
+) -> Overlap:
+    """Surviving dimensions against the k dimensions on which a (d, k) basis has most energy."""
+    kept = np.asarray(survivors, dtype=bool)
+    energy = (np.asarray(basis, dtype=np.float64) ** 2).sum(axis=1)
+    d, k = basis.shape
+    top = np.argsort(-energy, kind="stable")[:k]
+    shared, size = int(kept[top].sum()), int(kept.sum())
+    p = float(stats.hypergeom.sf(shared - 1, d, size, k))
+    return Overlap(shared, size * k / d, p, float(energy[kept].sum() / energy.sum()), warm_started)
