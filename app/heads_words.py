@@ -67,8 +67,8 @@ def singles_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Ma
 def curve_title(curve: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """How many heads carry the effect.
 
-    Rule: the smallest greedy set that on train covers at least 90 % with an interval that reaches 100 %, told
-    with its coverage on validation; "localised" as `engine.analysis.heads.is_localised` says.
+    Rule: the smallest greedy set that covers at least 95 % on train, told with its coverage on validation;
+    "localised" as `engine.analysis.heads.is_localised` says.
     """
     of, found = whole(condition, summary["effect"]), summary["carrying"]
     if found is None:

@@ -290,8 +290,8 @@ class _Study:
         return pl.DataFrame({**ends, **columns, **extra})
 
     def _carrying(self, chosen: list[int], grown: list[Heads], curve: pl.DataFrame) -> dict[str, Any] | None:
-        """The smallest greedy set that covers 90 % on train, as validation sees it; None without one."""
-        k = analysis.carrying(self.coverage(self.swap.kl(grown), train=True))
+        """The smallest greedy set that covers 95 % on train, as validation sees it; None without one."""
+        k = analysis.carrying(self.coverage(self.swap.kl(grown), train=True).estimate.tolist())
         if k is None:
             return None
         carried = self.coverage(self.swap.kl([grown[k - 1]])).at(0)
