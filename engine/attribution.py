@@ -122,13 +122,14 @@ def _batch(
         normed = output.last_hidden_state[rows, end]
         stream = entering[0].detach()[rows, end]
         readout = normed.detach().requires_grad_()
-        log_p = taps.logits(readout).float().log_softmax(-1)
-        log_prob, token = log_p.detach().max(-1)
-        (slope,) = torch.autograd.grad(log_p.gather(1, token[:, None]).sum(), readout)
+        logits = taps.logits(readout)
+        token = logits.detach().argmax(-1)
+        log_prob = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+        (slope,) = torch.autograd.grad(log_prob.sum(), readout)
         at_output = torch.autograd.grad(normed, [offsets[layer] for layer in layers], slope) if layers else ()
     return Gradients(
         token.cpu(),
-        log_prob.cpu(),
+        log_prob.detach().cpu(),
         {layer: g.float().cpu() for layer, g in zip(layers, at_output, strict=True)},
         _through_frozen_norm(taps, stream.float(), normed.detach().float(), slope.float()).cpu(),
     )
