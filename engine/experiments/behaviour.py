@@ -80,7 +80,8 @@ class Intervention(BaseModel):
     """A stored patch put in while the model answers.
 
     Attributes:
-        experiment: `to_json` of a patch or a mapped patch. alpha: its amplitude.
+        experiment: `to_json` of a patch or a mapped patch, without what does not change its vectors (what it
+            reports on, its own amplitudes), so that equal interventions are equal. alpha: the amplitude.
         kind: another of its kinds of replacement than its own ("raw", "shuffled", "mean" …).
     """
 
@@ -93,7 +94,8 @@ class Intervention(BaseModel):
     @field_validator("experiment")
     @classmethod
     def _complete(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _patch(value).to_json()
+        found = _patch(value)
+        return _patch({k: v for k, v in found.to_json().items() if k not in _REPORTING}).to_json()
 
     def patch(self) -> PatchExperiment:
         """The experiment that gives the vectors."""
@@ -105,6 +107,10 @@ class Intervention(BaseModel):
         own = getattr(patch, "kind", patch.job)
         where = f"{patch.site_text()} at {patch.position}"
         return f"{where} ← {patch.source}, {self.kind or own}, α = {self.alpha:g}"
+
+
+_REPORTING = ("alphas", "raw_alpha", "split", "where", "read_at", "reverse_kl", "top_k", "n_boot", "level")
+"""Fields of a patch that have no part in its vectors."""
 
 
 def _patch(data: dict[str, Any]) -> PatchExperiment:

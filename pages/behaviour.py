@@ -1,0 +1,42 @@
+"""Behaviour: what the models do with the prompts, and what a patch does to it."""
+
+import streamlit as st
+
+from app import behaviour_view, components, controls, live_view
+
+opened = components.begin(
+    "Behaviour",
+    "Do the two models refuse, choose, agree and answer differently, and does a patch change that?",
+)
+controls.pair_controls()
+offered = behaviour_view.offered_interventions(opened, controls.current())
+left, right = st.columns(2)
+with left:
+    behaviour_view.figure_control()
+with right:
+    behaviour_view.intervention_control(offered)
+if behaviour_view.chosen_interventions(controls.current(), offered):
+    controls.slide("alpha", "Amplitude α of the patches", step=0.05)
+controls.filter_controls("report")
+
+chosen = controls.current()
+with components.guard("behaviour: runs"):
+    patches = behaviour_view.chosen_interventions(
+        chosen, behaviour_view.offered_interventions(opened, chosen)
+    )
+    wanted = behaviour_view.wanted(chosen, patches, behaviour_view.lead_of(opened))
+    runs = behaviour_view.found_runs(opened, wanted)
+    missing = [one for name, one in behaviour_view.named(wanted).items() if name not in runs]
+    live_view.run_button(opened, missing, done=not missing)
+    live_view.watch()
+    if missing and not live_view.active():
+        components.empty(*behaviour_view.not_run(missing))
+    if runs:
+        shown = behaviour_view.panels(opened, runs, chosen)
+        for panel in shown:
+            components.show(opened, panel)
+        if not shown:
+            components.empty(*behaviour_view.WHY_NO_FIGURE)
+        behaviour_view.answers(runs)
+        for note in dict.fromkeys(n for run in runs.values() for n in run.summary["notes"]):
+            st.caption(components.plain(note))
