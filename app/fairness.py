@@ -103,8 +103,8 @@ def shared_title(
             f"{a} and {b} have the same {sizes['shared']:,} tokens{ids}: the ratio is 1 for all {n} prompts"
         )
     if selection.threshold == 0:
-        low, middle = float(ratio.min()), float(ratio.median())  # type: ignore[arg-type]
-        return f"{a} and {b} share {middle:.0%} of a prompt's tokens in the median, {low:.0%} in the least"
+        low, middle = (f"{100 * ratio.quantile(part):.0f}" for part in (0.0, 0.5))  # type: ignore[operator]
+        return f"{a} and {b} share {middle} % of a prompt's tokens in the median, {low} % in the least"
     keep = (ratio.fill_nan(None) >= selection.threshold).fill_null(False)
     text = f"{int(keep.sum())} of {n} prompts remain at {selection.threshold:.2f}"
     if series is None or keep.all():
@@ -202,7 +202,7 @@ def lengths_panel(opened: Opened, selection: Selection) -> Panel:
     caption = f"Tokens with the chat template, as they were run. Medians: {medians}. " + (
         ""
         if ratio is None
-        else f"Ratio of the means, bootstrap over groups, {asked.LEVEL:.0%}; 1 = no difference."
+        else f"Ratio of the means, bootstrap over groups, {100 * asked.LEVEL:.0f} %; 1 = no difference."
     )
     code = "\n".join(
         [

@@ -12,7 +12,7 @@ from app import queries
 from app.resources import Opened
 from app.selection import Selection
 from engine import fairness
-from engine.analysis.uncertainty import Interval, bootstrap_mean, bootstrap_ratio
+from engine.analysis.uncertainty import Interval, bootstrap_ratio, wilson
 
 LEVEL, SEED = 0.95, 0
 THRESHOLDS = tuple(step / 100 for step in range(101))
@@ -78,11 +78,13 @@ def vocabulary(opened: Opened, a: str, b: str) -> dict[str, int]:
 
 
 def share(flags: pl.Series, groups: pl.Series) -> Interval | None:
-    """Share of flagged prompts with its bootstrap interval over groups; None with fewer than two groups."""
-    if groups.n_unique() < 2:
-        return None
-    units = groups.cast(pl.String).to_numpy().astype(str)
-    return bootstrap_mean(flags.cast(pl.Float64).to_numpy(), groups=units, level=LEVEL, seed=SEED)
+    """Share of the groups with a flagged prompt, with its Wilson interval; None without any group.
+
+    Groups are what is independent here, and Wilson's interval says something at 0 too, where resampling
+    could not.
+    """
+    found = pl.DataFrame({"flag": flags, "group": groups}).group_by("group").agg(pl.col("flag").any())
+    return wilson(int(found["flag"].sum()), found.height, LEVEL) if found.height else None
 
 
 def length_ratio(opened: Opened, a: str, b: str, which: queries.Filter) -> Interval | None:

@@ -70,7 +70,7 @@ def balance_title(table: pl.DataFrame, by: Sequence[str]) -> str:
     validation = pl.col("value").filter(pl.col("series") == "validation").sum()
     share = table.group_by("name").agg(share=100 * validation / pl.col("value").sum())["share"]
     overall = int(table.filter(series="validation")["value"].sum()) / max(total, 1)
-    text = f"{total} prompts, {overall:.0%} of them validation"
+    text = f"{total} prompts, {100 * overall:.0f} % of them validation"
     if len(share) < 2:
         return text
     low, high = (f"{end:.0f}" for end in share.sort().gather([0, -1]))
@@ -91,7 +91,7 @@ def leakage_panel(opened: Opened) -> Panel | None:
         colors = {"validation to train": palette.pair, "within train": palette.null}
         return remaining_curve(
             table,
-            x_title="overlap with the nearest train prompt of another group",
+            x_title="overlap with the nearest train prompt",
             y_title="prompts",
             colors=colors,
             palette=palette,
@@ -99,15 +99,17 @@ def leakage_panel(opened: Opened) -> Panel | None:
             dashed="within train",
         )
 
-    within = found.filter(series="within train")
-    near = {name: _near(part) for name, part in (("across", across), ("within", within))}
+    near = {
+        name: asked.share(part["overlap"].fill_null(0.0) >= asked.NEAR, part["group"])
+        for name, part in (("across", across), ("within", found.filter(series="within train")))
+    }
     caption = (
         "Share of prompts whose nearest train prompt of another group overlaps at least so much (Jaccard "
         "overlap of character trigrams after NFKC, lower case and single spaces; 1 = the same text). "
-        f"At {asked.NEAR} (rule): {_share(near['across'])} of validation; dashed, what texts of this study "
-        f"have in common without a split between them: {_share(near['within'])} of {within.height} train "
-        f"prompts against the others. Bootstrap over groups, {asked.LEVEL:.0%}. A group in both splits is "
-        "impossible: splits are made by group, and given ones that overlap are refused."
+        f"At {asked.NEAR} (rule): {_share(near['across'])} of validation groups; dashed, what texts of this "
+        f"study have in common without a split between them: {_share(near['within'])} of train groups "
+        f"against the others. Wilson intervals over groups, {100 * asked.LEVEL:.0f} %. A group in both "
+        "splits is impossible: splits are made by group, and given ones that overlap are refused."
     )
     code = "\n".join(
         [
@@ -123,17 +125,11 @@ def leakage_panel(opened: Opened) -> Panel | None:
     return Panel("leakage", leakage_title(across, near), table, draw, code, caption, (), False)
 
 
-def _near(part: pl.DataFrame) -> Interval | None:
-    if not part.height:
-        return None
-    return asked.share(part["overlap"].fill_null(0.0) >= asked.NEAR, part["group"])
-
-
 def _share(interval: Interval | None) -> str:
     if interval is None:
         return "none"
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{interval.estimate:.0%} ({low:.0f} to {high:.0f} %)"
+    middle, low, high = (100 * end for end in (interval.estimate, interval.low, interval.high))
+    return f"{middle:.0f} % ({low:.0f} to {high:.0f} %)"
 
 
 def leakage_title(across: pl.DataFrame, near: dict[str, Interval | None]) -> str:
@@ -143,7 +139,7 @@ def leakage_title(across: pl.DataFrame, near: dict[str, Interval | None]) -> str
 
     Args:
         across: from `engine.fairness.split_overlaps`, validation to train.
-        near: shares of near-identical prompts, "across" the splits and "within" train.
+        near: shares of groups with a near-identical prompt, "across" the splits and "within" train.
     """
     same, close = int(across["same"].sum()), int((across["overlap"] >= asked.NEAR).sum())
     if not close:

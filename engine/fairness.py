@@ -199,7 +199,7 @@ def split_overlaps(prompts: pl.DataFrame, *, drawn: int = 500, seed: int = 0) ->
 
     Args:
         prompts: columns id, text, split, and pair_id if there are pairs.
-        drawn: at most this many train prompts are compared with the others, drawn with `seed`.
+        drawn: the prompts of at most this many train groups, drawn with `seed`, are compared with the others.
 
     Returns:
         Columns series ("validation to train" or "within train"), id, group, nearest (an id of a train
@@ -209,15 +209,14 @@ def split_overlaps(prompts: pl.DataFrame, *, drawn: int = 500, seed: int = 0) ->
     pair = [pl.col("pair_id")] if "pair_id" in prompts.columns else []
     whole = prompts.select("id", "text", "split", group=pl.coalesce(*pair, "id"))
     train, validation = (whole.filter(split=name) for name in ("train", "validation"))
-    few = train.sample(min(drawn, train.height), seed=seed)
+    names = train["group"].unique().sort()
+    few = train.filter(pl.col("group").is_in(names.sample(min(drawn, len(names)), seed=seed).implode()))
     parts = []
     for series, part in (("validation to train", validation), ("within train", few)):
         texts, groups = part["text"].to_list(), part["group"].to_list()
         near = nearest_texts(texts, train["text"].to_list(), groups, train["group"].to_list())
         found = part.select(pl.lit(series).alias("series"), "id", "group").hstack(near)
-        names = train["id"].gather(found["nearest"].fill_null(0)) if train.height else pl.lit(None, pl.String)
-        kept = pl.when(pl.col("nearest").is_not_null()).then(names)
-        parts.append(found.with_columns(kept.cast(pl.String).alias("nearest")))
+        parts.append(found.with_columns(train["id"].gather(found["nearest"]).alias("nearest")))
     return pl.concat(parts).sort("overlap", "id", descending=[True, False], nulls_last=True)
 
 

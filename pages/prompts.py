@@ -41,7 +41,11 @@ with components.guard("prompts: table"), st.container(border=True, key="panel-ke
     search = st.text_input("Search the texts (regular expression)", key="prompt-search")
     table = prompt_filter.found(asked.kept(opened, chosen), search)
     st.markdown(f"#### {table.height} of {opened.store.n_prompts} prompts are kept by these choices")
-    st.dataframe(table.drop("row"), hide_index=True, width="stretch", height=360)
+    shown = {"ratio": st.column_config.NumberColumn("shared ratio", format="%.3f")}
+    st.dataframe(table.drop("row"), hide_index=True, width="stretch", height=360, column_config=shown)
     st.caption("To keep these and no others, put this into the study file and precompute a new store:")
     st.code(prompt_filter.study_lines(opened, chosen, search), language="toml")
-    st.caption("Splits are made after filtering, so the split shown is no part of it.")
+    st.caption(
+        "Splits are made after filtering, so the split shown is no part of it. In a study of more than two "
+        "models the ratio must hold for every pair of them."
+    )

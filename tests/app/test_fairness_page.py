@@ -193,7 +193,7 @@ def test_leakage_is_ranked_only_as_far_as_intervals_show() -> None:
 def test_balance_is_told_in_shares(opened: Opened) -> None:
     title = splits.balance_panel(opened).title
     # validation are the pairs 1, 5, 9, 13, 17: all odd, so half of c1 and nothing of c0
-    assert title == "40 prompts, 25% of them validation: 0 to 50 % of every category and language"
+    assert title == "40 prompts, 25 % of them validation: 0 to 50 % of every category and language"
 
 
 @pytest.mark.parametrize(

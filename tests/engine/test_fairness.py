@@ -15,7 +15,9 @@ from engine.fairness import (
     content,
     nearest_texts,
     normalised,
+    remaining,
     shared_ratios,
+    split_overlaps,
     unshared_tokens,
     vocabularies,
     vocabulary_overlap,
@@ -235,3 +237,57 @@ def test_prompts_of_the_own_group_do_not_count_as_copies() -> None:
     alone = nearest_texts(["one"], [], ["a"], [])
     assert alone.rows() == [(None, None, False)]
     assert nearest_texts([], ["one"], [], ["a"]).is_empty()
+
+
+def test_what_remains_is_counted_at_and_above_each_threshold() -> None:
+    values = pl.Series([0.5, 1.0, float("nan"), None, 0.2])
+    found = remaining(values, pl.Series(list("aaabb")), [0.0, 0.5, 0.6, 1.0])
+    assert found.filter(series="a")["count"].to_list() == [2, 2, 1, 1]
+    assert found.filter(series="a")["of"].to_list() == [3] * 4
+    assert found.filter(series="b")["value"].to_list() == [0.5, 0.0, 0.0, 0.0]
+    assert remaining(values.head(0), pl.Series([], dtype=pl.String), [0.0]).is_empty()
+
+
+def split_table(n: int, copies: int, seed: int) -> pl.DataFrame:
+    """Random texts in pairs, a third of the pairs validation, some of them copies of train texts."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghij "))
+    rows = [
+        {
+            "id": f"p{i}-{side}",
+            "pair_id": f"p{i}",
+            "split": "validation" if i % 3 == 0 else "train",
+            "text": "".join(rng.choice(letters, size=60)),
+        }
+        for i in range(n)
+        for side in "ab"
+    ]
+    for i in range(copies):
+        rows[6 * i]["text"] = rows[6 * i + 2]["text"]
+    return pl.DataFrame(rows)
+
+
+def test_planted_leakage_is_found_and_unrelated_text_looks_like_the_null() -> None:
+    found = split_overlaps(split_table(60, copies=4, seed=1))
+    across = found.filter(series="validation to train")
+    assert across.filter("same")["id"].sort().to_list() == sorted(f"p{3 * i}-a" for i in range(4))
+    assert across.filter("same")["nearest"].sort().to_list() == sorted(f"p{3 * i + 1}-a" for i in range(4))
+    null = split_overlaps(split_table(60, copies=0, seed=2))
+    means = null.group_by("series").agg(pl.col("overlap").mean())
+    # unrelated candidates on both sides, 40 and 80 maxima: their difference has sd 0.0023 over seeds
+    assert abs(means["overlap"][0] - means["overlap"][1]) < 0.01
+    assert not null["same"].any()
+    own = null.join(split_table(60, 0, 2).select("pair_id", nearest="id"), on="nearest", how="left")
+    assert (own["group"] != own["pair_id"]).all()
+
+
+def test_only_some_train_groups_are_drawn_as_wholes() -> None:
+    table = split_table(60, copies=0, seed=3)
+    few = split_overlaps(table, drawn=5, seed=1).filter(series="within train")
+    assert few["group"].n_unique() == 5
+    assert few.height == 10
+    assert not few.equals(split_overlaps(table, drawn=5, seed=2).filter(series="within train"))
+    train = split_overlaps(table.filter(split="train"))
+    assert set(train["series"]) == {"within train"}
+    lone = split_overlaps(table.filter(pl.col("pair_id").is_in(["p0", "p1"])))
+    assert lone.filter(series="within train")["nearest"].to_list() == [None, None]
