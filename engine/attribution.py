@@ -107,18 +107,16 @@ def _batch(
     last: Sequence[int],
     layers: Sequence[int],
 ) -> Gradients:
-    """`gradients` of prompts that run together, padded on the right: no token sees what is behind it."""
+    """`gradients` of prompts that run together, filled up on the right, where no token looks."""
     ids = torch.zeros(len(seen), max(map(len, seen)), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
     for row, tokens in enumerate(seen):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
     rows, end = torch.arange(len(seen)), torch.tensor(last)
     with (
         _offsets(taps, layers, rows, torch.tensor(places)) as offsets,
         _input_of(taps.final_norm) as entering,
     ):
-        output = taps.decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        output = taps.decoder(input_ids=ids.to(device), use_cache=False)
         normed = output.last_hidden_state[rows, end]
         stream = entering[0].detach()[rows, end]
         readout = normed.detach().requires_grad_()
