@@ -138,24 +138,33 @@ def slide(name: str, text: str, step: float | None = None, help: str | None = No
     return int(shown) if whole else float(shown)
 
 
-def steps(name: str, text: str, values: Sequence[int], help: str | None = None) -> int:
+def steps(
+    name: str,
+    text: str,
+    values: Sequence[int],
+    help: str | None = None,
+    names: Callable[[int], str] = str,
+) -> int:
     """A slider over given values bound to a field of the selection; the nearest one is shown."""
     key, value = f"steps-{name}", getattr(current(), name)
     nearest = min(values, key=lambda v: abs(v - value))
     if len(values) == 1:
-        st.caption(f"{text}: {nearest} (the only one)")
+        st.caption(f"{text}: {names(nearest)} (the only one)")
         return nearest
     st.session_state[key] = nearest
-    st.select_slider(text, list(values), key=key, on_change=_changed, args=(name, key), help=help)
+    given: dict[str, Any] = {"key": key, "on_change": _changed, "args": (name, key), "help": help}
+    st.select_slider(text, list(values), format_func=names, **given)
     return int(st.session_state[key])
 
 
 def clicked(key: str) -> None:
-    """Callback of every clickable chart: the clicked layer becomes the selected one."""
+    """Callback of every clickable chart: the clicked layer, and site, become the selected ones."""
     points = st.session_state[key]["selection"].get(PICK) or []
     facts: Facts = st.session_state[_FACTS]
     if points and "layer" in points[0]:
         change(layer=min(max(int(points[0]["layer"]), 0), facts.max_layer))
+    if points and points[0].get("site") in facts.sites:
+        change(site=points[0]["site"])
 
 
 def pair_controls() -> None:

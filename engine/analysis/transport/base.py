@@ -31,6 +31,8 @@ class TransportMap(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ig
     """A map from source activations (n, d_x) to target activations (n, d_y); rows are paired prompts."""
 
     same_width = False
+    uses_pairs = True
+    """Whether the fit depends on which source row belongs to which target row."""
 
     def fit(self, X: Any, y: Any, groups: NDArray[Any] | None = None) -> Self:
         """Fits the map on paired rows. Raises ValueError on data that is not finite or too short.

@@ -43,6 +43,11 @@ class ClusteredTransport(TransportMap):
         self.min_size = min_size
         self.seed = seed
 
+    @property
+    def uses_pairs(self) -> bool:  # type: ignore[override]
+        """Whether the base map does."""
+        return self.base_map is None or self.base_map.uses_pairs
+
     def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         if self.n_clusters < 1 or self.min_size < 2:
             raise AnalysisError(

@@ -35,7 +35,8 @@ class TransportScores:
         r2_train_whitened, r2_validation_whitened: the same in the map's own whitened target space, where
             all directions count alike; NaN for maps that don't whiten.
         r2_shuffled: mean validation R² of maps refitted on permuted train pairs. r2_shuffled_max: largest.
-            Whole groups are exchanged, and a prompt keeps its role in its group.
+            Whole groups are exchanged, and a prompt keeps its role in its group. NaN for maps that don't
+            look at the pairing.
         cka_raw, cka_mapped: biased linear CKA of source, or mapped source, with the target (validation).
         cka_raw_debiased, cka_mapped_debiased: the debiased estimator, the one to read when n < d.
         cka_null_low, cka_null_high: central 95 % of cka_mapped_debiased under wrong pairings of the
@@ -105,8 +106,10 @@ def shuffled_r2(
     """Validation R² of the map refitted on wrongly paired train rows, scored on true pairs.
 
     Whole groups of the target are exchanged, and a prompt keeps its role in its group: a map that only
-    knows the role (the language) scores here as well.
+    knows the role (the language) scores here as well. Empty for a map that doesn't look at the pairing.
     """
+    if not estimator.uses_pairs:
+        return np.empty(0)
     return np.array(
         [
             clone(estimator).fit_sides(p.x, p.y, p.groups).score(validation.x.rows, validation.y.rows)

@@ -15,6 +15,7 @@ class Identity(TransportMap):
     """ŷ = x: the source's activation as it is. Fitting only records the width."""
 
     same_width = True
+    uses_pairs = False
 
     def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         self.target_mean_ = y.moments[0]
@@ -31,6 +32,7 @@ class MeanShift(TransportMap):
     """
 
     same_width = True
+    uses_pairs = False
 
     def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         self.source_mean_, self.target_mean_ = x.moments[0], y.moments[0]
@@ -51,6 +53,7 @@ class MomentMatching(TransportMap):
     """
 
     same_width = True
+    uses_pairs = False
 
     def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         self.source_mean_, self.source_sd_ = x.moments

@@ -1,0 +1,32 @@
+"""The map at every site and block on the page: at once for small stores, at a click for large ones."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import components, transport, transport_table
+from app import transport_queries as tq
+from app.resources import Opened
+from app.selection import Selection
+
+
+def section(opened: Opened, selection: Selection) -> None:
+    """Draw the heatmap and the table, or the button that computes them."""
+    place, spec = tq.Place.of(selection), tq.spec_of(selection)
+    table = transport_table.known(opened, place, spec)
+    count = len(tq.places(opened, place))
+    if table is None and st.button(
+        f"Fit this map at all {count} places",
+        icon=":material/grid_on:",
+        type="primary",
+        key="map-everywhere",
+        help="The result is kept in the study.",
+    ):
+        transport_table.compute(opened, place, spec, components.progress)
+        st.rerun()
+    if table is None:
+        st.caption(f"{spec.describe()}: not fitted at every site and block yet.")
+        return
+    components.show(opened, transport.table_panel(opened, selection, table))
+    with st.expander("All scores, place by place", icon=":material/table:"):
+        st.dataframe(table, hide_index=True, width="stretch", column_config=transport_table.CONFIG)

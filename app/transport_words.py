@@ -1,0 +1,124 @@
+"""Sentences of the transport page, computed from its numbers. Pure functions, each with its rule."""
+
+from __future__ import annotations
+
+import math
+
+import polars as pl
+
+from app.words import number, span
+from engine.analysis.transport import TransportScores
+
+
+def map_title(scores: TransportScores, source: str, target: str, place: str, constant: str = "") -> str:
+    """What the scores of one map mean together.
+
+    Rule: the words of `describe`, unless one side doesn't vary, which is said instead.
+
+    Args:
+        place: "resid_post of block 3".
+        constant: model whose train activations are all the same, or "".
+    """
+    start = f"{source} → {target}, {place}: "
+    if constant:
+        return start + (
+            f"the activations of {constant} are the same for every train prompt (they all share one token "
+            "here), so there is nothing to map"
+        )
+    text = scores.words.rstrip(".")
+    if not math.isnan(scores.r2_low) and text.startswith(("The map predicts", "The map carries")):
+        text += f"; 95 % interval{span(scores.r2_low, scores.r2_high)}"
+    return start + text[0].lower() + text[1:]
+
+
+def penalty_title(table: pl.DataFrame, chosen: float, how: str, value: float, used: float) -> str:
+    """Where on the λ path the map stands, and how that was chosen.
+
+    Rule: λ chosen on train; told with its validation R²; one at an end of the path is said to be there.
+
+    Args:
+        table: columns x, series, value.
+        chosen: λ that `how` chose on the train prompts. used: λ in use; value: its validation R².
+    """
+    ends = table["x"].min(), table["x"].max()
+    if math.isclose(used, chosen):
+        text = f"λ = {used:.4g}, chosen by {how} on train: R² {number(value)} on validation"
+    else:
+        text = f"λ = {used:.4g}, set by hand: R² {number(value)} on validation "
+        text += f"({how} on train chose {chosen:.4g})"
+    if chosen in ends:
+        end = "smallest" if chosen == ends[0] else "largest"
+        text += f"; {how} chose the {end} λ on offer"
+    return text
+
+
+def rank_title(table: pl.DataFrame, rank: int, full: int, tied: bool) -> str:
+    """How much of the full map's R² a rank keeps.
+
+    Rule: validation R² at the selected k against the full rank's. A tied spectrum has no meaningful path.
+
+    Args:
+        table: columns x, series ("validation" among them), value.
+        rank: k in use; full: the full rank.
+        tied: without shrinkage and with too few prompts all singular values are equal.
+    """
+    if tied:
+        return (
+            f"A rank path means nothing here: without shrinkage and with so few prompts all {full} singular "
+            "values are equal, and only the full-rank map is unique; raise γ"
+        )
+    path = table.filter(pl.col("series") == "validation").sort("x")
+    own = _at(path, rank)
+    if rank >= full:
+        return f"Full rank {full}: R² {number(own)} on validation"
+    return f"Rank {rank} of {full}: R² {number(own)} on validation, {number(_at(path, full))} at full rank"
+
+
+def _at(path: pl.DataFrame, x: float) -> float:
+    nearest = path.filter((pl.col("x") - x).abs() == (pl.col("x") - x).abs().min())["value"]
+    return float(nearest[0]) if len(nearest) and nearest[0] is not None else math.nan
+
+
+def spectrum_title(values: list[float], what: str) -> str:
+    """How many singular values carry half and nine tenths of their sum.
+
+    Rule: fewest leading values whose sum reaches the share.
+    """
+    total = sum(values)
+    if not values or total <= 0:
+        return f"{what}: none, the activations don't vary"
+    counts, reached = [], 0.0
+    shares = [0.5, 0.9]
+    for index, value in enumerate(values):
+        reached += value
+        while shares and reached >= shares[0] * total * (1 - 1e-12):
+            counts.append(index + 1)
+            shares.pop(0)
+    if math.isclose(values[0], values[-1], rel_tol=1e-9) and len(values) > 1:
+        return f"{what}: all {len(values)} are equal"
+    return f"{what}: {counts[0]} of {len(values)} make up half of their sum, {counts[1]} nine tenths"
+
+
+def table_title(table: pl.DataFrame, source: str, target: str) -> str:
+    """At how many places a map carries over, and where best as far as intervals show.
+
+    Rule: it carries over where the interval of validation R² lies above 0 and above the largest R² of refits
+    on wrong pairs. The place with the largest R² is named alone only when no other interval reaches its own.
+    """
+    known = table.drop_nulls(["r2_validation", "r2_low", "r2_high"])
+    if not known.height:
+        return f"{source} → {target}: no place has a score"
+    wins = known.filter(
+        (pl.col("r2_low") > 0) & (pl.col("r2_low") > pl.col("r2_shuffled_max").fill_null(0.0))
+    )
+    start = f"{source} → {target}: new prompts are predicted at {wins.height} of {known.height} places"
+    if not wins.height:
+        return start
+    best = wins.sort("r2_validation", descending=True).row(0, named=True)
+    rivals = wins.filter(pl.col("r2_high") >= best["r2_low"]).height - 1
+    told = f"{best['site']} of block {best['layer']} (R² {number(best['r2_validation'])}"
+    told += f"{span(best['r2_low'], best['r2_high']).replace(' (', ', ').replace(')', '')})"
+    if rivals:
+        others = "another place" if rivals == 1 else f"{rivals} others"
+        return f"{start}; largest at {told}, not told apart from {others}"
+    return f"{start}, best at {told}"

@@ -1,0 +1,52 @@
+"""Transport maps: what one model's activation looks like in the other's space, and how well that is known."""
+
+import streamlit as st
+
+from app import components, controls, patch_view, saved_maps, transport, transport_table_view
+
+opened = components.begin(
+    "Transport maps",
+    "Can one model's activations be predicted from the other's, on prompts that the map has not seen?",
+)
+controls.pair_controls()
+first, second, third = st.columns(3)
+with first:
+    controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))
+    controls.choose("site", "Site", only=transport.SITES)
+with second:
+    controls.choose("position", "Token position")
+    controls.slide("layer", "Block ℓ")
+with third:
+    controls.choose("method", "Map", names=lambda m: transport.METHOD_NAMES[m], help=transport.METHOD_HELP)
+    uses = transport.uses(controls.current())
+    if "clusters" in uses:
+        controls.slide("clusters", "Clusters of source activations (1: one map)")
+
+usable = False
+with (
+    components.guard("transport: parameters"),
+    st.container(horizontal=True, gap="large", vertical_alignment="bottom"),
+):
+    transport.check(opened, controls.current())
+    if "rank" in uses:
+        controls.steps("rank", "Rank k", transport.ranks(opened), names=transport.rank_name)
+    if "shrinkage" in uses:
+        controls.slide("shrink", "Shrinkage γ", step=0.05)
+    if "directions" in uses:
+        controls.steps("q", "Logit directions q", transport.directions(opened, controls.current()))
+    if "penalty" in uses:
+        controls.switch("lam_mode", "Penalty", {"auto": "λ chosen on train", "set": "set λ"})
+        if controls.current().lam_mode == "set":
+            controls.slide("lam", "log₁₀ λ", step=0.25)
+    usable = True
+
+if usable:
+    chosen = transport.effective(opened, controls.current())
+    with components.guard("transport: panels"):
+        for make in transport.PANELS:
+            panel = make(opened, chosen)
+            if panel is not None:
+                components.show(opened, panel)
+    with components.guard("transport: every place"):
+        transport_table_view.section(opened, chosen)
+    saved_maps.section(opened, chosen)
