@@ -44,8 +44,9 @@ FIXED: dict[str, tuple[str, ...]] = {
     "substitute": ("head_z", "head_out"),
     "vectors": ("literal", "raw"),
     "basis": ("map", "difference"),
+    "part": ("rank", "steering"),
 }
-FREE = ("run", "heads", "measure", "contrast")
+FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral")
 """Fields whose text only their page can judge: a run's id, heads as "0,2", names."""
 MAX_ALPHA = 2.0
 MAX_CLUSTERS = 8
@@ -136,9 +137,13 @@ class Selection:
     substitute: str = "head_z"
     vectors: str = "literal"
     basis: str = "map"
+    part: str = "rank"
     heads: str = ""
     measure: str = ""
     contrast: str = ""
+    words: str = ""
+    steered: str = ""
+    neutral: str = ""
     threshold: float = 0.0
     run: str = ""
 

@@ -199,7 +199,7 @@ def describe_spectra(
         spectra: name -> singular values (r,) and those of the null (draws, r).
 
     Returns:
-        columns series, index (from 1), value, null (mean over draws), null_high (95 % of draws); and
+        columns series, index (from 1), value, null_low, null_high (95 % of the null's draws); and
         {name: {needed, needed_null, total}}.
     """
     parts, counts = [], {}
@@ -210,8 +210,8 @@ def describe_spectra(
                     "series": [name] * values.size,
                     "index": np.arange(1, values.size + 1),
                     "value": values,
-                    "null": null.mean(axis=0),
-                    "null_high": np.quantile(null, 0.95, axis=0),
+                    "null_low": np.quantile(null, 0.025, axis=0),
+                    "null_high": np.quantile(null, 0.975, axis=0),
                 }
             )
         )
@@ -235,3 +235,26 @@ def prompt_kls(data: RankData, rows: Int[np.ndarray, " n"]) -> pl.DataFrame:
             part = {"row": row, "k": k, "alpha": alpha, "kl": kl.ravel().astype(np.float32)}
             parts.append(pl.DataFrame(part).with_columns(kind=pl.lit(kind), split=pl.lit(split)))
     return pl.concat(parts).select("row", "split", "kind", "k", "alpha", "kl")
+
+
+def path(tables: Mapping[str, pl.DataFrame], kind: str, alpha: float) -> pl.DataFrame:
+    """Validation values over k, as `table` has them, with a column `series`.
+
+    Args:
+        tables: of a stored result. kind: truncated or projector.
+        alpha: one that was run.
+
+    Returns:
+        "truncated": the best α of each k on train ("best α"), and the one given ("this α"). "projector": the
+        one given, with the random bases of that size ("random").
+    """
+    cells = tables["table"].filter(pl.col("split") == "validation")
+    here = cells.filter((pl.col("alpha") - alpha).abs() < 1e-9)
+    if kind == "projector":
+        parts = [("this α", here.filter(pl.col("kind") == kind))]
+        parts.append(("random", here.filter(pl.col("kind") == "random")))
+    else:
+        best = tables["choice"].filter(pl.col("kind") == kind).select("kind", "k", "alpha")
+        parts = [("best α", best.join(cells, on=["kind", "k", "alpha"]).select(cells.columns))]
+        parts.append(("this α", here.filter(pl.col("kind") == kind)))
+    return pl.concat([part.with_columns(series=pl.lit(name)) for name, part in parts]).sort("series", "k")

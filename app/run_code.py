@@ -1,0 +1,25 @@
+"""Notebook lines that read a stored result again."""
+
+from __future__ import annotations
+
+from app.jobs import JobResult
+from app.resources import Opened
+from engine.experiments import experiment_from_json
+
+
+def read_run(opened: Opened, result: JobResult, *more: str) -> str:
+    """Lines that open the result as `run`, followed by `more`, which end with `table`."""
+    experiment = experiment_from_json(result.condition)
+    asked = {"job": experiment.job, **experiment.model_dump(mode="json", exclude_defaults=True)}
+    lines = (
+        "import polars as pl",
+        "",
+        "from engine.experiments import experiment_from_json",
+        "from store.reader import Store",
+        "from store.runs import RunLog",
+        "",
+        f"store, runs = Store({opened.path!r}), RunLog({opened.path!r})",
+        f"experiment = experiment_from_json({asked!r})",
+        "run = runs.open(runs.find(experiment.content_hash(store.fingerprint)))",
+    )
+    return "\n".join((*lines, *more))

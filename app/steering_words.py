@@ -1,0 +1,108 @@
+"""Sentences about steering: α was chosen on train, what is told is read off validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from app import words
+
+
+def named(group: Mapping[str, Any]) -> str:
+    """A group of prompts in words."""
+    return ", ".join(f"{k} {v}" for k, v in group.items() if v is not None) or "all"
+
+
+def odds(condition: Mapping[str, Any]) -> str:
+    """ "log p(Yes) − log p(No)"."""
+    wanted, against = ("/".join(condition[side]) for side in ("wanted", "against"))
+    return f"log p({_short(wanted)}) − log p({_short(against)})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 14 else text[:13] + "…"
+
+
+def signed(row: Mapping[str, float]) -> str:
+    """ "+1.61 nats (1.52 to 1.71)"."""
+    value = f"{row['shift']:+.2f}".replace("-", "−")
+    return f"{value} nats{words.span(row['low'], row['high'])}"
+
+
+def _row(table: pl.DataFrame, series: str, alpha: float) -> dict[str, float]:
+    found = table.filter((pl.col("series") == series) & (pl.col("alpha") == alpha)).row(0, named=True)
+    return {"shift": found["shift"], "low": found["shift_low"], "high": found["shift_high"], **_cost(found)}
+
+
+def _cost(found: Mapping[str, float]) -> dict[str, float]:
+    return {"kl": found["kl"], "kl_low": found["kl_low"], "kl_high": found["kl_high"]}
+
+
+def _moves(row: Mapping[str, float], what: str) -> str:
+    """Raises, lowers or isn't shown to move, by whether the interval excludes 0."""
+    if row["low"] > 0:
+        return f"raises {what} by {signed(row)}"
+    if row["high"] < 0:
+        return f"lowers {what}: {signed(row)}"
+    return f"is not shown to move {what}: {signed(row)}"
+
+
+def shift_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What v does at the chosen α.
+
+    Rule: it raises or lowers the log odds when the validation interval excludes 0.
+    """
+    alpha = summary["chosen"]
+    if alpha is None:
+        return f"Every amplitude costs more than the budget of {condition['budget']:g} nats"
+    return f"Adding v at α = {alpha:g} {_moves(_row(table, 'direction', alpha), odds(condition))}"
+
+
+def cost_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Side effect of v at the chosen α, or at the smallest amplitudes where none is within the budget."""
+    alpha = summary["chosen"]
+    where = f"prompts that should stay ({named(condition['neutral'])})"
+    if alpha is None:
+        least = min(condition["alphas"])
+        at = min((_row(table, "direction", sign * least) for sign in (-1, 1)), key=lambda row: row["kl"])
+        return f"Even α = {least:g} moves the {where} by {_kl(at, summary)}, more than the budget"
+    text = f"It moves the {where} by {_kl(_row(table, 'direction', alpha), summary)}"
+    if abs(alpha) == max(condition["alphas"]):
+        return text + "; that was the largest amplitude tried"
+    return text
+
+
+def _kl(row: Mapping[str, float], summary: Mapping[str, Any]) -> str:
+    limit = float(summary["self_check"]["limit"])
+    if row["kl"] <= limit:
+        return f"at most {words.nats(limit)} nats, which is rounding"
+    return words.nats_span({"kl": row["kl"], "low": max(row["kl_low"], 0.0), "high": row["kl_high"]})
+
+
+def ablation_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What taking v away does, and what it costs."""
+    row = _row(table, "ablate", 0.0)
+    return f"Taking v away {_moves(row, odds(condition))}, at a side effect of {_kl(row, summary)}"
+
+
+def equal_title(summary: Mapping[str, Any]) -> str:
+    """Whether v moves the words more than random directions that cost as much.
+
+    Rule: more, when the interval of the paired difference from the mean of the random directions lies above 0
+    and v's shift is larger than every one of theirs; else not told apart, or less.
+    """
+    best, cost = summary["equal"]["best"], words.nats(summary["equal"]["level"])
+    if best["difference"] is None:
+        return f"No random direction reaches v's side effect of {cost} nats on the amplitudes tried"
+    more, own = best["difference"], best["direction"]
+    if more["low"] > 0 and own["shift"] > best["most"]:
+        text = (
+            f"At the same side effect ({cost} nats) v moves the words further than all {best['draws']} random"
+        )
+        return f"{text} directions: {signed(own)} against {signed(best['random'])}"
+    if more["high"] < 0:
+        return f"At the same side effect ({cost} nats) v moves the words less than random directions do"
+    text = f"At the same side effect ({cost} nats) v is not told from random directions: {signed(own)}"
+    return f"{text}, theirs reach {best['most']:+.2f}".replace("-", "−")
