@@ -88,7 +88,7 @@ def _y(
         return channel("value", "quantitative", title, scale=scale, axis={"tickCount": 5, "format": "~e"})
     size = high - low or max(abs(high), 1e-6)
     scale = {"domain": [low - 0.06 * size, high + room * size], "nice": False, "zero": False}
-    return channel("value", "quantitative", title, scale=scale, axis={"tickCount": 6, "format": "~g"})
+    return channel("value", "quantitative", title, scale=scale, axis={"tickCount": 6, "format": ".4~g"})
 
 
 def _mark(name: str, at: float, x: Spec, palette: Palette, number: int) -> list[Spec]:
