@@ -15,7 +15,7 @@ from engine.experiments.behaviour_report import WHOLE
 def amount(figure: Figure, value: float, *, signed: bool = False) -> str:
     """A value with its unit: "97 %", "0.52 nats per token"; a difference of rates in points."""
     if figure.binary:
-        return f"{100 * value:+.0f} points" if signed else f"{100 * value:.0f} %"
+        return f"{100 * value:+.0f} points" if signed else f"{_hundredths(value)} %"
     text = words.number(value)
     return f"{'+' if signed and value > 0 else ''}{text} {figure.unit}"
 
@@ -24,9 +24,16 @@ def interval(figure: Figure, row: Mapping[str, Any]) -> str:
     """ " (83 to 100)" in the unit of the figure, or nothing where it is not known."""
     if row["low"] is None or row["high"] is None:
         return ""
-    scale, digits = (100, 0) if figure.binary else (1, 2)
-    low, high = (words.number(scale * row[end], digits) for end in ("low", "high"))
+    low, high = (
+        _hundredths(row[end]) if figure.binary else words.number(row[end]) for end in ("low", "high")
+    )
     return f" ({low} to {high})"
+
+
+def _hundredths(share: float) -> str:
+    """A share in per cent: whole, or with one decimal below 1."""
+    value = round(100 * share, 1)
+    return f"{value:.0f}" if abs(value) >= 1 or value == 0 else f"{value:.1f}"
 
 
 def level_title(figure: Figure, levels: pl.DataFrame) -> str:

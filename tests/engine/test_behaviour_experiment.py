@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from demo_files import DEMO, conversation, rows
+from behaviour_demo import demo_lab
 from memory_lab import MemoryLab
 from scipy import special
 from tiny_models import tiny
@@ -23,8 +23,7 @@ from engine.experiments import experiment_from_json
 from engine.experiments.behaviour import Behaviour, Intervention, Wording
 from engine.experiments.head_map import HeadMap
 from engine.experiments.mapped import MappedPatch
-from engine.model import LoadedModel, from_parts, load
-from engine.study import ModelSpec
+from engine.model import LoadedModel, from_parts
 
 TOLERANCE = 1e-5
 """float32: cached, batched runs sum in another order than single passes."""
@@ -209,31 +208,8 @@ def test_what_cannot_be_run_is_refused_in_words() -> None:
         Behaviour(model="base", measures=())
 
 
-@pytest.fixture(scope="module")
-def demo() -> MemoryLab:
-    """The demo's base and tuned models on its claims and some of its problems."""
-    specs = {
-        "base": ModelSpec(path=DEMO / "base", device="cpu"),
-        "tuned": ModelSpec(path=DEMO / "base", adapter=DEMO / "tuned_adapter", device="cpu"),
-    }
-    models = {name: load(spec, name) for name, spec in specs.items()}
-    said = rows("agreement.jsonl")[:48] + rows("problems.jsonl")[::20]
-    tokenizer = models["base"].tokenizer
-    turns = [conversation(row) for row in said]
-    texts = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    table = pl.DataFrame(
-        [
-            {k: r.get(k) for k in ("id", "pair_id", "language", "category", "answer", "choices", "label")}
-            | {"text": text, "split": "validation"}
-            for r, text in zip(said, texts, strict=True)
-        ]
-    )
-    last = [len(i) - 1 for i in ids]
-    return MemoryLab(models, dict.fromkeys(models, ids), dict.fromkeys(models, last), table)
-
-
-def test_the_demos_tuned_model_agrees_with_wrong_claims_and_its_base_does_not(demo: MemoryLab) -> None:
+def test_the_demos_tuned_model_agrees_with_wrong_claims_and_its_base_does_not() -> None:
+    demo = demo_lab()
     asked: dict[str, Any] = {"measures": ("agreement", "text"), "max_new_tokens": 40}
     base, tuned = (Behaviour(model=name, **asked).run(demo) for name in ("base", "tuned"))
     wrong = base.tables["table"]["label"] == "wrong"

@@ -1,0 +1,206 @@
+"""Behaviour on the page: experiments from the selection, words, panels and their code, and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import live_study
+import polars as pl
+import pytest
+from behaviour_demo import demo_lab
+from memory_lab import MemoryLab
+from planted_store import prompts_table
+from streamlit.testing.v1 import AppTest
+from tiny_models import tiny
+from tiny_tokenizers import chatml
+
+from app import behaviour_panels, behaviour_view, headless
+from app import behaviour_words as say
+from app.charts.palette import DARK, LIGHT
+from app.charts.spec import as_chart
+from app.jobs import JobResult
+from app.live import run_live, save
+from app.resources import Opened, read_facts
+from app.selection import Selection, defaults, update
+from engine.condition import Condition
+from engine.experiments.behaviour import FIGURES, Behaviour, Intervention
+from engine.experiments.behaviour_report import WHOLE
+from engine.model import from_parts
+from store.reader import Store
+
+FIGURE = {figure.name: figure for figure in FIGURES}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """A store of two tokenizers, with a stored patch."""
+    path = live_study.make_store(tmp_path_factory.mktemp("behaviour"))
+    store = Store(path)
+    return Opened(str(path), store, read_facts(store))
+
+
+def pair(opened: Opened, **changes: Any) -> Selection:
+    """Base and the model with the other tokenizer."""
+    return update(defaults(opened.facts), opened.facts, **({"a": "base", "b": "other"} | changes))
+
+
+def run_all(opened: Opened, experiments: list[Behaviour]) -> dict[str, JobResult]:
+    failed = headless.run_all(opened.path, experiments, device="cpu", quiet=True)
+    assert not failed
+    return behaviour_view.found_runs(opened, experiments)
+
+
+def test_a_pair_of_two_tokenizers_under_a_stored_patch(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch = Condition(target="other", source="base", component="resid_post", layer=2, position="decision")
+    run_live(opened.path, patch, "cpu")
+    chosen = pair(opened, measure="soft_refusal", alpha=0.8)
+    offered = behaviour_view.offered_interventions(opened, chosen)
+    assert len(offered) == 1
+    chosen = dataclasses.replace(chosen, contrast=next(iter(offered)))
+    patches = behaviour_view.chosen_interventions(chosen, offered)
+    wanted = behaviour_view.wanted(chosen, patches, "")
+    assert not behaviour_view.found_runs(opened, wanted)
+    runs = run_all(opened, wanted)
+    assert list(runs) == ["base", "other", "other + patch 1"]
+    panels = behaviour_view.panels(opened, runs, chosen)
+    assert [panel.name for panel in panels] == ["behaviour-difference", "behaviour", "behaviour-shared"]
+    for panel in panels:
+        as_chart(panel.draw(LIGHT))
+        as_chart(panel.draw(DARK))
+        here: dict[str, Any] = {}
+        exec(panel.code, here)
+        assert here["table"].equals(panel.table)
+        assert "split: validation" in panel.caption
+    coverage = panels[2].table["coverage"]
+    assert coverage.is_between(0, 1, closed="none").all()
+    assert "other + patch 1: resid_post@2 at decision ← base, raw, α = 0.8." in panels[1].caption
+    assert panels[2].title.startswith("Soft refusal on the tokens shared with")
+    for name, run in runs.items():
+        alone = behaviour_view.run_panels(opened, run, chosen)
+        assert [panel.name for panel in alone] == ["behaviour", "behaviour-shared"], name
+
+
+def test_a_stored_run_leads_back_to_the_same_experiment(opened: Opened) -> None:
+    chosen = pair(opened, measure="agrees", language="zh", alpha=0.6, a="tuned")
+    patch = Condition(target="tuned", source="base", component="mlp_out", layer=1, alphas=(0.2, 0.4))
+    one = Intervention(experiment=patch.to_json(), alpha=0.6)
+    for wanted in (
+        behaviour_view.experiment_of(chosen),
+        behaviour_view.experiment_of(dataclasses.replace(chosen, measure="choice_right")),
+        behaviour_view.experiment_of(chosen, "tuned", one),
+    ):
+        start = pair(opened, a="base", b="tuned")
+        back = update(start, opened.facts, **behaviour_view.selection_of(wanted.to_json(), start))
+        assert wanted.intervention is None or back.contrast == behaviour_view.key_of(wanted.intervention)
+        again = behaviour_view.experiment_of(back, wanted.model, wanted.intervention)
+        assert again == wanted
+
+
+def test_what_a_patch_reports_on_does_not_make_another_patch() -> None:
+    fields: dict[str, Any] = {"target": "tuned", "source": "base", "component": "mlp_out", "layer": 1}
+    one = Intervention(experiment=Condition(**fields, alphas=(0.1, 1.0), split="train").to_json())
+    two = Intervention(experiment=Condition(**fields, n_boot=500, top_k=0).to_json())
+    assert behaviour_view.key_of(one) == behaviour_view.key_of(two)
+    assert one == two
+    other = Intervention(experiment=Condition(**{**fields, "layer": 2}).to_json())
+    assert behaviour_view.key_of(one) != behaviour_view.key_of(other)
+
+
+@pytest.fixture(scope="module")
+def demo() -> dict[str, JobResult]:
+    found = {}
+    for name in ("base", "tuned"):
+        asked = Behaviour(model=name, measures=("soft_refusal", "choices", "agreement", "text"))
+        result = asked.run(demo_lab())
+        found[name] = JobResult(asked.to_json(), result.summary, dict(result.tables))
+    return found
+
+
+def test_the_demos_titles_say_what_was_taught(demo: dict[str, JobResult]) -> None:
+    panel = behaviour_panels.differences_panel(demo, FIGURE["agrees"], "store")
+    assert panel is not None
+    assert panel.title.startswith("Agrees with the claim: tuned is higher than base by 50 points (")
+    assert panel.title.endswith("; clearest for label wrong: +100 points")
+    wrong = panel.table.filter(pl.col("part") == "label wrong").row(0, named=True)
+    assert wrong["value"] == 1
+    assert wrong["low"] > 0.5
+    assert wrong["p"] < 0.001
+    right = panel.table.filter(pl.col("part") == "label right").row(0, named=True)
+    assert (right["value"], right["p"]) == (0, 1)
+    levels = behaviour_panels.levels_panel(demo, FIGURE["agrees"], "store")
+    assert "base 50 % (" in levels.title
+    assert "tuned 100 % (" in levels.title
+    leaning = behaviour_panels.differences_panel(demo, FIGURE["agreement"], "store")
+    assert leaning is not None
+    assert "tuned is higher than base by 2." in leaning.title
+
+
+def test_the_demos_base_solves_its_problems_in_both_languages(demo: dict[str, JobResult]) -> None:
+    panel = behaviour_panels.levels_panel({"base": demo["base"]}, FIGURE["right"], "store")
+    assert panel.title.startswith("Right answer: base 100 % (")
+    assert "right in en 100 %, zh 100 %; no asymmetry is shown (exact McNemar p = 1.000)" in panel.caption
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f.name)
+def test_a_model_is_not_told_from_itself(demo: dict[str, JobResult], figure: Any) -> None:
+    panel = behaviour_panels.differences_panel({"base": demo["base"], "again": demo["base"]}, figure, "store")
+    assert panel is not None
+    assert (panel.table["value"] == 0).all()
+    assert "again and base are not told apart" in panel.title
+    assert "clearest" not in panel.title
+
+
+def difference_rows(*rows: tuple[str, float, float, float, float | None]) -> pl.DataFrame:
+    names = ("part", "value", "low", "high", "p")
+    return pl.DataFrame([{"series": "b", **dict(zip(names, row, strict=True))} for row in rows])
+
+
+def test_a_part_is_named_only_when_no_interval_reaches_it() -> None:
+    apart = difference_rows(
+        (WHOLE, 0.5, 0.3, 0.7, 0.01),
+        ("label wrong", 1.0, 0.8, 1.0, 0.001),
+        ("label right", 0.0, -0.2, 0.2, 1.0),
+        ("language en", 0.6, 0.3, 0.8, 0.01),
+        ("language zh", 0.4, 0.2, 0.6, 0.01),
+    )
+    title = say.difference_title(FIGURE["agrees"], "a", apart)
+    assert title.endswith("b is higher than a by 50 points (30 to 70); clearest for label wrong: +100 points")
+    level = apart.with_columns(high=pl.when(pl.col("part") == "label right").then(0.9).otherwise("high"))
+    assert "clearest" not in say.difference_title(FIGURE["agrees"], "a", level)
+
+
+def test_an_interval_without_significance_is_not_a_finding() -> None:
+    near = difference_rows((WHOLE, -0.2, -0.4, -0.01, 0.06))
+    title = say.difference_title(FIGURE["right"], "a", near)
+    assert title == "Right answer: b and a are not told apart (difference -20 points (-40 to -1))"
+    lower = near.with_columns(p=pl.lit(0.01))
+    assert "b is lower than a by 20 points (1 to 40)" in say.difference_title(FIGURE["right"], "a", lower)
+
+
+def test_the_page_before_and_after_a_run(own_store: Path, open_app: Callable[..., AppTest]) -> None:
+    app = open_app(own_store, "behaviour", measure="right")
+    assert not app.exception
+    assert "#### Not run yet" in [m.value for m in app.markdown]
+    tokenizer, table = chatml(), prompts_table().with_columns(answer=pl.lit("7"))
+    lm = from_parts(tiny("qwen3", vocab_size=len(tokenizer)), tokenizer, "base")
+    ids = [tokenizer(text)["input_ids"] for text in table["text"]]
+    models, last = {"base": lm, "tuned": lm}, [len(i) - 1 for i in ids]
+    lab = MemoryLab(models, dict.fromkeys(models, ids), dict.fromkeys(models, last), table)
+    store = Store(own_store)
+    shown = update(defaults(read_facts(store)), read_facts(store), measure="right")
+    for one in behaviour_view.wanted(shown, [], ""):
+        save(str(own_store), store.fingerprint, one, one.run(lab))
+    app = open_app(own_store, "behaviour", measure="right")
+    assert not app.exception
+    said = " ".join(m.value for m in app.markdown)
+    assert "Not run yet" not in said
+    assert "#### Right answer: tuned and base are not told apart (difference +0 points" in said
+    count = table.filter(pl.col("split") == "validation").height
+    assert f"#### 0 of {count} answers differ" in said
+    app = open_app(own_store, "behaviour", measure="agreement&")
+    assert not app.exception
