@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +15,14 @@ from app.charts.palette import Palette
 from app.charts.spec import Spec
 from app.jobs import JobResult
 from app.panel import Panel
+from app.patch_words import amplitude, level_with, reading, reported, tokens
 from app.resources import Opened
 from app.selection import Selection
 from engine.condition import Condition
+from engine.errors import PatchError
 from engine.experiment import POSITIONS, Where
+
+PAGE = "patching"
 
 ALPHAS = tuple(round(0.2 * i, 1) for i in range(11))
 """Amplitudes of a whole α curve, 0 to 2."""
@@ -44,7 +47,7 @@ def condition_of(selection: Selection, layer: int | None = None) -> Condition:
     """The condition a selection describes, at another layer where one is given.
 
     Raises:
-        PatchError: the selection's position is not one token.
+        PatchError: the selection's position is not one token, or its heads are no numbers.
     """
     target, source = (selection.a, selection.b) if selection.target == "a" else (selection.b, selection.a)
     everything = selection.kind == "self"
@@ -53,6 +56,7 @@ def condition_of(selection: Selection, layer: int | None = None) -> Condition:
         source=source,
         component=selection.site,  # type: ignore[arg-type]
         layer=selection.layer if layer is None else layer,
+        heads=chosen_heads(selection),
         position=selection.position,
         kind=selection.kind,  # type: ignore[arg-type]
         alphas=(1.0,) if everything else ALPHAS if selection.alphas == "curve" else (selection.alpha,),
@@ -64,6 +68,24 @@ def condition_of(selection: Selection, layer: int | None = None) -> Condition:
             category=None if selection.category == "all" else selection.category,
         ),
     )
+
+
+experiment_of = condition_of
+
+
+def chosen_heads(selection: Selection) -> tuple[int, ...] | None:
+    """The heads that a patch of a head site is restricted to; None is all of them, or no head site."""
+    if not selection.site.startswith("head") or not selection.heads.strip():
+        return None
+    numbers = selection.heads.replace(",", " ").split()
+    if not all(number.isdecimal() for number in numbers):
+        raise PatchError(
+            "The heads of the link cannot be used.",
+            expected="numbers with commas between, e.g. 0,2",
+            given=repr(selection.heads),
+            next_step="choose heads on the page.",
+        )
+    return tuple(sorted({int(number) for number in numbers}))
 
 
 def conditions(opened: Opened, selection: Selection) -> list[Condition]:
@@ -87,7 +109,9 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "target": "a" if same else "b",
         "site": condition["component"],
         "layer": condition["layer"],
+        "heads": ",".join(map(str, condition.get("heads") or ())),
         "position": condition["position"],
+        "patch": "one",
         "kind": condition["kind"],
         "alphas": "curve" if len(alphas) > 1 else "one",
         "alpha": alphas[0] if len(alphas) == 1 else selection.alpha,
@@ -117,7 +141,9 @@ def result_title(result: JobResult, alpha: float) -> str:
     small by itself (half-precision models), the KL is told beside it.
     """
     condition, row = result.condition, point(result, alpha)
-    site = f"{condition['component']} of block {condition['layer']}"
+    heads = ",".join(map(str, condition.get("heads") or ()))
+    which = f" (heads {heads})" if heads else ""
+    site = f"{condition['component']}{which} of block {condition['layer']}"
     what = {"mean": "its own mean", "self": "its own activation"}.get(
         condition["kind"], f"{condition['source']}'s activation"
     )
@@ -192,25 +218,6 @@ def _method(interval: Mapping[str, Any]) -> str:
     return str(interval["method"]).split(" over ")[0]
 
 
-def amplitude(condition: Mapping[str, Any]) -> str:
-    """What α multiplies, in words."""
-    if condition["scale"] == "deviation":
-        return f"times the replacement's deviation from {condition['target']}'s mean over the train split"
-    return "times the whole replacement vector"
-
-
-def reading(condition: Mapping[str, Any]) -> str:
-    """Which token is patched, and at which the next token is read, in words."""
-    where = "there" if condition["read_at"] == "patched" else "at the decision token"
-    return f"patched at {condition['position']}, read {where}"
-
-
-def reported(condition: Mapping[str, Any]) -> str:
-    """Which prompts a result is about, in words."""
-    chosen = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
-    return ", ".join([f"split: {condition['split']}", *chosen])
-
-
 def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
     """Mean KL against the amplitude; None when only one was run."""
     rows = pl.DataFrame(result.summary["curve"])
@@ -239,11 +246,6 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
         "each α by itself. Every α ran in the same batches, so they share the null."
     )
     return Panel("patch-alpha", title, rows, draw, code, caption, models, False)
-
-
-def level_with(rows: pl.DataFrame, row: Mapping[str, Any]) -> pl.DataFrame:
-    """The rows whose interval overlaps `row`'s: no title may tell them apart. `row` is one of them."""
-    return rows.filter((pl.col("low") <= row["high"]) & (pl.col("high") >= row["low"]))
 
 
 def _extreme(rows: pl.DataFrame, name: str, row: Mapping[str, Any]) -> str:
@@ -323,20 +325,12 @@ def token_table(table: pl.DataFrame, alpha: float) -> pl.DataFrame:
     for side in ("before", "after"):
         if f"top_{side}" in shown.columns:
             lines = [
-                _tokens(t, p)
+                tokens(t, p)
                 for t, p in zip(shown[f"top_{side}"].to_list(), shown[f"p_{side}"].to_list(), strict=True)
             ]
             columns.append(pl.Series(side, lines))
     columns += [pl.col(c) for c in ("language", "category", "id") if c in shown.columns]
     return shown.select(columns)
-
-
-def _tokens(tokens: Sequence[str], chances: Sequence[float]) -> str:
-    return "  ".join(f"{_visible(t)} {100 * p:.0f}%" for t, p in list(zip(tokens, chances, strict=True))[:3])
-
-
-def _visible(token: str) -> str:
-    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
 def code(store_path: str, condition: Condition) -> str:
@@ -348,7 +342,7 @@ def code(store_path: str, condition: Condition) -> str:
             "from store.runs import RunLog",
             "",
             f"store = Store({store_path!r})",
-            f"condition = Condition.from_json({_compact(condition)!r})",
+            f"condition = Condition.from_json({condition.model_dump(mode='json', exclude_defaults=True)!r})",
             "runs = RunLog(store.path)",
             "run = runs.open(runs.find(condition.content_hash(store.fingerprint)))",
             "curve, table = run.summary['curve'], run.table",
@@ -356,20 +350,12 @@ def code(store_path: str, condition: Condition) -> str:
     )
 
 
-def _compact(condition: Condition) -> dict[str, Any]:
-    usual = {f.alias or n: f.default for n, f in type(condition).model_fields.items()}
-    return {k: v for k, v in condition.to_json().items() if n_differs(v, usual.get(k))}
-
-
-def n_differs(value: Any, usual: Any) -> bool:
-    """Whether a JSON value says something other than the field's default."""
-    plain = usual.model_dump(mode="json") if hasattr(usual, "model_dump") else usual
-    return value != (list(plain) if isinstance(plain, tuple) else plain)
-
-
-def with_alpha(selection: Selection, alpha: float) -> Selection:
-    """The selection at another amplitude."""
-    return dataclasses.replace(selection, alpha=alpha)
+def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
+    """The panels of a stored result: per-prompt KL, and the amplitudes where several were run."""
+    lines = code(opened.path, Condition.from_json(result.condition))
+    curve = alpha_panel(result, selection.alpha, lines)
+    first = histogram_panel(result, selection.alpha, lines)
+    return [first] if curve is None else [first, curve]
 
 
 WHY_EMPTY = (

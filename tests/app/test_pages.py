@@ -223,17 +223,17 @@ def test_a_stored_run_opens_without_a_model(open_app: Open, own_store: Path) -> 
 
 def test_the_patching_page_shows_the_stored_result_of_its_selection(open_app: Open, own_store: Path) -> None:
     _, made = stored_run(own_store, layer=3)
-    app = open_app(own_store, "patching", layer="3")
+    app = open_app(own_store, "patching", patch="one", layer="3")
     assert patch_view.result_title(made, 1.0) in text(app).replace("\\", "")
     assert [b.disabled for b in app.button if b.key == "run"] == [True]
-    other = open_app(own_store, "patching", layer="1")
+    other = open_app(own_store, "patching", patch="one", layer="1")
     assert "Not run yet" in text(other)
     assert [b.disabled for b in other.button if b.key == "run"] == [False]
 
 
 def test_the_code_of_a_run_reads_it_again(open_app: Open, own_store: Path) -> None:
     _, made = stored_run(own_store, layer=3, site="head_z", language="zh")
-    app = open_app(own_store, "patching", layer="3", site="head_z", language="zh")
+    app = open_app(own_store, "patching", patch="one", layer="3", site="head_z", language="zh")
     snippet = next(c.value for c in app.code if "RunLog" in c.value)
     scope: dict[str, Any] = {}
     exec(snippet, scope)

@@ -180,7 +180,7 @@ def test_a_patch_is_run_kept_and_opened_again_without_a_model(
     new_tab: Callable[..., Page], live_dashboard: str
 ) -> None:
     tab = new_tab()
-    visit(tab, f"{live_dashboard}/patching?layer=5&site=resid_post&kind=mean")
+    visit(tab, f"{live_dashboard}/patching?patch=one&layer=5&site=resid_post&kind=mean")
     expect(tab.get_by_text("Not run yet")).to_be_visible()
     run_patch(tab)
     clean(tab)
@@ -199,8 +199,8 @@ def test_a_patch_is_run_kept_and_opened_again_without_a_model(
 def test_two_tabs_get_their_own_results(new_tab: Callable[..., Page], live_dashboard: str) -> None:
     """Upstream of the fine-tune the other model changes nothing; the mean of the prompts does."""
     one, two = new_tab(), new_tab()
-    visit(one, f"{live_dashboard}/patching?layer=1&site=resid_post&kind=literal")
-    visit(two, f"{live_dashboard}/patching?layer=6&site=resid_post&kind=mean")
+    visit(one, f"{live_dashboard}/patching?patch=one&layer=1&site=resid_post&kind=literal")
+    visit(two, f"{live_dashboard}/patching?patch=one&layer=6&site=resid_post&kind=mean")
     one.get_by_role("button", name="Run", exact=True).click()
     two.get_by_role("button", name="Run", exact=True).click()
     for tab in (one, two):
@@ -214,8 +214,8 @@ def test_two_tabs_get_their_own_results(new_tab: Callable[..., Page], live_dashb
 
 def test_cancelling_in_one_tab_leaves_the_other(new_tab: Callable[..., Page], live_dashboard: str) -> None:
     one, two = new_tab(), new_tab()
-    visit(one, f"{live_dashboard}/patching?site=mlp_out&kind=literal&layers=every&alphas=curve")
-    visit(two, f"{live_dashboard}/patching?site=attn_out&kind=mean&layer=0")
+    visit(one, f"{live_dashboard}/patching?patch=one&site=mlp_out&kind=literal&layers=every&alphas=curve")
+    visit(two, f"{live_dashboard}/patching?patch=one&site=attn_out&kind=mean&layer=0")
     one.get_by_role("button", name="Run every block").click()
     one.get_by_role("button", name="Cancel").click()
     two.get_by_role("button", name="Run", exact=True).click()
@@ -228,7 +228,7 @@ def test_cancelling_in_one_tab_leaves_the_other(new_tab: Callable[..., Page], li
 
 def test_a_patch_that_cannot_run_says_why(tab: Page, dashboard: str) -> None:
     """The planted store has no model behind it."""
-    visit(tab, f"{dashboard}/patching?layer=1")
+    visit(tab, f"{dashboard}/patching?patch=one&layer=1")
     tab.get_by_role("button", name="Run", exact=True).click()
     expect(tab.get_by_text("The experiment did not run")).to_be_visible(timeout=120_000)
     settle(tab)

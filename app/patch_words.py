@@ -1,0 +1,156 @@
+"""Sentences about live patches, computed from stored results; each with its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from app import words
+from engine.experiments.mapped import CONTROLS
+
+CONTROL_NAMES = {
+    "bogus": "another block's map",
+    "shuffled": "map of permuted pairs",
+    "random": "randomly rotated",
+    "mean": "target's mean",
+}
+NAMES = {"mapped": "mapped", "raw": "raw", **CONTROL_NAMES}
+
+
+def amplitude(condition: Mapping[str, Any]) -> str:
+    """What α multiplies, in words."""
+    if condition["scale"] == "deviation":
+        return f"times the replacement's deviation from {condition['target']}'s mean over the train split"
+    return "times the whole replacement vector"
+
+
+def reading(condition: Mapping[str, Any]) -> str:
+    """Which token is patched, and at which the next token is read, in words."""
+    where = "there" if condition["read_at"] == "patched" else "at the decision token"
+    return f"patched at {condition['position']}, read {where}"
+
+
+def reported(condition: Mapping[str, Any]) -> str:
+    """Which prompts a result is about, in words."""
+    chosen = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
+    return ", ".join([f"split: {condition.get('split', 'validation')}", *chosen])
+
+
+def direction(condition: Mapping[str, Any]) -> str:
+    """ "tuned ← base"."""
+    return f"{condition['target']} ← {condition['source']}"
+
+
+def site(condition: Mapping[str, Any]) -> str:
+    """ "mlp_out of block 5"."""
+    return f"{condition['component']} of block {condition['layer']}"
+
+
+def level_with(rows: pl.DataFrame, row: Mapping[str, Any]) -> pl.DataFrame:
+    """The rows whose interval overlaps `row`'s: no title may tell them apart. `row` is one of them."""
+    return rows.filter((pl.col("low") <= row["high"]) & (pl.col("high") >= row["low"]))
+
+
+def span(value: Mapping[str, float] | None) -> str:
+    """ "0.17 (0.07 to 0.31)" from estimate, low, high; a dash without a value."""
+    if value is None:
+        return "–"
+    ends = f"{words.nats(value['low'])} to {words.nats(value['high'])}"
+    return f"{words.nats(value['estimate'])} ({ends})"
+
+
+def percent(value: Mapping[str, float]) -> str:
+    """ "99.8 % (99.7 to 99.9)" with digits that tell the ends apart."""
+    digits = 0 if value["high"] - value["low"] >= 10 else 1
+    low, high = (f"{round(value[end], digits) + 0.0:.{digits}f}" for end in ("low", "high"))
+    return f"{round(value['estimate'], digits) + 0.0:.{digits}f} % ({low} to {high})"
+
+
+def verdict(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What the map is worth at one site, on validation prompts, at the α chosen on train.
+
+    Rule: 'lowers' or 'raises' KL when the interval of ΔKL excludes 0, else 'not shown to change'; where
+    KL_raw is within the self-patch floor there is nothing to lower. Without a raw condition KL_mapped
+    is told.
+    """
+    found = summary["splits"]["validation"]
+    start = f"{direction(condition)}, {site(condition)}: "
+    at = f" at α = {summary['best']['alpha']:g}"
+    mapped = found["kl"]["mapped"]
+    if found["delta"] is None:
+        return (
+            start + f"the mapped activation moves the next token by {span(mapped)} nats{at}" + losers(summary)
+        )
+    raw, delta = found["kl"]["raw"], found["delta"]
+    if found["drop"] is None:
+        return start + f"raw already changes nothing (KL within rounding); mapped: {span(mapped)} nats{at}"
+    if delta["low"] > 0:
+        what = (
+            f"the map lowers KL from {words.nats(raw['estimate'])} to {words.nats(mapped['estimate'])} nats, "
+        )
+        return start + what + f"by {percent(found['drop'])},{at}" + losers(summary)
+    told = f"from {words.nats(raw['estimate'])} to {words.nats(mapped['estimate'])} nats{at}"
+    if delta["high"] < 0:
+        return start + f"the map raises KL {told}" + losers(summary)
+    return start + f"the map is not shown to change KL: {told}, ΔKL {span(delta)}" + losers(summary)
+
+
+def losers(summary: Mapping[str, Any]) -> str:
+    """Which controls the map beats: the interval of KL_control − KL_mapped lies above 0."""
+    found = summary["splits"]["validation"]["controls"]
+    level = [CONTROL_NAMES[kind] for kind in CONTROLS if kind in found and not found[kind]["beaten"]]
+    if not found:
+        return ""
+    if not level:
+        return "; every control disturbs more"
+    return f"; not told from: {', '.join(level)}"
+
+
+def controls_note(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What the controls are, and which were left out."""
+    note = (
+        f"Controls at the same α: the map of block {summary['bogus_layer']}, a map fitted on permuted train "
+        "pairs, the map's output rotated at random with its spectrum kept, and the target's train mean."
+    )
+    raw = "stays at α = 1" if condition["raw_alpha"] == "fixed" else "has the same α"
+    if "raw" not in summary["left_out"]:
+        note += f" Raw is moment-matched per dimension and {raw}."
+    for kind, why in summary["left_out"].items():
+        note += f" No {NAMES[kind]}: {why}."
+    return note
+
+
+def null_note(summary: Mapping[str, Any]) -> str:
+    """The self-patch and the interval."""
+    check, interval = summary["self_check"], summary["interval"]
+    rounding = f"{float(check['value']):.1g} (limit {float(check['limit']):.0e})".replace("e-0", "e-")
+    return (
+        f"Interval: {interval['level']:.0%} {interval['method']} over {interval['unit']}s. Null: the "
+        f"target's own activation put back gives a KL of {rounding} nats."
+    )
+
+
+def map_note(summary: Mapping[str, Any]) -> str:
+    """The map, how well it fits and predicts."""
+    found = summary["map"]
+
+    def number(name: str) -> str:
+        return "undefined" if found[name] is None else f"{found[name]:.3g}"
+
+    return (
+        f"Map: {found['words']}, fitted on {found['n']} train prompts; R² {number('r2_train')} on train, "
+        f"{number('r2_validation')} on validation, {number('r2_shuffled')} when fitted on permuted pairs."
+    )
+
+
+def tokens(texts: Sequence[str], chances: Sequence[float], count: int = 3) -> str:
+    """The likeliest next tokens with their probabilities, white space made visible."""
+    pairs = list(zip(texts, chances, strict=True))[:count]
+    return "  ".join(f"{visible(t)} {100 * p:.0f}%" for t, p in pairs)
+
+
+def visible(token: str) -> str:
+    """A token with its white space shown."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"

@@ -1,0 +1,50 @@
+"""Run a stored experiment again, and see whether the same numbers come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from app import components, live_view, words
+from app.resources import Opened
+from engine.experiments.repeat import Repeat, largest_difference
+from store.runs import RunLog
+
+
+def repeats(opened: Opened, condition: Mapping[str, Any]) -> list[tuple[Repeat, str]]:
+    """Stored repetitions of an experiment with their run ids, the first attempt first."""
+    found = [
+        (Repeat.from_json(other), str(summary["run_id"]))
+        for other, summary in live_view.runs_of(opened, "repeat")
+        if other["of"] == dict(condition)
+    ]
+    return sorted(found, key=lambda pair: pair[0].attempt)
+
+
+def verdict(difference: float | None, attempt: int) -> str:
+    """What a repetition showed.
+
+    Rule: the largest |difference| of any KL: 'the same' when it is 0, else told in nats.
+    """
+    start = f"Run again ({attempt}): "
+    if difference is None:
+        return start + "its tables have another shape, so that the numbers cannot be compared."
+    if difference == 0:
+        return start + "every KL came out the same, to the last bit."
+    return start + f"the KLs differ by at most {words.nats(difference)} nats."
+
+
+def show(opened: Opened, condition: Mapping[str, Any], key: str = "again") -> None:
+    """The button that runs a stored experiment again, and what earlier repetitions showed."""
+    log, done = RunLog(opened.path), repeats(opened, condition)
+    attempt = 1 + max((repeat.attempt for repeat, _ in done), default=0)
+    again = Repeat(of=dict(condition), attempt=attempt)
+    first = log.find(again.experiment().content_hash(opened.store.fingerprint))
+    if first is None:
+        return
+    live_view.run_button(opened, [again], "Run again and compare", key=key)
+    for repeat, run_id in done:
+        difference = largest_difference(log.open(first).tables, log.open(run_id).tables)
+        st.caption(components.plain(verdict(difference, repeat.attempt)))

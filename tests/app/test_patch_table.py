@@ -1,0 +1,273 @@
+"""Raw against mapped on the page: experiments, ranking, words, panels; the demo's planted modules on top."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import patch_drill, patch_table, patch_view, rerun
+from app import patch_words as say
+from app.build import build
+from app.charts.palette import LIGHT
+from app.charts.spec import as_chart
+from app.jobs import JobResult
+from app.live import compute, save
+from app.model_cache import ModelCache
+from app.selection import Facts, defaults, update
+from engine.errors import PatchError
+from engine.experiments.mapped import CONTROLS
+from engine.experiments.repeat import Repeat
+from engine.study import Study
+from store.reader import Store
+from store.runs import RunLog
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANTED = json.loads((ROOT / "demo/planted.json").read_text(encoding="utf-8"))
+FIRST, SECOND = PLANTED["attention"]["layer"], PLANTED["mlp"]["layer"]
+BLOCKS = PLANTED["n_layers"]
+FACTS = Facts(
+    models=("base", "tuned"),
+    n_layers={"base": BLOCKS, "tuned": BLOCKS},
+    head_dim={"base": 16, "tuned": 16},
+    sites=("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out"),
+    positions=("decision", "mean"),
+    languages=("en", "zh"),
+    categories=("add",),
+    splits=("train", "validation"),
+)
+START = update(defaults(FACTS), FACTS, position="decision", site="mlp_out", layer=SECOND)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo pair with every attn_out and mlp_out run, tuned ← base, and one of them the other way."""
+    study = Study.load(ROOT / "studies/demo.toml").with_overrides(
+        components=["attn_out", "mlp_out"], positions=["decision"]
+    )
+    pair = {name: study.models[name] for name in ("base", "tuned")}
+    path = tmp_path_factory.mktemp("mapped") / "store"
+    build(study.model_copy(update={"models": pair}), path, quiet=True)
+    opened, cache = Store(path), ModelCache("cpu")
+    wanted = [patch_table.experiment_of(START, s, b) for s in ("attn_out", "mlp_out") for b in range(BLOCKS)]
+    wanted += [patch_table.experiment_of(START, target="a")]
+    for experiment in wanted:
+        result = compute(opened, experiment, cache, lambda **_: None, lambda: False)
+        save(str(path), opened.fingerprint, experiment, result)
+    return path
+
+
+def stored(store: Path) -> list[patch_table.Run]:
+    listed = RunLog(store).list()
+    return [
+        (json.loads(c), json.loads(s) | {"run_id": r})
+        for c, s, r in listed.select("condition", "summary", "run_id").rows()
+        if json.loads(c)["job"] == "mapped"
+    ]
+
+
+def result_of(store: Path, **changes: Any) -> JobResult:
+    experiment = patch_table.experiment_of(update(START, FACTS, **changes))
+    log = RunLog(store)
+    run = log.open(log.find(experiment.content_hash(Store(store).fingerprint)) or "none")
+    return JobResult(run.condition, run.summary, run.tables)
+
+
+def test_the_planted_modules_are_on_top_of_the_ranking(store: Path) -> None:
+    """Positive control: of all attn_out and mlp_out, block 4's and block 5's save most, above every other."""
+    forward = [run for run in stored(store) if run[0]["target"] == "tuned"]
+    rows = patch_table.ranked(patch_table.table(forward))
+    top = rows.head(2)
+    assert set(zip(top["hook"], top["layer"], strict=True)) == {("attn_out", FIRST), ("mlp_out", SECOND)}
+    assert top["rank"].to_list() == ["1–2", "1–2"]
+    assert top["gain_low"].min() > rows[2:]["gain_high"].max()  # type: ignore[operator]
+    assert (top["controls"] == "4 of 4").all()
+    assert top["drop_low"].min() > 90  # type: ignore[operator]
+    for kind in CONTROLS:
+        for _, summary in forward:
+            worse = summary["splits"]["validation"]["controls"][kind]
+            assert worse["estimate"] > 0
+
+
+def test_upstream_of_the_planted_blocks_there_is_nothing_to_drop(store: Path) -> None:
+    rows = patch_table.table(stored(store)).filter(pl.col("layer") < FIRST)
+    assert rows.height == 2 * FIRST
+    assert rows["drop"].null_count() == rows.height
+    assert rows["kl_raw"].abs().max() <= 1e-6  # type: ignore[operator]
+    assert rows["reason"].str.contains("within the self-patch floor").all()
+    after = patch_table.table(stored(store)).filter(pl.col("layer") >= FIRST)
+    assert after["drop"].null_count() == 0
+
+
+def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path) -> None:
+    opened: Any = SimpleNamespace(path=str(store))
+    runs, result = stored(store), result_of(store)
+    grid = patch_table.grid_panel(runs, START, str(store))
+    ranking = patch_table.ranking_panel(runs, str(store))
+    rows = patch_table.table(patch_table.alike(runs, START))
+    mine = rows.filter((pl.col("hook") == "mlp_out") & (pl.col("direction") == "tuned ← base"))
+    profile = patch_drill.profile_panel(mine, result.condition, "")
+    assert grid is not None
+    assert ranking is not None
+    assert profile is not None
+    titles = [panel.title for panel in (grid, ranking, profile)]
+    assert "tuned ← base: the map saves most at attn_out of block 4 by 0.198 (" in titles[0]
+    assert "level with 1 other within the intervals; raw changes nothing at 8 of 16 sites" in titles[0]
+    assert titles[1].startswith("Top results of 17 runs: attn_out 4 · tuned ← base by 0.198")
+    assert f"disturbs most at block {SECOND}: 0.174 nats" in titles[2]
+    assert titles[2].endswith("it changes nothing at blocks 0-3")
+    drilled = patch_drill.panels(opened, result)
+    assert "the map lowers KL from 0.174 to 4e-4 nats, by 99.8 %" in drilled[0].title
+    assert drilled[0].title.endswith("; every control disturbs more")
+    assert "the map of block 1" in drilled[0].caption
+    assert "stays at α = 1" in drilled[0].caption
+    for panel in (grid, ranking, *drilled):
+        scope: dict[str, Any] = {}
+        exec(panel.code, scope)
+        assert scope["table"].equals(panel.table), panel.name
+    for panel in (grid, ranking, profile, *drilled):
+        as_chart(panel.draw(LIGHT)).to_dict()
+
+
+def test_the_marked_alpha_is_the_one_that_train_chose(store: Path) -> None:
+    opened: Any = SimpleNamespace(path=str(store))
+    result = result_of(store)
+    panel = patch_drill.alpha_panel(opened, result)
+    mapped = panel.table.filter(pl.col("kind") == "mapped")
+    train, validation = (mapped.filter(pl.col("split") == s).sort("kl") for s in ("train", "validation"))
+    best = result.summary["best"]["alpha"]
+    assert train["alpha"][0] == best
+    # a result in which validation would have chosen otherwise still tells the α of train
+    moved = panel.table.with_columns(
+        kl=pl.when((pl.col("split") == "validation") & (pl.col("alpha") == 0.4)).then(1e-9).otherwise("kl")
+    )
+    other = JobResult(result.condition, result.summary, {**result.tables, "curve": moved})
+    again = patch_drill.alpha_panel(opened, other)
+    assert f"at α = {best:g}" in again.title
+    marks = json.dumps(again.draw(LIGHT), ensure_ascii=False)
+    assert f'"x": {best}, "label": "best α (train)"' in marks
+    assert validation.height == train.height
+
+
+def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"method": "RidgeTransport", "lam_mode": "set", "lam": 1.5, "clusters": 3, "layer": 2},
+        {"rank": 4, "shrink": 0.2, "target": "a", "amplitude": "deviation", "raw_alpha": "scaled"},
+        {"method": "LogitSubspaceRidge", "q": 8, "language": "zh", "read_at": "decision"},
+    ]
+    for change in changes:
+        selection = update(START, FACTS, **change)
+        experiment = patch_table.experiment_of(selection)
+        elsewhere = defaults(FACTS)
+        back = update(elsewhere, FACTS, **patch_table.selection_of(experiment.to_json(), elsewhere))
+        assert patch_table.experiment_of(back) == experiment
+
+
+def test_the_whole_table_is_every_site_block_and_direction() -> None:
+    opened: Any = SimpleNamespace(facts=FACTS)
+    every = patch_table.experiments(opened, START)
+    # what enters a block left the one before, so resid_pre is only run at block 0
+    assert len(every) == len(set(every)) == 2 * (4 * BLOCKS + 1)
+    assert {e.target for e in every} == {"base", "tuned"}
+    assert patch_table.experiment_of(START) in every
+
+
+def test_a_patch_may_be_restricted_to_heads() -> None:
+    chosen = update(START, FACTS, site="head_z", heads="6, 2")
+    condition = patch_view.condition_of(chosen)
+    assert condition.heads == (2, 6)
+    back = update(START, FACTS, **patch_view.selection_of(condition.to_json(), START))
+    assert patch_view.condition_of(back).heads == (2, 6)
+    assert patch_view.condition_of(update(chosen, FACTS, site="mlp_out")).heads is None
+    with pytest.raises(PatchError, match="heads of the link"):
+        patch_view.condition_of(update(chosen, FACTS, heads="two"))
+
+
+def span(value: float, width: float = 0.1) -> dict[str, float]:
+    return {"estimate": value, "low": value - width, "high": value + width}
+
+
+def made(raw: float | None, mapped: float, width: float = 0.01, **more: Any) -> dict[str, Any]:
+    """A summary as the runner makes it, with the numbers that the words use."""
+    kl = {"mapped": span(mapped, width), **{k: span(mapped + 0.5) for k in CONTROLS}}
+    found: dict[str, Any] = {"n": 10, "kl": kl, "delta": None, "drop": None, "reason": "no raw"}
+    if raw is not None:
+        kl["raw"] = span(raw, width)
+        found |= {"delta": span(raw - mapped, width), "reason": ""}
+        found["drop"] = span(100 * (raw - mapped) / raw) if raw > 1e-6 else None
+    found["controls"] = {k: {**span(0.5), "beaten": True} for k in CONTROLS} | more
+    return {"best": {"alpha": 0.8}, "splits": {"validation": found}, "run_id": "r"}
+
+
+CONDITION = {"target": "t", "source": "s", "component": "mlp_out", "layer": 3, "position": "decision"}
+CONDITION |= {"map": {"method": "MeanShift"}, "read_at": "patched", "scale": "vector", "raw_alpha": "fixed"}
+
+
+def test_words_do_not_claim_what_intervals_do_not_show() -> None:
+    lower = say.verdict(CONDITION, made(0.4, 0.1))
+    assert lower.startswith("t ← s, mlp_out of block 3: the map lowers KL from 0.4 to 0.1 nats, by 75.0 %")
+    assert "at α = 0.8" in lower
+    assert "the map raises KL from 0.1 to 0.4" in say.verdict(CONDITION, made(0.1, 0.4))
+    assert "not shown to change KL" in say.verdict(CONDITION, made(0.4, 0.399))
+    assert "raw already changes nothing" in say.verdict(CONDITION, made(1e-9, 0.3))
+    assert "the mapped activation moves the next token by 0.3" in say.verdict(CONDITION, made(None, 0.3))
+    level = made(0.4, 0.1, random={**span(0.01), "beaten": False})
+    assert say.verdict(CONDITION, level).endswith("not told from: randomly rotated")
+
+
+def test_ranks_are_only_told_as_far_as_intervals_show() -> None:
+    values = ((0.9, 0.05), (0.5, 0.2), (0.4, 0.2), (0.1, 0.01))
+    runs = [({**CONDITION, "layer": i}, made(1.0, 1.0 - v, w)) for i, (v, w) in enumerate(values)]
+    rows = patch_table.ranked(patch_table.table(runs))
+    assert rows["layer"].to_list() == [0, 1, 2, 3]
+    assert rows["rank"].to_list() == ["1", "2–3", "2–3", "4"]
+    mixed = [*runs, ({**CONDITION, "layer": 9}, made(None, 0.1))]
+    assert patch_table.ranked(patch_table.table(mixed))["layer"].to_list() == [0, 1, 2, 3]
+    strangers = patch_table.ranked(patch_table.table([({**CONDITION, "layer": 9}, made(None, 0.1))]))
+    assert strangers["over"].to_list() == ["mean"]
+    assert strangers["gain"].to_list() == [0.5]
+
+
+def test_the_drill_down_shows_tokens_of_each_kind(store: Path) -> None:
+    table = result_of(store).table
+    for kind in ("mapped", "raw", *CONTROLS):
+        rows = patch_drill.drill_table(table, kind)
+        assert rows["split"][0] == "validation"
+        part = rows.filter(pl.col("split") == "validation")
+        assert part["kl"].is_sorted(descending=True)
+        assert rows["before"].str.count_matches("%").min() == 5
+    assert patch_drill.drill_table(table, "raw")["kl"].max() > 0.5  # type: ignore[operator]
+
+
+def test_the_page_shows_the_table_and_runs_a_row_again(open_app: Callable[..., AppTest], store: Path) -> None:
+    params = {"position": "decision", "site": "mlp_out", "layer": str(SECOND)}
+    app = open_app(store, "patching", **params)
+    said = "\n".join(m.value for m in app.markdown).replace("\\", "")
+    assert not app.exception
+    assert "the map lowers KL from 0.174 to 4e-4 nats" in said
+    assert "Top results of 17 runs" in said
+    buttons = {button.key: button for button in app.button}
+    assert buttons["run"].label.startswith("Run the whole table (")
+    assert buttons["run-site"].disabled
+    assert buttons["again"].label == "Run again and compare"
+    opened, experiment = Store(store), patch_table.experiment_of(START)
+    again = Repeat(of=experiment.to_json())
+    result = compute(opened, again, ModelCache("cpu"), lambda **_: None, lambda: False)
+    save(str(store), opened.fingerprint, again, result)
+    shown = open_app(store, "patching", **params)
+    captions = " ".join(c.value for c in shown.caption)
+    assert "Run again (1): " in captions
+    assert not shown.exception
+
+
+def test_a_repetition_is_told_in_words() -> None:
+    assert rerun.verdict(0.0, 1) == "Run again (1): every KL came out the same, to the last bit."
+    assert rerun.verdict(3e-7, 2) == "Run again (2): the KLs differ by at most 3e-7 nats."
+    assert "cannot be compared" in rerun.verdict(None, 3)
