@@ -138,7 +138,7 @@ class _Reader:
         mass = torch.zeros_like(chosen)
         if self.shared is not None:
             mass = log_probs[:, self.shared.to(logits.device)].logsumexp(-1)
-        return torch.stack([chosen, mass]).double().cpu()
+        return torch.stack([chosen, mass]).cpu().double()  # not every device has float64
 
     def of_states(self, hidden: Tensor, wanted: Tensor, chunk: int = 512) -> Tensor:
         """(N, d), (N,) -> (2, N), some hundred rows of the vocabulary at a time."""

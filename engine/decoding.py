@@ -312,7 +312,8 @@ def _install(taps: ModelTaps, edit: Edit, at: Tensor, tokens: Tokens) -> Any:
         if columns is None:
             out[rows] = new
         else:
-            out[rows[:, None, None], torch.arange(values.shape[1])[:, None], columns] = new
+            steps = torch.arange(values.shape[1], device=rows.device)
+            out[rows[:, None, None], steps[:, None], torch.tensor(columns, device=rows.device)] = new
         return out
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

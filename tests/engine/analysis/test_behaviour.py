@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +135,19 @@ def test_newcombes_interval_covers_what_it_says() -> None:
     assert hits / total >= 0.94
 
 
+def test_a_difference_that_is_not_there_is_rarely_said() -> None:
+    """By the rule of the titles: the interval excludes 0 and p is below 0.05. Pairs share their luck."""
+    rng, said = np.random.default_rng(2), 0
+    for _ in range(400):
+        luck = np.repeat(rng.random(30), 2)
+        sides = (rng.random((2, 60)) < 0.3 + 0.4 * luck).astype(float)
+        found = behaviour.difference(*sides, np.arange(60) // 2, binary=True)
+        assert found.p is not None
+        said += found.p < 0.05 and not found.interval.low <= 0 <= found.interval.high
+    # 5 % of 400 and two standard errors on top
+    assert said <= 20 + 2 * np.sqrt(400 * 0.05 * 0.95)
+
+
 def test_newcombes_interval_keeps_a_width_when_all_agree() -> None:
     found = behaviour.newcombe_paired(np.zeros(20), np.ones(20))
     assert found.estimate == 1
@@ -168,6 +183,18 @@ def test_an_asymmetry_that_is_not_there_is_rarely_found() -> None:
         found += behaviour.language_asymmetry(right, ["en", "zh"] * 40, pairs)[0].p < 0.05
     # an exact test is conservative: 5 % of 300, and two standard errors on top
     assert found <= 15 + 2 * np.sqrt(300 * 0.05 * 0.95)
+
+
+def test_the_method_pages_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[3] / "docs" / "methods" / "behaviour.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    exec(compile(block, page.name, "exec"), {})
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "(1.75, 1.0)",
+        str(behaviour.difference(np.zeros(20), np.ones(20), np.arange(20) // 2, binary=True).interval)
+        + " 0.001953125",
+        "False",
+    ]
 
 
 EN, ZH = "en", "zh"
