@@ -243,7 +243,7 @@ def _path_caption(opened: Opened, table: pl.DataFrame, null: pl.DataFrame | None
             f"Grey: validation R² of {tq.SHUFFLES} refits with the {_units(opened)} of one model exchanged, "
             "smallest to largest."
         )
-    if (table["value"].drop_nulls() < FLOOR).any():
+    if (table["value"].cast(pl.Float64).drop_nulls() < FLOOR).any():
         parts.append("Drawn from R² −0.5 upwards; the data have the rest.")
     return " ".join(parts)
 

@@ -111,6 +111,11 @@ def _write_static(writer: StoreWriter, model: str, values: dict[tuple[str, int],
         grams = np.einsum("lnd,lmd->lnm", centred, centred).astype(np.float32)
         for position in ("last_content", "mean"):
             writer.write_grams(model, position, component, grams)
+    rng = np.random.default_rng(8)
+    unembedding = rng.normal(size=(40, WIDTH)).astype(np.float32)
+    writer.write_array(f"weights/{model}/unembedding", unembedding, ("token", "feature"))
+    gain = rng.uniform(0.5, 2.0, WIDTH).astype(np.float32)
+    writer.write_array(f"weights/{model}/final_norm_gain", gain, ("feature",))
     rng = np.random.default_rng(7)
     factors = rng.normal(size=(LAYERS, HEADS, WIDTH, HEAD_DIM))
     right = np.linalg.qr(factors)[0].astype(np.float32)

@@ -80,7 +80,7 @@ def _y(
             if frame is not None and name in frame.columns:
                 found += frame[name].cast(pl.Float64).drop_nulls().drop_nans().to_list()
     found = [v for v in found if v > 0] if log else found
-    low, high = (min(found), max(found)) if found else (0.0, 1.0)
+    low, high = (min(found), max(found)) if found else ((0.1, 1.0) if log else (0.0, 1.0))
     low = low if floor is None else max(low, floor)
     if log:
         top = high * max(high / low, 1.3) ** room
