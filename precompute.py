@@ -64,6 +64,11 @@ def report_parser() -> argparse.ArgumentParser:
     result.add_argument("store", help="folder of the activation store")
     result.add_argument("--out", type=Path, help="folder to write, or a file named *.html for that alone")
     result.add_argument("--pair", metavar="TARGET,SOURCE", help="the two models, e.g. tuned,base")
+    result.add_argument(
+        "--fit",
+        action="store_true",
+        help="fit the transport map at every site and block first, both directions",
+    )
     return result
 
 
@@ -146,7 +151,7 @@ def write_report(options: argparse.Namespace) -> int:
     """Writes the report of a store."""
     from app.report import command
 
-    print(command.report(options.store, options.out, options.pair))
+    print(command.report(options.store, options.out, options.pair, fit=options.fit))
     return 0
 
 

@@ -16,6 +16,7 @@ class Table:
 
     Args:
         name: short file name stem.
+        frame: what its file has. shown: what is read, where that is another form of it.
         folded: whether a reader opens it first, where the format can fold.
     """
 
@@ -24,6 +25,12 @@ class Table:
     frame: pl.DataFrame
     caption: str = ""
     folded: bool = False
+    shown: pl.DataFrame | None = None
+
+    @property
+    def read(self) -> pl.DataFrame:
+        """What is read."""
+        return self.frame if self.shown is None else self.shown
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,15 @@ class Text:
     language: str = "bash"
 
 
-Block = Panel | Table | Text
+@dataclass(frozen=True)
+class Attached:
+    """A file that belongs to the report."""
+
+    name: str
+    data: bytes
+
+
+Block = Panel | Table | Text | Attached
 
 
 @dataclass(frozen=True)

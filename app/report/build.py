@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from app import components, overview
+from app import components, overview, transport, transport_table
+from app import transport_queries as tq
 from app.report import closing, html, live, markdown, sections
 from app.report.blocks import Report, Section
 from app.report.figures import Advance, draw_all
+from app.report.missing import not_run
+from app.report.summary import summary
 from app.resources import Opened
 from app.selection import Selection, defaults, update
 from engine.errors import StoreError
 
 SECTIONS: Sequence[Callable[[Opened, Selection], Section]] = (
+    summary,
     sections.compared,
     sections.prompts,
     sections.similar,
     sections.residual_updates,
-    live.plain_patches,
+    live.transport_maps,
+    live.mapped,
+    live.patches,
+    partial(live.section, live.RANK),
+    partial(live.section, live.STEERING),
+    partial(live.section, live.HEADS),
+    live.behaviour,
     sections.weight_differences,
     closing.definitions,
+    not_run,
     closing.provenance,
 )
 """The chapters, in order."""
@@ -36,9 +48,9 @@ def build(opened: Opened, selection: Selection, advance: Advance = silent) -> Re
     Args:
         advance: called with (chapters done, of how many, what is being made).
     """
-    made = []
+    made: list[Section] = []
     for number, make in enumerate(SECTIONS):
-        advance(number, len(SECTIONS), make.__name__.replace("_", " "))
+        advance(number, len(SECTIONS), made[-1].title if made else "models and settings")
         made.append(make(opened, selection))
     study = components.study_name(opened)
     pair = selection.a if selection.a == selection.b else f"{selection.a} and {selection.b}"
@@ -61,6 +73,19 @@ def _checks(opened: Opened) -> str:
     checks = opened.store.self_checks()
     held = sum(bool(check["passed"]) for check in checks)
     return f"{held} of {len(checks)} hold" if checks else "none were recorded"
+
+
+def fit_everywhere(opened: Opened, selection: Selection, advance: Advance = silent) -> None:
+    """Fits the selection's map at every site and block, in both directions; what is known stays."""
+    for side in "ab":
+        at = transport.effective(opened, dataclasses.replace(selection, target=side))
+        place, spec = tq.Place.of(at), tq.spec_of(at)
+        if transport_table.known(opened, place, spec) is None:
+            transport_table.compute(opened, place, spec, lambda text: partial(_fitting, advance, text))
+
+
+def _fitting(advance: Advance, text: str, done: int, total: int) -> None:
+    advance(done, total, text)
 
 
 def documents(report: Report, advance: Advance = silent) -> tuple[str, dict[str, bytes]]:

@@ -9,7 +9,7 @@ import polars as pl
 from app import components, overview
 from app.report import terms
 from app.report.blocks import Section, Table, Text
-from app.report.live import describe
+from app.report.runs import describe
 from app.resources import Opened
 from app.selection import Selection
 from store.runs import RunLog

@@ -8,19 +8,20 @@ from streamlit.logger import set_log_level
 from tqdm import tqdm
 
 
-def report(store: str, out: Path | None, pair: str | None) -> Path:
+def report(store: str, out: Path | None, pair: str | None, *, fit: bool = False) -> Path:
     """Writes the report of a store and returns the HTML file.
 
     Args:
         store: folder or URL. out: see `app.report.write.write`; None is "<store>-report" beside the store.
         pair: "target,source"; None for the store's usual pair.
+        fit: fit the transport map at every site and block where that was not done before, in both directions.
 
     Raises:
         StoreError: no such store, no such models, or nowhere to write.
     """
     # Streamlit's caches warn, from their import on, of being used without a server, which is meant here.
     set_log_level("ERROR")
-    from app.report.build import build, documents, pair_selection
+    from app.report.build import build, documents, fit_everywhere, pair_selection
     from app.report.write import write
     from app.resources import open_at
 
@@ -33,5 +34,8 @@ def report(store: str, out: Path | None, pair: str | None) -> Path:
             bar.total, bar.n = total, done
             bar.set_description(what[:60])
 
-        page, journal = documents(build(opened, pair_selection(opened, pair), advance), advance)
+        selection = pair_selection(opened, pair)
+        if fit:
+            fit_everywhere(opened, selection, advance)
+        page, journal = documents(build(opened, selection, advance), advance)
     return write(place, page, journal)

@@ -10,7 +10,7 @@ import polars as pl
 
 from app import export
 from app.panel import Panel
-from app.report.blocks import Block, Report, Section, Table, Text, keys
+from app.report.blocks import Attached, Block, Report, Section, Table, Text, keys
 from app.report.cells import cell, numeric, readable
 from app.report.figures import inline
 
@@ -100,9 +100,11 @@ def _block(key: str, block: Block, figures: Mapping[str, str]) -> str:
         heading = f"<h3>{_text(block.title)}</h3>\n" if block.title else ""
         said = f"<p>{_text(block.text)}</p>\n" if block.text else ""
         return heading + said + (f"<pre>{_text(block.code)}</pre>" if block.code else "")
+    if isinstance(block, Attached):
+        return _file(block.name, block.data)
     if isinstance(block, Table):
         caption = f'<p class="caption">{_text(block.caption)}</p>\n' if block.caption else ""
-        shown = f"{table(block.frame)}\n{_link(key, block.frame)}"
+        shown = f"{table(block.read)}\n{_link(key, block.frame)}"
         if block.folded:
             shown = f"<details><summary>{block.frame.height} rows</summary>\n{shown}</details>"
         return f"<h3>{_text(block.title)}</h3>\n{caption}{shown}"
@@ -139,5 +141,10 @@ def table(frame: pl.DataFrame) -> str:
 
 
 def _link(key: str, frame: pl.DataFrame) -> str:
-    data = base64.b64encode(export.csv_bytes(frame)).decode()
-    return f'<p class="caption"><a download="{key}.csv" href="data:text/csv;base64,{data}">CSV</a></p>'
+    return _file(f"{key}.csv", export.csv_bytes(frame), "CSV")
+
+
+def _file(name: str, data: bytes, said: str = "") -> str:
+    kind = "text/csv" if name.endswith(".csv") else "application/json"
+    address = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<p class="caption"><a download="{_text(name)}" href="{address}">{_text(said or name)}</a></p>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,24 +11,33 @@ from typing import Any
 
 import polars as pl
 
-from app import live_view, patch_view, runs_view
+from app import (
+    behaviour_view,
+    heads_view,
+    patch_drill,
+    patch_table,
+    patch_view,
+    rank_view,
+    runs_view,
+    steering_view,
+    transport,
+    transport_table,
+)
+from app import transport_queries as tq
 from app.jobs import JobResult
 from app.panel import Panel
 from app.report.blocks import Block, Section, Table, Text
+from app.report.runs import Asked, describe, of_pair, opened_run
 from app.report.sections import collect
+from app.report.summary import comparable, strongest
 from app.resources import Opened
 from app.selection import Selection, update
 from engine.condition import Condition
 from engine.errors import PatchbayError
-from engine.experiment import Experiment
-from engine.experiments import experiment_from_json
-from store.runs import RunLog
+from engine.experiments.behaviour import Behaviour
 
 MOST = 4
-"""Runs of one kind that are shown in full, the newest ones."""
-
-Asked = tuple[dict[str, Any], dict[str, Any]]
-"""(condition, summary with run_id and created) of a stored run."""
+"""Runs of one kind that are shown in full."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +60,75 @@ class Kind:
     nothing: Callable[[JobResult], tuple[str, str] | None] = lambda _result: None
 
 
-def of_pair(opened: Opened, selection: Selection, jobs: Sequence[str]) -> list[Asked]:
-    """Intact stored runs of some kinds whose models belong to the pair, newest first."""
-    found = []
-    for condition, summary in live_view.runs_of(opened, None):
-        models = {condition.get("target"), condition.get("source"), condition.get("model")} - {None}
-        if condition.get("job", "patch") in jobs and models <= {selection.a, selection.b}:
-            found.append((condition, summary))
-    return found
+MAPPED = Kind(
+    "mapped",
+    "Patching through a transport map",
+    "Does a map make the source's activation usable in the target, and does it beat its controls?",
+    ("mapped",),
+    patch_table.selection_of,
+    patch_table.run_panels,
+)
+PATCHES = Kind(
+    "patching",
+    "Patching without a map",
+    "What does one model's activation do in the other?",
+    ("patch",),
+    patch_view.selection_of,
+    patch_view.run_panels,
+)
+RANK = Kind(
+    "rank",
+    "Rank k × α",
+    "How many dimensions carry the effect of a mapped patch?",
+    ("rank",),
+    rank_view.selection_of,
+    rank_view.run_panels,
+)
+STEERING = Kind(
+    "steering",
+    "Steering and ablation",
+    "Does a direction move what it should, and what does it cost elsewhere?",
+    ("steering",),
+    steering_view.selection_of,
+    steering_view.run_panels,
+)
+HEADS = Kind(
+    "heads",
+    "Heads",
+    "Which attention heads carry the difference between the two models?",
+    ("heads", "head_map"),
+    heads_view.selection_of,
+    heads_view.run_panels,
+    heads_view.nothing,
+)
 
 
 def section(kind: Kind, opened: Opened, selection: Selection) -> Section:
     """The newest runs of a kind, each with the panels that its page shows."""
     found = of_pair(opened, selection, kind.jobs)
     if not found:
-        missing = f"No run of this kind is stored for {selection.a} and {selection.b}."
-        return Section(kind.name, kind.title, kind.intro, missing=missing)
-    blocks = [block for run in found[:MOST] for block in _run(kind, opened, selection, run)]
-    older = len(found) - MOST
-    if older > 0:
-        blocks.append(Text(f"{older} older runs of this kind are listed under Provenance."))
-    return Section(kind.name, kind.title, kind.intro, tuple(blocks))
+        return empty(kind, selection)
+    blocks = [block for run in found[:MOST] for block in one(kind, opened, selection, run)]
+    return Section(kind.name, kind.title, kind.intro, (*blocks, *_older(len(found) - MOST)))
 
 
-def _run(kind: Kind, opened: Opened, selection: Selection, run: Asked) -> Iterator[Block]:
+def empty(kind: Kind, selection: Selection) -> Section:
+    """The chapter of a kind that was not run."""
+    missing = f"No run of this kind is stored for {selection.a} and {selection.b}."
+    return Section(kind.name, kind.title, kind.intro, missing=missing)
+
+
+def _older(count: int) -> tuple[Text, ...]:
+    said = f"{count} more of this kind: see the list of live runs under Provenance."
+    return (Text(said),) if count > 0 else ()
+
+
+def one(kind: Kind, opened: Opened, selection: Selection, run: Asked) -> Iterator[Block]:
+    """One stored run: what it was, its panels, its notes."""
     condition, summary = run
     yield Text(f"Run {summary['run_id']}, {summary['created'][:16].replace('T', ' ')}.", describe(condition))
     try:
-        stored = RunLog(opened.path).open(summary["run_id"])
-        result = JobResult(stored.condition, stored.summary, stored.tables)
+        result = opened_run(opened, summary["run_id"])
         reason = kind.nothing(result)
         seen = update(selection, opened.facts, **kind.selection_of(condition, selection))
         panels = kind.panels(opened, result, seen)
@@ -88,41 +138,67 @@ def _run(kind: Kind, opened: Opened, selection: Selection, run: Asked) -> Iterat
     if reason is not None:
         yield Text(f"{reason[0]}. {reason[1]}")
     yield from panels
-    for note in stored.summary.get("notes", []):
+    for note in result.summary.get("notes", []):
         yield Text(str(note))
 
 
-def describe(condition: Mapping[str, Any]) -> str:
-    """A stored condition in one line, also one of another version."""
+def transport_maps(opened: Opened, selection: Selection) -> Section:
+    """The map at every place where that was computed, and in depth where it saves most."""
+    title = "Transport maps"
+    intro = "Can one model's activations be predicted from the other's, on prompts that the map has not seen?"
     try:
-        return experiment_from_json(condition).describe()
-    except PatchbayError:
-        return str(condition.get("job", "patch"))
+        at = transport.effective(opened, strongest(opened, selection))
+        known = transport_table.known(opened, tq.Place.of(at), tq.spec_of(at))
+    except PatchbayError as error:
+        return Section("transport", title, intro, missing=str(error))
+    makers: list[Callable[[], Panel | None]] = [partial(make, opened, at) for make in transport.PANELS]
+    if known is not None:
+        makers.insert(0, partial(transport.table_panel, opened, at, known))
+    return Section("transport", title, intro, collect(makers))
 
 
-def plain_patches(opened: Opened, selection: Selection) -> Section:
-    """Patches without a map: what was run, effect over blocks, and the strongest run of each profile."""
-    title, intro = "Patching", "What does one model's activation do in the other?"
-    found = of_pair(opened, selection, ("patch",))
+def mapped(opened: Opened, selection: Selection) -> Section:
+    """The grids of both directions, the ranking, and the runs in which the map saves most."""
+    everything = of_pair(opened, selection, MAPPED.jobs)
+    if not everything:
+        return empty(MAPPED, selection)
+    runs = comparable(everything, selection)
+    like = update(selection, opened.facts, **patch_table.selection_of(runs[0][0], selection))
+    makers = [
+        partial(patch_table.grid_panel, runs, dataclasses.replace(like, target=side), opened.path)
+        for side in ("ba" if like.target == "b" else "ab")
+    ]
+    makers.append(partial(patch_table.ranking_panel, everything, opened.path))
+    blocks = list(collect(makers))
+    best = patch_table.ranked(patch_table.table(runs))["run_id"].to_list() or [runs[0][1]["run_id"]]
+    by_id = {summary["run_id"]: (condition, summary) for condition, summary in runs}
+    for run_id in best[:2]:
+        blocks += one(MAPPED, opened, selection, by_id[run_id])
+    drill = patch_drill.drill_table(opened_run(opened, best[0]).table, "mapped").head(8)
+    caption = f"{describe(by_id[best[0]][0])}, at the best α; the most moved first."
+    blocks.append(Table("drill", "Prompt by prompt", drill, caption))
+    return Section(MAPPED.name, MAPPED.title, MAPPED.intro, (*blocks, *_older(len(everything) - 2)))
+
+
+def patches(opened: Opened, selection: Selection) -> Section:
+    """Patches without a map: what was run, effect over blocks, and the strongest run of each series."""
+    found = of_pair(opened, selection, PATCHES.jobs)
     if not found:
-        missing = f"No patch between {selection.a} and {selection.b} is stored."
-        return Section("patching", title, intro, missing=missing)
+        return empty(PATCHES, selection)
     ids = [summary["run_id"] for _, summary in found]
     listed = runs_view.table(opened).filter(pl.col("run").is_in(ids))
-    blocks: list[Block] = [Table("patches", f"Patches: {len(found)} runs", listed, INTERVAL)]
-    profiles = _profiles(found)
-    for conditions in profiles[:MOST]:
-        blocks += collect(_profile_makers(opened, conditions, found))
-    if len(profiles) > MOST:
-        blocks.append(Text(f"{len(profiles) - MOST} more series of patches are in the table above."))
-    return Section("patching", title, intro, tuple(blocks))
+    said = "Mean KL(patched ‖ unpatched) of the next token, with its bootstrap interval."
+    blocks: list[Block] = [Table("patches", f"{len(found)} runs", listed, said)]
+    series = _series(found)
+    for conditions in series[:MOST]:
+        blocks += collect(_series_makers(opened, conditions, found))
+    more = len(series) - MOST
+    blocks += [Text(f"{more} more series are in the table of runs above.")] if more > 0 else []
+    return Section(PATCHES.name, PATCHES.title, PATCHES.intro, tuple(blocks))
 
 
-INTERVAL = "Mean KL(patched ‖ unpatched) of the next token, with its bootstrap interval."
-
-
-def _profiles(found: Sequence[Asked]) -> list[list[Asked]]:
-    """Runs that differ by nothing but the block, largest group first."""
+def _series(found: Sequence[Asked]) -> list[list[Asked]]:
+    """Runs that differ by nothing but the block, the longest series first."""
     groups: dict[str, list[Asked]] = {}
     for condition, summary in found:
         key = json.dumps({k: v for k, v in condition.items() if k != "layer"}, sort_keys=True)
@@ -130,17 +206,16 @@ def _profiles(found: Sequence[Asked]) -> list[list[Asked]]:
     return sorted(groups.values(), key=len, reverse=True)
 
 
-def _profile_makers(
+def _series_makers(
     opened: Opened, group: Sequence[Asked], found: Sequence[Asked]
 ) -> list[Callable[[], Panel | None]]:
     alpha = 1.0
-    strongest = max(group, key=lambda run: _at(run[1], alpha))
-    condition = Condition.from_json(strongest[0])
-    code = patch_view.code(opened.path, condition)
-    profile = patch_view.profile(found, condition, alpha)
-    run = runs_view.open_run(opened, strongest[1]["run_id"])
+    condition, summary = max(group, key=lambda run: _at(run[1], alpha))
+    asked = Condition.from_json(condition)
+    code, profile = patch_view.code(opened.path, asked), patch_view.profile(found, asked, alpha)
+    run = opened_run(opened, summary["run_id"])
     return [
-        partial(patch_view.layer_panel, profile, condition, alpha, code),
+        partial(patch_view.layer_panel, profile, asked, alpha, code),
         partial(patch_view.histogram_panel, run, alpha, code),
         partial(patch_view.alpha_panel, run, alpha, code),
     ]
@@ -150,7 +225,38 @@ def _at(summary: Mapping[str, Any], alpha: float) -> float:
     return float(min(summary["curve"], key=lambda row: abs(row["alpha"] - alpha))["kl"])
 
 
-def missing_of(opened: Opened, wanted: Sequence[Experiment]) -> list[Experiment]:
-    """Those experiments that have no stored result."""
-    log = RunLog(opened.path)
-    return [e for e in wanted if log.find(e.content_hash(opened.store.fingerprint)) is None]
+def behaviour(opened: Opened, selection: Selection) -> Section:
+    """Every figure of behaviour that was measured: both models and stored interventions side by side."""
+    title, intro = "Behaviour", "Do the two models refuse, choose, agree and answer differently?"
+    found = of_pair(opened, selection, ("behaviour",))
+    if not found:
+        missing = f"No behaviour of {selection.a} or {selection.b} is stored."
+        return Section("behaviour", title, intro, missing=missing)
+    blocks: list[Block] = []
+    for group in _alike(found):
+        runs = {
+            name: opened_run(opened, summary["run_id"])
+            for name, (_, summary) in zip(behaviour_view.named(group[0]), group[1], strict=True)
+        }
+        first = group[0][0]
+        blocks.append(Text("", f"Split {first.split}, {first.where.describe()}: {', '.join(runs)}"))
+        names = dict.fromkeys(name for run in runs.values() for name in run.summary["figures"])
+        for name in names:
+            seen = dataclasses.replace(selection, measure=name)
+            blocks += behaviour_view.panels(opened, runs, seen)
+    return Section("behaviour", title, intro, tuple(blocks))
+
+
+def _alike(found: Sequence[Asked]) -> list[tuple[list[Behaviour], list[Asked]]]:
+    """Runs that differ by who answers alone; models before interventions, oldest first."""
+    groups: dict[str, list[tuple[Behaviour, Asked]]] = {}
+    for run in reversed(found):
+        one_run = Behaviour.from_json(run[0])
+        free = ("model", "intervention", "shared_with")
+        key = json.dumps({k: v for k, v in one_run.to_json().items() if k not in free}, sort_keys=True)
+        groups.setdefault(key, []).append((one_run, run))
+    ordered = []
+    for group in groups.values():
+        group.sort(key=lambda pair: pair[0].intervention is not None)
+        ordered.append(([b for b, _ in group], [run for _, run in group]))
+    return ordered

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from app import export
-from app.report.blocks import Block, Report, Section, Table, Text, keys
+from app.report.blocks import Attached, Block, Report, Section, Table, Text, keys
 from app.report.cells import cell, numeric, readable
 
 NAME = "report.md"
@@ -28,6 +28,9 @@ def files(report: Report, figures: Mapping[str, str]) -> dict[str, bytes]:
     found = {NAME: render(report).encode()}
     for key, block in report.keyed():
         if isinstance(block, Text):
+            continue
+        if isinstance(block, Attached):
+            found[block.name] = block.data
             continue
         frame = block.frame if isinstance(block, Table) else block.table
         found[f"data/{key}.csv"] = export.csv_bytes(frame)
@@ -76,8 +79,10 @@ def _block(key: str, block: Block) -> list[str]:
     if isinstance(block, Text):
         heading = f"### {inline(block.title)}" if block.title else ""
         return [heading, escape(block.text), fenced(block.code, block.language) if block.code else ""]
+    if isinstance(block, Attached):
+        return [f"[{inline(block.name)}]({block.name})"]
     if isinstance(block, Table):
-        return [f"### {inline(block.title)}", escape(block.caption), table(block.frame, key)]
+        return [f"### {inline(block.title)}", escape(block.caption), table(block.read, key)]
     return [
         f"### {inline(block.title)}",
         f"![{inline(block.title)}](figures/{key}.svg)",

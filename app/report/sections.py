@@ -8,7 +8,7 @@ from functools import partial
 
 import polars as pl
 
-from app import overview, similarity, updates
+from app import fairness, fairness_queries, overview, similarity, splits, updates
 from app.panel import Panel
 from app.report import weights
 from app.report.blocks import Block, Section, Table, Text
@@ -73,13 +73,28 @@ def compared(opened: Opened, selection: Selection) -> Section:
     )
 
 
-def prompts(opened: Opened, _selection: Selection) -> Section:
-    """Counts per split, language and category."""
+def prompts(opened: Opened, selection: Selection) -> Section:
+    """Counts per split, language and category; leakage between the splits; shared vocabulary."""
     table = opened.store.prompts
     by = [c for c in ("split", "language", "category") if c in table.columns]
-    blocks = collect((partial(overview.prompts_panel, opened),))
     title = "Prompts by " + ", ".join(by) if by else "Prompts"
-    return Section("prompts", "Prompts", "", (*blocks, Table("counts", title, counts(table, by))))
+    makers: list[Make] = [partial(splits.leakage_panel, opened)]
+    if selection.a != selection.b and fairness_queries.has_vocabulary(opened):
+        pair = (fairness.shared_panel, fairness.unshared_panel)
+        makers += [partial(make, opened, selection) for make in pair]
+    if fairness_queries.has_tokens(opened):
+        makers.append(partial(fairness.lengths_panel, opened, selection))
+    return Section(
+        "prompts",
+        "Prompts and fairness",
+        "Are the splits clean and balanced, and is the comparison fair to both models' vocabularies?",
+        (
+            *collect((partial(splits.balance_panel, opened),)),
+            Table("counts", title, counts(table, by)),
+            *collect(makers),
+            *(() if fairness_queries.has_vocabulary(opened) else (Text(plain(fairness.WHY_EMPTY)),)),
+        ),
+    )
 
 
 def counts(prompts: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:

@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 from app.report.markdown import NAME
@@ -14,7 +15,7 @@ from engine.errors import StoreError
 from store.files import TEMPORARY, atomic_write, storage_errors
 
 HTML = "report.html"
-_OWN = {HTML, NAME, "figures", "data"}
+_OWN = (HTML, NAME, "figures", "data", "not-run-*.json")
 
 
 def write(out: Path, page: str, journal: Mapping[str, bytes]) -> Path:
@@ -55,7 +56,8 @@ def write(out: Path, page: str, journal: Mapping[str, bytes]) -> Path:
 def _require_own(out: Path) -> None:
     if not out.exists():
         return
-    foreign = sorted({path.name for path in out.iterdir()} - _OWN) if out.is_dir() else [out.name]
+    found = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
+    foreign = [name for name in found if not (out.is_dir() and any(fnmatch(name, own) for own in _OWN))]
     if foreign:
         raise StoreError(
             "A report is not written over something else.",

@@ -1,0 +1,116 @@
+"""What the report page keeps of a session: the report that was made, and what it was made of."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+
+import streamlit as st
+
+from app import components, words
+from app.panel import Panel
+from app.report.blocks import Report, Table, Text
+from app.report.build import build, documents
+from app.report.summary import SUMMARY
+from app.report.write import zipped
+from app.resources import Opened
+from app.selection import Selection, defaults
+from store.runs import RunLog
+
+_STATE = "report-made"
+NOT_MADE = (
+    "Not made yet",
+    "The report holds the summary table, every figure with its data, definitions, provenance, and what has "
+    "not been run, under the settings of the other pages. It takes seconds and reads no model.",
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished report as its two files."""
+
+    report: Report
+    name: str
+    html: bytes
+    journal: bytes
+    seconds: float
+
+    @property
+    def size(self) -> str:
+        """Size of the HTML file in words."""
+        return words.size(len(self.html))
+
+    @property
+    def said(self) -> str:
+        """What is in it, in one line."""
+        figures = sum(1 for _ in self.report.panels())
+        return f"{len(self.report.sections)} chapters, {figures} figures, made in {self.seconds:.1f} s."
+
+    @property
+    def previews(self) -> list[Table]:
+        """The summary tables."""
+        section = next(s for s in self.report.sections if s.name == SUMMARY)
+        return [block for block in section.blocks if isinstance(block, Table)]
+
+
+def _key(opened: Opened, selection: Selection) -> tuple[object, ...]:
+    """What a report depends on: store, settings, and the runs that are there."""
+    return opened.key, selection, tuple(RunLog(opened.path).ids())
+
+
+def made(opened: Opened, selection: Selection) -> Made | None:
+    """This session's report of this store, these settings and these runs, or None."""
+    key, found = st.session_state.get(_STATE, (None, None))
+    return found if key == _key(opened, selection) else None
+
+
+def make(opened: Opened, selection: Selection) -> Made:
+    """Makes the report behind a progress bar and keeps it."""
+    start, bar = time.perf_counter(), st.progress(0.0, "Reading the store…")
+
+    def chapters(done: int, total: int, what: str) -> None:
+        bar.progress(0.6 * done / total, f"Chapters: {components.plain(what)}")
+
+    def figures(done: int, total: int, what: str) -> None:
+        bar.progress(0.6 + 0.4 * done / total, f"Figures: {components.plain(what)}")
+
+    report = build(opened, selection, chapters)
+    html, journal = documents(report, figures)
+    bar.empty()
+    name = "-".join((components.study_name(opened), selection.a, selection.b, "report"))
+    found = Made(report, _file(name), html.encode(), zipped(journal), time.perf_counter() - start)
+    st.session_state[_STATE] = (_key(opened, selection), found)
+    return found
+
+
+def _file(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def about(selection: Selection) -> str:
+    """Under which settings the report is made."""
+    kept = [v for v in (selection.split, selection.language, selection.category) if v != "all"]
+    prompts = " · ".join(kept) if kept else "all prompts"
+    return components.plain(
+        f"{selection.a} and {selection.b}, {selection.site} at {selection.position}, {prompts}: the settings "
+        "of the other pages; change them there."
+    )
+
+
+def contents(report: Report) -> str:
+    """Chapters with the titles of what is in them, as a Markdown list."""
+    lines = []
+    for section in report.sections:
+        lines.append(f"- **{components.plain(section.title)}**")
+        titles = [b.title for b in section.blocks if isinstance(b, Panel | Table | Text) and b.title]
+        lines += [f"    - {components.plain(title)}" for title in titles or [section.missing] if title]
+    return "\n".join(lines)
+
+
+def command(opened: Opened, selection: Selection) -> str:
+    """The command that writes the report of this pair under the usual settings."""
+    start = defaults(opened.facts)
+    usual = {selection.a, selection.b} == {start.a, start.b} and selection.b == start.b
+    pair = "" if usual else f" --pair {shlex.quote(f'{selection.b},{selection.a}')}"
+    return f"python precompute.py report {shlex.quote(opened.path)}{pair}"

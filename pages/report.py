@@ -1,0 +1,55 @@
+"""Report: the whole study of a pair as one HTML file and as a Markdown journal."""
+
+import streamlit as st
+
+from app import components, controls
+from app.report import page
+
+opened = components.begin(
+    "Report",
+    "Everything that this store says about a pair, as one file to keep, to print and to paste from.",
+)
+controls.pair_controls()
+chosen = controls.current()
+st.caption(page.about(chosen))
+
+with components.guard("report: make"):
+    made = page.made(opened, chosen)
+    text = "Make the report" if made is None else "Make it again"
+    if st.button(text, icon=":material/summarize:", type="primary", key="make-report", width="stretch"):
+        made = page.make(opened, chosen)
+    if made is None:
+        components.empty(*page.NOT_MADE)
+        st.stop()
+    left, right = st.columns(2)
+    with left:
+        st.download_button(
+            f"HTML, {made.size}",
+            made.html,
+            file_name=f"{made.name}.html",
+            mime="text/html",
+            icon=":material/download:",
+            key="report-html",
+            on_click="ignore",
+            width="stretch",
+        )
+    with right:
+        st.download_button(
+            "Markdown with figures and data (zip)",
+            made.journal,
+            file_name=f"{made.name}.zip",
+            mime="application/zip",
+            icon=":material/download:",
+            key="report-zip",
+            on_click="ignore",
+            width="stretch",
+        )
+    st.caption(components.plain(made.said))
+    for table in made.previews:
+        st.markdown(f"#### {components.plain(table.title)}")
+        st.dataframe(table.read, hide_index=True, width="stretch")
+        st.caption(components.plain(table.caption))
+    st.markdown("#### Contents")
+    st.markdown(page.contents(made.report))
+    st.caption("The same without a browser:")
+    st.code(page.command(opened, chosen), language="bash")
