@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,3 +168,15 @@ def test_equal_kl_refuses_what_is_no_curve() -> None:
     for alphas, target in ((np.array([-1.0, 1.0]), 0.1), (np.array([1.0, 2.0]), 0.0)):
         with pytest.raises(AnalysisError, match="positive"):
             ranks.equal_kl_amplitude(alphas, np.array([0.1, 0.2]), target)
+
+
+def test_the_method_page_s_code_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[3] / "docs/methods/ranks.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], page.name, "exec"), {})
+    said = capsys.readouterr().out
+    assert said.startswith("4 directions hold 99 %")
+    assert "above random signs 4" in said
+    # √0.9 on a curve 0.4 α²: 1.5.
+    assert "α 1.5" in said
