@@ -6,9 +6,9 @@
 
 The model of benchmarks/patching.py (Qwen2, 12 blocks, d = 512, 8 heads, random weights) on prompts of 15
 to 60 tokens; each head's z at the last token is replaced by random vectors of its size. One process, one
-thread, process CPU time. Ours is the whole map: the target's unpatched pass, and all heads of a block and all together in one
-sweep (108 conditions). The loops run whole conditions, a sample of them in several blocks, and must find the
-same KL; their time per condition is the mean of the sample.
+thread, process CPU time. Ours is the whole map: the target's unpatched pass, and every head of a block and
+all together in one sweep (108 conditions). The loops run whole conditions, a sample of them in several
+blocks, and must find the same KL; their time per condition is the mean of the sample.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -151,12 +152,11 @@ class _Study:
         return found
 
     def _expected(self) -> int:
-        """About how many prompt-subset pairs a whole run takes."""
-        heads = self.swap.n_heads
-        greedy = sum(heads - k + 1 for k in self.sizes)
-        paired = min(heads, self.wanted.pair_heads)
-        sets = 1 + 2 * heads + greedy + len(self.sizes) * self.wanted.draws + paired * (paired - 1) // 2
-        return sets * len(self.prompts.rows)
+        """About how many prompt-subset pairs a whole run takes; two greedy steps are known by then."""
+        heads, paired = self.swap.n_heads, min(self.swap.n_heads, self.wanted.pair_heads)
+        greedy = sum(heads - k + 1 for k in self.sizes[2:])
+        random = sum(min(self.wanted.draws, math.comb(heads, k)) for k in self.sizes)
+        return (1 + 2 * heads + greedy + random + math.comb(paired, 2)) * len(self.prompts.rows)
 
     def coverage(self, kl: np.ndarray, *, train: bool = False, together: int = 1) -> Band:
         """Coverage on validation (or train) with intervals, from KLs of all prompts (subsets, n).
