@@ -51,5 +51,5 @@ with components.guard("report: make"):
         st.caption(components.plain(table.caption))
     st.markdown("#### Contents")
     st.markdown(page.contents(made.report))
-    st.caption("The same without a browser:")
+    st.caption("Without a browser, for this pair under the usual settings:")
     st.code(page.command(opened, chosen), language="bash")

@@ -13,7 +13,7 @@ from app.report.blocks import Report, Section
 from app.report.figures import Advance, draw_all
 from app.report.missing import not_run
 from app.report.summary import summary
-from app.resources import Opened
+from app.resources import Opened, failed_checks
 from app.selection import Selection, defaults, update
 from engine.errors import StoreError
 
@@ -47,7 +47,11 @@ def build(opened: Opened, selection: Selection, advance: Advance = silent) -> Re
 
     Args:
         advance: called with (chapters done, of how many, what is being made).
+
+    Raises:
+        StoreError: the store failed its own checks, or has none: the pages show no numbers of it either.
     """
+    require_trust(opened)
     made: list[Section] = []
     for number, make in enumerate(SECTIONS):
         advance(number, len(SECTIONS), made[-1].title if made else "models and settings")
@@ -67,6 +71,20 @@ def build(opened: Opened, selection: Selection, advance: Advance = silent) -> Re
         "settings. Titles are computed from the data."
     )
     return Report(f"{study}: {pair}", lead, facts, tuple(made))
+
+
+def require_trust(opened: Opened) -> None:
+    """Raises StoreError unless the store has self-checks and all of them hold."""
+    failed = [str(check["name"]).replace("_", " ") for check in failed_checks(opened.store)]
+    if failed or not opened.store.self_checks():
+        raise StoreError(
+            "This store failed its own checks: its numbers are not reported."
+            if failed
+            else "This store has no self-checks: its numbers are not reported.",
+            expected="every self-check of the precompute run to hold",
+            given=", ".join(failed) or "none",
+            next_step="run precompute.py on the same study into a new folder.",
+        )
 
 
 def _checks(opened: Opened) -> str:

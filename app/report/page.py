@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import components, words
+from app import transport_queries as tq
 from app.panel import Panel
 from app.report.blocks import Report, Table, Text
 from app.report.build import build, documents
@@ -111,6 +112,6 @@ def contents(report: Report) -> str:
 def command(opened: Opened, selection: Selection) -> str:
     """The command that writes the report of this pair under the usual settings."""
     start = defaults(opened.facts)
-    usual = {selection.a, selection.b} == {start.a, start.b} and selection.b == start.b
-    pair = "" if usual else f" --pair {shlex.quote(f'{selection.b},{selection.a}')}"
+    target, source = tq.Place.of(selection).target, tq.Place.of(selection).source
+    pair = "" if (source, target) == (start.a, start.b) else f" --pair {shlex.quote(f'{target},{source}')}"
     return f"python precompute.py report {shlex.quote(opened.path)}{pair}"

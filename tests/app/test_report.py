@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from live_results import live_result
-from planted_store import CHANGED
+from planted_store import CHANGED, CHECKS, build_store
 
 import precompute
 from app import export, patch_view, similarity, updates
@@ -378,6 +378,19 @@ def test_refusals_are_said(planted: Path, tmp_path: Path, capsys: pytest.Capture
     assert "does not exist" in capsys.readouterr().err
     assert precompute.main(["report", str(planted), "--pair", "x,y"]) == 1
     assert "--pair tuned,base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [([], "has no self-checks"), ([{**CHECKS[0], "value": 0.25, "passed": False}], "self-patch KL = 0")],
+)
+def test_a_store_that_is_not_to_be_trusted_is_not_reported(
+    checks: list[dict[str, object]], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = build_store(tmp_path / "store", checks=checks)
+    assert precompute.main(["report", str(store)]) == 1
+    assert said in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
 def test_a_failed_write_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

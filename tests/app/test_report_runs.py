@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from live_study import CHANGED, make_store
+from planted_store import CHECKS
 
 import precompute
 from app import behaviour_view, heads_view, patch_table, rank_view, transport, transport_table
@@ -32,6 +33,7 @@ from engine.experiments.behaviour import Behaviour
 from engine.experiments.heads import HeadSubsets
 from engine.experiments.mapped import MappedPatch
 from engine.experiments.rank import RankSweep
+from store.files import seal, unseal
 from store.manifest import verify
 from store.runs import RunLog
 
@@ -46,6 +48,8 @@ def mapped(component: str, layer: int, **changes: object) -> MappedPatch:
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     path = make_store(tmp_path_factory.mktemp("report"), "float32")
+    manifest = unseal((path / "manifest.json").read_bytes(), "manifest")
+    (path / "manifest.json").write_bytes(seal(manifest | {"self_checks": CHECKS}))
     wanted: list[Experiment] = [mapped(site, layer) for site, layer in SITES]
     wanted.append(mapped("mlp_out", CHANGED, target="base", source="tuned"))
     plain = {"target": "tuned", "source": "base", "layer": CHANGED, "n_boot": 100}
