@@ -75,8 +75,8 @@ def _signless(figure: Figure, row: Mapping[str, Any]) -> str:
 
 
 def _spread(figure: Figure, row: Mapping[str, Any]) -> str:
-    said = amount(figure, row["value"], signed=True)
-    return f"difference {said}{interval(figure, row)}"
+    said, ends = amount(figure, row["value"], signed=True), interval(figure, row).strip(" ()")
+    return f"difference {said}, interval {ends}" if ends else f"difference {said}"
 
 
 def excludes_zero(row: Mapping[str, Any]) -> bool:

@@ -153,6 +153,9 @@ def test_newcombes_interval_keeps_a_width_when_all_agree() -> None:
     assert found.estimate == 1
     assert found.low < 0.85
     assert found.high == 1
+    mixed = np.tile([0.0, 1.0], 10)
+    same = behaviour.newcombe_paired(mixed, mixed)
+    assert same.low < -0.05 < 0.05 < same.high
 
 
 def test_breakdown_is_each_part_by_itself() -> None:
