@@ -176,7 +176,8 @@ def test_progress_never_goes_back() -> None:
     shares = [t["done"] / t["total"] for t in here.reported if t.get("total")]
     assert len(shares) > 1
     assert shares == sorted(shares)
-    assert 0.5 < shares[-1] <= 1
+    # sets that were asked before are not run again, and among four heads most were
+    assert 0.25 < shares[-1] <= 1
 
 
 def test_specs_are_data() -> None:
