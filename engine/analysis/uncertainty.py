@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from engine.analysis.resampling import unit_index
 from engine.errors import AnalysisError
@@ -286,7 +286,14 @@ def energy_p_value(fraction: float, mean: float, variance: float) -> float:
 
     For a single row the Beta is the exact law; its 95–99 % quantiles are within about 2 % otherwise.
     """
-    if variance <= 1e-14 * mean * mean:
-        return 1.0
-    size = mean * (1 - mean) / variance - 1
-    return float(stats.beta.sf(min(max(fraction, 0.0), 1.0), mean * size, (1 - mean) * size))
+    return float(energy_p_values(np.array(fraction), np.array(mean), np.array(variance)))
+
+
+def energy_p_values(
+    fraction: Float[np.ndarray, "*s"], mean: Float[np.ndarray, "*s"], variance: Float[np.ndarray, "*s"]
+) -> Float[np.ndarray, "*s"]:
+    """`energy_p_value` of many fractions at once; 1 where every subspace holds the same, NaN stays NaN."""
+    fixed = variance <= 1e-14 * mean * mean
+    size = mean * (1 - mean) / np.where(fixed, 1.0, variance) - 1
+    tail = special.betaincc(mean * size, (1 - mean) * size, np.clip(fraction, 0.0, 1.0))
+    return np.where(fixed, 1.0, tail)

@@ -1,0 +1,44 @@
+"""Which named subspace of the stream does a weight change use? Candidates, scores, and exact nulls.
+
+Importing the package registers the built-in candidates; `@candidate` adds one's own.
+"""
+
+from __future__ import annotations
+
+from engine.analysis.subspace_scores import ceilings, circuits, clean, persona, weights
+from engine.analysis.subspace_scores.inputs import Delta, Inputs, Target, per_layer, silu
+from engine.analysis.subspace_scores.linear import RANK_TOLERANCE
+from engine.analysis.subspace_scores.registry import REGISTRY, Candidate, Registry, candidate, definitions
+from engine.analysis.subspace_scores.scores import LeftOut, Scores
+from engine.analysis.subspace_scores.sweep import Prepared, prepare, prepare_all, sweep
+from engine.analysis.subspace_scores.words import Conclusion, Stability, conclude, kendall_w, stability
+from engine.analysis.subspace_scores.workspace import Workspace
+
+BUILT_IN = (weights, circuits, clean, persona, ceilings)
+
+__all__ = [
+    "BUILT_IN",
+    "RANK_TOLERANCE",
+    "REGISTRY",
+    "Candidate",
+    "Conclusion",
+    "Delta",
+    "Inputs",
+    "LeftOut",
+    "Prepared",
+    "Registry",
+    "Scores",
+    "Stability",
+    "Target",
+    "Workspace",
+    "candidate",
+    "conclude",
+    "definitions",
+    "kendall_w",
+    "per_layer",
+    "prepare",
+    "prepare_all",
+    "silu",
+    "stability",
+    "sweep",
+]

@@ -1,0 +1,186 @@
+"""What of a layer's bases scoring needs, so that another k only takes fewer columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.analysis.subspace_scores.inputs import TENSORS
+from engine.analysis.subspace_scores.linear import RANK_TOLERANCE
+from engine.analysis.subspace_scores.workspace import MOMENTS, Moment, Workspace
+from engine.analysis.uncertainty import energy_p_values, random_subspace_moments
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The directions of one layer that bases are held against.
+
+    Attributes:
+        d, layer: the model's width, the layer.
+        rows: X, D's rows at unit length over √n (n, d). clean: (d, c) principal directions, clean stream.
+        delta: (d, r) left singular vectors of the concatenated weight change.
+        spectra: energies of the moments, descending; empty where there is no energy.
+    """
+
+    d: int
+    layer: int
+    rows: Array
+    clean: Array
+    delta: Array
+    spectra: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, inputs: Workspace, layer: int, clean: Array) -> tuple[Frame, Mapping[str, Moment]]:
+        """The frame of a layer, and the moments that it doesn't keep."""
+        moments = {which: inputs.moment(which, layer) for which in MOMENTS}
+        delta = inputs.moment("concatenated", layer).vectors[:, : inputs.widest]
+        spectra = {which: moment.energy for which, moment in moments.items()}
+        return cls(inputs.d, layer, inputs.label(layer), clean, delta, spectra), moments
+
+    def null(self, which: str, k: int) -> tuple[Array, Array]:
+        """Mean and variance of a random subspace's energy fraction for every rank 0..k (NaN for rank 0)."""
+        return null_moments(self.d, k, float((self.spectra[which] ** 2).sum()))
+
+    def ceiling(self, which: str, k: int) -> Array:
+        """The largest energy fraction that any subspace of rank 0..k has."""
+        energy = self.spectra[which][:k]
+        return np.concatenate([[0.0], np.cumsum(energy), np.full(k - len(energy), energy.sum())])
+
+
+def null_moments(d: int, k: int, trace_of_square: float) -> tuple[Array, Array]:
+    """Exact mean and variance of tr(BᵀSB), tr S = 1, for ranks 0..k."""
+    of = [random_subspace_moments(d, rank, 1.0, trace_of_square) for rank in range(1, k + 1)]
+    return np.array([np.nan, *(mean for mean, _ in of)]), np.array(
+        [np.nan, *(variance for _, variance in of)]
+    )
+
+
+@dataclass
+class Projections:
+    """Bases of all candidates in a layer's frame; columns beyond a basis's rank are 0.
+
+    Attributes:
+        rank: (C,), −1 for a candidate that has no basis here.
+        rows, clean, delta: products with the frame's, (C, n, w), (C, c, w), (C, r, w).
+        energy: per tensor (C, w).
+    """
+
+    rank: NDArray[np.int64]
+    rows: Array
+    clean: Array
+    delta: Array
+    energy: dict[str, Array]
+
+    @classmethod
+    def empty(cls, frame: Frame, count: int, width: int) -> Projections:
+        n, c, r = len(frame.rows), frame.clean.shape[1], frame.delta.shape[1]
+        return cls(
+            np.full(count, -1),
+            np.zeros((count, n, width)),
+            np.zeros((count, c, width)),
+            np.zeros((count, r, width)),
+            {name: np.zeros((count, width)) for name in TENSORS},
+        )
+
+    def narrowed(self, k: int) -> Projections:
+        """The first k columns, as a copy."""
+        return Projections(
+            np.minimum(self.rank, k),
+            self.rows[:, :, :k].copy(),
+            self.clean[:, :, :k].copy(),
+            self.delta[:, :, :k].copy(),
+            {name: energy[:, :k].copy() for name, energy in self.energy.items()},
+        )
+
+    def put(self, frame: Frame, bases: Mapping[int, Array], energy: Mapping[str, Array]) -> None:
+        """Fills in bases by position; `energy` of their columns side by side, per tensor."""
+        if not bases:
+            return
+        together = np.concatenate(list(bases.values()), axis=1)
+        rows, clean, delta = frame.rows @ together, frame.clean.T @ together, frame.delta.T @ together
+        start = 0
+        for index, basis in bases.items():
+            rank = basis.shape[1]
+            part = slice(start, start + rank)
+            self.rank[index] = rank
+            for own, of_all in ((self.rows, rows), (self.clean, clean), (self.delta, delta)):
+                own[index] = 0.0
+                own[index, :, :rank] = of_all[:, part]
+            for name, own_energy in self.energy.items():
+                own_energy[index] = 0.0
+                own_energy[index, :rank] = energy[name][part]
+            start += rank
+
+
+def measures(frame: Frame, at: Projections, k: int, clean: int) -> dict[str, Array]:
+    """All scores of all candidates at one layer, each (C,); NaN where not defined.
+
+    Args:
+        at: projections narrowed to k. clean: how many clean directions specificity takes out.
+    """
+    rank = np.maximum(at.rank, 0)
+    tensors = [name for name in TENSORS if frame.spectra[name].size]
+    fractions = {"act": (at.rows**2).sum(axis=(1, 2))}
+    fractions |= {name: at.energy[name].sum(axis=1) for name in TENSORS}
+    # Unit-norm tensors side by side: the mean of their own fractions.
+    fractions["combined"] = np.mean([fractions[name] for name in tensors or TENSORS], axis=0)
+    out: dict[str, Array] = {"rank": np.where(at.rank < 0, np.nan, at.rank.astype(np.float64))}
+    for which, fraction in fractions.items():
+        known = (rank > 0) & bool(frame.spectra[which].size)
+        mean, variance = (moment[rank] for moment in frame.null(which, k))
+        most = frame.ceiling(which, k)[rank]
+        scores = against(fraction, mean, variance) | {"most": most / mean}
+        out |= {f"{name}_{which}": np.where(known, values, np.nan) for name, values in scores.items()}
+    out |= {f"{name}_specific": values for name, values in specificity(frame, at, clean).items()}
+    out["cosine"] = cosine_with_delta(at, rank, k)
+    return out
+
+
+def against(fraction: Array, mean: Array, variance: Array) -> dict[str, Array]:
+    """R = fraction/mean, z and p against random subspaces with these moments."""
+    spread = variance > 1e-14 * mean * mean
+    z = np.divide(fraction - mean, np.sqrt(np.where(spread, variance, 1.0)))
+    p = energy_p_values(fraction, mean, variance)
+    return {"fraction": fraction, "r": fraction / mean, "z": np.where(spread, z, 0.0), "p": p}
+
+
+def specificity(frame: Frame, at: Projections, clean: int) -> dict[str, Array]:
+    """Scores on D with the leading clean directions taken out of rows and bases, d → d − c.
+
+    With M = CᵀB: what is left of a basis has the Gram matrix I − MᵀM, and rows meet it in XB − (XC)M.
+    """
+    count, _, k = at.rows.shape
+    undefined = np.full(count, np.nan)
+    inside = at.clean[:, :clean]
+    taken, d = inside.shape[1], frame.d - inside.shape[1]
+    on_clean = frame.rows @ frame.clean[:, :clean]
+    length = (frame.rows**2).sum(axis=1) - (on_clean**2).sum(axis=1)
+    keep = length > RANK_TOLERANCE**2 * max(float((frame.rows**2).sum(axis=1).max(initial=0.0)), 1e-300)
+    if not keep.any() or d < 2:
+        return dict.fromkeys(("r", "z", "p"), undefined) | {"rank": np.zeros(count)}
+    rows = (at.rows - on_clean @ inside)[:, keep] / np.sqrt(length[keep] * keep.sum())[None, :, None]
+    there = np.arange(k) < np.maximum(at.rank, 0)[:, None]
+    left = np.eye(k) * there[:, :, None] - inside.transpose(0, 2, 1) @ inside
+    values, vectors = np.linalg.eigh(left)
+    alive = values > RANK_TOLERANCE**2
+    scaled = (rows @ vectors) ** 2 / np.where(alive, values, 1.0)[:, None, :]
+    rank = alive.sum(axis=1)
+    gram = frame.rows[keep] @ frame.rows[keep].T - on_clean[keep] @ on_clean[keep].T
+    gram /= np.sqrt(np.outer(length[keep], length[keep])) * keep.sum()
+    mean, variance = (m[rank] for m in null_moments(d, min(k, d), float((gram**2).sum())))
+    scores = against((scaled * alive[:, None, :]).sum(axis=(1, 2)), mean, variance)
+    found = {name: np.where(rank > 0, scores[name], np.nan) for name in ("r", "z", "p")}
+    return found | {"rank": rank.astype(np.float64), "taken": np.full(count, float(taken))}
+
+
+def cosine_with_delta(at: Projections, rank: NDArray[np.int64], k: int) -> Array:
+    """Mean principal cosine with the first k left singular vectors of the concatenated change."""
+    delta = at.delta[:, :k]
+    pairs = np.minimum(rank, delta.shape[1])
+    total = np.linalg.svd(delta, compute_uv=False).sum(axis=1)
+    return np.divide(total, pairs, out=np.full(len(rank), np.nan), where=pairs > 0)

@@ -1,0 +1,154 @@
+"""The registry of candidate subspaces: one function and one decorator for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.analysis.subspace import check_basis
+from engine.analysis.subspace_scores.inputs import Inputs
+from engine.analysis.subspace_scores.workspace import Workspace
+from engine.errors import AnalysisError
+
+Array = NDArray[np.float64]
+AxisKind = Literal["write", "read", "mixed", "ceiling"]
+Build = Callable[[Workspace, int, int], Array]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A rule that gives a subspace of the residual stream for every layer.
+
+    Attributes:
+        build: (inputs, layer, k) -> column-orthonormal (d, r), r ≤ k.
+        name, family, source, definition: for tables; the definition is one line.
+        axis_kind: "write" or "read": the side of the weights that it comes from; "mixed" otherwise. A
+            "ceiling" may look at the weight change.
+        needs: items of `Inputs` (or "label", "label_fit", "delta") that it takes.
+        nested: the basis for k is the first k columns of the one for any larger k, so that it is built once.
+        shared: one basis for all layers; `build` is called for one of them.
+        detail: more numbers to show beside the basis, e.g. cosines of an intersection.
+    """
+
+    build: Build
+    name: str
+    family: str
+    axis_kind: AxisKind
+    source: str
+    needs: tuple[str, ...]
+    definition: str
+    nested: bool = False
+    shared: bool = False
+    detail: Build | None = None
+
+    def basis(self, inputs: Workspace, layer: int, k: int) -> Array:
+        """Builds the basis and refuses what is none.
+
+        Raises:
+            AnalysisError: wrong width, more than k columns, not finite, not orthonormal.
+        """
+        basis = np.asarray(self.build(inputs, layer, k), dtype=np.float64)
+        if basis.ndim != 2 or basis.shape[0] != inputs.d or basis.shape[1] > k:
+            raise AnalysisError(
+                f"The candidate {self.name} gave no basis of the stream.",
+                expected=f"shape ({inputs.d}, r) with r ≤ {k}",
+                given=f"shape {basis.shape}",
+                next_step="return one column for each direction.",
+            )
+        if not np.isfinite(basis).all():
+            raise AnalysisError(
+                f"The candidate {self.name} is not finite.",
+                expected="numbers",
+                given=f"{int((~np.isfinite(basis)).sum())} NaN or inf at layer {layer}",
+            )
+        check_basis(basis, inputs.d)
+        return basis
+
+
+class Registry(Mapping[str, Candidate]):
+    """Candidates by name, in the order in which they were registered."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Candidate] = {}
+
+    def __getitem__(self, name: str) -> Candidate:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Candidate) -> None:
+        """Adds a candidate.
+
+        Raises:
+            AnalysisError: a name that is taken, an unknown axis kind or need, a definition of several lines.
+        """
+        if entry.name in self._entries:
+            raise AnalysisError(
+                "This candidate name is taken.",
+                expected="a new name",
+                given=repr(entry.name),
+                next_step="choose another name, or remove the other entry first.",
+            )
+        if entry.axis_kind not in get_args(AxisKind) or "\n" in entry.definition.strip():
+            raise AnalysisError(
+                f"The candidate {entry.name} is not described well.",
+                expected=f"axis_kind one of {', '.join(get_args(AxisKind))} and a definition of one line",
+                given=f"{entry.axis_kind!r} and {entry.definition!r}",
+            )
+        known = (*Inputs.__dataclass_fields__, "label", "label_fit", "delta")
+        unknown = [need for need in entry.needs if need not in known]
+        if unknown:
+            raise AnalysisError(
+                f"The candidate {entry.name} needs what no inputs have.",
+                expected=", ".join(known),
+                given=", ".join(unknown),
+            )
+        self._entries[entry.name] = entry
+
+    def remove(self, name: str) -> None:
+        """Takes a candidate out again; nothing happens where there is none."""
+        self._entries.pop(name, None)
+
+
+REGISTRY = Registry()
+
+
+def candidate(
+    *,
+    name: str,
+    family: str,
+    axis_kind: AxisKind,
+    source: str,
+    needs: tuple[str, ...],
+    definition: str,
+    nested: bool = False,
+    shared: bool = False,
+    detail: Build | None = None,
+    registry: Registry = REGISTRY,
+) -> Callable[[Build], Build]:
+    """Registers a function (inputs, layer, k) -> (d, r ≤ k) as a candidate; see `Candidate`."""
+
+    def register(build: Build) -> Build:
+        registry.add(
+            Candidate(build, name, family, axis_kind, source, needs, definition, nested, shared, detail)
+        )
+        return build
+
+    return register
+
+
+def definitions(registry: Mapping[str, Candidate] = REGISTRY) -> str:
+    """The registry as a Markdown table."""
+    lines = ["| name | family | axis kind | source | needs | definition |", "|---|---|---|---|---|---|"]
+    for entry in registry.values():
+        cells = (entry.family, entry.axis_kind, entry.source, ", ".join(entry.needs), entry.definition)
+        lines.append(f"| `{entry.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
