@@ -35,9 +35,8 @@ def _models(result: JobResult) -> tuple[str, str]:
 
 def colours(palette: Palette) -> dict[str, str]:
     """A colour for each curve."""
-    controls = dict(zip(CONTROLS, palette.series[2:6], strict=True))
-    named = {say.NAMES[kind]: colour for kind, colour in controls.items()}
-    return {"mapped": palette.pair, "mapped, train": palette.pair2, "raw": palette.mark, **named}
+    controls: dict[str, str] = dict(zip(CONTROLS, palette.series[2:6], strict=True))
+    return {"mapped": palette.pair, "mapped, train": palette.pair2, "raw": palette.mark, **controls}
 
 
 def alpha_panel(opened: Opened, result: JobResult) -> Panel:
@@ -48,9 +47,7 @@ def alpha_panel(opened: Opened, result: JobResult) -> Panel:
     kept = curve.filter((pl.col("split") == "validation") | (pl.col("kind") == "mapped"))
     drawn = _across(kept, summary).with_columns(
         x=pl.col("alpha"),
-        series=pl.when(pl.col("split") == "train")
-        .then(pl.lit("mapped, train"))
-        .otherwise(pl.col("kind").replace_strict(say.NAMES)),
+        series=pl.when(pl.col("split") == "train").then(pl.lit("mapped, train")).otherwise(pl.col("kind")),
         value=pl.col("kl").clip(FLOOR),
         low=pl.when(pl.col("split") == "validation").then(pl.col("low").clip(FLOOR)),
         high=pl.when(pl.col("split") == "validation").then(pl.col("high").clip(FLOOR)),
@@ -75,7 +72,7 @@ def alpha_panel(opened: Opened, result: JobResult) -> Panel:
         f"{found} validation prompts ({say.reported(condition)}; {say.reading(condition)}), bands: "
         f"their intervals; “mapped, train” is the curve that α was chosen by ({train} "
         f"prompts). {say.map_note(summary)} {say.controls_note(condition, summary)} {say.null_note(summary)} "
-        "Values under 1e-6 nats are drawn at 1e-6."
+        f"Values under 1e-6 nats are drawn at 1e-6.{say.edge_note(summary)}"
     )
     lines = read_run(opened, result, "table = run.tables['curve']")
     return Panel(

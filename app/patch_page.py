@@ -248,7 +248,7 @@ def _detail(opened: Opened, result: JobResult, selected: MappedPatch, rows: pl.D
     with st.container(border=True, key="panel-patch-drill"):
         st.markdown(f"#### Prompt by prompt at α = {result.summary['best']['alpha']:g}, the most moved first")
         kinds = [kind for kind in say.NAMES if kind in result.table["kind"].to_list()]
-        for kind, tab in zip(kinds, st.tabs([say.NAMES[kind] for kind in kinds]), strict=True):
+        for kind, tab in zip(kinds, st.tabs(kinds), strict=True):
             with tab:
                 _prompts(patch_drill.drill_table(result.table, kind))
     rerun.show(opened, condition)

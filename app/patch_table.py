@@ -230,7 +230,8 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
         return None
     over = "KL_raw" if best["over"][0] == "raw" else "KL of the target's mean"
     named = {site: i for i, site in enumerate(reversed((*SITES, "head_out")))}
-    shown = rows.filter(pl.col("over") == best["over"][0]).sort(pl.col("hook").replace_strict(named), "layer")
+    shown = rows.filter(pl.col("over") == best["over"][0]).rename({"hook": "site"})
+    shown = shown.sort(pl.col("site").replace_strict(named), "layer")
     zero = rows.filter(pl.col("kl_raw").abs() <= 1e-6)
     title = f"{say.direction(side.to_json())}: the map saves most at {_top_words(best, True)}"
     if (best["gain_low"] <= 0).all():
@@ -244,13 +245,13 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
         return matrix(
             shown,
             x="layer",
-            y="hook",
+            y="site",
             value="gain",
             x_title="Block ℓ",
             y_title="Site",
             value_title=f"{over} − KL_mapped, nats",
             palette=palette,
-            selected={"layer": selection.layer, "hook": selection.site},
+            selected={"layer": selection.layer, "site": selection.site},
         )
 
     first, summary = mine[0]

@@ -10,13 +10,8 @@ import polars as pl
 from app import words
 from engine.experiments.mapped import CONTROLS
 
-CONTROL_NAMES = {
-    "bogus": "another block's map",
-    "shuffled": "map of permuted pairs",
-    "random": "randomly rotated",
-    "mean": "target's mean",
-}
-NAMES = {"mapped": "mapped", "raw": "raw", **CONTROL_NAMES}
+NAMES = ("mapped", "raw", *CONTROLS)
+"""Kinds of replacement in the order in which they are shown."""
 
 
 def amplitude(condition: Mapping[str, Any]) -> str:
@@ -100,26 +95,35 @@ def verdict(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 def losers(summary: Mapping[str, Any]) -> str:
     """Which controls the map beats: the interval of KL_control − KL_mapped lies above 0."""
     found = summary["splits"]["validation"]["controls"]
-    level = [CONTROL_NAMES[kind] for kind in CONTROLS if kind in found and not found[kind]["beaten"]]
+    level = [kind for kind in CONTROLS if kind in found and not found[kind]["beaten"]]
     if not found:
         return ""
     if not level:
         return "; every control disturbs more"
-    return f"; not told from: {', '.join(level)}"
+    return f"; not told from these controls: {', '.join(level)}"
 
 
 def controls_note(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """What the controls are, and which were left out."""
     note = (
-        f"Controls at the same α: the map of block {summary['bogus_layer']}, a map fitted on permuted train "
-        "pairs, the map's output rotated at random with its spectrum kept, and the target's train mean."
+        f"Controls at the same α: bogus, the map of block {summary['bogus_layer']}; shuffled, a map fitted "
+        "on permuted train pairs; random, the map's output rotated at random with its spectrum kept; mean, "
+        "the target's train mean."
     )
     raw = "stays at α = 1" if condition["raw_alpha"] == "fixed" else "has the same α"
     if "raw" not in summary["left_out"]:
         note += f" Raw is moment-matched per dimension and {raw}."
     for kind, why in summary["left_out"].items():
-        note += f" No {NAMES[kind]}: {why}."
+        note += f" No {kind}: {why}."
     return note
+
+
+def edge_note(summary: Mapping[str, Any]) -> str:
+    """A warning where the best α is an end of the grid, so that a better one may lie beyond; else nothing."""
+    best, grid = float(summary["best"]["alpha"]), [float(a) for a in summary["alphas"]]
+    if len(grid) < 2 or best not in (grid[0], grid[-1]):
+        return ""
+    return f" The best α, {best:g}, is an end of the grid: a better one may lie beyond."
 
 
 def null_note(summary: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from live_study import make_store
 from streamlit.testing.v1 import AppTest
 
 from app import patch_drill, patch_table, patch_view, rerun
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLANTED = json.loads((ROOT / "demo/planted.json").read_text(encoding="utf-8"))
 FIRST, SECOND = PLANTED["attention"]["layer"], PLANTED["mlp"]["layer"]
 BLOCKS = PLANTED["n_layers"]
+RUN = (0, FIRST - 1, FIRST, SECOND, BLOCKS - 1)
 FACTS = Facts(
     models=("base", "tuned"),
     n_layers={"base": BLOCKS, "tuned": BLOCKS},
@@ -47,7 +49,7 @@ START = update(defaults(FACTS), FACTS, position="decision", site="mlp_out", laye
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo pair with every attn_out and mlp_out run, tuned ← base, and one of them the other way."""
+    """The demo pair with attn_out and mlp_out of five blocks run, tuned ← base, and one the other way."""
     study = Study.load(ROOT / "studies/demo.toml").with_overrides(
         components=["attn_out", "mlp_out"], positions=["decision"]
     )
@@ -55,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mapped") / "store"
     build(study.model_copy(update={"models": pair}), path, quiet=True)
     opened, cache = Store(path), ModelCache("cpu")
-    wanted = [patch_table.experiment_of(START, s, b) for s in ("attn_out", "mlp_out") for b in range(BLOCKS)]
+    wanted = [patch_table.experiment_of(START, s, b) for s in ("attn_out", "mlp_out") for b in RUN]
     wanted += [patch_table.experiment_of(START, target="a")]
     for experiment in wanted:
         result = compute(opened, experiment, cache, lambda **_: None, lambda: False)
@@ -97,7 +99,7 @@ def test_the_planted_modules_are_on_top_of_the_ranking(store: Path) -> None:
 
 def test_upstream_of_the_planted_blocks_there_is_nothing_to_drop(store: Path) -> None:
     rows = patch_table.table(stored(store)).filter(pl.col("layer") < FIRST)
-    assert rows.height == 2 * FIRST
+    assert rows.height == 4
     assert rows["drop"].null_count() == rows.height
     assert rows["kl_raw"].abs().max() <= 1e-6  # type: ignore[operator]
     assert rows["reason"].str.contains("within the self-patch floor").all()
@@ -118,14 +120,14 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
     assert profile is not None
     titles = [panel.title for panel in (grid, ranking, profile)]
     assert "tuned ← base: the map saves most at attn_out of block 4 by 0.198 (" in titles[0]
-    assert "level with 1 other within the intervals; raw changes nothing at 8 of 16 sites" in titles[0]
-    assert titles[1].startswith("Top results of 17 runs: attn_out 4 · tuned ← base by 0.198")
+    assert "level with 1 other within the intervals; raw changes nothing at 4 of 10 sites" in titles[0]
+    assert titles[1].startswith("Top results of 11 runs: attn_out 4 · tuned ← base by 0.198")
     assert f"disturbs most at block {SECOND}: 0.174 nats" in titles[2]
-    assert titles[2].endswith("it changes nothing at blocks 0-3")
+    assert titles[2].endswith("it changes nothing at blocks 0, 3")
     drilled = patch_drill.panels(opened, result)
     assert "the map lowers KL from 0.174 to 4e-4 nats, by 99.8 %" in drilled[0].title
     assert drilled[0].title.endswith("; every control disturbs more")
-    assert "the map of block 1" in drilled[0].caption
+    assert "bogus, the map of block 1" in drilled[0].caption
     assert "stays at α = 1" in drilled[0].caption
     for panel in (grid, ranking, *drilled):
         scope: dict[str, Any] = {}
@@ -219,7 +221,12 @@ def test_words_do_not_claim_what_intervals_do_not_show() -> None:
     assert "raw already changes nothing" in say.verdict(CONDITION, made(1e-9, 0.3))
     assert "the mapped activation moves the next token by 0.3" in say.verdict(CONDITION, made(None, 0.3))
     level = made(0.4, 0.1, random={**span(0.01), "beaten": False})
-    assert say.verdict(CONDITION, level).endswith("not told from: randomly rotated")
+    assert say.verdict(CONDITION, level).endswith("not told from these controls: random")
+
+
+def test_a_best_alpha_at_the_end_of_the_grid_is_pointed_out() -> None:
+    assert say.edge_note({"best": {"alpha": 1.0}, "alphas": [0.2, 1.0, 2.0]}) == ""
+    assert "2, is an end of the grid" in say.edge_note({"best": {"alpha": 2.0}, "alphas": [0.2, 1.0, 2.0]})
 
 
 def test_ranks_are_only_told_as_far_as_intervals_show() -> None:
@@ -252,7 +259,7 @@ def test_the_page_shows_the_table_and_runs_a_row_again(open_app: Callable[..., A
     said = "\n".join(m.value for m in app.markdown).replace("\\", "")
     assert not app.exception
     assert "the map lowers KL from 0.174 to 4e-4 nats" in said
-    assert "Top results of 17 runs" in said
+    assert "Top results of 11 runs" in said
     buttons = {button.key: button for button in app.button}
     assert buttons["run"].label.startswith("Run the whole table (")
     assert buttons["run-site"].disabled
@@ -265,6 +272,24 @@ def test_the_page_shows_the_table_and_runs_a_row_again(open_app: Callable[..., A
     captions = " ".join(c.value for c in shown.caption)
     assert "Run again (1): " in captions
     assert not shown.exception
+
+
+def test_a_pair_with_two_tokenizers_is_run_in_each_models_own_tokens(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    opened = Store(path)
+    experiment = patch_table.experiment_of(
+        update(START, FACTS, site="resid_post", layer=1, method="RidgeTransport")
+    ).model_copy(update={"target": "other", "n_boot": 200})
+    result = compute(opened, experiment, ModelCache("cpu"), lambda **_: None, lambda: False)
+    ids = opened.tokens("other")["token_ids"].to_list(), opened.tokens("base")["token_ids"].to_list()
+    assert all(a != b for a, b in zip(*ids, strict=True))
+    found = result.summary["splits"]["validation"]
+    assert found["kl"]["mapped"]["estimate"] > 1e-4
+    assert set(found["kl"]) == {"mapped", "raw", *CONTROLS}
+    table = result.tables["table"]
+    assert (table["target_index"] != table["source_index"]).any()
+    rows = patch_table.table([(experiment.to_json(), result.summary)])
+    assert rows["direction"].to_list() == ["other ← base"]
 
 
 def test_a_repetition_is_told_in_words() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -198,3 +201,14 @@ def test_rotations_are_uniform() -> None:
     assert np.abs(stack.mean(axis=0)).max() < 0.05
     assert np.abs((stack**2).mean(axis=0) - 0.2).max() < 0.025
     assert np.trace(stack, axis1=1, axis2=2).var() == pytest.approx(1.0, abs=0.12)
+
+
+def test_the_page_about_patching_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[3] / "docs" / "methods" / "patching.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], page.name, "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1.0 80.0 True"
+    assert "KL_raw is 0 nats, within the self-patch floor" in lines[1]
+    assert lines[2] == "True"

@@ -1,0 +1,62 @@
+"""Raw against mapped in a real browser: run a site, run it again, cancel the whole table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+WAIT = 120_000
+HERE = "patching?position=decision&site=mlp_out&layer=5"
+
+
+def settle(tab: Page) -> None:
+    """Wait until the script of the page has run."""
+    expect(tab.get_by_role("heading", level=1)).to_contain_text("Patching", timeout=WAIT)
+    expect(tab.get_by_test_id("stApp")).to_have_attribute(
+        "data-test-script-state", "notRunning", timeout=WAIT
+    )
+
+
+def clean(tab: Page) -> None:
+    """Nothing of an error is on the page."""
+    assert tab.locator(".stException, .st-key-problem, .st-key-unexpected").count() == 0
+
+
+def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_dashboard: str) -> None:
+    tab = new_tab()
+    tab.goto(f"{live_dashboard}/{HERE}")
+    settle(tab)
+    expect(tab.get_by_text("This site has not been run under these settings")).to_be_visible()
+    tab.get_by_role("button", name="Run this site").click()
+    title = tab.locator(".st-key-panel-patch-alphas h4")
+    expect(title).to_contain_text("mlp_out of block 5: the map lowers KL from", timeout=WAIT)
+    settle(tab)
+    clean(tab)
+    expect(tab.locator(".st-key-panel-patch-drill [data-testid='stDataFrame']").first).to_be_visible()
+    expect(tab.locator(".st-key-panel-patch-cosine h4")).to_contain_text("Spearman")
+    tab.get_by_role("button", name="Run again and compare").click()
+    expect(tab.get_by_text("Run again (1): ")).to_be_visible(timeout=WAIT)
+    again = new_tab(width=400)
+    again.goto(tab.url)
+    settle(again)
+    assert again.locator(".st-key-panel-patch-alphas h4").inner_text() == title.inner_text()
+    assert again.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_the_whole_table_can_be_started_and_cancelled(
+    new_tab: Callable[..., Page], live_dashboard: str
+) -> None:
+    tab = new_tab()
+    tab.goto(f"{live_dashboard}/patching?position=last_content&site=attn_out&layer=4&method=MeanShift")
+    settle(tab)
+    tab.get_by_role("button", name="Run the whole table (66)").click()
+    expect(tab.get_by_text("of 66 done")).to_be_visible(timeout=WAIT)
+    tab.get_by_role("button", name="Cancel").first.click()
+    expect(tab.get_by_text("Cancelled:").first).to_be_visible(timeout=WAIT)
+    settle(tab)
+    clean(tab)
+    expect(tab.get_by_role("button", name="Run the whole table")).to_be_enabled()
