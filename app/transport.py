@@ -45,7 +45,7 @@ FLOOR = -0.5
 def ranks(opened: Opened) -> tuple[int, ...]:
     """Ranks that the slider offers: a growing grid, then 0 for the full rank."""
     most = min(opened.facts.width, len(tq.splits(opened)["train"]) - 1)
-    return (*_grid(most), 0)
+    return (*_grid(most - 1), 0)
 
 
 def directions(opened: Opened, selection: Selection) -> tuple[int, ...]:
