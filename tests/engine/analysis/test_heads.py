@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +220,10 @@ def test_rank_correlation_of_unrelated_heads_is_rarely_significant() -> None:
     ]
     # 5 % of 300 is 15, standard deviation 3.8
     assert sum(value is not None and value < 0.05 for value in p) <= 27
+
+
+def test_the_method_pages_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[3] / "docs" / "methods" / "heads.md"
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        exec(compile(block, page.name, "exec"), {})
+    assert "greedy [2, 6]" in capsys.readouterr().out

@@ -1,0 +1,72 @@
+"""The heads page in a real browser: run a block and the map, click the map, read on a phone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+SETTINGS = "a=base&b=tuned&substitute=head_out&position=decision"
+
+
+def settle(tab: Page) -> None:
+    """Wait until the script has run to its end."""
+    tab.wait_for_selector('[data-testid="stMain"] h1')
+    app = tab.locator('[data-testid="stApp"]')
+    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
+
+
+def clean(tab: Page) -> None:
+    """No traceback, no unexpected error."""
+    said = tab.locator('[data-testid="stMain"]').inner_text()
+    assert "Traceback" not in said
+    assert "Something went wrong" not in said
+    assert tab.locator('[data-testid="stException"]').count() == 0
+
+
+def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
+    tab: Page, live_dashboard: str, new_tab: Callable[..., Page]
+) -> None:
+    tab.goto(f"{live_dashboard}/heads?layer=4&{SETTINGS}")
+    settle(tab)
+    tab.get_by_role("button", name="Run this block").click()
+    panel = tab.locator(".st-key-panel-heads-sets")
+    expect(panel).to_contain_text("block 4's effect on tuned", timeout=120_000)
+    settle(tab)
+    tab.get_by_role("button", name="Run every block's map").click()
+    cells = tab.locator(".st-key-panel-heads-map")
+    expect(cells).to_contain_text("the first on train", timeout=120_000)
+    settle(tab)
+    clean(tab)
+    chart = cells.locator("[data-testid='stVegaLiteChart'] canvas, [data-testid='stVegaLiteChart'] svg").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    # a cell near the right end, half way up: one of the last blocks
+    chart.click(position={"x": 0.97 * box["width"], "y": 0.55 * box["height"]})
+    expect(tab.get_by_role("slider", name="Block ℓ")).to_have_attribute("aria-valuenow", "7", timeout=30_000)
+    settle(tab)
+    expect(tab.locator('[class*="st-key-empty-theheadsofblock7"]')).to_be_visible()
+    clean(tab)
+    phone = new_tab(400, "dark")
+    phone.goto(f"{live_dashboard}/heads?layer=4&{SETTINGS}")
+    settle(phone)
+    expect(phone.locator(".st-key-panel-heads-alone")).to_be_visible(timeout=60_000)
+    wide = phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
+    assert wide <= 400
+    clean(phone)
+
+
+def test_a_block_without_an_effect_says_why(tab: Page, live_dashboard: str) -> None:
+    tab.goto(f"{live_dashboard}/heads?layer=1&{SETTINGS}")
+    settle(tab)
+    tab.get_by_role("button", name="Run this block").click()
+    main = tab.locator('[data-testid="stMain"]')
+    expect(main).to_contain_text("There is no effect of block 1's heads to divide up", timeout=120_000)
+    expect(main).to_contain_text("nothing to cover")
+    assert tab.locator(".st-key-panel-heads-alone").count() == 0
+    clean(tab)
