@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,13 @@ def shrunk_eigenvalues(span: Span, shrinkage: float) -> tuple[Array, float]:
     inside = (1 - shrinkage) * variances + isotropic
     floor = EIGENVALUE_FLOOR * float(inside.max(initial=0.0))
     return np.maximum(inside, floor), max(isotropic, floor)
+
+
+def rank_weights(scales: Array, ks: Sequence[float] | Array) -> Float[np.ndarray, "a r"]:
+    """s_k for the first k directions and 0 for the others, a row for each k."""
+    ranks = np.clip(np.asarray(ks, dtype=np.intp), 0, scales.size)
+    each = np.concatenate([[0.0], scales])[ranks]
+    return np.asarray(each[:, None] * (np.arange(scales.size) < ranks[:, None]))
 
 
 def _not_kept(what: str) -> AnalysisError:
@@ -139,13 +147,8 @@ class ScaledProcrustes(TransportMap):
         check_is_fitted(self, "rank_")
         target = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         coordinates = self._coordinates(np.asarray(X, dtype=np.float64), self.rank_)
-        return PathErrors.of(self._weights, coordinates, self.right_, self.target_mean_, target)
-
-    def _weights(self, ks: Sequence[float] | Array) -> Float[np.ndarray, "a r"]:
-        """s_k for the first k directions and 0 for the others, a row for each k."""
-        ranks = np.clip(np.asarray(ks, dtype=np.intp), 0, self.rank_)
-        scales = np.concatenate([[0.0], self.scales_])[ranks]
-        return np.asarray(scales[:, None] * (np.arange(self.rank_) < ranks[:, None]))
+        weights = partial(rank_weights, self.scales_)  # not a method, which would keep the whole map
+        return PathErrors.of(weights, coordinates, self.right_, self.target_mean_, target)
 
     def with_shrinkage(self, shrinkage: float) -> ScaledProcrustes:
         """Another γ from the kept decompositions of both sides: one r × r SVD, features aren't read.

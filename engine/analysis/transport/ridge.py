@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,11 @@ def _unfold(left: Array, square: Array) -> float:
     return float((turned / values**2).sum())
 
 
+def ridge_gains(sigma: Array, alphas: Sequence[float] | Array) -> Float[np.ndarray, "a r"]:
+    """σ/(σ² + λ) of every direction, a row for each λ."""
+    return np.asarray(sigma / (sigma**2 + np.asarray(alphas, dtype=np.float64)[:, None]))
+
+
 class RidgeTransport(TransportMap):
     """Ridge regression on standardised sides: min Σ_i ‖y_i − x_i W‖² + λ‖W‖² (a sum, not a mean).
 
@@ -179,7 +185,7 @@ class RidgeTransport(TransportMap):
         alphas = np.asarray(self.alphas, dtype=np.float64)
         standard = (y[out] - part.target_mean_) / self._safe(part.target_sd_) * (part.target_sd_ > 0)
         coordinates, none = part._coordinates(x[out]), np.zeros(standard.shape[1])
-        path = PathErrors.of(part._gains, coordinates, part.projected_, none, standard)
+        path = PathErrors.of(partial(ridge_gains, part.sigma_), coordinates, part.projected_, none, standard)
         return path.squared(alphas) / standard.size
 
     @staticmethod
@@ -190,7 +196,7 @@ class RidgeTransport(TransportMap):
         return (x - self.source_mean_) / self._safe(self.source_sd_) @ self.basis_
 
     def _gains(self, alphas: Sequence[float] | Array) -> Float[np.ndarray, "a r"]:
-        return np.asarray(self.sigma_ / (self.sigma_**2 + np.asarray(alphas, dtype=np.float64)[:, None]))
+        return ridge_gains(self.sigma_, alphas)
 
     def _predict(self, x: Array) -> Array:
         standard = (self._coordinates(x) * self._gains([self.alpha_])[0]) @ self.projected_
@@ -231,4 +237,5 @@ class RidgeTransport(TransportMap):
         target = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         written = self.projected_ * self.target_sd_
         coordinates = self._coordinates(np.asarray(X, dtype=np.float64))
-        return PathErrors.of(self._gains, coordinates, written, self.target_mean_, target)
+        gains = partial(ridge_gains, self.sigma_)  # not a method, which would keep the whole map
+        return PathErrors.of(gains, coordinates, written, self.target_mean_, target)
