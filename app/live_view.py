@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,7 +16,7 @@ from app.resources import Opened
 from app.worker import Worker
 from engine.errors import JobError
 from engine.experiment import Experiment
-from store.runs import RunLog
+from store.runs import RECORD, RUNS, RunLog
 
 _JOBS = "live-jobs"
 POLL_SECONDS = 0.4
@@ -176,10 +177,22 @@ def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, A
 
     The summary has the run's id under `run_id` and its time under `created`.
     """
-    listed = RunLog(opened.path).list()
+    every = _runs(opened.path, _written(opened.path))
+    return [run for run in every if job is None or run[0].get("job", "patch") == job]
+
+
+def _written(path: str) -> tuple[tuple[str, float], ...]:
+    """Every run with the time it was written, by which a changed list is noticed."""
+    places = Path(path, RUNS).glob(f"*/{RECORD}") if Path(path).is_dir() else ()
+    return tuple(sorted((place.parent.name, place.stat().st_mtime) for place in places))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _runs(path: str, written: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(condition, summary) of every intact run; `written` is only there to notice changes."""
+    listed = RunLog(path).list()
     found = []
     for line in listed.filter(pl.col("problem").is_null()).iter_rows(named=True):
         condition, summary = json.loads(line["condition"]), json.loads(line["summary"])
-        if job is None or condition.get("job", "patch") == job:
-            found.append((condition, {**summary, "run_id": line["run_id"], "created": line["created"]}))
+        found.append((condition, {**summary, "run_id": line["run_id"], "created": line["created"]}))
     return found
