@@ -48,7 +48,7 @@ def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
     assert box is not None
     # a cell near the right end, half way up: one of the last blocks
     chart.click(position={"x": 0.97 * box["width"], "y": 0.55 * box["height"]})
-    expect(tab.get_by_role("slider", name="Block ℓ")).to_have_attribute("aria-valuenow", "7", timeout=30_000)
+    expect(tab.get_by_role("slider", name="Block ℓ")).to_have_value("7", timeout=30_000)
     settle(tab)
     expect(tab.locator('[class*="st-key-empty-theheadsofblock7"]')).to_be_visible()
     clean(tab)
