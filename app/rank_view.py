@@ -97,6 +97,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
     spec, where = MapSpec.model_validate(condition["map"]), condition.get("where") or {}
     return {
         **pair_changes(condition, selection),
+        "part": "rank",
         "method": spec.method,
         "rank": spec.rank,
         "shrink": spec.shrinkage,

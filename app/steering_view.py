@@ -105,6 +105,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
     text = " / ".join(", ".join(condition[side]) for side in ("wanted", "against"))
     return {
         **pair_changes(condition, selection),
+        "part": "steering",
         "contrast": "" if direction == "difference" else direction,
         "words": "" if text == WORDS else text,
         "steered": code_of(condition["where"]),

@@ -116,6 +116,7 @@ def test_a_stored_run_leads_back_to_the_same_experiment(
     elsewhere = defaults(opened.facts)
     back = update(elsewhere, opened.facts, **view.selection_of(spec.to_json(), elsewhere))
     assert view.experiment_of(back) == spec
+    assert back.part == ("rank" if view is rank_view else "steering")
 
 
 def test_maps_without_ranks_swap_leading_differences(opened: Opened) -> None:
