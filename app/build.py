@@ -23,7 +23,7 @@ from engine.capture import capture_unit
 from engine.deltas import weight_deltas
 from engine.errors import CaptureError, StoreError
 from engine.model import LoadedModel, load
-from engine.pieces import PIECES, model_pieces
+from engine.pieces import model_pieces, piece_names
 from engine.results import SelfCheck
 from engine.self_checks import check_capture, check_logits, check_self_patch, check_stored
 from engine.study import Study, diff_studies
@@ -181,7 +181,7 @@ def capture_into(prepared: Prepared, writer: StoreWriter, lm: LoadedModel, unit:
 
 def _write_weights(writer: StoreWriter, lm: LoadedModel, first: LoadedModel | None) -> None:
     """The weights that analyses need, and where they differ from the first model's."""
-    if not all(writer.has_array(f"weights/{lm.name}/{piece}") for piece in PIECES):
+    if not all(writer.has_array(f"weights/{lm.name}/{piece}") for piece in piece_names(lm.taps)):
         for piece in model_pieces(lm.taps):
             attrs = {"meaning": piece.meaning}
             name = f"weights/{lm.name}/{piece.name}"

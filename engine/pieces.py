@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.analysis.subspace import head_kernel_svd
-from engine.sites import ModelTaps
+from engine.analysis.subspace import head_kernel_svd, key_frame
+from engine.sites import LayerTaps, ModelTaps
 
-__all__ = ["PIECES", "Piece", "model_pieces"]
+__all__ = ["GATE_PIECES", "PIECES", "Piece", "gate_weight", "model_pieces", "piece_names"]
 
 PIECES = (
     "w_q",
@@ -25,7 +25,9 @@ PIECES = (
     "final_norm_gain",
     "unembedding",
 )
-"""Names of what `model_pieces` gives, in its order."""
+"""Names of what `model_pieces` gives for every model, in its order."""
+GATE_PIECES = ("gate_gram", "gate_moments")
+"""What follows for models whose MLPs have a gate."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Piece:
 
     Attributes:
         name: under the model's weights in the store.
-        values: float32, or float32 that is exactly bfloat16 where `bfloat16` is set.
+        values: float32, exactly bfloat16 where `bfloat16` is set; float64 where float32 would not do.
         dims: a name per axis.
         bfloat16: the model keeps this tensor in bfloat16, so two bytes hold it exactly.
         meaning: one line for whoever opens the store without this code.
@@ -48,7 +50,7 @@ class Piece:
 
 
 def model_pieces(model: ModelTaps) -> Iterator[Piece]:
-    """Query and key projections per head, head-kernel singular vectors, norms, unembedding.
+    """Query and key projections per head, head-kernel singular vectors, norms, unembedding, gates.
 
     The head kernel of head i is K_i = W_Q,iᵀ W_K,g(i), at relative position 0 (without RoPE) and
     without biases; its right singular vectors are the key side. Norm gains are kept beside it, not
@@ -75,6 +77,55 @@ def model_pieces(model: ModelTaps) -> Iterator[Piece]:
     unembedding: Any = model.unembedding
     weight = unembedding.weight.detach().float().cpu()
     yield _piece("unembedding", weight, "token feature", half, "unembedding, one row a token")
+
+    if any(gate_weight(layer) is not None for layer in layers):
+        yield from _gate_pieces(model, right)
+
+
+def piece_names(model: ModelTaps) -> tuple[str, ...]:
+    """Names of what `model_pieces` gives for this model, in its order."""
+    gated = any(gate_weight(layer) is not None for layer in model.layers)
+    return PIECES + GATE_PIECES if gated else PIECES
+
+
+def gate_weight(layer: LayerTaps) -> Tensor | None:
+    """The MLP's gate projection W_gate, (width of the MLP, d), or None: no gate, or one for each expert."""
+    gate = getattr(layer.mlp, "gate_proj", None)
+    if gate is not None:
+        weight: Tensor = gate.weight.detach()
+        return weight
+    fused = getattr(layer.mlp, "gate_up_proj", None)  # Phi-3: the gate's rows come first
+    return None if not hasattr(fused, "weight") else fused.weight.detach().chunk(2)[0]  # type: ignore[union-attr]
+
+
+def _gate_pieces(model: ModelTaps, right: np.ndarray) -> Iterator[Piece]:
+    """What W_gate reads, seen only from where the same layer's keys read.
+
+    Every Z of a layer lies in the span of its keys, so ‖W_gate Z‖² follows from one Gram matrix on key
+    directions F: (g·d_h)² numbers a layer (4 MB for 8 key heads of 128), d² where that is not fewer.
+    """
+    full = model.n_kv_heads * model.head_dim >= model.d
+    size = model.d if full else model.n_kv_heads * model.head_dim
+    grams = np.zeros((model.n_layers, size, size), dtype=np.float32)
+    moments = np.full((model.n_layers, 2), np.nan)
+    for number, layer in enumerate(model.layers):
+        found = gate_weight(layer)
+        if found is None:
+            continue
+        weight = found.float()
+        small = weight.T @ weight if weight.shape[1] <= weight.shape[0] else weight @ weight.T
+        moments[number] = float(small.diagonal().double().sum()), float(small.double().square().sum())
+        frame = None if full else key_frame(_f32(right[number]), model.n_kv_heads)
+        if frame is None:
+            grams[number] = (weight.T @ weight).cpu().numpy()
+        else:
+            read = weight @ torch.from_numpy(_f32(frame)).to(weight.device)
+            grams[number] = (read.T @ read).cpu().numpy()
+    what = "input coordinates" if full else "key directions: kernel_right of each key head's first query head"
+    meaning = f"Gram matrix of the MLP's gate projection on {what}; zero where a layer has no single gate"
+    yield Piece("gate_gram", grams, ("layer", "direction", "other_direction"), False, meaning)
+    meaning = "tr WᵀW and ‖WᵀW‖² of the gate projection W; NaN where a layer has no single gate"
+    yield Piece("gate_moments", moments, ("layer", "moment"), False, meaning)
 
 
 def _piece(name: str, values: Tensor, dims: str, half: bool, meaning: str) -> Piece:

@@ -10,6 +10,7 @@ import torch
 
 from engine.batching import batches, padded_tokens, units
 from engine.model import resolve_device
+from engine.pieces import gate_weight
 from engine.positions import Positions
 from engine.sites import ModelTaps, states_of
 from engine.study import CaptureSpec, ModelSpec
@@ -30,7 +31,7 @@ class ModelPlan:
         weight_bytes: memory of the loaded weights. batch_bytes: of the widest
             point of the largest batch (the MLP's two hidden products beside the stream).
         activation_bytes: stored activations before compression. gram_bytes: stored Grams.
-        piece_bytes: weights kept for analyses (query/key factors, kernels, unembedding).
+        piece_bytes: weights kept for analyses (query/key factors, kernels, gates, unembedding).
         seconds: flops over the measured matrix-product rate of the device; without loading and writing.
     """
 
@@ -77,6 +78,8 @@ def plan_model(
     size = BYTES[spec.dtype]
     attention = shape.d * shape.head_dim * (shape.n_heads + shape.n_kv_heads)
     kernels = 4 * shape.n_heads * shape.head_dim * (shape.d + 1)
+    gated = any(gate_weight(layer) is not None for layer in shape.layers)
+    gates = 4 * min(shape.n_kv_heads * shape.head_dim, shape.d) ** 2 if gated else 0
     return ModelPlan(
         name=name,
         parameters=parameters,
@@ -88,7 +91,7 @@ def plan_model(
         batch_bytes=max(capture.batch_tokens, *lengths) * widest * size,
         activation_bytes=rows * _stored_width(shape, capture) * BYTES[capture.dtype],
         gram_bytes=pooled * n**2 * 4 * _stored_sites(shape, capture),
-        piece_bytes=shape.n_layers * (attention * size + kernels) + shape.vocab * shape.d * size,
+        piece_bytes=shape.n_layers * (attention * size + kernels + gates) + shape.vocab * shape.d * size,
         seconds=flops / matmul_rate(resolve_device(spec.device), getattr(torch, spec.dtype)),
     )
 
