@@ -34,9 +34,10 @@ def _models(result: JobResult) -> tuple[str, str]:
 
 
 def colours(palette: Palette) -> dict[str, str]:
-    """A colour for each curve."""
+    """A colour for each curve; in this order four names fit side by side on a phone."""
     controls: dict[str, str] = dict(zip(CONTROLS, palette.series[2:6], strict=True))
-    return {"mapped": palette.pair, "mapped, train": palette.pair2, "raw": palette.mark, **controls}
+    bogus = {"bogus": controls.pop("bogus")}
+    return {"mapped": palette.pair, "train": palette.pair2, **bogus, "raw": palette.mark, **controls}
 
 
 def alpha_panel(opened: Opened, result: JobResult) -> Panel:
@@ -47,7 +48,7 @@ def alpha_panel(opened: Opened, result: JobResult) -> Panel:
     kept = curve.filter((pl.col("split") == "validation") | (pl.col("kind") == "mapped"))
     drawn = _across(kept, summary).with_columns(
         x=pl.col("alpha"),
-        series=pl.when(pl.col("split") == "train").then(pl.lit("mapped, train")).otherwise(pl.col("kind")),
+        series=pl.when(pl.col("split") == "train").then(pl.lit("train")).otherwise(pl.col("kind")),
         value=pl.col("kl").clip(FLOOR),
         low=pl.when(pl.col("split") == "validation").then(pl.col("low").clip(FLOOR)),
         high=pl.when(pl.col("split") == "validation").then(pl.col("high").clip(FLOOR)),
@@ -70,7 +71,7 @@ def alpha_panel(opened: Opened, result: JobResult) -> Panel:
     train, found = (summary["splits"][split]["n"] for split in ("train", "validation"))
     caption = (
         f"{found} validation prompts ({say.reported(condition)}; {say.reading(condition)}), bands: "
-        f"their intervals; “mapped, train” is the curve that α was chosen by ({train} "
+        f"their intervals; “train” is the mapped curve that α was chosen by ({train} "
         f"prompts). {say.map_note(summary)} {say.controls_note(condition, summary)} {say.null_note(summary)} "
         f"Values under 1e-6 nats are drawn at 1e-6.{say.edge_note(summary)}"
     )
