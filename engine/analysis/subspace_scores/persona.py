@@ -49,14 +49,18 @@ def padded_left(values: Float[np.ndarray, "n t *f"], length: int) -> Array:
 
 def token_contrast(inputs: Workspace, layer: int) -> tuple[Array, Array, Array]:
     """Differences (m, d) at right-aligned tokens where either persona has one, and both attentions (m,)."""
-    tokens = [inputs.get(f"{persona}_tokens", layer) for persona in PERSONAS]
-    length = max(values.shape[1] for values in tokens)
-    first, second = (padded_left(values, length) for values in tokens)
-    there = (first != 0).any(axis=2) | (second != 0).any(axis=2)
-    attention = [
-        padded_left(inputs.get(f"{persona}_attention", layer), length)[there] for persona in PERSONAS
-    ]
-    return first[there] - second[there], attention[0], attention[1]
+
+    def together() -> Array:
+        tokens = [inputs.get(f"{persona}_tokens", layer) for persona in PERSONAS]
+        length = max(values.shape[1] for values in tokens)
+        first, second = (padded_left(values, length) for values in tokens)
+        there = (first != 0).any(axis=2) | (second != 0).any(axis=2)
+        attention = [inputs.get(f"{persona}_attention", layer) for persona in PERSONAS]
+        columns = [padded_left(values, length)[there][:, None] for values in attention]
+        return np.concatenate([first[there] - second[there], *columns], axis=1)
+
+    found = inputs.once("token_contrast", layer, together)
+    return found[:, :-2], found[:, -2], found[:, -1]
 
 
 def weighted_pca(rows: Array, weights: Float[np.ndarray, " m"], k: int) -> Array:

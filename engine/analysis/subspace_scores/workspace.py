@@ -136,20 +136,28 @@ class Workspace:
 
     def read_weight(self, name: str, layer: int) -> Array:
         """q/k/v/up/gate_proj with the gains of its norms folded in: its rows read the stream."""
-        weight = self.get(name, layer)
+        weight, gain = self._own_gain(name, layer), self._stream_gain(name, layer)
+        return weight if gain is None else weight * gain
+
+    def _own_gain(self, name: str, layer: int) -> Array:
+        """A weight with the query or key norm's gain on its rows."""
+        weight, own = self.get(name, layer), {"q_proj": "q_norm", "k_proj": "k_norm"}.get(name)
+        if own is None or getattr(self.raw, own) is None:
+            return weight
+        gain = self.get(own, layer)
+        return weight * np.tile(gain, len(weight) // len(gain))[:, None]
+
+    def _stream_gain(self, name: str, layer: int) -> Array | None:
         norm = "attn_norm" if name in ("q_proj", "k_proj", "v_proj") else "mlp_norm"
-        own = {"q_proj": "q_norm", "k_proj": "k_norm"}.get(name)
-        if own is not None and getattr(self.raw, own) is not None:
-            gain = self.get(own, layer)
-            weight = weight * np.tile(gain, len(weight) // len(gain))[:, None]
-        return weight * self.get(norm, layer) if getattr(self.raw, norm) is not None else weight
+        return None if getattr(self.raw, norm) is None else self.get(norm, layer)
 
     def read_gram(self, name: str, layer: int) -> Float[np.ndarray, "d d"]:
         """WᵀW of one reading weight."""
 
         def compute() -> Array:
-            weight = self.read_weight(name, layer)
-            return weight.T @ weight
+            weight, gain = self._own_gain(name, layer), self._stream_gain(name, layer)
+            gram = weight.T @ weight
+            return gram if gain is None else gram * (gain[:, None] * gain)
 
         return self.once(f"read_gram/{name}", layer, compute)
 
