@@ -26,32 +26,34 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --soft: #a2abb4; --line: #363d44;
   --page: #14181c; --card: #1d2227; --link: #7cc0f2; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 60rem;
+body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 80rem;
   background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { margin: 2.6rem 0 .4rem; padding-top: .6rem; border-top: 2px solid var(--line); font-size: 1.4rem; }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .5rem; overflow-wrap: anywhere; }
-p { margin: .4rem 0; overflow-wrap: anywhere; }
+p, figcaption { max-width: 56rem; overflow-wrap: anywhere; }
+p { margin: .4rem 0; }
 .lead, figcaption, .caption, summary { color: var(--soft); font-size: .9rem; }
 a { color: var(--link); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 nav ol { columns: 15rem; padding-left: 1.4rem; font-size: .95rem; }
-figure { margin: 1.2rem 0; padding: .2rem 1rem .8rem; background: var(--card); border-radius: .5rem; }
+figure { max-width: 56rem; margin: 1.2rem 0; padding: .2rem 1rem .8rem; background: var(--card);
+  border-radius: .5rem; }
 .plot { overflow-x: auto; background: #fff; border-radius: .3rem; padding: .3rem; }
 .plot svg { display: block; width: 100%; min-width: 30rem; height: auto; }
 figcaption { margin: .6rem 0; }
 .scroll { overflow-x: auto; margin: .5rem 0; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; white-space: pre-line; max-width: 34rem; }
+  vertical-align: top; white-space: nowrap; max-width: 34rem; }
 th { color: var(--soft); font-weight: 600; }
-.n { text-align: right; white-space: nowrap; }
-.w { min-width: 14rem; }
+.n { text-align: right; }
+.w { min-width: 14rem; white-space: pre-line; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: var(--card); padding: .6rem .8rem; border-radius: .3rem;
-  font-size: .8rem; }
+  font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: .3rem 0; }
 summary { cursor: pointer; }
 .missing { padding: .6rem 1rem; border-left: 3px solid var(--line); color: var(--soft); }

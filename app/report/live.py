@@ -163,7 +163,8 @@ def mapped(opened: Opened, selection: Selection) -> Section:
     if not everything:
         return empty(MAPPED, selection)
     runs = comparable(everything, selection)
-    like = update(selection, opened.facts, **patch_table.selection_of(runs[0][0], selection))
+    settings = update(selection, opened.facts, **patch_table.selection_of(runs[0][0], selection))
+    like = dataclasses.replace(settings, a=selection.a, b=selection.b, target=selection.target)
     makers = [
         partial(patch_table.grid_panel, runs, dataclasses.replace(like, target=side), opened.path)
         for side in ("ba" if like.target == "b" else "ab")

@@ -66,6 +66,7 @@ def not_run(opened: Opened, selection: Selection) -> Section:
         data = [compact(experiment) for experiment in missing]
         said = f"{len(missing)} of {len(one.experiments)}, such as: {missing[0].describe()}"
         if len(data) == 1:
+            said = missing[0].describe()
             text = shlex.quote(json.dumps(data[0], ensure_ascii=False))
             blocks.append(Text(said, one.title, f"python precompute.py run {store} --condition {text}"))
             continue

@@ -146,8 +146,11 @@ def _percent(value: float) -> str:
 
 
 def control(opened: Opened, runs: Sequence[Asked]) -> Table:
-    """The bogus map beside the right one, on both splits, at the places where the map saves most."""
-    best = patch_table.ranked(patch_table.table(runs))["run_id"].to_list()[:TOP]
+    """The bogus map beside the right one, on both splits, at the places where the map saves most.
+
+    Only where there is something to save: drop% has a meaning.
+    """
+    best = patch_table.ranked(patch_table.table(runs)).drop_nulls("drop")["run_id"].to_list()[:TOP]
     rows = [line for run_id in best for line in _control_rows(opened, run_id)]
     frame = pl.DataFrame(rows, schema=CONTROL, orient="row")
     shown = frame.select(
@@ -228,13 +231,13 @@ def top(runs: Sequence[Asked]) -> Table:
     rows = patch_table.ranked(patch_table.table(runs)).head(TOP)
     shown = rows.select(
         pl.col("rank").alias("Rank"),
-        pl.col("layer"),
-        pl.col("hook"),
-        pl.col("direction"),
+        pl.col("layer").alias("Layer"),
+        pl.col("hook").alias("Hook"),
+        pl.col("direction").alias("Direction"),
         pl.col("alpha").alias("α"),
         *(spans(rows, name).alias(text) for name, text in PRINTED.items()),
-        pl.col("controls").alias("controls beaten"),
-        pl.col("run_id").alias("run"),
+        pl.col("controls").alias("Controls beaten"),
+        pl.col("run_id").alias("Run"),
     )
     caption = (
         "Ranked by ΔKL on validation prompts; Rank gives all ranks that the intervals allow. Each interval "

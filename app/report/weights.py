@@ -65,10 +65,9 @@ def panel(opened: Opened, model: str) -> Panel | None:
     if found is None or not found.height:
         return None
     first = opened.facts.models[0]
-    inside = found.drop_nulls("block")
+    shown = grid(found, opened.facts.n_layers[model])
 
     def draw(palette: Palette) -> Spec:
-        shown = inside if inside.height else found.with_columns(block=pl.lit(0))
         return matrix(
             shown,
             x="block",
@@ -78,7 +77,7 @@ def panel(opened: Opened, model: str) -> Panel | None:
             y_title="weight",
             value_title="‖difference‖ ÷ ‖first‖",
             palette=palette,
-            labels=shown.height <= 40,
+            labels=shown.height <= 100,
         )
 
     caption = (
@@ -88,6 +87,21 @@ def panel(opened: Opened, model: str) -> Panel | None:
     )
     return Panel(
         "weights", title(found, model, first), found, draw, code(opened, model), caption, (first, model)
+    )
+
+
+def grid(found: pl.DataFrame, n_layers: int) -> pl.DataFrame:
+    """Relative difference of every weight that differs somewhere, in every block: 0 where it is equal.
+
+    Weights outside the blocks have no place in it, unless nothing else differs: they all are block 0's then.
+    """
+    inside = found.drop_nulls("block")
+    if not inside.height:
+        return found.with_columns(block=pl.lit(0))
+    parts = inside.select(pl.col("part").unique(maintain_order=True))
+    every = parts.join(pl.DataFrame({"block": range(n_layers)}), how="cross")
+    return every.join(inside, on=["block", "part"], how="left", maintain_order="left").with_columns(
+        pl.col("relative").fill_null(0.0)
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -21,7 +22,7 @@ import precompute
 from app import export, patch_view, similarity, updates
 from app.panel import Panel
 from app.report import html as page
-from app.report import markdown, sections, terms
+from app.report import markdown, sections, terms, weights
 from app.report.blocks import Attached, Block, Report, Section, Table, Text
 from app.report.build import SECTIONS, build, documents, pair_selection
 from app.report.cells import NOTHING, cell
@@ -30,7 +31,6 @@ from app.report.write import HTML, write, zipped
 from app.resources import Opened, open_at
 from app.selection import defaults, update
 from engine.errors import StoreError
-from store.reader import Store
 from store.runs import RunLog
 
 EVIL = (
@@ -425,7 +425,55 @@ def rows_of(data: bytes) -> Iterator[list[str]]:
     yield from csv.reader(io.StringIO(data.decode()))
 
 
-def test_weights_are_read_from_the_store(opened: Opened) -> None:
-    found = sections.weight_differences(opened, defaults(opened.facts))
-    assert isinstance(Store(opened.path), Store)
-    assert found.blocks or found.missing
+WEIGHTS = pl.DataFrame(
+    {
+        "name": ["model.layers.2.self_attn.o_proj.weight", "model.layers.4.mlp.down_proj.weight"],
+        "shape": [[24, 24], [24, 48]],
+        "norm": [3.0, 1.5],
+        "relative": [0.75, 0.25],
+        "rank": [4, None],
+        "error": [1e-7, float("nan")],
+        "factors_stored": [True, False],
+    }
+)
+
+
+def with_weights(opened: Opened, table: pl.DataFrame | None) -> Opened:
+    """The store with this table of weight differences of tuned, or without any."""
+    names = [] if table is None else ["weight-delta-tuned"]
+    store = SimpleNamespace(table_names=lambda: names, table={"weight-delta-tuned": table}.__getitem__)
+    return replace(opened, store=store)  # type: ignore[arg-type]
+
+
+def test_weight_differences_are_the_stored_ones(opened: Opened) -> None:
+    found = sections.weight_differences(with_weights(opened, WEIGHTS), defaults(opened.facts))
+    (panel,) = found.blocks
+    assert isinstance(panel, Panel)
+    assert panel.title == (
+        "tuned differs from base in 2 weights only: self_attn.o_proj of block 2 (0.75 of its norm, rank 4); "
+        "mlp.down_proj of block 4 (0.25 of its norm)"
+    )
+    assert panel.table["relative"].equals(WEIGHTS["relative"])
+    assert panel.table["block"].to_list() == [2, 4]
+    cells = weights.grid(panel.table, opened.facts.n_layers["tuned"])
+    assert cells.height == 2 * opened.facts.n_layers["tuned"]
+    assert cells.filter(pl.col("relative") > 0).select("block", "part").rows() == [
+        (2, "self_attn.o_proj"),
+        (4, "mlp.down_proj"),
+    ]
+    assert draw(panel).startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [(WEIGHTS.clear(), "No weight of tuned differs from base"), (None, "No weight differences of tuned")],
+)
+def test_equal_or_unknown_weights_are_said(opened: Opened, table: pl.DataFrame | None, said: str) -> None:
+    found = sections.weight_differences(with_weights(opened, table), defaults(opened.facts))
+    assert said in found.blocks[0].text
+
+
+def test_many_weights_are_counted(opened: Opened) -> None:
+    many = pl.concat([WEIGHTS.with_columns(name=pl.col("name") + f"{i}") for i in range(3)])
+    found = weights.title(weights.table(with_weights(opened, many), "tuned"), "tuned", "base")
+    assert found.startswith("tuned differs from base in 6 weights, relative to their norm most in")
