@@ -162,7 +162,7 @@ def specificity(frame: Frame, at: Projections, clean: int) -> dict[str, Array]:
     length = (frame.rows**2).sum(axis=1) - (on_clean**2).sum(axis=1)
     keep = length > RANK_TOLERANCE**2 * max(float((frame.rows**2).sum(axis=1).max(initial=0.0)), 1e-300)
     if not keep.any() or d < 2:
-        return dict.fromkeys(("r", "z", "p"), undefined) | {"rank": np.zeros(count)}
+        return dict.fromkeys(("r", "z", "p", "rank"), undefined) | {"taken": np.full(count, float(taken))}
     rows = (at.rows - on_clean @ inside)[:, keep] / np.sqrt(length[keep] * keep.sum())[None, :, None]
     there = np.arange(k) < np.maximum(at.rank, 0)[:, None]
     left = np.eye(k) * there[:, :, None] - inside.transpose(0, 2, 1) @ inside

@@ -76,7 +76,7 @@ class Prepared:
         there = [i for i, entry in enumerate(self.candidates) if entry.name not in self.left_out]
         tables = {
             name: np.stack([found[name][there] for found in by_layer], axis=1)
-            for name in by_layer[0].keys() & by_layer[-1].keys()
+            for name in by_layer[0]
         }
         return Scores.of(
             candidates=tuple(self.candidates[i] for i in there),

@@ -190,6 +190,20 @@ def test_zero_matrices_have_no_basis() -> None:
     assert summary["layers_below_k"][list(summary["candidate"]).index("mlp_write")] == 3
 
 
+def test_layers_that_steering_does_not_reach_have_no_activation_scores() -> None:
+    arrays = Arrays()
+    for name in ("label", "label_fit"):
+        arrays.held[name][0] = np.zeros_like(arrays.held[name][0])
+    scores = sweep(arrays.inputs(), k=4, broad=6)
+    assert not scores.left_out
+    row = scores.names.index("mlp_write")
+    for name in ("r_act", "z_act", "p_act", "r_specific"):
+        assert np.isnan(scores.tables[name][row, 0])
+        assert np.isfinite(scores.tables[name][row, 1])
+    row = scores.names.index("TaskDiff_lora_ceiling")
+    assert scores.tables["rank"][row, 0] == 0
+
+
 @pytest.fixture
 def own_candidates() -> Iterator[None]:
     before = set(REGISTRY)
