@@ -27,14 +27,14 @@ def guard(where: str) -> Iterator[None]:
     except Exception as error:
         if is_expected(error):
             report(error, where)
-            problem(error)
+            problem(error, where)
         else:
-            unexpected(report(error, where))
+            unexpected(report(error, where), where)
 
 
-def problem(error: BaseException) -> None:
+def problem(error: BaseException, where: str) -> None:
     """A message written for the reader, laid out as what, expected, given, next."""
-    with st.container(border=True, key="problem"):
+    with st.container(border=True, key=f"problem-{_slug(where)}"):
         if not isinstance(error, PatchbayError):
             st.markdown(f"#### {plain(str(error))}")
             return
@@ -51,14 +51,18 @@ def problem(error: BaseException) -> None:
                 st.code(command, language="bash")
 
 
-def unexpected(ident: str) -> None:
+def unexpected(ident: str, where: str) -> None:
     """An error nobody wrote a message for: say so, give the id under which the log has it."""
-    with st.container(border=True, key="unexpected"):
+    with st.container(border=True, key=f"unexpected-{_slug(where)}"):
         st.markdown("#### :material/report: Something went wrong on this page")
         st.markdown(
             f"The details are in the server's log under **{ident}**. The other pages keep working; "
             "another choice, or loading the page again, tries again."
         )
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text.lower())
 
 
 def plain(text: str) -> str:
@@ -260,7 +264,7 @@ def study_name(opened: Opened) -> str:
 
 def empty(title: str, text: str) -> None:
     """A designed empty state: why there is nothing here and what would put something here."""
-    with st.container(border=True, key="empty-" + "".join(c for c in title.lower() if c.isalnum())):
+    with st.container(border=True, key=f"empty-{_slug(title)}"):
         st.markdown(f"#### {title}")
         st.markdown(text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
 import streamlit as st
 
 from app import components, live_view, words
@@ -36,6 +37,13 @@ def verdict(difference: float | None, attempt: int) -> str:
     return start + f"the KLs differ by at most {words.nats(difference)} nats."
 
 
+def difference(opened: Opened, again: Repeat, tables: Mapping[str, pl.DataFrame]) -> float | None:
+    """Largest |ΔKL| of a repetition's tables from the first run's; None where they can't be compared."""
+    log = RunLog(opened.path)
+    first = log.find(again.experiment().content_hash(opened.store.fingerprint))
+    return None if first is None else largest_difference(log.open(first).tables, tables)
+
+
 def show(opened: Opened, condition: Mapping[str, Any], key: str = "again") -> None:
     """The button that runs a stored experiment again, and what earlier repetitions showed."""
     log, done = RunLog(opened.path), repeats(opened, condition)
@@ -46,5 +54,5 @@ def show(opened: Opened, condition: Mapping[str, Any], key: str = "again") -> No
         return
     live_view.run_button(opened, [again], "Run again and compare", key=key)
     for repeat, run_id in done:
-        difference = largest_difference(log.open(first).tables, log.open(run_id).tables)
-        st.caption(components.plain(verdict(difference, repeat.attempt)))
+        moved = difference(opened, repeat, log.open(run_id).tables)
+        st.caption(components.plain(verdict(moved, repeat.attempt)))

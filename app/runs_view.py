@@ -1,55 +1,87 @@
-"""The list of live results and the run that is open."""
+"""The list of live results, of every kind, and the run that is open."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 import streamlit as st
 
-from app import controls, live_view, words
+from app import components, controls, live_view, rerun, run_kinds
 from app.jobs import JobResult
 from app.resources import Opened
-from engine.condition import Condition
+from app.selection import Selection, defaults, update
+from engine.errors import PatchbayError
+from engine.experiments import experiment_from_json
+from engine.experiments.repeat import Repeat
 from store.runs import RunLog
 
 WHY_EMPTY = (
     "No live results yet",
-    "Run a patch on the Patching page; its result is kept in the store and opens here without a model.",
+    "Run an experiment on one of the live pages, or with `python precompute.py run`; its result is kept in "
+    "the store and opens here without a model.",
 )
 
 
 def table(opened: Opened) -> pl.DataFrame:
-    """One row per stored run, newest first: what was patched, and the mean KL with its interval."""
+    """One row per stored run, newest first: what was run, and what it found."""
     rows = [
         {
             "run": summary["run_id"],
-            **_row(condition, summary),
+            "kind": kind_title(condition),
+            "experiment": describe(condition),
+            "finding": _finding(opened.path, summary["run_id"], summary["created"], opened),
             "made": summary["created"][:16].replace("T", " "),
         }
-        for condition, summary in live_view.runs_of(opened)
-        if summary.get("curve")
+        for condition, summary in live_view.runs_of(opened, None)
     ]
     return pl.DataFrame(rows)
 
 
-def _row(condition: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    curve = summary["curve"]
-    shown_at = min(curve, key=lambda r: abs(r["alpha"] - 1.0))
-    where = condition.get("where") or {}
-    shown = [condition["split"], *(v for v in where.values() if v)]
-    return {
-        "target ← source": f"{condition['target']} ← {condition['source']}",
-        "site": f"{condition['component']} @ {condition['layer']}",
-        "token": controls.label(condition["position"]),
-        "replacement": condition["kind"],
-        "α": " to ".join(f"{alpha:g}" for alpha in sorted({curve[0]["alpha"], curve[-1]["alpha"]})),
-        "prompts": f"{shown_at['n']} ({', '.join(shown)})",
-        "mean KL at α nearest 1": words.nats_span(shown_at),
-    }
+def kind_title(condition: Mapping[str, Any]) -> str:
+    """The kind of a stored condition for people."""
+    if condition.get("job") == "repeat":
+        return "Repetition"
+    try:
+        return run_kinds.kind_of(condition).title
+    except PatchbayError:
+        return str(condition.get("job"))
 
 
-def pick(listed: pl.DataFrame) -> None:
+def describe(condition: Mapping[str, Any]) -> str:
+    """A stored condition in one line; its job where it can't be read."""
+    try:
+        return experiment_from_json(condition).describe()
+    except PatchbayError:
+        return str(condition.get("job", "patch"))
+
+
+@st.cache_data(show_spinner="Reading runs…", max_entries=2000)
+def _finding(path: str, run_id: str, created: str, _opened: Opened) -> str:
+    """What the first panel of a run says."""
+    run = open_run(_opened, run_id)
+    try:
+        if run.condition.get("job") == "repeat":
+            again = Repeat.from_json(run.condition)
+            return rerun.verdict(rerun.difference(_opened, again, run.tables), again.attempt)
+        kind = run_kinds.kind_of(run.condition)
+        reason = kind.nothing(run)
+        if reason is not None:
+            return reason[0]
+        panels = kind.panels(_opened, run, asked(_opened, run, defaults(_opened.facts)))
+        return panels[0].title if panels else ""
+    except PatchbayError as error:
+        return error.what
+
+
+def asked(opened: Opened, run: JobResult, selection: Selection) -> Selection:
+    """The selection under which the run's page asks it again."""
+    changes = run_kinds.kind_of(run.condition).selection_of(run.condition, selection)
+    return update(selection, opened.facts, **changes)
+
+
+def pick(listed: pl.DataFrame, open_now: str) -> None:
     """Show the list; a selected row becomes the open run."""
 
     def selected() -> None:
@@ -63,8 +95,14 @@ def pick(listed: pl.DataFrame) -> None:
         on_select=selected,
         selection_mode="single-row",
         key="runs-list",
+        column_config={
+            "experiment": st.column_config.TextColumn(width="medium"),
+            "finding": st.column_config.TextColumn(width="large"),
+        },
         alt="Stored live results",
     )
+    if open_now:
+        st.caption(f"Open: run {components.plain(open_now)}.")
 
 
 def open_run(opened: Opened, run_id: str) -> JobResult:
@@ -73,6 +111,26 @@ def open_run(opened: Opened, run_id: str) -> JobResult:
     return JobResult(run.condition, run.summary, run.tables)
 
 
-def condition(run: JobResult) -> Condition:
-    """The condition of a run."""
-    return Condition.from_json(run.condition)
+def show(opened: Opened, run: JobResult, selection: Selection) -> None:
+    """The open run: a link to its page, its panels, notes, and running it again."""
+    if run.condition.get("job") == "repeat":
+        original = Repeat.from_json(run.condition).experiment()
+        first = RunLog(opened.path).find(original.content_hash(opened.store.fingerprint))
+        st.markdown(f"Run again: {components.plain(original.describe())}")
+        if first is not None:
+            components.page_link("runs", "Open the first run", controls.link(run=first))
+        return
+    kind = run_kinds.kind_of(run.condition)
+    seen = asked(opened, run, selection)
+    st.markdown(f"##### {kind.title}: {components.plain(describe(run.condition))}")
+    changes = kind.selection_of(run.condition, selection)
+    components.page_link(kind.page, "Open on its page, to run or change it", controls.link(**changes, run=""))
+    reason = kind.nothing(run)
+    if reason is not None:
+        components.empty(*reason)
+    for panel in kind.panels(opened, run, seen):
+        components.show(opened, panel)
+    for note in run.summary.get("notes", []):
+        st.caption(components.plain(note))
+    rerun.show(opened, run.condition)
+    live_view.watch()

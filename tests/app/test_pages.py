@@ -21,8 +21,21 @@ from store.reader import Store
 from store.runs import RunLog
 
 Open = Callable[..., AppTest]
-PAGES = ("overview", "about", "similarity", "residual_updates", "patching", "runs")
-ANALYSES = ("similarity", "residual_updates", "patching", "runs")
+PAGES = (
+    "overview",
+    "about",
+    "prompts",
+    "report",
+    "similarity",
+    "transport",
+    "residual_updates",
+    "patching",
+    "rank",
+    "heads",
+    "behaviour",
+    "runs",
+)
+ANALYSES = PAGES[4:]
 
 
 def text(app: AppTest) -> str:

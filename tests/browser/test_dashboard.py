@@ -16,9 +16,15 @@ pytestmark = pytest.mark.browser
 PAGES = {
     "Overview": "",
     "About this study": "about",
+    "Prompts & fairness": "prompts",
+    "Report": "report",
     "Similarity (CKA)": "similarity",
+    "Transport maps": "transport",
     "Residual updates R(ℓ)": "residual_updates",
     "Patching": "patching",
+    "Rank k × α": "rank",
+    "Heads": "heads",
+    "Behaviour": "behaviour",
     "Runs": "runs",
 }
 

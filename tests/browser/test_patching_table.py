@@ -23,7 +23,7 @@ def settle(tab: Page) -> None:
 
 def clean(tab: Page) -> None:
     """Nothing of an error is on the page."""
-    assert tab.locator(".stException, .st-key-problem, .st-key-unexpected").count() == 0
+    assert tab.locator(".stException, [class*=st-key-problem], [class*=st-key-unexpected]").count() == 0
 
 
 def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_dashboard: str) -> None:
