@@ -234,7 +234,7 @@ def behaviour(opened: Opened, selection: Selection) -> Section:
         missing = f"No behaviour of {selection.a} or {selection.b} is stored."
         return Section("behaviour", title, intro, missing=missing)
     blocks: list[Block] = []
-    for group in _alike(found):
+    for group in _alike(found, selection):
         runs = {
             name: opened_run(opened, summary["run_id"])
             for name, (_, summary) in zip(behaviour_view.named(group[0]), group[1], strict=True)
@@ -248,16 +248,17 @@ def behaviour(opened: Opened, selection: Selection) -> Section:
     return Section("behaviour", title, intro, tuple(blocks))
 
 
-def _alike(found: Sequence[Asked]) -> list[tuple[list[Behaviour], list[Asked]]]:
-    """Runs that differ by who answers alone; models before interventions, oldest first."""
+def _alike(found: Sequence[Asked], selection: Selection) -> list[tuple[list[Behaviour], list[Asked]]]:
+    """Runs that differ by who answers alone: model A, model B, interventions, oldest first."""
     groups: dict[str, list[tuple[Behaviour, Asked]]] = {}
     for run in reversed(found):
         one_run = Behaviour.from_json(run[0])
-        free = ("model", "intervention", "shared_with")
-        key = json.dumps({k: v for k, v in one_run.to_json().items() if k not in free}, sort_keys=True)
+        same = {k: v for k, v in one_run.to_json().items() if k not in ("model", "intervention")}
+        same["shared_with"] = one_run.shared_with is not None
+        key = json.dumps(same, sort_keys=True)
         groups.setdefault(key, []).append((one_run, run))
     ordered = []
     for group in groups.values():
-        group.sort(key=lambda pair: pair[0].intervention is not None)
+        group.sort(key=lambda pair: (pair[0].intervention is not None, pair[0].model != selection.a))
         ordered.append(([b for b, _ in group], [run for _, run in group]))
     return ordered

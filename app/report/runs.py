@@ -17,12 +17,15 @@ from store.runs import RunLog
 Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
 """(condition, summary with run_id and created) of a stored run."""
 
+ROLES = ("target", "source", "model", "shared_with")
+"""Keys of a condition that name a model."""
+
 
 def of_pair(opened: Opened, selection: Selection, jobs: Sequence[str]) -> list[Asked]:
     """Intact stored runs of some kinds whose models belong to the pair, newest first."""
     found: list[Asked] = []
     for condition, summary in live_view.runs_of(opened, None):
-        models = {condition.get(role) for role in ("target", "source", "model")} - {None}
+        models = {condition.get(role) for role in ROLES} - {None}
         if condition.get("job", "patch") in jobs and models <= {selection.a, selection.b}:
             found.append((condition, summary))
     return found

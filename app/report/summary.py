@@ -105,7 +105,8 @@ def one_shot(opened: Opened, selection: Selection, place: tq.Place, runs: Sequen
 def _with_cka(opened: Opened, selection: Selection, frame: pl.DataFrame) -> pl.DataFrame:
     """The debiased CKA of the Similarity page beside every line; every place where there is no line."""
     parts = []
-    for site in [s for s in similarity.SITES if s in opened.facts.sites]:
+    wanted = set(frame["hook"]) if frame.height else set(similarity.SITES) - {"resid_pre"}
+    for site in [s for s in similarity.SITES if s in opened.facts.sites and s in wanted]:
         try:
             curve = queries.cka_curve(opened, selection, site).filter(series="debiased")
         except PatchbayError:

@@ -64,6 +64,13 @@ TERMS = (
         "Schönemann 1966; Ledoit & Wolf 2004 for the shrinkage target",
     ),
     Term(
+        "Ridge, λ",
+        "The map with the smallest penalised error on standardised sides; λ by leave-one-out over train "
+        "prompts, or pairs of them, unless it was set.",
+        "Σᵢ ‖yᵢ − xᵢW‖² + λ‖W‖²",
+        "Hoerl & Kennard 1970",
+    ),
+    Term(
         "R²",
         "Share of the target's variance that a map explains, pooled over dimensions; below 0 the mean does"
         " better. Shuffled: refitted on wrongly paired train prompts, scored on the right validation "
@@ -131,7 +138,7 @@ TERMS = (
         "steering, ablation",
         "Steering adds α times a unit direction v in units of the site's mean norm; ablation removes the "
         "part along v. The side effect is the KL on prompts that should not change.",
-        "own + α‖h‖v;  own − (own·v)v",
+        "own + α m v, m the mean norm;  own − (own·v)v",
     ),
     Term(
         "soft refusal, multiple choice, agreement",
@@ -157,8 +164,8 @@ TERMS = (
         "interval",
         "95 % unless said otherwise, by resampling prompts, or pairs of prompts where they come in pairs; "
         "never tokens. Two values are told apart only where their intervals are.",
-        "percentile bootstrap",
-        "Efron 1979",
+        "percentile bootstrap; rates: Wilson; differences of paired rates: Newcombe",
+        "Efron 1979; Wilson 1927; Newcombe 1998",
     ),
     Term(
         "weight difference",

@@ -56,6 +56,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     wanted.append(RankSweep(component="mlp_out", alphas=(1.0,), ks=(1, 2), folds=2, draws=2, **plain))
     wanted.append(HeadSubsets(component="head_z", most=2, **plain))
     wanted += [Behaviour(model=name, measures=("soft_refusal",), n_boot=100) for name in ("base", "tuned")]
+    wanted.append(Behaviour(model="tuned", measures=("soft_refusal",), n_boot=100, shared_with="base"))
     wanted.append(mapped("resid_post", 0, source="other"))  # of another pair
     failed = run_all(str(path), wanted, device="cpu", quiet=True)
     assert not failed, failed
@@ -183,12 +184,15 @@ def test_behaviour_stands_side_by_side(opened: Opened, chosen: Selection, report
         runs[experiment.model] = tables.opened_run(opened, run_id)
     wanted = behaviour_view.panels(opened, runs, update(chosen, opened.facts, measure="soft_refusal"))
     made = [block for block in section.blocks if isinstance(block, Panel)]
-    assert [p.title for p in made] == [p.title for p in wanted]
+    assert [p.title for p in made[: len(wanted)]] == [p.title for p in wanted]
+    # what was measured with the diagnostic on shared tokens is another measurement and stands by itself
+    headings = [b.title for b in section.blocks if isinstance(b, Text)]
+    assert [h.rsplit(": ", 1)[1] for h in headings] == ["base, tuned", "tuned"]
 
 
 def test_another_pairs_runs_are_listed_and_no_more(opened: Opened, report: Report) -> None:
     runs = table(named(report, "provenance"), "runs").frame
-    assert runs.height == 9
+    assert runs.height == 10
     assert runs["what"].str.contains("other").sum() == 1
     assert not table(named(report, "summary"), "top").frame["direction"].str.contains("other").any()
     other = build(opened, pair_selection(opened, "tuned,other"))
