@@ -14,6 +14,7 @@ from app.report.figures import Advance, draw_all
 from app.report.missing import not_run
 from app.report.summary import summary
 from app.resources import Opened, failed_checks
+from app.run_kinds import HEADS, RANK, STEERING
 from app.selection import Selection, defaults, update
 from engine.errors import StoreError
 
@@ -26,9 +27,9 @@ SECTIONS: Sequence[Callable[[Opened, Selection], Section]] = (
     live.transport_maps,
     live.mapped,
     live.patches,
-    partial(live.section, live.RANK),
-    partial(live.section, live.STEERING),
-    partial(live.section, live.HEADS),
+    partial(live.section, RANK),
+    partial(live.section, STEERING),
+    partial(live.section, HEADS),
     live.behaviour,
     sections.weight_differences,
     closing.definitions,

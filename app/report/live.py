@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,13 +12,9 @@ import polars as pl
 
 from app import (
     behaviour_view,
-    heads_view,
     patch_drill,
     patch_table,
     patch_view,
-    rank_view,
-    runs_view,
-    steering_view,
     transport,
     transport_table,
 )
@@ -31,6 +26,7 @@ from app.report.runs import Asked, describe, of_pair, opened_run
 from app.report.sections import collect
 from app.report.summary import comparable, strongest
 from app.resources import Opened
+from app.run_kinds import BEHAVIOUR, MAPPED, PATCHES, Kind
 from app.selection import Selection, update
 from engine.condition import Condition
 from engine.errors import PatchbayError
@@ -38,69 +34,6 @@ from engine.experiments.behaviour import Behaviour
 
 MOST = 4
 """Runs of one kind that are shown in full."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of live experiment as its page module shows it.
-
-    Args:
-        jobs: values of `job` that belong to it.
-        selection_of: changes to a selection that a stored condition means.
-        panels: of one stored result.
-        nothing: why a result has no panels, or None.
-    """
-
-    name: str
-    title: str
-    intro: str
-    jobs: tuple[str, ...]
-    selection_of: Callable[[Mapping[str, Any], Selection], dict[str, Any]]
-    panels: Callable[[Opened, JobResult, Selection], Sequence[Panel]]
-    nothing: Callable[[JobResult], tuple[str, str] | None] = lambda _result: None
-
-
-MAPPED = Kind(
-    "mapped",
-    "Patching through a transport map",
-    "Does a map make the source's activation usable in the target, and does it beat its controls?",
-    ("mapped",),
-    patch_table.selection_of,
-    patch_table.run_panels,
-)
-PATCHES = Kind(
-    "patching",
-    "Patching without a map",
-    "What does one model's activation do in the other?",
-    ("patch",),
-    patch_view.selection_of,
-    patch_view.run_panels,
-)
-RANK = Kind(
-    "rank",
-    "Rank k × α",
-    "How many dimensions carry the effect of a mapped patch?",
-    ("rank",),
-    rank_view.selection_of,
-    rank_view.run_panels,
-)
-STEERING = Kind(
-    "steering",
-    "Steering and ablation",
-    "Does a direction move what it should, and what does it cost elsewhere?",
-    ("steering",),
-    steering_view.selection_of,
-    steering_view.run_panels,
-)
-HEADS = Kind(
-    "heads",
-    "Heads",
-    "Which attention heads carry the difference between the two models?",
-    ("heads", "head_map"),
-    heads_view.selection_of,
-    heads_view.run_panels,
-    heads_view.nothing,
-)
 
 
 def section(kind: Kind, opened: Opened, selection: Selection) -> Section:
@@ -186,16 +119,21 @@ def patches(opened: Opened, selection: Selection) -> Section:
     found = of_pair(opened, selection, PATCHES.jobs)
     if not found:
         return empty(PATCHES, selection)
-    ids = [summary["run_id"] for _, summary in found]
-    listed = runs_view.table(opened).filter(pl.col("run").is_in(ids))
-    said = "Mean KL(patched ‖ unpatched) of the next token, with its bootstrap interval."
-    blocks: list[Block] = [Table("patches", f"{len(found)} runs", listed, said)]
+    rows = [_line(condition, summary) for condition, summary in found]
+    said = "Mean KL(patched ‖ unpatched) of the next token, in nats, at the α nearest to 1; its interval."
+    blocks: list[Block] = [Table("patches", f"{len(found)} runs", pl.DataFrame(rows), said)]
     series = _series(found)
     for conditions in series[:MOST]:
         blocks += collect(_series_makers(opened, conditions, found))
     more = len(series) - MOST
     blocks += [Text(f"{more} more series are in the table of runs above.")] if more > 0 else []
     return Section(PATCHES.name, PATCHES.title, PATCHES.intro, tuple(blocks))
+
+
+def _line(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    row = _near(summary, 1.0)
+    numbers = {name: row[name] for name in ("alpha", "kl", "low", "high", "n")}
+    return {"run": summary["run_id"], "experiment": describe(condition), **numbers}
 
 
 def _series(found: Sequence[Asked]) -> list[list[Asked]]:
@@ -211,7 +149,7 @@ def _series_makers(
     opened: Opened, group: Sequence[Asked], found: Sequence[Asked]
 ) -> list[Callable[[], Panel | None]]:
     alpha = 1.0
-    condition, summary = max(group, key=lambda run: _at(run[1], alpha))
+    condition, summary = max(group, key=lambda run: float(_near(run[1], alpha)["kl"]))
     asked = Condition.from_json(condition)
     code, profile = patch_view.code(opened.path, asked), patch_view.profile(found, asked, alpha)
     run = opened_run(opened, summary["run_id"])
@@ -222,17 +160,16 @@ def _series_makers(
     ]
 
 
-def _at(summary: Mapping[str, Any], alpha: float) -> float:
-    return float(min(summary["curve"], key=lambda row: abs(row["alpha"] - alpha))["kl"])
+def _near(summary: Mapping[str, Any], alpha: float) -> dict[str, Any]:
+    """The summary row of the amplitude nearest to `alpha`."""
+    return patch_view.point(JobResult({}, dict(summary), {}), alpha)
 
 
 def behaviour(opened: Opened, selection: Selection) -> Section:
     """Every figure of behaviour that was measured: both models and stored interventions side by side."""
-    title, intro = "Behaviour", "Do the two models refuse, choose, agree and answer differently?"
-    found = of_pair(opened, selection, ("behaviour",))
+    found = of_pair(opened, selection, BEHAVIOUR.jobs)
     if not found:
-        missing = f"No behaviour of {selection.a} or {selection.b} is stored."
-        return Section("behaviour", title, intro, missing=missing)
+        return empty(BEHAVIOUR, selection)
     blocks: list[Block] = []
     for group in _alike(found, selection):
         runs = {
@@ -245,7 +182,7 @@ def behaviour(opened: Opened, selection: Selection) -> Section:
         for name in names:
             seen = dataclasses.replace(selection, measure=name)
             blocks += behaviour_view.panels(opened, runs, seen)
-    return Section("behaviour", title, intro, tuple(blocks))
+    return Section(BEHAVIOUR.name, BEHAVIOUR.title, BEHAVIOUR.intro, tuple(blocks))
 
 
 def _alike(found: Sequence[Asked], selection: Selection) -> list[tuple[list[Behaviour], list[Asked]]]:

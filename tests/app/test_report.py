@@ -292,6 +292,12 @@ def test_stored_patches_are_reported_as_the_runs_page_shows_them(with_runs: Open
     patches = named(report, "patching")
     titles = [b.title for b in patches.blocks]
     assert any(t.startswith(f"The patch matters most at block {CHANGED}") for t in titles)
+    runs = next(b.frame for b in patches.blocks if isinstance(b, Table))
+    for row in runs.iter_rows(named=True):
+        curve = RunLog(with_runs.path).open(row["run"]).summary["curve"]
+        assert {k: row[k] for k in ("alpha", "kl", "low", "high", "n")} in curve
+        assert row["alpha"] == 1.0
+    assert runs.height == 3
     profile = next(b for b in patches.blocks if isinstance(b, Panel) and b.name == "patch-layers")
     assert profile.table["layer"].to_list() == [1, CHANGED, 3]
     runs = next(b for b in named(report, "provenance").blocks if isinstance(b, Table) and b.name == "runs")
