@@ -22,12 +22,19 @@ def grouped_rows(weight: Float[np.ndarray, "rows d"], n_heads: int, n_kv_heads: 
     )
 
 
+def reading_product(
+    inputs: Workspace, left: Float[np.ndarray, "d m"], name: str, layer: int, k: int
+) -> Array:
+    """Leading left singular vectors of a matrix times a reading weight."""
+    return left_of_product(left, inputs.unscaled(name, layer), k, inputs.stream_gain(name, layer))
+
+
 def qk_circuit_basis(inputs: Workspace, layer: int, k: int) -> Array:
     """Query side of Σ_i W_q,iᵀ W_k,g(i)."""
 
     def build(wide: int) -> Array:
         queries = grouped_rows(inputs.read_weight("q_proj", layer), inputs.n_heads, inputs.n_kv_heads)
-        return left_of_product(queries.T, inputs.read_weight("k_proj", layer), wide)
+        return reading_product(inputs, queries.T, "k_proj", layer, wide)
 
     return inputs.leading("qk_circuit", layer, k, build, keep=True)
 
@@ -43,7 +50,7 @@ def qk_circuit_basis(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def attn_ov_write(inputs: Workspace, layer: int, k: int) -> Array:
     out = grouped_rows(inputs.get("o_proj", layer).T, inputs.n_heads, inputs.n_kv_heads)
-    return left_of_product(out.T, inputs.read_weight("v_proj", layer), k)
+    return reading_product(inputs, out.T, "v_proj", layer, k)
 
 
 @candidate(
@@ -72,7 +79,7 @@ def attention_sink(inputs: Workspace, layer: int, k: int) -> Array:
     nested=True,
 )
 def mlp_roundtrip_write(inputs: Workspace, layer: int, k: int) -> Array:
-    return left_of_product(inputs.get("down_proj", layer), inputs.read_weight("up_proj", layer), k)
+    return reading_product(inputs, inputs.get("down_proj", layer), "up_proj", layer, k)
 
 
 @candidate(
@@ -86,9 +93,8 @@ def mlp_roundtrip_write(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def gate_kernel(inputs: Workspace, layer: int, k: int) -> Array:
     gate = inputs.raw.activation(inputs.get("clean_mlp_input", layer) @ inputs.get("gate_proj", layer).T)
-    return left_of_product(
-        inputs.get("down_proj", layer) * gate.mean(axis=0), inputs.read_weight("up_proj", layer), k
-    )
+    gated = inputs.get("down_proj", layer) * gate.mean(axis=0)
+    return reading_product(inputs, gated, "up_proj", layer, k)
 
 
 @candidate(

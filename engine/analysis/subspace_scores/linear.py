@@ -56,21 +56,36 @@ def left_basis(matrix: Float[np.ndarray, "d m"], k: int, norm: float | None = No
     return signed(u[:, :k][:, sigma[:k] > RANK_TOLERANCE * norm])
 
 
-def pca(rows: Float[np.ndarray, "n d"], k: int) -> Array:
-    """Leading principal directions of centred rows. The tolerance refers to the rows before centring."""
+def pca(rows: Float[np.ndarray, "n d"], k: int, weights: Float[np.ndarray, " n"] | None = None) -> Array:
+    """Leading principal directions of centred rows, after multiplying them with the root of any weights.
+
+    The tolerance refers to the rows before centring.
+    """
     if not len(rows):
         return np.zeros((rows.shape[1], 0))
-    return left_basis((rows - rows.mean(axis=0)).T, k, float(np.linalg.norm(rows)))
+    scaled = rows if weights is None else rows * np.sqrt(weights)[:, None]
+    norm, mean = float(np.linalg.norm(scaled)), scaled.mean(axis=0)
+    if weights is None:
+        return left_basis((rows - mean).T, k, norm)
+    scaled -= mean
+    return left_basis(scaled.T, k, norm)
 
 
-def left_of_product(left: Float[np.ndarray, "d m"], right: Float[np.ndarray, "m d"], k: int) -> Array:
-    """Leading left singular vectors of left · right.
+def left_of_product(
+    left: Float[np.ndarray, "d m"],
+    right: Float[np.ndarray, "m d"],
+    k: int,
+    gain: Float[np.ndarray, " d"] | None = None,
+) -> Array:
+    """Leading left singular vectors of left · right · diag(gain).
 
     With m < d through QR of both thin factors and an m × m core; else the product is the smaller matrix.
     """
     d, m = left.shape
     if m >= d:
-        return left_basis(left @ right, k)
+        product = left @ right
+        return left_basis(product if gain is None else product * gain, k)
+    right = right if gain is None else right * gain
     q, r = np.linalg.qr(left)
     core = r @ np.linalg.qr(right.T)[1].T
     return signed(q @ left_basis(core, k))
@@ -93,10 +108,11 @@ def project_away(basis: Float[np.ndarray, "d r"], forbidden: Float[np.ndarray, "
 
 
 def gram_outside(gram: Float[np.ndarray, "d d"], forbidden: Float[np.ndarray, "d f"]) -> Array:
-    """(I − QQᵀ) G (I − QQᵀ) without forming a projector."""
-    half = gram - forbidden @ (forbidden.T @ gram)
-    out = half - (half @ forbidden) @ forbidden.T
-    return (out + out.T) / 2
+    """(I − QQᵀ) G (I − QQᵀ) = G − (QBᵀ + BQᵀ) with B = GQ − ½ Q(QᵀGQ); no projector is formed."""
+    inner = gram @ forbidden
+    inner -= forbidden @ (forbidden.T @ inner) / 2
+    twice = forbidden @ inner.T
+    return gram - twice - twice.T
 
 
 def principal_vectors(a: Float[np.ndarray, "d p"], b: Float[np.ndarray, "d q"]) -> tuple[Array, Array, Array]:

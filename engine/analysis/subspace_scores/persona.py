@@ -63,11 +63,6 @@ def token_contrast(inputs: Workspace, layer: int) -> tuple[Array, Array, Array]:
     return found[:, :-2], found[:, -2], found[:, -1]
 
 
-def weighted_pca(rows: Array, weights: Float[np.ndarray, " m"], k: int) -> Array:
-    """PCA of rows times the square root of their weights."""
-    return pca(rows * np.sqrt(weights)[:, None], k)
-
-
 def clusters(samples: Float[np.ndarray, "m d"], k: int) -> Array:
     """PCA of the centres of k + 1 clusters, so that k directions are possible.
 
@@ -137,7 +132,7 @@ def task_diff_contrast(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def attn_min_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
-    return weighted_pca(rows, np.minimum(first, second), k)
+    return pca(rows, k, np.minimum(first, second))
 
 
 @candidate(
@@ -151,7 +146,7 @@ def attn_min_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def attn_max_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
-    return weighted_pca(rows, np.maximum(first, second), k)
+    return pca(rows, k, np.maximum(first, second))
 
 
 @candidate(
@@ -165,7 +160,7 @@ def attn_max_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def attn_diff_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
-    return weighted_pca(rows, np.abs(first - second), k)
+    return pca(rows, k, np.abs(first - second))
 
 
 @candidate(
@@ -179,7 +174,7 @@ def attn_diff_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def attn_min_x_diffnorm_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
-    return weighted_pca(rows, np.minimum(first, second) * np.linalg.norm(rows, axis=1), k)
+    return pca(rows, k, np.minimum(first, second) * np.linalg.norm(rows, axis=1))
 
 
 @candidate(

@@ -74,10 +74,7 @@ class Prepared:
         order = sorted(self.frames)
         by_layer = [measures(self.frames[layer], projections[layer], k, clean) for layer in order]
         there = [i for i, entry in enumerate(self.candidates) if entry.name not in self.left_out]
-        tables = {
-            name: np.stack([found[name][there] for found in by_layer], axis=1)
-            for name in by_layer[0]
-        }
+        tables = {name: np.stack([found[name][there] for found in by_layer], axis=1) for name in by_layer[0]}
         return Scores.of(
             candidates=tuple(self.candidates[i] for i in there),
             tables=tables,

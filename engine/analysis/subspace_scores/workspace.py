@@ -136,18 +136,19 @@ class Workspace:
 
     def read_weight(self, name: str, layer: int) -> Array:
         """q/k/v/up/gate_proj with the gains of its norms folded in: its rows read the stream."""
-        weight, gain = self._own_gain(name, layer), self._stream_gain(name, layer)
+        weight, gain = self.unscaled(name, layer), self.stream_gain(name, layer)
         return weight if gain is None else weight * gain
 
-    def _own_gain(self, name: str, layer: int) -> Array:
-        """A weight with the query or key norm's gain on its rows."""
+    def unscaled(self, name: str, layer: int) -> Array:
+        """A reading weight with the query or key norm's gain on its rows, the stream norm's left out."""
         weight, own = self.get(name, layer), {"q_proj": "q_norm", "k_proj": "k_norm"}.get(name)
         if own is None or getattr(self.raw, own) is None:
             return weight
         gain = self.get(own, layer)
         return weight * np.tile(gain, len(weight) // len(gain))[:, None]
 
-    def _stream_gain(self, name: str, layer: int) -> Array | None:
+    def stream_gain(self, name: str, layer: int) -> Float[np.ndarray, " d"] | None:
+        """Gain of the norm between the stream and a reading weight, if there is one."""
         norm = "attn_norm" if name in ("q_proj", "k_proj", "v_proj") else "mlp_norm"
         return None if getattr(self.raw, norm) is None else self.get(norm, layer)
 
@@ -155,7 +156,7 @@ class Workspace:
         """WᵀW of one reading weight."""
 
         def compute() -> Array:
-            weight, gain = self._own_gain(name, layer), self._stream_gain(name, layer)
+            weight, gain = self.unscaled(name, layer), self.stream_gain(name, layer)
             gram = weight.T @ weight
             return gram if gain is None else gram * (gain[:, None] * gain)
 
