@@ -268,14 +268,25 @@ def exact_numerators(
     return np.concatenate(blocks, axis=2)
 
 
+def _divisors(c: Array, m: Array, n: Array) -> tuple[Array, Array]:
+    """η and ε (B, G), 1 where a unit wasn't drawn.
+
+    ε_g is 0 where a unit makes up half of a resample. The two terms in 1/ε_g cancel there and H(w) is smooth
+    in N; such resamples are evaluated at N(1 + 1e-7).
+    """
+    undrawn = c == 0
+    drop = c * m - m + 2
+    at_pole = ((n[:, None] == drop) | (n[:, None] == 2 * drop - 2)) & ~undrawn
+    total = np.where(at_pole.any(axis=1), n * (1 + 1e-7), n)[:, None]
+    return np.where(undrawn, 1.0, total - drop), np.where(undrawn, 1.0, total - 2 * drop + 2)
+
+
 def _exact_block(
     x: Side, y: Side, pairs: tuple[Pair, ...], between: Array, counts: NDArray[np.float32], units: Units
 ) -> Array:
     c, m = counts.astype(np.float64), units.sizes
     w, n = c[:, units.unit], c @ m
-    total = n[:, None]
-    eta = np.where(c > 0, total - c * m + m - 2, 1.0)
-    eps = np.where(c > 0, total + 2 * m * (1 - c) - 2, 1.0)
+    eta, eps = _divisors(c, m, n)
     ce, twice = c / eps, c * (1 - c) / (eta * eps)
     weight, norm = (c / eta)[:, units.unit], 1 + ce @ m
     a, xw, a_g, a_all, x_all = [], [], [], [], []

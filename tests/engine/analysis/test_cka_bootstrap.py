@@ -78,6 +78,23 @@ def test_resampled_values_equal_resamples_written_out(groups: list[int] | None) 
             assert value == pytest.approx(expected, abs=2e-5)  # float32 products, few pairs kept
 
 
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]])
+def test_a_unit_that_makes_up_half_of_a_resample(groups: list[int] | None) -> None:
+    """There the formula divides by zero twice, and the two poles cancel."""
+    x, y = sides(4, 10)
+    k, m = cka.gram(x), cka.gram(y)
+    unit = unit_index(10, None if groups is None else np.array(groups))
+    counts = np.array([[5, 1, 1, 1, 1, 1, 0, 0, 0, 0], [0, 5, 2, 0, 1, 1, 0, 1, 0, 0]], dtype=np.float32)
+    if groups is not None:
+        # ten prompts in pairs: N = 10, m = 2, so that ε = 12 − 4c is 0 at c = 3
+        counts = np.array([[3, 1, 1, 0, 0], [1, 0, 3, 1, 0]], dtype=np.float32)
+    found = numerators(k, m, counts, Units.of(unit))
+    for b, row in enumerate(counts):
+        kk, mm, km = (written_out_debiased(p, q, row, unit) for p, q in ((k, k), (m, m), (k, m)))
+        value = found[2, 0, b] / np.sqrt(found[0, 0, b] * found[1, 0, b])
+        assert value == pytest.approx(km / np.sqrt(kk * mm), abs=2e-5)  # float32 products, few pairs kept
+
+
 def test_every_unit_once_gives_the_plain_estimates() -> None:
     x, y = sides(3, 30)
     k, m = cka.gram(x), cka.gram(y)
