@@ -164,15 +164,14 @@ class Plan:
             PatchError: both sides are the same, so that there is nothing to swap.
         """
 
-        def fit(x: np.ndarray, y: np.ndarray) -> TransportMap:
-            return spec.map.build(readout(lab, spec.target), spec.seed).fit(x, y)
+        def fit(kept: np.ndarray) -> TransportMap:
+            estimator = spec.map.build(readout(lab, spec.target), spec.seed)
+            x, y = sides.source_train[kept], sides.target_train[kept]
+            return estimator.fit(x, y, groups=sides.groups[kept])
 
-        fitted = fit(sides.source_train, sides.target_train)
         folds = sides.folds(spec.folds, spec.seed)
-        maps = [
-            fit(sides.source_train[folds != f], sides.target_train[folds != f])
-            for f in range(int(folds.max()) + 1)
-        ]
+        fitted = fit(np.full(folds.size, True))
+        maps = [fit(folds != f) for f in range(int(folds.max()) + 1)]
         # The map of each reported prompt: the one without its fold; the last, of all train prompts, else.
         part = np.full(sides.rows.size, len(maps))
         in_train = np.isin(sides.rows, sides.train)
