@@ -54,6 +54,8 @@ def not_run(opened: Opened, selection: Selection) -> Section:
     intro = "Each command keeps its results in the store; the next report has them."
     if not patch_view.patch_positions(opened.facts.positions):
         return Section("missing", title, intro, missing=" ".join(patch_view.WHY_EMPTY).replace("`", ""))
+    if selection.a == selection.b:
+        return Section("missing", title, intro, missing="Live experiments put one model into another.")
     blocks: list[Block] = []
     place, spec = tq.Place.of(selection), tq.spec_of(selection)
     if transport_table.known(opened, place, spec) is None:

@@ -333,6 +333,13 @@ def test_counts_add_up(opened: Opened) -> None:
             assert row["train zh"] == wanted
 
 
+def test_a_model_against_itself_has_no_patches(opened: Opened) -> None:
+    report = build(opened, pair_selection(opened, "base,base"))
+    assert report.title == "planted: base"
+    assert "Live experiments put one model into another" in named(report, "missing").missing
+    assert [b.name for b in named(report, "similarity").blocks if isinstance(b, Panel)] == ["cka-grid"]
+
+
 def test_every_chapter_has_its_own_name(made: tuple[Report, str, dict[str, bytes]]) -> None:
     names = [section.name for section in made[0].sections]
     assert len(set(names)) == len(names) == len(SECTIONS)
