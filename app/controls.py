@@ -178,11 +178,12 @@ def pair_controls() -> None:
             choose("b", "Model B")
 
 
-def filter_controls(split: str | None = "split") -> None:
+def filter_controls(split: str | None = "split", *, spoken: bool = True) -> None:
     """Split, language and category of the prompts shown; left out where there is one only.
 
     Args:
         split: the field that holds the split: "split", or "report" for live patches; None offers none.
+        spoken: whether a language can be chosen; not where languages are compared.
     """
     facts: Facts = st.session_state[_FACTS]
     wanted = [
@@ -192,7 +193,7 @@ def filter_controls(split: str | None = "split") -> None:
             ("language", "Language", facts.languages),
             ("category", "Category", facts.categories),
         )
-        if name is not None and len(values) > 1
+        if name is not None and len(values) > 1 and (spoken or name != "language")
     ]
     if not wanted:
         return

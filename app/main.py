@@ -26,6 +26,9 @@ PAGES = {
         ("transport", "Transport maps", "route"),
         ("residual_updates", "Residual updates R(ℓ)", "stacked_line_chart"),
     ],
+    "Languages": [
+        ("geometry", "Z geometry", "deployed_code"),
+    ],
     "Live": [
         ("patching", "Patching", "cable"),
         ("rank", "Rank k × α", "grid_on"),

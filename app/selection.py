@@ -45,6 +45,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "vectors": ("literal", "raw"),
     "basis": ("map", "difference"),
     "part": ("rank", "steering"),
+    "joined": ("blocks", "kernels"),
 }
 FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral")
 """Fields whose text only their page can judge: a run's id, heads as "0,2", names."""
@@ -96,7 +97,8 @@ class Selection:
     `a`, `b` name the pair; `layer` and `ref` are block indices; `target` is `a` or `b`, the model
     that a live patch runs, on the prompts of split `report`; `alphas` and `layers` say whether one or
     a whole curve of them is run; `run` names an earlier live result. `rank` 0 is a map's full rank, `lam`
-    the decimal logarithm of ridge's λ. `threshold` is the least shared-vocabulary ratio of a prompt.
+    the decimal logarithm of ridge's λ. `joined` says how heads make one Z. `threshold` is the least
+    shared-vocabulary ratio of a prompt.
     """
 
     a: str = ""
@@ -138,6 +140,7 @@ class Selection:
     vectors: str = "literal"
     basis: str = "map"
     part: str = "rank"
+    joined: str = "blocks"
     heads: str = ""
     measure: str = ""
     contrast: str = ""

@@ -26,7 +26,7 @@ from engine.analysis.residual_updates import (
     update_norms,
     updates,
 )
-from engine.analysis.subspace import multi_head_basis
+from engine.analysis.subspace import multi_head_bases, multi_head_basis
 from store.layout import slug
 
 RESAMPLES = 500
@@ -44,6 +44,12 @@ def offered_ranks(most: int) -> tuple[int, ...]:
 def kernel_name(model: str) -> str:
     """Array with the right singular vectors of every head kernel."""
     return f"weights/{slug(model)}/kernel_right"
+
+
+def key_heads(opened: Opened, model: str) -> int | None:
+    """Key heads of a model, or None where the store doesn't say."""
+    found = opened.store.model_info(model).get("n_kv_heads")
+    return None if found is None else int(found)
 
 
 class Kept:
@@ -89,10 +95,10 @@ def _measure(
     sigma = opened.store.array(
         kernel_name(model).replace("kernel_right", "kernel_sigma"), first=selection.ref
     )
-    bases = {}
-    for done, k in enumerate(ranks):
-        bases[k] = multi_head_basis(right, sigma, k)
-        advance(done + 1, total)
+    heads = key_heads(opened, model)
+    bases = multi_head_bases(
+        right, sigma, ranks, kv_heads=heads, advance=lambda done, _: advance(done, total)
+    )
     keep = require(rows(opened, which), 8)
 
     def deltas() -> Iterator[np.ndarray]:

@@ -124,3 +124,10 @@ def _write_static(writer: StoreWriter, model: str, values: dict[tuple[str, int],
     writer.write_array(
         f"weights/{model}/kernel_sigma", np.ascontiguousarray(sigma), ("layer", "head", "rank")
     )
+    gates = np.random.default_rng(9).normal(size=(LAYERS, 2 * WIDTH, WIDTH))
+    grams = gates.transpose(0, 2, 1) @ gates
+    writer.write_array(
+        f"weights/{model}/gate_gram", grams.astype(np.float32), ("layer", "direction", "other_direction")
+    )
+    moments = np.stack([np.trace(grams, axis1=1, axis2=2), (grams**2).sum(axis=(1, 2))], axis=1)
+    writer.write_array(f"weights/{model}/gate_moments", moments, ("layer", "moment"))

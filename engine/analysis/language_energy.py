@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from engine.analysis.separation import Bases, Problems, inside_squares
 from engine.analysis.uncertainty import (
     Band,
     band,
     energy_p_values,
+    energy_range,
     random_subspace_moments,
     resample_weights,
 )
@@ -73,16 +73,6 @@ def language_energy(
     mean, variance = np.array([random_subspace_moments(d, k, 1.0, shared) for k in ks]).T
     fraction = values.mean(axis=1)
     p = energy_p_values(fraction, mean, variance)
-    ends = _beta_range(mean, variance, level)
+    ends = energy_range(mean, variance, level)
     ratio = band(fraction / chance, draws / chance, level, "percentile bootstrap over problems")
     return LanguageEnergy(ks, d, problems.n, ratio, ends[0] / chance, ends[1] / chance, p, 1.0 - p)
-
-
-def _beta_range(mean: Array, variance: Array, level: float) -> tuple[Array, Array]:
-    """Central range of the Beta with these moments; the mean itself where nothing varies."""
-    fixed = variance <= 1e-14 * mean * mean
-    size = mean * (1 - mean) / np.where(fixed, 1.0, variance) - 1
-    low, high = (
-        special.betaincinv(mean * size, (1 - mean) * size, t) for t in ((1 - level) / 2, (1 + level) / 2)
-    )
-    return np.where(fixed, mean, low), np.where(fixed, mean, high)

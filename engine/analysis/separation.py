@@ -12,7 +12,7 @@ Distances come from cumulative squared coefficients; nothing of size d × d is f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -144,6 +144,21 @@ def inside_squares(problems: Problems, bases: Bases) -> Iterator[tuple[int, Squa
             found = Squares(running.one + found.one, running.two + found.two, running.cross + found.cross)
         running, start = found, stop
         yield k, found
+
+
+def inside_ratios(
+    problems: Problems, basis: Float[np.ndarray, "d m"], ks: Sequence[int]
+) -> Float[np.ndarray, " s"]:
+    """ratio(Z) of the first k columns of a nested basis for some ascending ks, such as one head's."""
+    rows = [values @ basis for values in (*problems.centred, problems.shift)]
+    n, out = problems.n, []
+    running = Squares(np.zeros((n, n)), np.zeros((n, n)), np.zeros(n))
+    for start, stop in zip((0, *ks[:-1]), ks, strict=True):
+        one, two, shift = (values[:, start:stop] for values in rows)
+        more = Squares(_squares(one), _squares(two), np.vecdot(shift, shift))
+        running = Squares(running.one + more.one, running.two + more.two, running.cross + more.cross)
+        out.append(float(running.ratio()))
+    return np.array(out)
 
 
 def separation_ratios(problems: Problems, bases: Bases) -> tuple[tuple[int, ...], Array, Array]:

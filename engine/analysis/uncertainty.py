@@ -297,3 +297,15 @@ def energy_p_values(
     size = mean * (1 - mean) / np.where(fixed, 1.0, variance) - 1
     tail = special.betaincc(mean * size, (1 - mean) * size, np.clip(fraction, 0.0, 1.0))
     return np.where(fixed, 1.0, tail)
+
+
+def energy_range(
+    mean: Float[np.ndarray, "*s"], variance: Float[np.ndarray, "*s"], level: float = 0.95
+) -> tuple[Float[np.ndarray, "*s"], Float[np.ndarray, "*s"]]:
+    """Central range of a random subspace's fraction, the Beta of `energy_p_value`; the mean where fixed."""
+    centre, spread = np.asarray(mean, dtype=np.float64), np.asarray(variance, dtype=np.float64)
+    fixed = spread <= 1e-14 * centre * centre
+    size = centre * (1 - centre) / np.where(fixed, 1.0, spread) - 1
+    tails = (1 - level) / 2, (1 + level) / 2
+    low, high = (special.betaincinv(centre * size, (1 - centre) * size, t) for t in tails)
+    return np.where(fixed, centre, low), np.where(fixed, centre, high)

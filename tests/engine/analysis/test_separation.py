@@ -54,6 +54,10 @@ def test_ratios_equal_loops_over_dense_projectors(nested: bool) -> None:
             assert outside[at] == pytest.approx(wanted, rel=1e-6)
         else:
             assert np.isnan(outside[at])
+    if nested:
+        np.testing.assert_allclose(
+            sep.inside_ratios(problems, wide, (2, 5, 12)), inside[[1, 4, 11]], rtol=1e-12
+        )
     whole = looped_ratio(problems.one, problems.two, np.eye(12))
     assert float(problems.whole.ratio()) == pytest.approx(whole, rel=1e-12)
 
