@@ -66,7 +66,8 @@ class Candidate:
                 given=f"{int((~np.isfinite(basis)).sum())} NaN or inf at layer {layer}",
             )
         check_basis(basis, inputs.d)
-        return basis
+        exact = np.abs(basis.T @ basis - np.eye(basis.shape[1])).max(initial=0.0) < 1e-12
+        return basis if exact else np.linalg.qr(basis)[0]  # leading columns keep their span
 
 
 class Registry(Mapping[str, Candidate]):

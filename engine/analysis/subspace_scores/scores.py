@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 Columns = dict[str, NDArray[np.generic]]
 
 WEIGHTS = (*TENSORS, "combined")
-SEED_CEILINGS = {"act": "TaskDiff_lora_ceiling", "combined": "dW_left_basis_ceiling"}
+INEXACT_CEILINGS = {"act": "TaskDiff_lora_ceiling", "combined": "dW_left_basis_ceiling"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Scores:
         return 100 * self.mean(f"r_{which}") / self.mean(f"most_{which}")
 
     def _percent_of(self, which: str) -> Array:
-        name = SEED_CEILINGS[which]
+        name = INEXACT_CEILINGS[which]
         r = self.mean(f"r_{which}")
         if name not in self.names:
             return np.full(len(r), np.nan)

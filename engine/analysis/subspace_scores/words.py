@@ -42,11 +42,11 @@ class Conclusion:
     text: str
 
 
-def conclude(scores: Scores, seeds: Stability | None = None) -> Conclusion:
+def conclude(scores: Scores, agreement: Stability | None = None) -> Conclusion:
     """States what the numbers separate, and no more.
 
     Args:
-        seeds: how far several weight changes agree, where there are several.
+        agreement: how far several weight changes agree, where there are several.
     """
     ranked = [i for i, entry in enumerate(scores.candidates) if entry.axis_kind in ("write", "mixed")]
     r_act, r_w = scores.mean("r_act"), scores.mean("r_combined")
@@ -60,7 +60,7 @@ def conclude(scores: Scores, seeds: Stability | None = None) -> Conclusion:
     best = max(known, key=lambda index: joint[index])
     kept, held = left_out_layers(scores, best, known), significant(scores, "combined")
     winner = scores.names[best] if held[best] and kept == len(scores.averaged) else ""
-    fragile = doubts(scores, best, kept, seeds)
+    fragile = doubts(scores, best, kept, agreement)
     lines = [
         headline(scores, best, held, winner),
         f"It reaches {scores.percent('act')[best]:.3g} % of the most that R_act can be and "
@@ -117,7 +117,7 @@ def left_out_layers(scores: Scores, best: int, known: Sequence[int]) -> int:
     return kept
 
 
-def doubts(scores: Scores, best: int, kept: int, seeds: Stability | None) -> tuple[str, ...]:
+def doubts(scores: Scores, best: int, kept: int, agreement: Stability | None) -> tuple[str, ...]:
     """Reasons to hesitate about the best candidate."""
     count = len(scores.averaged)
     r_act, r_w = scores.mean("r_act")[best], scores.mean("r_combined")[best]
@@ -137,9 +137,9 @@ def doubts(scores: Scores, best: int, kept: int, seeds: Stability | None) -> tup
             bool(specific < r_act / 2),
             f"outside the {scores.clean} leading clean directions R_act is {specific:.3g}, less than half",
         ),
-        (seeds is None, "there is one weight change, so how far ranks hold for another is not known"),
+        (agreement is None, "there is one weight change, so how far ranks hold for another is not known"),
         (
-            seeds is not None and not seeds.p_w < LEVEL,
+            agreement is not None and not agreement.p_w < LEVEL,
             "several weight changes don't rank the candidates alike by R_w",
         ),
     ]

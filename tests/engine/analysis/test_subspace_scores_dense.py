@@ -380,8 +380,8 @@ def test_summary_is_means_over_changed_layers(arrays: Arrays) -> None:
     assert row["gap"] == pytest.approx(np.log2(r_act) - np.log2(r_w))
     top = scores.tables["most_combined"][index, here].mean()
     assert row["percent_combined"] == pytest.approx(100 * r_w / top)
-    seeds = scores.tables["r_act"][scores.names.index("TaskDiff_lora_ceiling"), here].mean()
-    assert row["percent_act_fit"] == pytest.approx(100 * r_act / seeds)
+    inexact = scores.tables["r_act"][scores.names.index("TaskDiff_lora_ceiling"), here].mean()
+    assert row["percent_act_fit"] == pytest.approx(100 * r_act / inexact)
     assert len(set(map(len, summary.values()))) == 1
     assert len(set(map(len, scores.per_layer().values()))) == 1
     narrowed = sweep(arrays.inputs(), k=K, broad=BROAD, layers=[2])
