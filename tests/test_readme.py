@@ -6,11 +6,16 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from live_study import make_store
 
 import precompute
+from engine.errors import PatchError
 from engine.study import Study
+from store.reader import Store
+from store.runs import RunLog
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,9 +35,28 @@ def test_make_targets_exist() -> None:
 def test_commands_are_understood() -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if "precompute.py" in line]
     assert len(commands) >= 4
+    parsers = {"run": precompute.run_parser(), "report": precompute.report_parser()}
     for line in commands:
         arguments = line.split("#")[0].split("precompute.py", 1)[1].split()
-        assert precompute.parser().parse_args(arguments).study.suffix == ".toml"
+        if arguments[0] in parsers:
+            parsers[arguments[0]].parse_args(arguments[1:])
+        else:
+            assert precompute.parser().parse_args(arguments).study.suffix == ".toml"
+
+
+def test_the_notebook_call_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's lines, on a store of four blocks: they ask for block 4, which is not there."""
+    make_store(tmp_path, "float32")
+    (code,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "store-float32").rename(tmp_path / "runs/demo")
+    with pytest.raises(PatchError, match=r"Layer 4 is out of range for tuned"):
+        exec(code, {})
+    scope: dict[str, Any] = {}
+    exec(code.replace("layer=4", "layer=2"), scope)
+    assert scope["result"].summary["best"]["chosen_on"] == "train"
+    assert RunLog("runs/demo").find(scope["asked"].content_hash(Store("runs/demo").fingerprint))
 
 
 def test_the_example_study_is_valid() -> None:
