@@ -14,6 +14,7 @@ from engine.experiments.mapped import MappedPatch
 from engine.experiments.rank import RankSweep
 from engine.experiments.repeat import Repeat
 from engine.experiments.steering import Steering
+from engine.experiments.z_patching import ZPatching
 
 SPECS: tuple[type[Experiment], ...] = (
     Condition,
@@ -24,6 +25,7 @@ SPECS: tuple[type[Experiment], ...] = (
     HeadMap,
     Behaviour,
     Repeat,
+    ZPatching,
 )
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}
 
