@@ -124,6 +124,28 @@ class StoreLab:
         self._origins[model, site, position] = words
         return stored[np.asarray(rows)]
 
+    def clouds(self, model: str, site: Site, rows: Rows) -> tuple[list[np.ndarray], str]:
+        """Activations of every token of each prompt's own text, float32 (tokens, width), and their origin."""
+        from engine.capture import token_clouds
+        from engine.positions import content_tokens
+
+        where = [
+            content_tokens(row["offsets"], row["content_start"], row["content_end"])
+            for row in self._tokens(model)[np.asarray(rows)].iter_rows(named=True)
+        ]
+        exact = self.study.capture.dtype in ("float32", self.study.models[model].dtype)
+        if exact and self._has(model, site, "tokens"):
+            starts = self.store.row_index(model, "tokens")["row_start"].to_numpy()[np.asarray(rows)]
+            wanted = np.concatenate([start + own for start, own in zip(starts, where, strict=True)])
+            values = self.store.activations(model, site.component, site.layer, "tokens", rows=wanted)
+            ends = np.cumsum([len(own) for own in where])[:-1]
+            return np.split(values, ends), f"stored {self.study.capture.dtype}"
+        lm, ids = self.model(model), self.token_ids(model, rows)
+        self.report(message=f"Running {len(ids)} prompts through {model}.", device=str(lm.device))
+        tokens = self.study.capture.batch_tokens
+        found = token_clouds(lm, ids, where, site, batch_tokens=tokens, should_stop=self.should_stop)
+        return found, f"run with {model}"
+
     def origin(self, model: str, site: Site, position: str) -> str:
         """Where the activations of a site came from, in words."""
         return self._origins.get((model, site, position), "not needed")
@@ -145,13 +167,7 @@ class StoreLab:
     def _stored(self, model: str, site: Site, position: str) -> tuple[np.ndarray | None, bool]:
         """(stored activations of all prompts or None, whether they are the model's own bits)."""
         store = self.store
-        captured = (
-            site.component != "head_out"
-            and position in store.positions(model)
-            and site.layer in store.layers(model)
-            and site.component.removesuffix("_pre").removesuffix("_post") in store.components(model)
-        )
-        if not captured:
+        if not self._has(model, site, position):
             return None, False
         values = store.activations(model, site.component, site.layer, position)
         if site.heads is not None:
@@ -159,3 +175,12 @@ class StoreLab:
             values = values.reshape(len(values), heads, -1)[:, list(site.heads)].reshape(len(values), -1)
         dtype = self.study.capture.dtype
         return values, dtype == "float32" or self.study.models[model].dtype == dtype
+
+    def _has(self, model: str, site: Site, position: str) -> bool:
+        """Whether the site was captured at the position."""
+        return (
+            site.component != "head_out"
+            and position in self.store.positions(model)
+            and site.layer in self.store.layers(model)
+            and site.component.removesuffix("_pre").removesuffix("_post") in self.store.components(model)
+        )

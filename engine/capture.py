@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 
 from engine.batching import batches
-from engine.errors import CaptureError
+from engine.errors import CaptureError, JobError
 from engine.model import LoadedModel
 from engine.positions import Positions
-from engine.sites import record
+from engine.sites import Site, record
 
-__all__ = ["Activations", "Halved", "Selection", "capture_batch", "capture_unit", "forward_hidden"]
+__all__ = [
+    "Activations",
+    "Halved",
+    "Selection",
+    "capture_batch",
+    "capture_unit",
+    "forward_hidden",
+    "token_clouds",
+]
 
 Activations = dict[tuple[str, int], np.ndarray]
 """(component, block or residual state) -> float32 (rows, width)."""
@@ -160,6 +168,44 @@ def capture_batch(
     return {
         name: {key: value[where] for key, value in kept.items()} for name, where in selection.slices.items()
     }
+
+
+def token_clouds(
+    lm: LoadedModel,
+    token_ids: Sequence[Sequence[int]],
+    where: Sequence[np.ndarray],
+    site: Site,
+    *,
+    batch_tokens: int,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[np.ndarray]:
+    """Activations of some tokens of every prompt at one site, float32 (tokens, width) a prompt.
+
+    Args:
+        where: token indices of each prompt, ascending, at least one.
+        site: any but head_out, all heads.
+        batch_tokens: padded tokens that go through the model at once.
+        should_stop: asked between batches; true raises JobError.
+    """
+    every = {"tokens": Positions("tokens", "many", tuple(where))}
+    key, found = (site.component, site.layer), []
+    order = sorted(range(len(token_ids)), key=lambda prompt: -len(token_ids[prompt]))
+    for slots in batches([len(token_ids[prompt]) for prompt in order], batch_tokens):
+        batch = [order[slot] for slot in slots]
+        if should_stop is not None and should_stop():
+            raise JobError("The job was cancelled.")
+        captured = capture_unit(
+            lm,
+            token_ids,
+            batch,
+            every,
+            components=[site.component],
+            layers=[site.layer],
+            batch_tokens=batch_tokens,
+        )
+        ends = np.cumsum([len(where[prompt]) for prompt in batch])[:-1]
+        found += list(zip(batch, np.split(captured["tokens"][key], ends), strict=True))
+    return [cloud for _, cloud in sorted(found, key=lambda pair: pair[0])]
 
 
 def _halves(

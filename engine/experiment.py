@@ -226,6 +226,13 @@ class Lab(Protocol):
         """Unpatched activations, float32 (n, width); never rounded ones where the model can be run."""
         ...
 
+    def clouds(
+        self, model: str, site: Site, rows: Sequence[int] | np.ndarray
+    ) -> tuple[list[np.ndarray], str]:
+        """Activations of every token of each prompt's own text, float32 (tokens, width) a prompt, and where
+        they came from ("stored float32", "run with base")."""
+        ...
+
     def origin(self, model: str, site: Site, position: str) -> str:
         """Where `activations` got them: "stored float32", "recomputed with base"."""
         ...

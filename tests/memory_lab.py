@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from engine.capture import token_clouds
 from engine.intervene import PatchEngine
 from engine.model import LoadedModel
 from engine.sites import Site
@@ -65,6 +66,13 @@ class MemoryLab:
     def activations(self, model: str, site: Site, position: str, rows: Rows) -> np.ndarray:
         values: np.ndarray = self.engine(model, rows, position, "patched").activations(site).numpy()
         return values
+
+    def clouds(self, model: str, site: Site, rows: Rows) -> tuple[list[np.ndarray], str]:
+        """Every token counts as the prompt's own."""
+        ids = self.token_ids(model, rows)
+        where = [np.arange(len(tokens)) for tokens in ids]
+        found = token_clouds(self.models[model], ids, where, site, batch_tokens=256)
+        return found, f"run with {model}"
 
     def origin(self, model: str, site: Site, position: str) -> str:
         return f"recomputed with {model}"

@@ -50,6 +50,7 @@ class ArdFit:
             language (NaN with the paired objective), at the end.
         exponent: median of ½ Σ_j Δ_j²/ℓ_j² over pairs of tokens at the end.
         penalty, objective, steps, stopped: λ, which objective, steps run, "plateau" or "steps".
+        center, scale: (d,) mean and pooled sd that the clouds were standardised with.
     """
 
     log_lengthscales: Array
@@ -61,6 +62,8 @@ class ArdFit:
     objective: str
     steps: int
     stopped: str
+    center: Array
+    scale: Array
 
     @property
     def collapsed(self) -> bool:
@@ -111,32 +114,34 @@ class _Clouds:
     counts: Tensor
 
     @classmethod
-    def of(cls, clouds: Clouds, dtype: torch.dtype) -> _Clouds:
+    def of(cls, clouds: Clouds, dtype: torch.dtype, device: str = "cpu") -> _Clouds:
         counts = torch.tensor([len(cloud) for cloud in clouds])
         values = torch.zeros(len(clouds), int(counts.max()), clouds[0].shape[1], dtype=dtype)
         for index, cloud in enumerate(clouds):
             values[index, : len(cloud)] = torch.as_tensor(cloud, dtype=dtype)
-        return cls(values, counts)
+        return cls(values.to(device), counts.to(device))
 
     def sums(self, terms: Terms, log_lengthscales: Tensor, size: int) -> Iterator[Tensor]:
         """Weighted sums of mean kernels, over `size` pairs of clouds at a time.
 
         Holds size × (n² + n d) numbers at a time, never n × n × d.
         """
-        keys = list(terms)
+        keys = sorted(
+            terms, key=lambda pair: int(self.counts[list(pair)].max())
+        )  # alike ones need no padding
         for start in range(0, len(keys), size):
             part = keys[start : start + size]
-            a, b = torch.tensor(part).T
+            a, b = torch.tensor(part, device=self.counts.device).T
             half, real = self._exponents(a, b, log_lengthscales)
             means = (torch.exp(-half) * real).sum(dim=(1, 2)) / real.sum(dim=(1, 2))
-            yield (means * torch.tensor([terms[key] for key in part], dtype=means.dtype)).sum()
+            yield (means * means.new_tensor([terms[key] for key in part])).sum()
 
     def exponent(self, pairs: Sequence[tuple[int, int]], log_lengthscales: Tensor) -> float:
         """Median of ½ Σ_j Δ_j²/ℓ_j² over pairs of tokens of different clouds."""
         found = []
         with torch.no_grad():
             for pair in pairs:
-                a, b = torch.tensor([pair]).T
+                a, b = torch.tensor([pair], device=self.counts.device).T
                 half, real = self._exponents(a, b, log_lengthscales)
                 found.append(half[real])
         return float(torch.cat(found).median())
@@ -144,12 +149,13 @@ class _Clouds:
     def _exponents(self, a: Tensor, b: Tensor, log_lengthscales: Tensor) -> tuple[Tensor, Tensor]:
         """½ Σ_j Δ_j²/ℓ_j² through one product (pairs, n, n), and which entries are two different tokens."""
         scale = torch.exp(-log_lengthscales)
-        x, y = self.values[a] * scale, self.values[b] * scale
+        longest = int(torch.maximum(self.counts[a].max(), self.counts[b].max()))
+        x, y = self.values[a, :longest] * scale, self.values[b, :longest] * scale
         sizes = (x**2).sum(-1)[:, :, None] + (y**2).sum(-1)[:, None]
         half = (0.5 * sizes - x @ y.transpose(1, 2)).clamp_min(0.0)
-        tokens = torch.arange(self.values.shape[1])
+        tokens = torch.arange(longest, device=half.device)
         real = (tokens < self.counts[a, None])[:, :, None] & (tokens < self.counts[b, None])[:, None]
-        return half, real & ~((a == b)[:, None, None] & torch.eye(len(tokens), dtype=torch.bool))
+        return half, real & ~((a == b)[:, None, None] & (tokens[:, None] == tokens))
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,8 @@ class _Objective:
     different: list[tuple[int, int]]
     penalty: float
     size: int
+    center: Array
+    scale: Array
 
     @property
     def terms(self) -> Terms:
@@ -204,6 +212,7 @@ def fit_ard(
     max_tokens: int = 400,
     batch_pairs: int = 16,
     seed: int = 0,
+    device: str = "cpu",
     on_step: Callable[[int, float], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> ArdFit:
@@ -216,20 +225,21 @@ def fit_ard(
             factor makes the median exponent 1.
         max_tokens: longer clouds are subsampled with the seed.
         batch_pairs: pairs of clouds in memory at a time; no (n, m, d) tensor is ever made.
+        device: where the fit runs, in float32 ("cpu", "cuda:0").
         on_step: called with (step, objective). should_stop: asked each step; true raises JobError.
 
     Raises:
         AnalysisError: too few problems or tokens, different widths, values that are not finite.
     """
-    _check(source, target, objective, penalty)
-    problem = _problem(source, target, objective, penalty, max_tokens, batch_pairs, seed)
-    d = source[0].shape[1]
-    logs = torch.zeros(d) if start is None else torch.as_tensor(np.array(start), dtype=torch.float32)
+    check_clouds(source, target, objective, penalty)
+    problem = _problem(source, target, objective, penalty, max_tokens, batch_pairs, seed, device)
+    begin = np.zeros(source[0].shape[1]) if start is None else np.array(start)
+    logs = torch.as_tensor(begin, dtype=torch.float32).to(device)
     logs += 0.5 * np.log(max(problem.clouds.exponent(problem.same, logs), 1e-12))
     trace, stopped = _descend(problem, logs.requires_grad_(True), steps, rate, on_step, should_stop)
     found = logs.detach()
     return ArdFit(
-        log_lengthscales=found.double().numpy(),
+        log_lengthscales=found.double().cpu().numpy(),
         trace=np.array(trace),
         same=problem.mean_mmd2(problem.same, found),
         different=problem.mean_mmd2(problem.different, found),
@@ -238,6 +248,8 @@ def fit_ard(
         objective=objective,
         steps=len(trace),
         stopped=stopped,
+        center=problem.center,
+        scale=problem.scale,
     )
 
 
@@ -281,34 +293,45 @@ def _problem(
     max_tokens: int,
     size: int,
     seed: int,
+    device: str = "cpu",
 ) -> _Objective:
     rng = np.random.default_rng(seed)
-    clouds = [_sample(cloud, max_tokens, rng) for cloud in (*source, *target)]
+    clouds = [subsample(cloud, max_tokens, rng) for cloud in (*source, *target)]
     pooled = np.concatenate(clouds)
     mean, sd = pooled.mean(axis=0), pooled.std(axis=0, ddof=1)
-    standard = [(cloud - mean) / np.where(sd > 0, sd, 1.0) for cloud in clouds]
-    n = len(source)
+    scale = np.where(sd > 0, sd, 1.0)
+    standard = [(cloud - mean) / scale for cloud in clouds]
+    same, different = paired_clouds(len(source))
+    return _Objective(
+        _Clouds.of(standard, torch.float32, device),
+        same,
+        different if objective == "contrastive" else [],
+        penalty,
+        size,
+        mean,
+        scale,
+    )
+
+
+def paired_clouds(n: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Same problem in both languages, and different problems of one language; clouds 0..n-1 and n..2n-1."""
     different = [
         (language * n + i, language * n + (i + shift) % n)
         for language in (0, 1)
         for shift in range(1, min(NEGATIVES, n - 1) + 1)
         for i in range(n)
     ]
-    return _Objective(
-        _Clouds.of(standard, torch.float32),
-        [(i, n + i) for i in range(n)],
-        different if objective == "contrastive" else [],
-        penalty,
-        size,
-    )
+    return [(i, n + i) for i in range(n)], different
 
 
-def _sample(cloud: Float[np.ndarray, "n d"], most: int, rng: np.random.Generator) -> Array:
+def subsample(cloud: Float[np.ndarray, "n d"], most: int, rng: np.random.Generator) -> Array:
+    """At most so many tokens of a cloud, in their order, float64."""
     cloud = np.asarray(cloud, dtype=np.float64)
     return cloud if len(cloud) <= most else cloud[np.sort(rng.choice(len(cloud), most, replace=False))]
 
 
-def _check(source: Clouds, target: Clouds, objective: str, penalty: float) -> None:
+def check_clouds(source: Clouds, target: Clouds, objective: str, penalty: float) -> None:
+    """AnalysisError for clouds that no fit can use; see `fit_ard`."""
     if objective not in ("contrastive", "paired"):
         raise AnalysisError("Unknown objective.", expected="contrastive or paired", given=repr(objective))
     if not (np.isfinite(penalty) and penalty >= 0):

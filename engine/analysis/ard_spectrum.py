@@ -17,6 +17,7 @@ from engine.errors import AnalysisError
 Array = NDArray[np.float64]
 SEPARATED = 2.0
 """Ashman's D from which two components count as apart (Ashman, Bird & Zepf 1994)."""
+LEVEL = 0.05
 SPREAD = 0.05
 """Standard deviation of log₁₀ ℓ below which nothing was told apart."""
 
@@ -65,6 +66,25 @@ def _crossing(weights: Array, means: Array, sds: Array) -> float:
     if gap(low) <= 0 or gap(high) >= 0:  # one component covers the other's mean
         return (low + high) / 2
     return float(optimize.brentq(gap, low, high))
+
+
+Found = Literal["collapsed", "nothing found", "not tested", "bimodal", "graded"]
+
+
+def conclusion(kind: str, *, collapsed: bool, p: float | None) -> Found:
+    """What a fit found, from its spectrum, its collapse and its held-out problems.
+
+    Rule: "collapsed" first; "nothing found" where the spectrum says so or the fitted kernel doesn't pair
+    held-out problems (p ≥ 0.05; `ard_holdout.hold_out`): fits of noise are bimodal too; "not tested"
+    without held-out problems; else the spectrum's kind.
+    """
+    if collapsed:
+        return "collapsed"
+    if kind == "nothing found" or (p is not None and not p < LEVEL):
+        return "nothing found"
+    if p is None:
+        return "not tested"
+    return "bimodal" if kind == "bimodal" else "graded"
 
 
 def surviving(

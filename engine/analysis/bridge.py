@@ -6,7 +6,7 @@ figure to read is the leave-one-out R², against pairs permuted at random.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 from engine.errors import AnalysisError
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+Groups = Sequence[object] | np.ndarray
 
+MOST_NUMBERS = 1_000_000
+"""Numbers that permuting pairs holds at a time."""
 DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-3, 5, 17))
 THIN, NONLINEAR, LEVEL = 0.8, 0.5, 0.05
 
@@ -47,7 +51,7 @@ class Bridge:
         r2_train, r2_loo: 1 − Σ‖error‖²/Σ‖y − ȳ‖².
         orthogonality, spectrum: of W; singular values (k,), descending.
         r2_procrustes: leave-one-out R² of the best rotation, refitted n times.
-        null: (draws,) leave-one-out R² with pairs permuted, the penalty chosen anew.
+        null: (draws,) leave-one-out R² with pairs permuted, the penalty chosen anew for each.
         p: one-sided rank of r2_loo among them.
         n, k: problems and coordinates.
     """
@@ -140,6 +144,7 @@ def fit_bridge(
     method: Literal["ridge", "minimum_norm"] = "ridge",
     alphas: Sequence[float] = DEFAULT_ALPHAS,
     center: bool = True,
+    groups: Groups | None = None,
     draws: int = 199,
     seed: int = 0,
 ) -> Bridge:
@@ -152,9 +157,12 @@ def fit_bridge(
     Args:
         x, y: coordinates of the same problems in the same basis, row by row.
         center: False fits without an intercept and centres the denominator of R² only.
+        groups: (n,) kind of each problem; pairs are then permuted among problems of one kind only, which
+            a bridge that merely knows the kind does not survive.
 
     Raises:
-        AnalysisError: other shapes, fewer than 4 problems, a constant side, penalties that are not positive.
+        AnalysisError: other shapes, fewer than 4 problems, a constant side, penalties that are not positive,
+            groups of one problem each.
     """
     x, y, penalties = _checked(x, y, method, alphas)
     design = _Design.of(x, center)
@@ -165,10 +173,7 @@ def fit_bridge(
     best = int(np.argmax(path))
     w = design.weights(penalties[best], target)
     fitted = (x - x.mean(axis=0) if center else x) @ w
-    rng = np.random.default_rng(seed)
-    null = np.array(
-        [_left_out_r2(makers, target[rng.permutation(len(y))], total).max() for _ in range(draws)]
-    )
+    null = _permuted_r2(design, penalties, target, _permutations(len(y), groups, draws, seed))
     return Bridge(
         w=w,
         method=method,
@@ -195,6 +200,107 @@ def _left_out_r2(makers: Sequence[Array], y: Array, total: float) -> Array:
         ok = (share > 1e-12 * share.max(initial=0.0)).all()
         found[index] = 1 - float(((maker @ y / share[:, None]) ** 2).sum()) / total if ok else -np.inf
     return found
+
+
+def _permuted_r2(design: _Design, penalties: Sequence[float], y: Array, orders: Index) -> Array:
+    """Largest leave-one-out R² over the penalties for each reordering of the rows of y, (draws,).
+
+    y as `_Design` needs it: centred unless there is no intercept. All draws go through one product per
+    penalty, with U (Uᵀ y) shared by all penalties.
+    """
+    n, k = y.shape
+    shares = [np.diag(design.residual_maker(alpha)) for alpha in penalties]
+    least = np.full(len(orders), np.inf)
+    size = max(1, MOST_NUMBERS // (n * k))
+    for start in range(0, len(orders), size):
+        part = slice(start, start + size)
+        shuffled = y[orders[part].T].reshape(n, -1)
+        inside = design.u.T @ shuffled
+        outside = shuffled - design.u @ inside if design.outside.any() else None
+        for alpha, share in zip(penalties, shares, strict=True):
+            if not (share > 1e-12 * share.max(initial=0.0)).all():
+                continue
+            errors = _residuals(design, alpha, inside, outside) / share[:, None]
+            squared = np.einsum("ij,ij->j", errors, errors).reshape(-1, k).sum(axis=1)
+            least[part] = np.minimum(least[part], squared)
+    return 1 - least / float(((y - y.mean(axis=0)) ** 2).sum())
+
+
+def _residuals(design: _Design, alpha: float, inside: Array, outside: Array | None) -> Array:
+    """`residual_maker(alpha)` times columns of which the parts inside and outside the span are known."""
+    if alpha == 0.0:
+        return (design.u / design.sigma**2) @ inside if outside is None else outside
+    left = design.u @ (inside * (alpha / (design.sigma**2 + alpha))[:, None])
+    return left if outside is None else left + outside
+
+
+def _permutations(n: int, groups: Groups | None, draws: int, seed: int) -> Index:
+    """Random orders of n problems, within groups where there are any, (draws, n)."""
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        return np.array([rng.permutation(n) for _ in range(draws)], dtype=np.intp).reshape(draws, n)
+    labels = np.asarray(groups)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    if labels.shape != (n,) or max(len(own) for own in members) < 2:
+        raise AnalysisError(
+            "Pairs can't be permuted within these groups.",
+            expected=f"a group for each of {n} problems, 2 or more in one of them",
+            given=f"{labels.shape[0]} labels, {len(members)} groups",
+        )
+    orders = np.tile(np.arange(n), (draws, 1))
+    for order in orders:
+        for own in members:
+            order[own] = rng.permutation(own)
+    return orders
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Bridges at several places, judged together.
+
+    Attributes:
+        r2_loo: (places,). null_low, null_high: (places,) central 95 % of each place's null.
+        largest: (draws,) the largest R² over all places for each reordering of the pairs.
+        p: (places,) one-sided rank of each R² among `largest`: holds for all places at once
+            (Westfall & Young 1993).
+    """
+
+    r2_loo: Array
+    null_low: Array
+    null_high: Array
+    largest: Array
+    p: Array
+
+
+def profile(
+    places: Iterable[tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k"]]],
+    *,
+    method: Literal["ridge", "minimum_norm"] = "ridge",
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    groups: Groups | None = None,
+    draws: int = 99,
+    seed: int = 0,
+) -> Profile:
+    """Leave-one-out R² at every place, e.g. every block; the same reorderings serve all places.
+
+    Raises:
+        AnalysisError: as `fit_bridge`; or no place.
+    """
+    values, nulls = [], []
+    for one, other in places:
+        x, y, penalties = _checked(one, other, method, alphas)
+        design, target = _Design.of(x, center=True), y - y.mean(axis=0)
+        total = float((target**2).sum())
+        makers = [design.residual_maker(alpha) for alpha in penalties]
+        values.append(_left_out_r2(makers, target, total).max())
+        nulls.append(_permuted_r2(design, penalties, target, _permutations(len(y), groups, draws, seed)))
+    if not values:
+        raise AnalysisError("A profile needs places.", expected="1 or more", given="none")
+    found, null = np.array(values), np.array(nulls)
+    largest = null.max(axis=0)
+    low, high = np.quantile(null, [0.025, 0.975], axis=1)
+    p = (1 + (largest >= found[:, None]).sum(axis=1)) / (1 + draws)
+    return Profile(found, low, high, largest, p)
 
 
 def orthogonality(w: Float[np.ndarray, "k k"]) -> Orthogonality:

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.condition import Condition
 from engine.experiment import Experiment, unknown_job
+from engine.experiments.ard import Ard
 from engine.experiments.behaviour import Behaviour
 from engine.experiments.head_map import HeadMap
 from engine.experiments.heads import HeadSubsets
@@ -24,6 +25,7 @@ SPECS: tuple[type[Experiment], ...] = (
     HeadSubsets,
     HeadMap,
     Behaviour,
+    Ard,
     Repeat,
     ZPatching,
 )
