@@ -28,6 +28,8 @@ PAGES = {
     ],
     "Languages": [
         ("geometry", "Z geometry", "deployed_code"),
+        ("ard", "ARD-MMD", "tune"),
+        ("bridge", "Bridge", "merge"),
     ],
     "Live": [
         ("patching", "Patching", "cable"),

@@ -46,6 +46,13 @@ FIXED: dict[str, tuple[str, ...]] = {
     "basis": ("map", "difference"),
     "part": ("rank", "steering"),
     "joined": ("blocks", "kernels"),
+    "way": ("forth", "back"),
+    "fit": ("ridge", "minimum_norm"),
+    "pairing": ("any", "category"),
+    "objective": ("contrastive", "paired"),
+    "penalty": ("0.001", "0.01", "0.1"),
+    "start": ("cold", "svd", "random"),
+    "rule": ("mixture", "fixed", "median"),
 }
 FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral")
 """Fields whose text only their page can judge: a run's id, heads as "0,2", names."""
@@ -98,7 +105,8 @@ class Selection:
     that a live patch runs, on the prompts of split `report`; `alphas` and `layers` say whether one or
     a whole curve of them is run; `run` names an earlier live result. `rank` 0 is a map's full rank, `lam`
     the decimal logarithm of ridge's λ. `joined` says how heads make one Z. `threshold` is the least
-    shared-vocabulary ratio of a prompt.
+    shared-vocabulary ratio of a prompt. `way` is the direction between two languages, `fit` and `pairing`
+    the bridge's method and null; `objective` to `cloud` are those of fitted lengthscales.
     """
 
     a: str = ""
@@ -141,6 +149,16 @@ class Selection:
     basis: str = "map"
     part: str = "rank"
     joined: str = "blocks"
+    way: str = "forth"
+    fit: str = "ridge"
+    pairing: str = "any"
+    objective: str = "contrastive"
+    penalty: str = "0.01"
+    start: str = "cold"
+    rule: str = "mixture"
+    cut: float = 0.5
+    steps: int = 600
+    cloud: int = 400
     heads: str = ""
     measure: str = ""
     contrast: str = ""
@@ -152,7 +170,7 @@ class Selection:
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Selection))
-_INTEGERS = ("layer", "ref", "k", "rank", "q", "clusters")
+_INTEGERS = ("layer", "ref", "k", "rank", "q", "clusters", "steps", "cloud")
 
 
 def defaults(facts: Facts) -> Selection:
@@ -204,6 +222,9 @@ def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
         "q": (1.0, float(facts.width)),
         "clusters": (1.0, float(MAX_CLUSTERS)),
         "threshold": (0.0, 1.0),
+        "cut": (-2.0, 4.0),
+        "steps": (50.0, 1000.0),
+        "cloud": (10.0, 1000.0),
     }
 
 
