@@ -133,7 +133,9 @@ def _gate_energy(opened: Opened, model: str, block: int, mine: dict[int, np.ndar
         right = opened.store.array(update_queries.kernel_name(model), first=block)
         heads = update_queries.key_heads(opened, model)
         frame = subspace.key_frame(right, heads or right.shape[0])
-    return [subspace_layers.energy_in(basis, gram, frame) for basis in mine.values()]
+    each = subspace_layers.energy_in(np.concatenate(list(mine.values()), axis=1), gram, frame)
+    ends = np.cumsum([basis.shape[1] for basis in mine.values()])
+    return [float(part.sum()) for part in np.split(each, ends[:-1])]
 
 
 def _silent(done: int, total: int) -> None:

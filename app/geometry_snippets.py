@@ -87,7 +87,7 @@ def gates(opened: Opened, model: str, selection: Selection) -> str:
         *_all_bases(opened, model, selection),
         "energy = np.array([",
         f"    subspace_layers.energy_in(basis, store.array('{folder}/gate_gram', first=block), {frame})",
-        "    for block, basis in enumerate(bases)])",
+        "    .sum() for block, basis in enumerate(bases)])",
         f"total, total_of_square = store.array('{folder}/gate_moments').T",
         "found = subspace_layers.weight_alignment(energy, total, total_of_square, *bases[0].shape)",
         "table = pl.DataFrame({'layer': range(len(bases)), 'value': found.ratio, 'p': found.p})",

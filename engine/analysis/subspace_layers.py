@@ -77,9 +77,12 @@ def layer_structure(
     """
     layers = similarity.shape[0]
     gap = adjacent_minus_distant(similarity)
+    first, second = np.triu_indices(layers, 1)
+    near, far = second - first == 1, second - first >= max(2, layers // 2)
     rng = np.random.default_rng(seed)
-    orders = (rng.permutation(layers) for _ in range(draws))
-    found = np.array([adjacent_minus_distant(similarity[np.ix_(order, order)]) for order in orders])
+    order = np.stack([rng.permutation(layers) for _ in range(draws)])
+    shuffled = similarity[order[:, first], order[:, second]]
+    found = shuffled[:, near].mean(axis=1) - shuffled[:, far].mean(axis=1)
     neighbours = np.diagonal(similarity, 1)
     unrelated = np.flatnonzero(holm(grassmann_p(neighbours, d, k)) >= 0.05)
     least = int(neighbours.argmin())
@@ -137,16 +140,16 @@ def energy_in(
     basis: Float[np.ndarray, "d k"],
     gram: Float[np.ndarray, "m m"],
     frame: Float[np.ndarray, "d m"] | None = None,
-) -> float:
-    """‖M Z‖_F² of a matrix M from a small Gram matrix.
+) -> Float[np.ndarray, " k"]:
+    """‖M z‖² of a matrix M for every column z, from a small Gram matrix; their sum is ‖M Z‖_F².
 
     Args:
-        basis: Z, column-orthonormal (d, k).
+        basis: directions (d, k); several bases may stand side by side.
         gram: (M F)ᵀ(M F), or MᵀM where `frame` is None.
-        frame: F (d, m), any columns whose span holds Z.
+        frame: F (d, m), any columns whose span holds every direction.
 
     Raises:
-        AnalysisError: Z is not in the span of the frame.
+        AnalysisError: a direction outside the span of the frame.
     """
     inside: Array = np.asarray(basis, dtype=np.float64)
     if frame is not None:
@@ -160,4 +163,5 @@ def energy_in(
                 given=f"{left:.2g} of it outside",
                 next_step="Use a basis made of the same layer's head kernels.",
             )
-    return float(np.einsum("mk,mn,nk->", inside, np.asarray(gram, dtype=np.float64), inside, optimize=True))
+    found: Array = (inside * (np.asarray(gram, dtype=np.float64) @ inside)).sum(axis=0)
+    return found

@@ -34,7 +34,7 @@ def test_energy_of_the_gate_in_z_equals_the_dense_one(family: str) -> None:
         frame = None if full else key_frame(right, found.n_kv_heads)
         wanted = float(((dense @ basis) ** 2).sum())
         # float32 sums of 48 products
-        assert energy_in(basis, pieces["gate_gram"][layer], frame) == pytest.approx(wanted, rel=1e-4)
+        assert energy_in(basis, pieces["gate_gram"][layer], frame).sum() == pytest.approx(wanted, rel=1e-4)
         gram = dense.T @ dense
         np.testing.assert_allclose(
             pieces["gate_moments"][layer], [np.trace(gram), (gram**2).sum()], rtol=1e-5

@@ -119,6 +119,12 @@ def test_order_of_blocks_shows_where_it_is_planted_and_rarely_where_not() -> Non
     found = sl.layer_structure(sp.grassmann_matrix(planted), 200, 5)
     assert found.boundary == 3
     assert found.unrelated == (3,)
+    matrix = sp.grassmann_matrix(planted)
+    rng = np.random.default_rng(4)  # the null again, one order after another
+    orders = [rng.permutation(9) for _ in range(50)]
+    gaps = [sp.adjacent_minus_distant(matrix[np.ix_(order, order)]) for order in orders]
+    again = sl.layer_structure(matrix, 200, 5, draws=50, seed=4)
+    assert again.p_gap == (1 + sum(g >= again.gap - 1e-12 for g in gaps)) / 51
     assert found.p_gap < 0.02
     hits = 0
     for seed in range(200):
@@ -139,8 +145,8 @@ def test_energy_from_a_small_gram_equals_the_dense_energy() -> None:
             found.right[3][:, :k],
         ):
             dense = float(((weight @ basis) ** 2).sum())
-            assert sl.energy_in(basis, small, frame) == pytest.approx(dense, rel=1e-5)  # float32 Gram
-            assert sl.energy_in(basis, weight.T @ weight) == pytest.approx(dense, rel=1e-12)
+            assert sl.energy_in(basis, small, frame).sum() == pytest.approx(dense, rel=1e-5)  # float32 Gram
+            assert sl.energy_in(basis, weight.T @ weight).sum() == pytest.approx(dense, rel=1e-12)
     with pytest.raises(AnalysisError, match="not inside the frame"):
         sl.energy_in(sp.random_basis(40, 2, 0), small, frame)
 
@@ -151,11 +157,11 @@ def test_alignment_is_calibrated_and_finds_a_plant() -> None:
     gram = weight.T @ weight
     totals = np.array([np.trace(gram)]), np.array([(gram**2).sum()])
     for seed in range(600):
-        energy = np.array([sl.energy_in(sp.random_basis(d, k, seed), gram)])
+        energy = sl.energy_in(sp.random_basis(d, k, seed), gram).sum(keepdims=True)
         hits += sl.weight_alignment(energy, *totals, d, k).p[0] < 0.05
     assert abs(hits / 600 - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 600)
     top = np.linalg.eigh(gram)[1][:, -k:]
-    found = sl.weight_alignment(np.array([sl.energy_in(top, gram)]), *totals, d, k)
+    found = sl.weight_alignment(sl.energy_in(top, gram).sum(keepdims=True), *totals, d, k)
     assert found.p[0] < 1e-3
     assert found.ratio[0] == pytest.approx(((weight @ top) ** 2).sum() / (weight**2).sum() * d / k)
     none = sl.weight_alignment(np.zeros(1), np.array([np.nan]), np.array([np.nan]), d, k)
