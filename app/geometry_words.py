@@ -17,7 +17,7 @@ TAIL = ALPHA / 2
 
 def p_text(p: float) -> str:
     """'p = 0.012', or 'p < 0.001'."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3g}"
 
 
 def ranks_title(model: str, ranks: np.ndarray, variation: np.ndarray, random: np.ndarray, d_h: int) -> str:

@@ -128,6 +128,47 @@ def updates(opened: Opened, model: str, selection: Selection, languages: bool = 
     return "\n".join(lines)
 
 
+def _norms(opened: Opened, model: str, selection: Selection) -> list[str]:
+    return [
+        *prompts_lines(opened, queries.chosen_filter(selection)),
+        *_basis_lines(model, selection),
+        f"states = (store.activations({model!r}, 'resid', s, {selection.position!r}, rows=keep)",
+        f"          for s in store.states({model!r}))",
+        f"norms = update_norms(updates(states), {{{selection.k}: basis}})",
+    ]
+
+
+def asymmetry(opened: Opened, model: str, selection: Selection) -> str:
+    """Difference of R between two languages, with limits that hold for all blocks together."""
+    lines = [
+        *_norms(opened, model, selection),
+        "languages = store.prompts['language'].to_numpy()[keep]",
+        f"found = residual_updates(norms, {selection.k}, languages=languages,",
+        f"    {_resampling(opened, selection)})",
+        "(pair, apart), = list(found.differences.items())[:1]",
+        "low, high = found.differences_all[pair]",
+        "table = pl.DataFrame({'layer': range(len(found.labels)), 'value': apart.estimate, 'low': low, "
+        "'high': high})",
+    ]
+    return "\n".join(lines)
+
+
+def lengths(opened: Opened, model: str, selection: Selection) -> str:
+    """Mean lengths of updates: whole, outside Z, inside, and inside by chance."""
+    resampling = _resampling(opened, selection).split(", ", maxsplit=1)[1]
+    lines = [
+        *_norms(opened, model, selection),
+        "from engine.analysis.residual_updates import chance_ratio, mean_norms",
+        f"found = mean_norms(norms, {selection.k}, {resampling})",
+        "chance = chance_ratio(*basis.shape)",
+        "parts = [(found.total, 1), (found.outside, 1), (found.inside, 1), (found.outside, chance)]",
+        "table = pl.concat(pl.DataFrame({'value': by * band.estimate, 'low': by * band.low, "
+        "'high': by * band.high})",
+        "    for band, by in parts)",
+    ]
+    return "\n".join(lines)
+
+
 def split(opened: Opened, model: str, selection: Selection) -> str:
     """R of attention's and the MLP's contributions."""
     lines = prompts_lines(opened, queries.chosen_filter(selection)) + _basis_lines(model, selection)

@@ -18,9 +18,11 @@ from app.queries import LEVEL, SEED, Filter, Key, chosen_filter, groups, require
 from app.resources import Opened
 from app.selection import Selection
 from engine.analysis.residual_updates import (
+    MeanNorms,
     ResidualUpdates,
     UpdateNorms,
     UpdateSplit,
+    mean_norms,
     residual_updates,
     split_updates,
     update_norms,
@@ -143,6 +145,19 @@ def _result(
         kind=selection.mean,  # type: ignore[arg-type]
         languages=spoken,
         groups=groups(_opened, keep),
+        n_boot=RESAMPLES,
+        level=LEVEL,
+        seed=SEED,
+    )
+
+
+def lengths(opened: Opened, model: str, selection: Selection) -> MeanNorms:
+    """Mean lengths of every block's update inside and outside Z at the selected rank."""
+    which = chosen_filter(selection)
+    return mean_norms(
+        norms(opened, model, selection),
+        selection.k,
+        groups=groups(opened, rows(opened, which)),
         n_boot=RESAMPLES,
         level=LEVEL,
         seed=SEED,

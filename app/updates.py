@@ -16,7 +16,7 @@ from app.panel import Panel
 from app.queries import paired
 from app.resources import Opened
 from app.selection import Selection
-from engine.analysis.residual_updates import ResidualUpdates, update_label
+from engine.analysis.residual_updates import ResidualUpdates, chance_ratio, update_label
 
 WHY_EMPTY = (
     "This store has no residual updates",
@@ -132,7 +132,7 @@ def curve_panel(opened: Opened, selection: Selection) -> Panel:
 
 
 def language_panel(opened: Opened, selection: Selection) -> Panel | None:
-    """R in each language, and their difference; None with fewer than two languages."""
+    """R in each language with chance and band; None with fewer than two languages."""
     model = _model(selection)
     found = update_queries.result(opened, model, selection)
     if len(found.languages) < 2:
@@ -144,24 +144,93 @@ def language_panel(opened: Opened, selection: Selection) -> Panel | None:
             for n, v in (("value", band.estimate), ("low", band.low), ("high", band.high))
         }
         parts.append(pl.DataFrame({"layer": range(len(found.labels)), "series": language, **ends}))
-    (one, two), apart = next(iter(found.differences.items()))
-    low, high = found.differences_all[one, two]
-    gap = pl.DataFrame({"layer": range(len(found.labels)), "value": apart.estimate, "low": low, "high": high})
-    gaps = gap.rename({"value": "difference", "low": "difference_low", "high": "difference_high"})
     table = pl.concat(parts)
 
     def draw(palette: Palette) -> Spec:
         hues = dict(zip(found.languages, palette.series[2:], strict=False))
         return layer_curve(table, _look(selection, found, hues, 300), palette)
 
-    caption = (
-        f"Differences ({one} minus {two}, in the data) are of R itself and paired: the same resampled "
-        "prompts serve both. Their limits hold for all blocks together (95 %)."
-    )
-    title = words.difference_title(gap, [one, two], model)
-    joined = table.join(gaps, on="layer")
+    caption = _caption(opened, selection, found.ratio.method) + " The next panel says where languages differ."
+    chance = 1.0 if selection.scale == "r_over_chance" else found.chance
+    title = words.languages_title(table, model, chance)
+    if selection.scale == "r_over_chance":
+        title = title.replace(": R is", ": R ÷ chance is")
     code = snippets.updates(opened, model, selection, languages=True)
-    return Panel("updates-language", title, joined, draw, code, caption, (model,))
+    return Panel("updates-language", title, table, draw, code, caption, (model,))
+
+
+def asymmetry_panel(opened: Opened, selection: Selection) -> Panel | None:
+    """R of one language minus R of the other; None with fewer than two languages."""
+    model = _model(selection)
+    found = update_queries.result(opened, model, selection)
+    if not found.differences:
+        return None
+    (one, two), apart = next(iter(found.differences.items()))
+    low, high = found.differences_all[one, two]
+    name = f"{one} − {two}"
+    table = pl.DataFrame(
+        {"layer": range(len(found.labels)), "series": name, "value": apart.estimate, "low": low, "high": high}
+    )
+
+    def draw(palette: Palette) -> Spec:
+        look = dataclasses.replace(
+            _look(selection, found, {name: palette.pair}, 300),
+            y_title=f"R in {one} − R in {two}",
+            references={"no difference": 0.0},
+        )
+        return layer_curve(table, look, palette)
+
+    what = _caption(opened, selection, found.ratio.method).split(" Band")[0]
+    caption = (
+        "Differences of R itself, paired: the same resampled prompts serve both languages. The limits hold "
+        f"for all blocks together (95 %, largest |t| over blocks). {what}"
+    )
+    title = words.difference_title(table, [one, two], model)
+    code = snippets.asymmetry(opened, model, selection)
+    return Panel("updates-asymmetry", title, table, draw, code, caption, (model,))
+
+
+def norms_panel(opened: Opened, selection: Selection) -> Panel:
+    """Mean lengths of every block's update: whole, inside Z, outside, and inside if it were unrelated."""
+    model = _model(selection)
+    found = update_queries.result(opened, model, selection)
+    lengths = update_queries.lengths(opened, model, selection)
+    chance = chance_ratio(found.d, found.k)
+    rows = [
+        pl.DataFrame(
+            {
+                "layer": range(len(found.labels)),
+                "update": found.labels,
+                "series": name,
+                "value": band.estimate * by,
+                "low": band.low * by,
+                "high": band.high * by,
+            }
+        )
+        for name, band, by in (
+            ("whole", lengths.total, 1.0),
+            ("outside Z", lengths.outside, 1.0),
+            ("in Z", lengths.inside, 1.0),
+            ("in Z by chance", lengths.outside, chance),
+        )
+    ]
+    table = pl.concat(rows)
+
+    def draw(palette: Palette) -> Spec:
+        hues = {"whole": palette.mark, "outside Z": palette.series[5], "in Z": palette.pair}
+        look = _look(selection, found, {**hues, "in Z by chance": palette.null}, 300)
+        return layer_curve(
+            table, dataclasses.replace(look, y_title="mean length of the update", references=None), palette
+        )
+
+    what = _caption(opened, selection, found.ratio.method).split(" Dashed")[0]
+    caption = (
+        "Means over prompts, in the unit of the activations. in Z by chance: what an update unrelated to Z "
+        f"has inside it, {words.number(chance, 3)} of the length outside. {what}"
+    )
+    title = words.lengths_title(table, model)
+    code = snippets.lengths(opened, model, selection)
+    return Panel("updates-norms", title, table, draw, code, caption, (model,))
 
 
 def split_panel(opened: Opened, selection: Selection) -> Panel | None:
@@ -201,3 +270,13 @@ def split_panel(opened: Opened, selection: Selection) -> Panel | None:
     title = words.split_title(table, model, selection.layer)
     code = snippets.split(opened, model, selection)
     return Panel("updates-split", title, table, draw, code, caption, (model,))
+
+
+PANELS: tuple[Callable[[Opened, Selection], Panel | None], ...] = (
+    curve_panel,
+    language_panel,
+    asymmetry_panel,
+    norms_panel,
+    split_panel,
+)
+"""Everything the page shows, in order."""

@@ -206,6 +206,35 @@ def difference_title(table: pl.DataFrame, names: Sequence[str], model: str) -> s
     )
 
 
+def languages_title(table: pl.DataFrame, model: str, chance: float) -> str:
+    """The range of R in each language, next to chance; it ranks nothing.
+
+    Args:
+        table: columns layer, series (the language), value.
+    """
+    parts = [
+        f"{number(float(part['value'].min()))} to {number(float(part['value'].max()))} in {name}"  # type: ignore[arg-type]
+        for (name,), part in table.drop_nans("value").group_by("series", maintain_order=True)
+    ]
+    return f"{model}: R is {' and '.join(parts)}; chance is {number(chance)}"
+
+
+def lengths_title(table: pl.DataFrame, model: str) -> str:
+    """How long updates are, and which block's is longest where the intervals tell.
+
+    Rule: the longest is named when its lower limit is above every other block's upper limit.
+
+    Args:
+        table: columns update, series ("whole" among them), value, low, high.
+    """
+    whole = table.filter(pl.col("series") == "whole").sort("value", descending=True)
+    ends = f"{number(float(whole['value'][-1]))} to {number(float(whole['value'][0]))}"
+    text = f"{model}: updates are {ends} long on average"
+    if whole.height > 1 and whole["low"][0] > float(whole["high"][1:].max()):  # type: ignore[arg-type]
+        return f"{text}, the longest at {whole['update'][0]}"
+    return f"{text}; the intervals don't tell which is longest" if whole.height > 1 else text
+
+
 def split_title(table: pl.DataFrame, model: str, layer: int) -> str:
     """Which of a block's two parts lies more in Z, at the selected block.
 

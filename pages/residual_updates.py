@@ -30,7 +30,7 @@ with st.container(horizontal=True, gap="medium"):
 chosen = updates.effective(opened, controls.current())
 with components.guard("residual updates: measure"):
     updates.prepare(opened, chosen, components.progress)
-    for make in (updates.curve_panel, updates.language_panel, updates.split_panel):
+    for make in updates.PANELS:
         with components.guard(f"residual updates: {make.__name__}"):
             panel = make(opened, chosen)
             if panel is not None:

@@ -26,14 +26,24 @@ from engine.analysis.uncertainty import (
     random_subspace_moments,
     resample_weights,
 )
-from engine.analysis.update_norms import UpdateNorms, span, update_label, update_norms, updates
+from engine.analysis.update_norms import (
+    MeanNorms,
+    UpdateNorms,
+    mean_norms,
+    span,
+    update_label,
+    update_norms,
+    updates,
+)
 from engine.errors import AnalysisError
 
 __all__ = [
+    "MeanNorms",
     "ResidualUpdates",
     "UpdateNorms",
     "UpdateSplit",
     "chance_ratio",
+    "mean_norms",
     "residual_updates",
     "split_updates",
     "update_label",

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from engine.analysis.subspace import check_basis
+from engine.analysis.uncertainty import Band, Groups, band, resample_weights
 from engine.errors import AnalysisError
 
 Array = NDArray[np.float64]
@@ -108,6 +109,47 @@ def update_norms(
     inside, whole = np.array(z2), np.array(total2)
     rest = np.sqrt(np.maximum(whole[:, :, None] - inside, 0.0))
     return UpdateNorms(np.sqrt(inside), rest, np.sqrt(whole), np.array(shared), wanted, joined.shape[0])
+
+
+@dataclass(frozen=True)
+class MeanNorms:
+    """Mean lengths of updates over prompts, block by block, in the unit of the activations.
+
+    Attributes:
+        inside, outside: mean ‖P_Z Δ‖ and mean ‖P_Z⊥ Δ‖; R (ratio of means) is one over the other.
+        total: mean ‖Δ‖.
+    """
+
+    inside: Band
+    outside: Band
+    total: Band
+
+
+def mean_norms(
+    norms: UpdateNorms,
+    k: int,
+    *,
+    groups: Groups = None,
+    n_boot: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> MeanNorms:
+    """Mean lengths with percentile bootstrap bands over prompts, or groups of them.
+
+    Raises:
+        AnalysisError: a k that was not measured.
+    """
+    if k not in norms.ks:
+        raise AnalysisError("This k was not measured.", expected=f"one of {span(norms.ks)}", given=f"k = {k}")
+    at = norms.ks.index(k)
+    weights = resample_weights(norms.total.shape[1], n_boot, seed, groups)
+    weights /= weights.sum(axis=1, keepdims=True)
+    method = f"percentile bootstrap over {'prompts' if groups is None else 'groups'}"
+    inside, outside, total = (
+        band(lengths.mean(axis=1), weights @ lengths.T, level, method)
+        for lengths in (norms.z[:, :, at], norms.rest[:, :, at], norms.total)
+    )
+    return MeanNorms(inside, outside, total)
 
 
 def span(values: Iterable[int]) -> str:

@@ -21,6 +21,7 @@ from app.resources import Opened, read_facts
 from app.selection import Selection, defaults
 from engine.analysis.cka import linear_cka
 from engine.analysis.residual_updates import chance_ratio
+from engine.analysis.subspace import multi_head_basis
 from store.reader import Store
 
 ROUNDING = 1e-6
@@ -32,6 +33,8 @@ MAKERS: dict[str, Callable[[Opened, Selection], Panel | None]] = {
     "cka-grid": similarity.heatmap_panel,
     "updates": updates.curve_panel,
     "updates-language": updates.language_panel,
+    "updates-asymmetry": updates.asymmetry_panel,
+    "updates-norms": updates.norms_panel,
     "updates-split": updates.split_panel,
 }
 
@@ -131,8 +134,6 @@ def test_updates_are_measured_against_the_stored_kernels(opened: Opened, chosen:
     panel = make(opened, dataclasses.replace(chosen, k=3, ref=1), "updates")
     raw = streams()["base"]
     store = opened.store
-    from engine.analysis.subspace import multi_head_basis
-
     name = update_queries.kernel_name("base")
     basis = multi_head_basis(store.array(name)[1], store.array(name.replace("right", "sigma"))[1], 3)
     wanted = []
@@ -145,6 +146,29 @@ def test_updates_are_measured_against_the_stored_kernels(opened: Opened, chosen:
     assert panel.table["chance"][0] == pytest.approx(chance_ratio(WIDTH, 3))
     over = make(opened, dataclasses.replace(effective, scale="r_over_chance"), "updates")
     assert values(over, "base") == pytest.approx(np.array(wanted) / chance_ratio(WIDTH, 3), rel=1e-4)
+
+
+def test_lengths_and_asymmetry_are_those_of_the_raw_updates(opened: Opened, chosen: Selection) -> None:
+    selection = dataclasses.replace(chosen, k=3, ref=1)
+    raw, store = streams()["base"], opened.store
+    name = update_queries.kernel_name("base")
+    basis = multi_head_basis(store.array(name)[1], store.array(name.replace("right", "sigma"))[1], 3)
+    spoken = prompts_table()["language"].to_numpy()
+    norms, apart = (make(opened, selection, f"updates-{n}") for n in ("norms", "asymmetry"))
+    for block in range(LAYERS):
+        delta = raw["resid", block + 1] - raw["resid", block]
+        inside = np.linalg.norm(delta @ basis, axis=1)
+        outside = np.linalg.norm(delta - delta @ basis @ basis.T, axis=1)
+        for series, wanted in (
+            ("whole", np.linalg.norm(delta, axis=1).mean()),
+            ("outside Z", outside.mean()),
+            ("in Z", inside.mean()),
+            ("in Z by chance", outside.mean() * chance_ratio(WIDTH, 3)),
+        ):
+            assert values(norms, series)[block] == pytest.approx(wanted, rel=1e-4)
+        one, two = (inside[spoken == s].mean() / outside[spoken == s].mean() for s in ("en", "zh"))
+        assert apart.table["value"][block] == pytest.approx(one - two, abs=1e-5)
+    assert "in Z by chance" in norms.caption
 
 
 def test_every_rank_of_a_narrow_head_is_offered() -> None:
@@ -173,7 +197,7 @@ def test_the_code_of_a_panel_gives_its_numbers_again(
     opened: Opened, chosen: Selection, name: str, view: str
 ) -> None:
     selection = dataclasses.replace(chosen, **VIEWS[view])
-    if name.endswith("language") and selection.language != "all":
+    if name.endswith(("language", "asymmetry")) and selection.language != "all":
         maker_input = updates.effective(opened, selection) if name.startswith("updates") else selection
         assert MAKERS[name](opened, maker_input) is None
         return

@@ -160,3 +160,23 @@ def test_a_verdict_becomes_a_statement_about_the_model() -> None:
 def test_kls_keep_three_digits_at_any_size() -> None:
     assert words.nats_span({"kl": 10.94, "low": 9.894, "high": 11.99}) == "10.9 nats (9.89 to 12)"
     assert words.nats_span({"kl": 7.4e-7, "low": -1e-12, "high": 2e-6}) == "7e-7 nats (0 to 2e-6)"
+
+
+def test_lengths_name_the_longest_only_where_intervals_tell() -> None:
+    table = pl.DataFrame(
+        {
+            "update": ["−1→0", "0→1", "1→2"],
+            "series": "whole",
+            "value": [1.0, 2.0, 4.0],
+            "low": [0.9, 1.8, 3.0],
+            "high": [1.1, 2.2, 5.0],
+        }
+    )
+    title = words.lengths_title(table, "base")
+    assert title == "base: updates are 1.00 to 4.00 long on average, the longest at 1→2"
+    wide = table.with_columns(low=pl.col("value") - 3)
+    assert words.lengths_title(wide, "base").endswith("; the intervals don't tell which is longest")
+    spoken = pl.DataFrame({"series": ["en", "en", "zh"], "value": [0.1, 0.3, 0.2]})
+    assert words.languages_title(spoken, "base", 0.15) == (
+        "base: R is 0.10 to 0.30 in en and 0.20 to 0.20 in zh; chance is 0.15"
+    )
