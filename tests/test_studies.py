@@ -1,0 +1,84 @@
+"""Every study file that is shipped: it is valid, its experiments fit it, and it can be planned."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, Qwen2Config
+
+from app.headless import read_experiments
+from app.prepare import Prepared, describe_plan
+from engine.errors import StudyError
+from engine.experiments.ard import Ard
+from engine.experiments.z_patching import ZPatching
+from engine.prompts import read_prompts
+from engine.study import Study
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = sorted((ROOT / "studies").glob("*.toml"))
+DATA = Path(os.environ.get("PATCHBAY_DATA", ROOT.parent / "shared" / "data"))
+QWEN_3B: dict[str, Any] = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "intermediate_size": 11008,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_a_study_is_valid_and_its_experiments_fit_it(path: Path) -> None:
+    """Prompt files that a reader has to fetch first may be missing, and are then named."""
+    study = Study.from_dict(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+    if "mgsm" in path.stem and not (ROOT / "data/mgsm").exists():
+        with pytest.raises(StudyError, match=r"names something that isn't there.*mgsm_en\.tsv"):
+            Study.load(path)
+    experiments = path.with_suffix("").with_name(f"{path.stem}.experiments.json")
+    if not experiments.exists():
+        return
+    for experiment in read_experiments([str(experiments)]):
+        assert set(experiment.models()) <= set(study.models)
+        assert isinstance(experiment, ZPatching | Ard)
+        layers = experiment.layers if isinstance(experiment, ZPatching) else (experiment.layer,)
+        assert max(layers) < QWEN_3B["num_hidden_layers"]
+
+
+def test_the_two_language_study_is_planned(tmp_path: Path) -> None:
+    """With the shape of the real model and the demo's tokenizer, since the real ones are downloads."""
+    Qwen2Config(**QWEN_3B, architectures=["Qwen2ForCausalLM"]).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(ROOT / "demo/base").save_pretrained(tmp_path / "model")
+    text = (ROOT / "studies/qwen2.5-3b-zh-en.toml").read_text(encoding="utf-8")
+    text = text.replace('hub = "Qwen/Qwen2.5-3B"', 'path = "model"')
+    text = text.replace("../demo/problems.jsonl", str(ROOT / "demo/problems.jsonl"))
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    prepared = Prepared.of(Study.load(tmp_path / "study.toml"))
+    assert prepared.table.height == 40
+    assert prepared.table["pair_id"].n_unique() == 20
+    plan = describe_plan(prepared)
+    # 37 states and 36 blocks of three more sites, 40 prompts, two positions, two bytes each
+    stored = (37 + 36 * 2) * 2048 + 36 * 16 * 128
+    assert f"{2 * 40 * stored * 2 / 1e6:.1f} MB" in plan
+
+
+def test_mgsm_is_read_in_pairs(tmp_path: Path) -> None:
+    if not (DATA / "mgsm").is_dir():
+        pytest.skip(f"no MGSM files in {DATA}")
+    shutil.copytree(DATA / "mgsm", tmp_path / "data/mgsm")
+    text = (ROOT / "studies/mgsm-zh-en.toml").read_text(encoding="utf-8")
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies/mgsm.toml").write_text(text, encoding="utf-8")
+    here = Study.load(tmp_path / "studies/mgsm.toml")
+    table = read_prompts(here.prompts)
+    assert table.height == 500
+    assert table["pair_id"].n_unique() == 250
+    by_pair = table.group_by("pair_id").agg("language", "answer")
+    assert all(sorted(languages) == ["en", "zh"] for languages in by_pair["language"])
+    same = [len({answer.replace(",", "") for answer in answers}) == 1 for answers in by_pair["answer"]]
+    assert sum(same) >= 249
