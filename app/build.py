@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from tqdm import tqdm
 
+from app.build_weights import read_deltas, steerable, write_weights
 from app.derive import derive
 from app.parallel import capture_in_parallel
 from app.prepare import Prepared
 from app.provenance import provenance
 from engine.capture import capture_unit
-from engine.deltas import weight_deltas
 from engine.errors import CaptureError, StoreError
 from engine.model import LoadedModel, load
-from engine.pieces import model_pieces, piece_names
 from engine.results import SelfCheck
-from engine.self_checks import check_capture, check_logits, check_self_patch, check_stored
+from engine.self_checks import (
+    check_capture,
+    check_logits,
+    check_self_patch,
+    check_stored,
+    check_weight_shift,
+)
 from engine.study import Study, diff_studies
 from store.reader import Store
 from store.writer import StoreWriter
@@ -34,6 +39,8 @@ __all__ = ["build"]
 
 CHECKED_PROMPTS = 6
 SAMPLED_PROMPTS = 8
+SHIFTED_TENSORS = 16
+"""Tensors of a weight difference that the check of steering at α = 0 puts on."""
 
 
 @dataclass
@@ -152,8 +159,9 @@ def _capture_models(
                 capture_into(prepared, writer, lm, unit, bar.write)
                 bar.update(len(writer.plan.prompts_of(unit)))
             bar.set_postfix_str(f"{name}: weights and self-checks")
-            _write_weights(writer, lm, first)
-            checks += [check.to_json() | {"model": name} for check in _self_checks(prepared, writer, lm)]
+            write_weights(writer, lm, first)
+            measured = _self_checks(prepared, writer, lm, first)
+            checks += [check.to_json() | {"model": name} for check in measured]
             infos[name] = lm.info | {
                 "device": str(lm.device),
                 "dtype": str(lm.dtype).removeprefix("torch."),
@@ -179,60 +187,21 @@ def capture_into(prepared: Prepared, writer: StoreWriter, lm: LoadedModel, unit:
     writer.commit(lm.name, unit, values)
 
 
-def _write_weights(writer: StoreWriter, lm: LoadedModel, first: LoadedModel | None) -> None:
-    """The weights that analyses need, and where they differ from the first model's."""
-    if not all(writer.has_array(f"weights/{lm.name}/{piece}") for piece in piece_names(lm.taps)):
-        for piece in model_pieces(lm.taps):
-            attrs = {"meaning": piece.meaning}
-            name = f"weights/{lm.name}/{piece.name}"
-            writer.write_array(name, piece.values, piece.dims, attrs, bfloat16=piece.bfloat16)
-    if first is None or _has_deltas(writer, lm.name):
-        return
-    rows = []
-    for delta in weight_deltas(first.model, lm.model):
-        stored = delta.left is not None and delta.right is not None
-        if stored:
-            name = f"weights/{lm.name}/delta/{delta.name}"
-            meaning = {"meaning": f"low-rank factor of {delta.name}, {lm.name} − {first.name}"}
-            writer.write_array(f"{name}/left", np.asarray(delta.left), ("out", "rank"), meaning)
-            writer.write_array(f"{name}/right", np.asarray(delta.right), ("rank", "in"), meaning)
-        row = {key: value for key, value in asdict(delta).items() if key not in ("left", "right")}
-        rows.append(row | {"shape": list(delta.shape), "factors_stored": stored})
-    writer.write_table(f"weight-delta-{lm.name}", pl.DataFrame(rows, schema=DELTA_SCHEMA))
-
-
-def _has_deltas(writer: StoreWriter, model: str) -> bool:
-    """Whether the table of weight differences is there with all the factors that it names."""
-    name = f"weight-delta-{model}"
-    if not writer.has_table(name):
-        return False
-    stored = Store(writer.root).table(name).filter("factors_stored")["name"]
-    return all(
-        writer.has_array(f"weights/{model}/delta/{delta}/{side}")
-        for delta in stored
-        for side in ("left", "right")
-    )
-
-
-DELTA_SCHEMA: dict[str, Any] = {
-    "name": pl.String,
-    "shape": pl.List(pl.Int64),
-    "norm": pl.Float64,
-    "relative": pl.Float64,
-    "rank": pl.Int64,
-    "error": pl.Float64,
-    "factors_stored": pl.Boolean,
-}
-
-
-def _self_checks(prepared: Prepared, writer: StoreWriter, lm: LoadedModel) -> Iterator[SelfCheck]:
+def _self_checks(
+    prepared: Prepared, writer: StoreWriter, lm: LoadedModel, first: LoadedModel | None
+) -> Iterator[SelfCheck]:
     yield from lm.checks
     token_ids = prepared.token_ids(lm.name)
     few = [token_ids[i] for i in prepared.sample(CHECKED_PROMPTS)]
     yield from check_capture(lm, few)
     yield check_logits(lm, few)
     yield check_self_patch(lm, few)
-    yield stored_equals_recomputed(prepared, Store(writer.root), lm, prepared.sample(SAMPLED_PROMPTS))
+    store = Store(writer.root)
+    yield stored_equals_recomputed(prepared, store, lm, prepared.sample(SAMPLED_PROMPTS))
+    if first is not None and steerable(store, lm.name):
+        token_ids = prepared.token_ids(first.name)
+        few = [token_ids[i] for i in prepared.sample(CHECKED_PROMPTS)]
+        yield from check_weight_shift(first, islice(read_deltas(store, lm.name), SHIFTED_TENSORS), few)
 
 
 def stored_equals_recomputed(

@@ -117,7 +117,7 @@ def load(spec: ModelSpec, name: str) -> LoadedModel:
     info: dict[str, Any] = {"source": source, "revision": getattr(config, "_commit_hash", None) or revision}
     info["files"] = model_files(spec.path) if spec.path is not None else {}
     if spec.adapter is not None:
-        model = _merge_adapter(model, spec)
+        model = _merge_adapter(model, spec, notes)
         info["adapter"] = str(spec.adapter)
         info["adapter_files"] = model_files(spec.adapter) if isinstance(spec.adapter, Path) else {}
     if spec.weight_diff is not None:
@@ -271,7 +271,7 @@ def _load_weights(
     return model if spec.device_map else model.to(resolve_device(spec.device))
 
 
-def _merge_adapter(model: Any, spec: ModelSpec) -> Any:
+def _merge_adapter(model: Any, spec: ModelSpec, notes: list[str]) -> Any:
     """The model with the adapter merged into its weights by peft; ModelError when it doesn't fit."""
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights
@@ -292,10 +292,18 @@ def _merge_adapter(model: Any, spec: ModelSpec) -> Any:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             wrapped = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False, **where)
+            config: Any = wrapped.peft_config[wrapped.active_adapter]
+            if not hasattr(wrapped.base_model, "merge_and_unload"):
+                raise ValueError(f"{config.peft_type} is no change of weights and cannot be merged into them")
             given = set(load_peft_weights(adapter, device="cpu", **where))
-            fitted = set(get_peft_model_state_dict(wrapped))
+            whole = any(key.endswith(("embed_tokens.weight", "lm_head.weight")) for key in given)
+            # not left to peft, which would ask the Hub whether the base's vocabulary was resized
+            fitted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=whole))
             if given != fitted:
                 raise ValueError(f"tensors without a counterpart: {', '.join(sorted(given ^ fitted)[:4])}")
+            trained_on, source = str(config.base_model_name_or_path or ""), str(spec.hub or spec.path)
+            if trained_on and Path(trained_on).name != Path(source).name:
+                notes.append(f"the adapter {adapter} was trained on {trained_on}, here it is put on {source}")
             return wrapped.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(

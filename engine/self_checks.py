@@ -7,19 +7,29 @@ from `engine.model.check_identities`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from engine.capture import Activations, capture_batch, capture_unit
+from engine.deltas import WeightDelta
+from engine.errors import ModelError
 from engine.intervene import SELF_LIMIT, SELF_LIMIT_HALF, PatchEngine
 from engine.model import LoadedModel
 from engine.positions import Positions
 from engine.results import SelfCheck
 from engine.sites import Site, record
+from engine.steer import WeightShift
 
-__all__ = ["check_capture", "check_logits", "check_self_patch", "check_stored", "relative_deviation"]
+__all__ = [
+    "check_capture",
+    "check_logits",
+    "check_self_patch",
+    "check_stored",
+    "check_weight_shift",
+    "relative_deviation",
+]
 
 EPSILON = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative deviation allowed between two orders of the same sums: about 100 rounding units of each
@@ -85,6 +95,36 @@ def check_self_patch(lm: LoadedModel, token_ids: Sequence[Sequence[int]]) -> Sel
     limit = SELF_LIMIT.get(lm.dtype, SELF_LIMIT_HALF)
     detail = f"nats, {len(token_ids)} prompts, worst at {where}"
     return SelfCheck.of("self-patch KL = 0", worst, limit, detail)
+
+
+def check_weight_shift(
+    lm: LoadedModel, deltas: Iterable[WeightDelta], token_ids: Sequence[Sequence[int]]
+) -> list[SelfCheck]:
+    """Steering the weights by 0·ΔW changes no bit, and nothing of ΔW stays behind after steering by it.
+
+    None where a changed tensor can't be steered at all (`WeightShift` says which).
+    """
+    try:
+        shift = WeightShift(lm, deltas)
+    except ModelError:
+        return []
+    worst = 0.0
+    for ids in token_ids:
+        before = _plain_logits(lm, ids)
+        with shift.at(0.0):
+            during = _plain_logits(lm, ids)
+        with shift.at(1.0):
+            _plain_logits(lm, ids)
+        for again in (during, _plain_logits(lm, ids)):
+            worst = max(worst, 0.0 if torch.equal(again, before) else float((again - before).abs().max()))
+    detail = f"logits of {len(token_ids)} prompts, {lm.name} with 0·ΔW and after 1·ΔW"
+    return [SelfCheck.of("steering at α = 0 is a no-op", worst, 0.0, detail)]
+
+
+def _plain_logits(lm: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
+    with lm.lock, torch.inference_mode():
+        logits: torch.Tensor = lm.model(input_ids=torch.tensor([list(ids)], device=lm.device)).logits[0]
+    return logits
 
 
 def check_stored(stored: Activations, recomputed: Activations, lm: LoadedModel, bfloat16: bool) -> SelfCheck:

@@ -71,7 +71,7 @@ class LayerTaps:
             return parts[0], parts[1], parts[2]
         if biases[0] is None:
             return None, None, None
-        q, k, v = self._split(biases[0][:, None])
+        q, k, v = self.split_qkv(biases[0][:, None])
         return q[..., 0], k[..., 0], v[..., 0]
 
     def _qkv(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,9 +79,9 @@ class LayerTaps:
         if self.family.qkv == "separate":
             q, k, v = (w.reshape(-1, self.head_dim, w.shape[-1]) for w in weights)
             return q, k, v
-        return self._split(weights[0])
+        return self.split_qkv(weights[0])
 
-    def _split(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split_qkv(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Splits a fused (out, in) projection into per-head q (h,d_h,in), k and v (g,d_h,in)."""
         rows = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
         if fused.shape[0] != rows:
