@@ -205,33 +205,50 @@ def _left_out_r2(makers: Sequence[Array], y: Array, total: float) -> Array:
 def _permuted_r2(design: _Design, penalties: Sequence[float], y: Array, orders: Index) -> Array:
     """Largest leave-one-out R² over the penalties for each reordering of the rows of y, (draws,).
 
-    y as `_Design` needs it: centred unless there is no intercept. All draws go through one product per
-    penalty, with U (Uᵀ y) shared by all penalties.
+    y as `_Design` needs it: centred unless there is no intercept. With c = Uᵀy inside the rows' span and o
+    outside it, a left-out error is (o + U f c)_i / G_ii; its square is expanded so that a penalty costs
+    products with r and not with n rows.
     """
     n, k = y.shape
-    shares = [np.diag(design.residual_maker(alpha)) for alpha in penalties]
+    forms = [form for alpha in penalties if (form := _Form.of(design, alpha)) is not None]
     least = np.full(len(orders), np.inf)
     size = max(1, MOST_NUMBERS // (n * k))
-    for start in range(0, len(orders), size):
+    for start in range(0, len(orders) if forms else 0, size):
         part = slice(start, start + size)
         shuffled = y[orders[part].T].reshape(n, -1)
         inside = design.u.T @ shuffled
-        outside = shuffled - design.u @ inside if design.outside.any() else None
-        for alpha, share in zip(penalties, shares, strict=True):
-            if not (share > 1e-12 * share.max(initial=0.0)).all():
-                continue
-            errors = _residuals(design, alpha, inside, outside) / share[:, None]
-            squared = np.einsum("ij,ij->j", errors, errors).reshape(-1, k).sum(axis=1)
-            least[part] = np.minimum(least[part], squared)
+        outside = shuffled - design.u @ inside if design.outside.any() else np.zeros((n, 0))
+        length = outside**2
+        for form in forms:
+            squared = np.einsum("ij,ij->j", inside, form.inner @ inside)
+            if outside.size:
+                squared += form.weights @ length
+                squared += 2 * np.einsum("ij,ij->j", inside, form.cross @ outside)
+            least[part] = np.minimum(least[part], squared.reshape(-1, k).sum(axis=1))
     return 1 - least / float(((y - y.mean(axis=0)) ** 2).sum())
 
 
-def _residuals(design: _Design, alpha: float, inside: Array, outside: Array | None) -> Array:
-    """`residual_maker(alpha)` times columns of which the parts inside and outside the span are known."""
-    if alpha == 0.0:
-        return (design.u / design.sigma**2) @ inside if outside is None else outside
-    left = design.u @ (inside * (alpha / (design.sigma**2 + alpha))[:, None])
-    return left if outside is None else left + outside
+@dataclass(frozen=True)
+class _Form:
+    """Squared left-out errors at one penalty: weights · o² + 2 c · (cross o) + c · (inner c)."""
+
+    weights: Array
+    cross: Array
+    inner: Array
+
+    @classmethod
+    def of(cls, design: _Design, alpha: float) -> _Form | None:
+        """None where a problem can't be left out."""
+        share = np.diag(design.residual_maker(alpha))
+        if not (share > 1e-12 * share.max(initial=0.0)).all():
+            return None
+        if alpha > 0.0:
+            factor = alpha / (design.sigma**2 + alpha)
+        else:
+            factor = np.zeros_like(design.sigma) if design.outside.any() else design.sigma**-2
+        scaled, weights = design.u * factor, 1 / share**2
+        cross = (scaled * weights[:, None]).T
+        return cls(weights, cross, cross @ scaled)
 
 
 def _permutations(n: int, groups: Groups | None, draws: int, seed: int) -> Index:
@@ -314,6 +331,17 @@ def orthogonality(w: Float[np.ndarray, "k k"]) -> Orthogonality:
     expected = variance**2 * k**2 * (2 * k + 1) - 2 * variance * k**2 + k
     value = float(np.linalg.norm(w.T @ w - np.eye(k))) / k
     return Orthogonality(value, float(1 / np.sqrt(k)), float(np.sqrt(max(expected, 0.0))) / k)
+
+
+def random_spectrum(
+    k: int, *, draws: int = 200, level: float = 0.95, seed: int = 0
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Central range of each singular value, descending, of Gaussian (k, k) matrices with ‖W‖_F = 1."""
+    drawn = np.random.default_rng(seed).normal(size=(draws, k, k))
+    drawn /= np.linalg.norm(drawn, axis=(1, 2), keepdims=True)
+    values = np.linalg.svd(drawn, compute_uv=False)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def procrustes_r2(x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "n k"]) -> float:

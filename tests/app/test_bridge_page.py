@@ -1,0 +1,190 @@
+"""The page of the bridge: numbers from raw arrays, code that gives the tables, quick sliders, words."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import streamlit as st
+from planted_store import HEAD_DIM, LAYERS, PAIRS, prompts_table, streams
+from polars.testing import assert_frame_equal
+from streamlit.testing.v1 import AppTest
+
+from app import bridge, bridge_queries, bridge_words, export
+from app.charts.palette import DARK, LIGHT
+from app.charts.spec import as_chart
+from app.resources import Opened, read_facts
+from app.selection import Selection, defaults
+from engine.analysis import subspace
+from engine.analysis.bridge import DEFAULT_ALPHAS, Profile, fit_bridge
+from engine.errors import AnalysisError
+from store.reader import Store
+
+Open = Callable[..., AppTest]
+VIEWS: dict[str, dict[str, Any]] = {
+    "default": {"k": 4},
+    "back": {"k": 3, "way": "back", "model": "b", "site": "resid_pre", "pairing": "category"},
+    "interpolating": {"k": 6, "fit": "minimum_norm", "split": "validation", "joined": "kernels"},
+}
+
+
+@pytest.fixture
+def opened(planted: Path) -> Opened:
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    store = Store(planted)
+    return Opened(str(planted), store, read_facts(store))
+
+
+def view(opened: Opened, name: str = "default", **more: Any) -> Selection:
+    changes = {"layer": 1, "position": "mean", **VIEWS[name], **more}
+    return bridge_queries.effective(opened, dataclasses.replace(defaults(opened.facts), **changes))
+
+
+def by_hand(opened: Opened, selection: Selection, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of both languages from the arrays that the store was made of."""
+    prompts = prompts_table().with_row_index("row")
+    kept = prompts if selection.split == "all" else prompts.filter(pl.col("split") == selection.split)
+    model = "base" if selection.model == "a" else "tuned"
+    state = streams()[model]["resid", layer + (selection.site == "resid_post")]
+    right, sigma = (opened.store.array(f"weights/{model}/kernel_{n}")[layer] for n in ("right", "sigma"))
+    z = subspace.multi_head_basis(right, sigma, selection.k, selection.joined)  # type: ignore[arg-type]
+    sides = []
+    for language in ("en", "zh"):
+        rows = kept.filter(pl.col("language") == language).sort("row")["row"].to_numpy()
+        sides.append(state[rows] @ z)
+    return (sides[0], sides[1]) if selection.way == "forth" else (sides[1], sides[0])
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_figures_are_those_of_the_raw_activations(opened: Opened, name: str) -> None:
+    selection = view(opened, name)
+    x, y = by_hand(opened, selection, selection.layer)
+    found = bridge_queries.fitted(opened, selection)
+    wanted = fit_bridge(x, y, method=selection.fit, groups=bridge_queries.kinds(opened, selection))  # type: ignore[arg-type]
+    assert (found.n, found.k) == x.shape
+    # coordinates differ by float32 storage and by the order of sums
+    assert found.r2_loo == pytest.approx(wanted.r2_loo, abs=1e-4)
+    assert found.r2_train == pytest.approx(wanted.r2_train, abs=1e-4)
+    np.testing.assert_allclose(found.null, wanted.null, atol=1e-3)
+    blocks, along = bridge_queries.along(opened, selection)
+    assert blocks == list(range(LAYERS))
+    for block in blocks:
+        one = fit_bridge(*by_hand(opened, selection, block), method=selection.fit, draws=1)  # type: ignore[arg-type]
+        assert along.r2_loo[block] == pytest.approx(one.r2_loo, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, name: str) -> None:
+    selection = view(opened, name)
+    panels = bridge.panels(opened, selection)
+    assert len(panels) == (5 if selection.fit == "minimum_norm" else 6)
+    assert len({panel.name for panel in panels}) == len(panels)
+    for panel in panels:
+        scope: dict[str, Any] = {}
+        exec(panel.code, scope)
+        # the code makes the basis for this k alone: the same up to rounding
+        assert_frame_equal(scope["table"], panel.table, check_dtypes=False, abs_tol=1e-6, rel_tol=1e-5)
+        for palette in (LIGHT, DARK):
+            as_chart(panel.draw(palette)).to_dict()
+        assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
+        assert "problems" in panel.caption
+        assert "nan" not in panel.title + panel.caption
+        assert export.csv_bytes(panel.table)
+
+
+def test_too_few_problems_for_so_many_coordinates_is_said(opened: Opened) -> None:
+    assert bridge.warning(opened, view(opened)) is None
+    small = view(opened, k=HEAD_DIM, split="validation", category="add")
+    with pytest.raises(AnalysisError, match="too few problems"):
+        bridge.warning(opened, small)
+    rng = np.random.default_rng(0)
+    few = fit_bridge(rng.normal(size=(8, 9)), rng.normal(size=(8, 9)), method="minimum_norm", draws=19)
+    assert few.underdetermined
+    assert bridge_words.underdetermined(few).startswith("N = 8 problems and k = 9 coordinates")
+
+
+def test_a_move_of_k_costs_less_than_a_tenth_of_a_second(opened: Opened) -> None:
+    """Everything that a move computes, drawing included; the first look may cost more."""
+    first = view(opened, k=2)
+    bridge_queries.prepare(opened, first, lambda text: lambda done, total: None)
+    bridge.panels(opened, first)
+    costs = []
+    for k in (3, 4, 5, 6):
+        chosen = view(opened, k=k)
+        start = time.process_time()
+        for panel in bridge.panels(opened, chosen):
+            panel.draw(LIGHT)
+        costs.append(time.process_time() - start)
+    assert np.median(costs) < 0.1
+
+
+def test_prepare_reports_only_what_it_computes(opened: Opened) -> None:
+    told: list[tuple[int, int]] = []
+    prepare = bridge_queries.prepare
+    prepare(opened, view(opened), lambda text: lambda done, total: told.append((done, total)))
+    assert told == [(block + 1, LAYERS) for block in range(LAYERS)]
+    prepare(opened, view(opened, k=2, way="back"), lambda text: pytest.fail("nothing to prepare"))
+
+
+def profile_of(r2: list[float], p: list[float]) -> Profile:
+    values = np.array(r2)
+    return Profile(values, values - 1, values - 0.9, np.zeros(9), np.array(p))
+
+
+def test_titles_follow_their_rules() -> None:
+    every = bridge_words.profile_title("base", [0, 1], profile_of([0.7, 0.5], [0.01, 0.04]))
+    assert every == "base: the bridge holds up on left-out problems at every block (R² 0.50 to 0.70)"
+    one = bridge_words.profile_title("base", [0, 1], profile_of([0.7, 0.5], [0.01, 0.05]))
+    assert one.endswith("at block 0 (R² 0.70)")
+    none = bridge_words.profile_title("base", [0, 1], profile_of([0.1, -0.2], [0.2, 0.6]))
+    assert none == "base: at no block is the left-out R² above permuted pairs"
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(30, 3))
+    good = fit_bridge(x, x + 0.1 * rng.normal(size=x.shape))
+    assert "thin wrapper" in bridge_words.scores_title("base", good)
+    assert "is above permuted pairs" in bridge_words.null_title(good, within=False)
+    bad = fit_bridge(x, rng.normal(size=x.shape))
+    assert bridge_words.scores_title("base", bad).startswith("base: No bridge found")
+    assert "is not above pairs permuted within categories" in bridge_words.null_title(bad, within=True)
+    assert "at the end of the path" in bridge_words.path_title(bad)
+    middle = fit_bridge(x, x + 2.0 * rng.normal(size=x.shape))
+    assert DEFAULT_ALPHAS[0] < middle.alpha < DEFAULT_ALPHAS[-1]
+    assert "at the end" not in bridge_words.path_title(middle)
+    assert bridge_words.map_title(np.eye(4)).startswith("100 % of W's squared entries")
+    assert "(25 % in a W" in bridge_words.map_title(np.ones((4, 4)))
+
+
+def text(app: AppTest) -> str:
+    assert not app.exception, [e.value for e in app.exception]
+    said = "\n".join([*(m.value for m in app.markdown), *(c.value for c in app.caption)])
+    assert "Something went wrong" not in said
+    return said
+
+
+def test_the_page_on_a_store_with_pairs_and_on_one_without(
+    planted: Path, open_app: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = open_app(planted, "bridge", k="4", position="mean")
+    said = text(app)
+    assert "block 2, en → zh" in said
+    assert "W's singular values" in said
+    back = open_app(planted, "bridge", k="4", way="back", fit="minimum_norm")
+    assert "block 2, zh → en" in text(back)
+    few = open_app(planted, "bridge", split="validation", category="add")
+    assert "too few problems in both languages" in text(few)
+    alone = prompts_table().with_columns(language=pl.lit("en"))
+    monkeypatch.setattr(Store, "prompts", property(lambda _store: alone))
+    assert bridge.WHY_EMPTY[0] in text(open_app(planted, "bridge"))
+
+
+def test_a_store_of_eight_pairs_at_least_is_bridged(opened: Opened) -> None:
+    found = bridge_queries.fitted(opened, view(opened))
+    assert found.n == PAIRS
+    assert found.p < 0.05
