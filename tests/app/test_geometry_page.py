@@ -164,6 +164,18 @@ def test_the_page_runs_and_follows_its_sliders(own_store: Path, open_app: Callab
     assert "block 4, mean over content: Z" in " ".join(m.value for m in app.markdown)
 
 
+def test_prompts_in_one_language_leave_the_weights(
+    own_store: Path, open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "prompts", prompts_table().drop("language"))
+    app = open_app(own_store, "geometry")
+    assert not app.exception
+    said = " ".join(m.value for m in app.markdown)
+    assert "do not come in two languages" in said
+    assert "neighbouring blocks" in said
+    assert "Z separates" not in said
+
+
 def separation(inside: float, outside: float, p: float, pairing: float) -> sep.Separation:
     def band(value: float) -> Any:
         from engine.analysis.uncertainty import Band

@@ -28,6 +28,7 @@ PAGES = (
     "report",
     "similarity",
     "transport",
+    "geometry",
     "residual_updates",
     "patching",
     "rank",

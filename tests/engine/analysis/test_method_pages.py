@@ -20,3 +20,5 @@ def test_snippets_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"similarity": "0 1.0", "subspace": "by chance 0.0625", "residual_updates": "Never Z-dominated"}[
         page
     ] in printed
+    if page == "subspace":
+        assert "separates at k = 8: True" in printed
