@@ -71,6 +71,23 @@ def test_thin_factors_are_far_cheaper_than_the_dense_kernel_and_as_exact() -> No
     assert time.process_time() - begin > 5 * thin
 
 
+@pytest.mark.parametrize("conditioning", [1.0, 1e3, 1e6, 1e9, np.inf])
+def test_kernels_of_badly_scaled_weights_stay_exact(conditioning: float) -> None:
+    rng = np.random.default_rng(0)
+    scale = (
+        np.geomspace(1, 1 / conditioning, 6) if np.isfinite(conditioning) else np.array([1.0] * 3 + [0.0] * 3)
+    )
+    w_q, w_k = (scale[:, None] * rng.normal(size=(2, 6, 50)) for _ in "qk")
+    found = sp.head_kernel_svd(w_q, w_k)
+    for i in range(2):
+        kernel = w_q[i].T @ w_k[i]
+        rebuilt = found.left[i] * found.sigma[i] @ found.right[i].T
+        # float64: products of 50 terms relative to the largest entry
+        np.testing.assert_allclose(rebuilt, kernel, atol=1e-13 * np.abs(kernel).max() * 50)
+        for side in (found.left[i], found.right[i]):
+            np.testing.assert_allclose(side.T @ side, np.eye(6), atol=1e-13)
+
+
 def test_random_weights_have_the_effective_rank_of_drawn_triangles() -> None:
     rng = np.random.default_rng(1)
     direct = [
