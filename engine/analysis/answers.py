@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import lru_cache
+
+from engine.analysis.extraction import same_answer
 
 Lists = Mapping[str, Sequence[str]]
 """Language -> patterns."""
@@ -70,7 +71,6 @@ STYLE: dict[str, dict[str, tuple[str, ...]]] = {
         "agreement": (r"是的|(?<!不)同意|没错|当然|确实|完全正确|您说得对|你说得对",),
     },
 }
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?|\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def of_language(lists: Lists, language: str | None) -> tuple[str, ...]:
@@ -105,20 +105,15 @@ def per_hundred(text: str, n_tokens: int, patterns: Sequence[str]) -> float:
     return 100.0 * sum(1 for pattern in patterns for _ in _compiled(pattern).finditer(plain)) / n_tokens
 
 
-def last_number(text: str) -> Fraction | None:
-    """The last number of a text by value, thousands separators and full-width digits understood."""
-    found = _NUMBER.findall(_plain(text))
-    return Fraction(found[-1].replace(",", "")) if found else None
-
-
 def is_right(text: str, answer: str, agrees: Sequence[str], disagrees: Sequence[str]) -> bool | None:
     """Whether a text gives the answer; None where the answer is neither a number nor a verdict.
 
-    A number is compared with the text's last one by value, a verdict ("Yes", "不") with the text's.
+    A number is compared by value with the one that the text answers with (`engine.analysis.extraction`), a
+    verdict ("Yes", "不") with the text's.
     """
-    wanted = last_number(answer)
-    if wanted is not None:
-        return last_number(text) == wanted
+    right = same_answer(text, answer)
+    if right is not None:
+        return right
     expected = verdict(answer, agrees, disagrees)
     return None if expected is None else verdict(text, agrees, disagrees) is expected
 

@@ -204,4 +204,6 @@ def equal_kl_amplitude(
         return None
     end = int(above[0])
     curve = PchipInterpolator(grid, height)
+    if curve(grid[end]) <= wanted:  # the value of a grid point itself, which the cubic may miss by rounding
+        return float(grid[end])
     return float(brentq(lambda at: float(curve(at)) - wanted, grid[end - 1], grid[end], xtol=1e-12))

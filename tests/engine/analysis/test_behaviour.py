@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -242,19 +241,23 @@ def test_hard_refusals(text: str, language: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("text", "answer", "right"),
     [
-        ("The answer is 17 + 7 = 24.", 24),
-        ("20-5=15", 15),
-        ("It is -3 degrees", -3),
-        ("about 1,234.50 in all", Fraction(2469, 2)),
-        ("答案是２４。", 24),
-        ("none", None),
-        ("12a", 12),
+        ("The answer is 17 + 7 = 24.", "24", True),
+        ("20-5=15", "15", True),
+        ("It is -3 degrees", "-3", True),
+        ("It is -3 degrees", "3", False),
+        ("about 1,234.50 in all", "1234.5", True),
+        ("答案是２４。", "24", True),
+        ("答案是二十四。", "24", True),
+        ("It is 3/4.", "0.75", True),
+        ("It is 4.", "3/4", False),
+        ("It is .5", "5", False),
+        ("The answer is 24. I did 12 steps.", "24", True),
     ],
 )
-def test_the_last_number_by_value(text: str, value: int | None) -> None:
-    assert answers.last_number(text) == value
+def test_a_right_number_is_the_answer_s_value(text: str, answer: str, right: bool) -> None:
+    assert answers.is_right(text, answer, answers.AGREES[EN], answers.DISAGREES[EN]) is right
 
 
 def test_right_answers_are_numbers_by_value_or_verdicts() -> None:

@@ -164,6 +164,15 @@ def test_equal_kl_of_a_curve_that_dips_is_its_first_crossing() -> None:
     assert ranks.equal_kl_amplitude(alphas, kl, 0.6) is None
 
 
+def test_equal_kl_at_a_point_of_the_grid_is_that_point() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        alphas, kl = np.sort(rng.uniform(0.01, 2, 5)), np.sort(rng.uniform(0, 1, 5)) ** 2
+        for alpha, target in zip(alphas, kl, strict=True):
+            # The root finder's tolerance on a curve of slope √KL.
+            assert ranks.equal_kl_amplitude(alphas, kl, float(target)) == pytest.approx(alpha, rel=1e-6)
+
+
 def test_equal_kl_refuses_what_is_no_curve() -> None:
     for alphas, target in ((np.array([-1.0, 1.0]), 0.1), (np.array([1.0, 2.0]), 0.0)):
         with pytest.raises(AnalysisError, match="positive"):
