@@ -250,6 +250,8 @@ class _Maker:
         return other.map.predict(self.source)
 
     def _shuffled(self) -> np.ndarray | str:
+        if not self.fit.map.uses_pairs:
+            return f"{self.experiment.map.method} does not look at which prompts belong together"
         try:
             self.shuffled = fitted(self.lab, self.experiment, self.experiment.map, shuffled=True).map
         except AnalysisError as error:
@@ -257,9 +259,10 @@ class _Maker:
         return self.shuffled.predict(self.source)
 
     def _random(self) -> np.ndarray:
-        centre = self.fit.mean
-        written = np.vstack([self.fit.y - centre, self.fit.map.predict(self.fit.x) - centre])
-        return RandomRotation.of(centre, row_space(written), self.experiment.seed).apply(self._mapped())
+        centre, mapped = self.fit.mean, self._mapped()
+        # A map may write outside what the train prompts span; the rotation would drop that part.
+        written = np.vstack([self.fit.y, self.fit.map.predict(self.fit.x), mapped]) - centre
+        return RandomRotation.of(centre, row_space(written), self.experiment.seed).apply(mapped)
 
     def _mean(self) -> np.ndarray:
         return np.broadcast_to(self.fit.mean, self.own.shape)

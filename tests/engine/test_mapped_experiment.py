@@ -157,6 +157,20 @@ def test_vectors_equal_dense_formulas(lab: MemoryLab) -> None:
     assert np.abs(turned - mapped[train]).max() > 0.1 * np.abs(mapped).max()
 
 
+@pytest.mark.parametrize("method", ["Identity", "MomentMatching", "ScaledProcrustes"])
+def test_the_random_control_is_as_large_as_the_map_s_output_on_new_prompts(
+    lab: MemoryLab, method: str
+) -> None:
+    """Also where there are fewer train prompts than dimensions and the map writes in all of them."""
+    wanted, rows = experiment(map=MapSpec(method=method)), np.arange(2 * PAIRS)
+    mean = captured(lab, "tuned", CHANGED)[: 2 * TRAIN].mean(0)
+    assert mean.size > 2 * TRAIN
+    mapped, turned = (intervention(lab, wanted, rows, 1.0, k)[1] - mean for k in ("mapped", "random"))
+    # float32 of vectors of size 1
+    np.testing.assert_allclose(turned @ turned.T, mapped @ mapped.T, rtol=1e-4, atol=1e-4)
+    assert np.abs(turned - mapped).max() > 0.1 * np.abs(mapped).max()
+
+
 @pytest.mark.parametrize(("kind", "method"), [("literal", "Identity"), ("raw", "MomentMatching")])
 def test_maps_that_are_plain_conditions_give_their_kl(lab: MemoryLab, kind: str, method: str) -> None:
     site = {"target": "tuned", "source": "base", "component": "resid_post", "layer": CHANGED}
@@ -177,7 +191,7 @@ def test_maps_that_are_plain_conditions_give_their_kl(lab: MemoryLab, kind: str,
 def test_no_deviation_is_the_mean(lab: MemoryLab) -> None:
     result = experiment(scale="deviation", alphas=(0.0, 1.0), map=MapSpec(method="MeanShift")).run(lab)
     mean = kl_of(result, "mean", 1.0)
-    for kind in ("mapped", "bogus", "shuffled", "random"):
+    for kind in ("mapped", "bogus", "random"):
         np.testing.assert_array_equal(kl_of(result, kind, 0.0), mean)
     site = {"target": "tuned", "source": "base", "component": "mlp_out", "layer": CHANGED}
     condition = Condition(**site, kind="mean", split="all", n_boot=200).run(lab).tables["table"]
@@ -198,17 +212,19 @@ def test_upstream_of_the_change_nothing_can_drop(lab: MemoryLab, component: str,
 
 
 def test_controls_are_judged_by_paired_differences(lab: MemoryLab) -> None:
-    """A shift of the mean keeps every prompt's own vector, which a random rotation and the mean don't."""
+    """A shift of the mean keeps every prompt's own vector, which a random rotation and the mean don't; it
+    does not look at the pairing, so that there is nothing to shuffle."""
     result = experiment(component="resid_post", map=MapSpec(method="MeanShift")).run(lab)
     found = result.summary["splits"]["validation"]
     assert found["n"] == 2 * (PAIRS - TRAIN)
     assert found["n_groups"] == PAIRS - TRAIN
     assert result.summary["interval"]["unit"] == "pair"
-    assert set(found["controls"]) == set(CONTROLS)
-    shuffled = found["controls"]["shuffled"]
-    assert shuffled["estimate"] == pytest.approx(
-        found["kl"]["shuffled"]["estimate"] - found["kl"]["mapped"]["estimate"]
-    )
+    assert set(found["controls"]) == set(CONTROLS) - {"shuffled"}
+    assert "does not look at" in result.summary["left_out"]["shuffled"]
+    assert result.summary["map"]["r2_shuffled"] is None
+    for kind, control in found["controls"].items():
+        worse = found["kl"][kind]["estimate"] - found["kl"]["mapped"]["estimate"]
+        assert control["estimate"] == pytest.approx(worse)
     assert found["controls"]["random"]["beaten"]
     assert found["controls"]["mean"]["beaten"]
 
