@@ -1,15 +1,17 @@
 """Prompts run once, from then on token by token, with activations changed on the way.
 
 An `Edit` changes the activation at one site through a hook at that very site. Rows (prompt x condition) are
-padded on the left with explicit positions and share one key/value cache. What no edit of a prompt can reach,
-its tokens before the first edited one, runs once for all conditions.
+padded on the left with explicit positions and share one key/value cache. What no edit of a prompt can reach
+runs once for all conditions: its tokens before the first edited one, and the blocks below the lowest site.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from engine.batching import batches
 from engine.errors import PatchError
 from engine.intervene import JobCancelled
 from engine.model import LoadedModel
+from engine.shared_blocks import SharedBlocks, unreached, watched
 from engine.sites import Site, first_tensor, replace_first
 from engine.taps import ModelTaps
 
@@ -59,6 +62,10 @@ class Edit:
     change: Change
     first: tuple[int, ...]
     scope: Literal["prompt", "all"] = "prompt"
+
+
+Edits = Sequence[Edit | None]
+Shared = SharedBlocks | None
 
 
 def replace_at(site: Site, positions: Sequence[int], vectors: Any) -> Edit:
@@ -176,12 +183,28 @@ class Decoder:
         with torch.inference_mode():
             if any(self._first[p] for p in prompts):
                 self._run(rows, [self.token_ids[p][: self._first[p]] for p in prompts], ())
+            tails = [self.token_ids[p][self._first[p] :] for p in prompts]
             count = len(self.edits)
-            rows.select(torch.arange(n, device=device).repeat_interleave(count))
+            shared = self._shared_blocks(rows, tails) if count > 1 else None
+            copies = torch.arange(n, device=device).repeat_interleave(count)
+            rows.select(copies)
             rows.conditions = torch.arange(count, device=device).repeat(n)
-            tails = [self.token_ids[p][self._first[p] :] for p in prompts for _ in range(count)]
-            hidden = self._run(rows, tails, self.edits)
+            repeated = [tail for tail in tails for _ in range(count)]
+            if shared is not None:
+                shared.select(copies)
+            hidden = self._run(rows, repeated, self.edits, shared)
             return rows, self.lm.taps.logits(hidden[:, -1])
+
+    def _shared_blocks(self, rows: Rows, tails: Sequence[Sequence[int]]) -> SharedBlocks | None:
+        """The blocks that no edit reaches, run once for all conditions of a prompt; `rows` stay the same."""
+        count = unreached(self.lm.taps.n_layers, [e.site for e in self.edits if e is not None])
+        if count == 0:
+            return None
+        once = dataclasses.replace(rows, cache=copy.deepcopy(rows.cache))
+        with watched(self.lm.taps, count) as shared:
+            self._run(once, tails, ())
+        shared.cache = once.cache
+        return shared
 
     def follow(self, rows: Rows, tokens: Tensor) -> Tensor:
         """Runs the next tokens (B, T) of every row; their states after the final norm, (B, T, d)."""
@@ -189,20 +212,23 @@ class Decoder:
         with torch.inference_mode():
             return self._forward(rows, tokens, torch.zeros_like(rows.lengths), edits)
 
-    def _run(self, rows: Rows, ids: Sequence[Sequence[int]], edits: Sequence[Edit | None]) -> Tensor:
+    def _run(self, rows: Rows, ids: Sequence[Sequence[int]], edits: Edits, shared: Shared = None) -> Tensor:
         longest = max(map(len, ids))
         padding = torch.tensor([longest - len(row) for row in ids], device=self.lm.device)
         padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=self.lm.device)
-        return self._forward(rows, padded, padding, edits)
+        return self._forward(rows, padded, padding, edits, shared)
 
-    def _forward(self, rows: Rows, ids: Tensor, padding: Tensor, edits: Sequence[Edit | None]) -> Tensor:
+    def _forward(
+        self, rows: Rows, ids: Tensor, padding: Tensor, edits: Edits, shared: Shared = None
+    ) -> Tensor:
         """Runs ids (B, T), the first `padding` of each row being none, and moves the rows on."""
         steps = torch.arange(ids.shape[1], device=ids.device)
         index = rows.lengths[:, None] + steps - padding[:, None]
         real = steps >= padding[:, None]
         rows.mask = torch.cat([rows.mask, real.long()], dim=1)
         index = torch.where(real, index, -1)
-        with self.lm.lock, edited(self.lm.taps, edits, rows, index):
+        standing = nullcontext() if shared is None else shared.standing_in(self.lm.taps, rows.cache)
+        with self.lm.lock, standing, edited(self.lm.taps, edits, rows, index):
             output = self.lm.taps.decoder(
                 input_ids=ids,
                 attention_mask=rows.mask,
@@ -289,31 +315,37 @@ def edited(taps: ModelTaps, edits: Sequence[Edit | None], rows: Rows, index: Ten
         index: (B, T) as in `Tokens`, of the tokens about to run.
     """
     with ExitStack() as stack:
+        at_site: dict[Site, list[_Share]] = defaultdict(list)
         for number, edit in enumerate(edits):
             at = torch.nonzero(rows.conditions == number)[:, 0]
-            if edit is None or not len(at):
-                continue
-            tokens = Tokens(rows.prompts[at], index[at])
-            stack.callback(_install(taps, edit, at, tokens).remove)
+            if edit is not None and len(at):
+                at_site[edit.site].append((edit, at, Tokens(rows.prompts[at], index[at])))
+        for site, shares in at_site.items():
+            stack.callback(_install(taps, site, shares).remove)
         yield
 
 
-def _install(taps: ModelTaps, edit: Edit, at: Tensor, tokens: Tokens) -> Any:
-    """One hook at the edit's site, on the rows `at`; returns its handle."""
-    layer, site = taps.layers[edit.site.layer], edit.site
+_Share = tuple[Edit, Tensor, Tokens]
+"""An edit, the rows it changes, and which tokens they are."""
+
+
+def _install(taps: ModelTaps, site: Site, shares: Sequence[_Share]) -> Any:
+    """One hook at a site for all its edits; returns its handle."""
+    layer = taps.layers[site.layer]
 
     def changed(values: Tensor, columns: list[int] | None = None, factor: float = 1.0) -> Tensor:
-        """The tensor with the rows `at` changed; `factor` times it is what the site holds."""
-        rows = at.to(values.device)
-        own = values[rows] if columns is None else values[rows][..., columns]
-        new = edit.change(own if factor == 1.0 else own * factor, tokens).to(values.dtype)
-        new = new if factor == 1.0 else new / factor
+        """The tensor with the edits' rows changed; `factor` times it is what the site holds."""
         out = values.clone()
-        if columns is None:
-            out[rows] = new
-        else:
-            steps = torch.arange(values.shape[1], device=rows.device)
-            out[rows[:, None, None], steps[:, None], torch.tensor(columns, device=rows.device)] = new
+        for edit, at, tokens in shares:
+            rows = at.to(values.device)
+            own = values[rows] if columns is None else values[rows][..., columns]
+            new = edit.change(own if factor == 1.0 else own * factor, tokens).to(values.dtype)
+            new = new if factor == 1.0 else new / factor
+            if columns is None:
+                out[rows] = new
+            else:
+                steps = torch.arange(values.shape[1], device=rows.device)
+                out[rows[:, None, None], steps[:, None], torch.tensor(columns, device=rows.device)] = new
         return out
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -329,10 +361,11 @@ def _install(taps: ModelTaps, edit: Edit, at: Tensor, tokens: Tokens) -> Any:
         return (changed(args[0], head_columns(taps, site)), *args[1:])
 
     def out_of_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        rows = at.to(output.device)
-        own = _head_sum(taps, site, args[0][rows])
         out = output.clone()
-        out[rows] += (edit.change(own, tokens).to(own) - own) / layer.multiplier
+        for edit, at, tokens in shares:
+            rows = at.to(output.device)
+            own = _head_sum(taps, site, args[0][rows])
+            out[rows] += (edit.change(own, tokens).to(own) - own) / layer.multiplier
         return out
 
     match site.component:

@@ -205,7 +205,7 @@ def every_answer(
     bases: Bases,
     should_stop: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[list[int], Generated]]:
-    """Some problems at a time, and what is generated for them: unpatched first, then `experiment.patches()`."""
+    """Some problems at a time, and what is generated for them: unpatched, then `experiment.patches()`."""
     patches = experiment.patches()
     for chunk in _chunks(len(ids), len(patches) + 1):
         edits: list[Edit | None] = [None]
