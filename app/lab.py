@@ -6,7 +6,7 @@ float32 model is used for them only if the model cannot be loaded, and the resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from store.reader import Store
 
 if TYPE_CHECKING:
     from app.model_cache import ModelCache
+    from engine.deltas import WeightDelta
     from engine.intervene import PatchEngine
     from engine.model import LoadedModel
     from engine.sites import Site
@@ -149,6 +150,12 @@ class StoreLab:
     def origin(self, model: str, site: Site, position: str) -> str:
         """Where the activations of a site came from, in words."""
         return self._origins.get((model, site, position), "not needed")
+
+    def delta(self, model: str) -> Iterator[WeightDelta]:
+        """What a model's weights differ by from the first model's, as stored."""
+        from app.build_weights import read_deltas
+
+        return read_deltas(self.store, model)
 
     def array(self, name: str) -> np.ndarray:
         """An array of the store."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from engine.errors import PatchbayError, PatchError
 
 if TYPE_CHECKING:
+    from engine.deltas import WeightDelta
     from engine.intervene import PatchEngine
     from engine.model import LoadedModel
     from engine.sites import Site
@@ -235,6 +236,13 @@ class Lab(Protocol):
 
     def origin(self, model: str, site: Site, position: str) -> str:
         """Where `activations` got them: "stored float32", "recomputed with base"."""
+        ...
+
+    def delta(self, model: str) -> Iterable[WeightDelta]:
+        """What a model's weights differ by from the study's first model's; nothing for the first model.
+
+        StoreError or ModelError where that is not defined for every tensor.
+        """
         ...
 
     def array(self, name: str) -> np.ndarray:

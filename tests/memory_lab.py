@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.capture import token_clouds
+from engine.deltas import WeightDelta, weight_deltas
 from engine.intervene import PatchEngine
 from engine.model import LoadedModel
 from engine.sites import Site
@@ -76,6 +77,10 @@ class MemoryLab:
 
     def origin(self, model: str, site: Site, position: str) -> str:
         return f"recomputed with {model}"
+
+    def delta(self, model: str) -> Iterator[WeightDelta]:
+        first = next(iter(self.models.values()))
+        return weight_deltas(first.model, self.models[model].model)
 
     def array(self, name: str) -> np.ndarray:
         return self.arrays[name]

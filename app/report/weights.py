@@ -26,7 +26,7 @@ def table(opened: Opened, model: str) -> pl.DataFrame | None:
     name = f"weight-delta-{slug(model)}"
     if model == opened.facts.models[0] or name not in opened.store.table_names():
         return None
-    found = opened.store.table(name)
+    found = opened.store.table(name).drop_nulls("norm")  # null: a tensor that one model lacks
     places = [_IN_BLOCK.search(weight) for weight in found["name"]]
     return found.select(
         "name",

@@ -15,6 +15,7 @@ from engine.experiments.mapped import MappedPatch
 from engine.experiments.rank import RankSweep
 from engine.experiments.repeat import Repeat
 from engine.experiments.steering import Steering
+from engine.experiments.weight_steering import WeightSteering
 from engine.experiments.z_patching import ZPatching
 
 SPECS: tuple[type[Experiment], ...] = (
@@ -25,6 +26,7 @@ SPECS: tuple[type[Experiment], ...] = (
     HeadSubsets,
     HeadMap,
     Behaviour,
+    WeightSteering,
     Ard,
     Repeat,
     ZPatching,

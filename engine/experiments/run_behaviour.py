@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from engine.generate import generate
 from engine.model import LoadedModel
 
 Columns = dict[str, list[Any]]
+Progress = Callable[[int, int], None]
 
 
 def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
@@ -41,9 +42,9 @@ def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
     ids = lab.token_ids(experiment.model, rows)
     columns: Columns = {}
     if set(experiment.measures) - {"text"}:
-        columns |= _scored_columns(experiment, lab, lm, prompts, ids, edit)
+        columns |= scored_columns(experiment, lab, lm, prompts, ids, edit)
     if "text" in experiment.measures:
-        columns |= _text_columns(experiment, lab, lm, prompts, ids, edit)
+        columns |= text_columns(experiment, lab, lm, prompts, ids, edit)
     table = prompts.insert_column(0, pl.Series("row", rows, dtype=pl.Int64)).with_columns(
         [_series(name, values) for name, values in columns.items()]
     )
@@ -77,16 +78,17 @@ class _Asked:
     correct: int | None
 
 
-def _scored_columns(
+def scored_columns(
     experiment: Behaviour,
     lab: Lab,
     lm: LoadedModel,
     prompts: pl.DataFrame,
     ids: list[list[int]],
     edit: Edit | None,
+    on_progress: Progress | None = None,
 ) -> Columns:
     """Figures from log-probabilities; with the same on shared tokens and their coverage where asked for."""
-    lab.report(message=f"Scoring {len(ids)} prompts with {experiment.model}.")
+    on_progress = on_progress or _telling(lab, f"Scoring {len(ids)} prompts with {experiment.model}.")
     tokenizer = lab.tokenizer(experiment.model)
     asked = _questions(experiment, tokenizer, prompts)
     other = experiment.shared_with
@@ -97,7 +99,7 @@ def _scored_columns(
         [one.ids for one in asked],
         [edit],
         shared=None if shared is None else [i for i in shared if i < lm.taps.vocab],
-        on_progress=lambda done, total: lab.report(done=done, total=total),
+        on_progress=on_progress,
         should_stop=lab.should_stop,
     )
     columns: Columns = {}
@@ -107,6 +109,11 @@ def _scored_columns(
         for row in _shared_rows(asked, scored, frozenset(shared)):
             _append(columns, row)
     return columns
+
+
+def _telling(lab: Lab, message: str) -> Progress:
+    lab.report(message=message)
+    return lambda done, total: lab.report(done=done, total=total)
 
 
 def _append(columns: Columns, row: Mapping[str, float]) -> None:
@@ -203,22 +210,23 @@ def _shared_rows(asked: Sequence[_Asked], scored: Scored, shared: frozenset[int]
     return found
 
 
-def _text_columns(
+def text_columns(
     experiment: Behaviour,
     lab: Lab,
     lm: LoadedModel,
     prompts: pl.DataFrame,
     ids: list[list[int]],
     edit: Edit | None,
+    on_progress: Progress | None = None,
 ) -> Columns:
     """Generated answers and what they say."""
-    lab.report(message=f"Generating {len(ids)} answers with {experiment.model}.")
+    on_progress = on_progress or _telling(lab, f"Generating {len(ids)} answers with {experiment.model}.")
     made = generate(
         lm,
         ids,
         [edit],
         max_new_tokens=experiment.max_new_tokens,
-        on_progress=lambda done, total: lab.report(done=done, total=total),
+        on_progress=on_progress,
         should_stop=lab.should_stop,
     )
     texts = made.texts(lab.tokenizer(experiment.model))[0]

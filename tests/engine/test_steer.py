@@ -30,7 +30,7 @@ def changed(model: Any, size: float = 0.1, seed: int = 1) -> Any:
             noise = torch.randn(parameter.shape, generator=generator)
             if "o_proj" in name and noise.ndim == 2:
                 noise = noise[:, :2] @ noise[:2]
-            parameter += size * parameter.abs().mean() * noise
+            parameter.add_(size * parameter.abs().mean() * noise)
     return tuned
 
 
@@ -57,7 +57,7 @@ def scaled(base: LoadedModel, deltas: list[WeightDelta], alpha: float) -> torch.
         for name, parameter in model.named_parameters():
             for delta in deltas:
                 if delta.name == name:
-                    parameter += alpha * torch.from_numpy(delta.matrix())
+                    parameter.add_(alpha * torch.from_numpy(delta.matrix()))
         found: torch.Tensor = model(IDS).logits
     return found
 

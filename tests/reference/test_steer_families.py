@@ -22,17 +22,17 @@ LENGTHS = (9, 14, 5, 12)
 
 
 def merged(base: Any, alpha: float) -> tuple[Any, Any]:
-    """(tuned, base + α (tuned − base)) with every tensor changed, two-dimensional ones at random in rank 2."""
+    """(tuned, base + α (tuned − base)): every tensor changed, some of the matrices in rank 2."""
     tuned, generator = copy.deepcopy(base), torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in tuned.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2 and torch.rand((), generator=generator) < 0.5:
                 noise = noise[:, :2] @ noise[:2]
-            parameter += 0.1 * parameter.abs().mean() * noise
+            parameter.add_(0.1 * parameter.abs().mean() * noise)
         between = copy.deepcopy(base)
         for own, other in zip(between.parameters(), tuned.parameters(), strict=True):
-            own += alpha * (other - own)
+            own.add_(alpha * (other - own))
     return tuned, between
 
 
