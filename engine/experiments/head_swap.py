@@ -29,8 +29,8 @@ class HeadSwap:
     Attributes:
         engine: of the target, over the n prompts. site: all heads of the block.
         own, replacement: (n, parts, width) float32; part h is head h, of width d_h for head_z and d for
-            head_out. Where the two models' output projections have different biases, head_out has one part
-            more: the bias, which belongs to no head but to the whole.
+            head_out. Where the two models' output projections have different biases, literal head_out has one
+            part more: the bias, which belongs to no head but to the whole.
         total: (n, width) what the site holds now; for head_out, the sum without the bias.
         n_heads: heads of the block.
         self_kl: largest |KL| of the own activation put back, once something was run.
@@ -136,7 +136,8 @@ def head_swap(lab: Lab, wanted: HeadSubsets, rows: np.ndarray) -> HeadSwap:
         found = _contributions(source, found)
         own, target_train = _contributions(target, own), _contributions(target, target_train)
         total = engine.activations(site, lab.should_stop).numpy()
-        bias = _bias(source) - _bias(target)
+        if wanted.vectors == "literal":  # moment-matched, a constant is the target's own
+            bias = _bias(source) - _bias(target)
     new = found[np.searchsorted(union, rows)]
     if moments.size:
         new = _matched(new, found[np.searchsorted(union, moments)], target_train)

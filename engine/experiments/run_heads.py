@@ -15,6 +15,7 @@ from engine.analysis import heads as analysis
 from engine.analysis.heads import Heads
 from engine.analysis.uncertainty import Band
 from engine.attribution import Gradients, gradients
+from engine.errors import PatchError
 from engine.experiment import ExperimentResult, Lab, Split, chosen_rows, resampling_groups
 from engine.experiments.head_swap import HeadSwap, head_swap
 from engine.experiments.heads import HeadSubsets
@@ -29,9 +30,16 @@ def run(wanted: HeadSubsets, lab: Lab) -> ExperimentResult:
     """Runs the experiment on the train and validation prompts of a lab.
 
     Raises:
-        PatchError, SiteError, ModelError: the models' heads don't fit, or the self-patch check fails.
-        JobError: cancelled between batches.
+        PatchError, SiteError, ModelError: the models' heads don't fit, there is only one, or the self-patch
+            check fails. JobError: cancelled between batches.
     """
+    if int(lab.sizes(wanted.target)["n_heads"]) < 2:
+        raise PatchError(
+            f"{wanted.target} has one head a block: there are no sets of heads to tell apart.",
+            expected="at least 2 heads",
+            given=1,
+            next_step="run the map of all blocks, or patch attn_out.",
+        )
     prompts = HeadPrompts.of(lab, wanted)
     lab.report(message=f"Reading the heads of block {wanted.layer} in both models.")
     swap = head_swap(lab, wanted, prompts.rows)

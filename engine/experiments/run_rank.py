@@ -161,7 +161,7 @@ class Plan:
         """Fits the map, and once more without each fold.
 
         Raises:
-            PatchError: both sides are the same, so that there is nothing to swap.
+            PatchError: both sides are the same, so that there is nothing to swap, or too few train prompts.
         """
 
         def fit(kept: np.ndarray) -> TransportMap:
@@ -170,6 +170,13 @@ class Plan:
             return estimator.fit(x, y, groups=sides.groups[kept])
 
         folds = sides.folds(spec.folds, spec.seed)
+        if folds.size - np.bincount(folds).max() < 2:
+            raise PatchError(
+                "The train split is too small: each part of it is mapped by a map fitted on the others.",
+                expected="at least 2 train prompts outside each part",
+                given=f"{folds.size} train prompts in {int(folds.max()) + 1} parts",
+                next_step="give the train split more prompts.",
+            )
         fitted = fit(np.full(folds.size, True))
         maps = [fit(folds != f) for f in range(int(folds.max()) + 1)]
         # The map of each reported prompt: the one without its fold; the last, of all train prompts, else.

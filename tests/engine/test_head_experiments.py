@@ -241,3 +241,30 @@ def test_the_demos_planted_heads_come_out_on_top(store: Path) -> None:
     _, mapped = run_live(str(store), experiment_from_json({"job": "head_map", **settings}))
     assert {(t["layer"], t["head"]) for t in mapped.summary["top"][:2]} == {(block, head) for head in heads}
     assert [b["shown"] for b in mapped.summary["blocks"]][: block + 1] == [False] * block + [True]
+
+
+def test_one_head_has_no_sets_and_says_so() -> None:
+    base = tiny("qwen3", num_attention_heads=1, num_key_value_heads=1)
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.model.layers[LAYER].self_attn.o_proj.weight.mul_(1.8)
+    single = lab()
+    single.models = {name: from_parts(m, name=name) for name, m in (("base", base), ("tuned", tuned))}
+    with pytest.raises(PatchError, match="one head"):
+        wanted().run(single)
+    assert every().run(single).summary["top"] == [{"layer": LAYER, "head": 0}, {"layer": 2, "head": 0}]
+
+
+def test_a_moment_matched_bias_is_the_target_s_own() -> None:
+    """Models that differ in nothing but the output bias: put in as it is it moves the next token."""
+    base = tiny("llama")
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.model.layers[LAYER].self_attn.o_proj.bias.add_(0.3)
+    biased = lab()
+    biased.models = {name: from_parts(m, name=name) for name, m in (("base", base), ("tuned", tuned))}
+    literal, raw = (wanted(vectors=v).run(biased).summary for v in ("literal", "raw"))
+    assert literal["effect"]["shown"]
+    assert "biases differ" in literal["notes"][0]
+    assert not raw["effect"]["shown"]
+    assert raw["notes"] == []

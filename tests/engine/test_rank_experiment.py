@@ -255,3 +255,10 @@ def test_a_sweep_reports_and_stops() -> None:
     lab.stop_after = 2
     with pytest.raises(JobError, match="cancelled"):
         run(experiment(), lab)
+
+
+def test_a_train_split_too_small_for_folds_says_so() -> None:
+    lab = lab_of(planted_pair("qwen3"), train=2)
+    lab.prompts = lab.prompts.drop("pair_id")
+    with pytest.raises(PatchError, match="too small"):
+        experiment().run(lab)
