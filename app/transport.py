@@ -139,7 +139,8 @@ def _score_caption(opened: Opened, place: tq.Place, spec: MapSpec, found: Transp
 
 def _null(opened: Opened, found: TransportScores) -> str:
     if not found.n_shuffles:
-        return "none for R², as this map doesn't look at which prompt belongs to which; "
+        why = "this map doesn't look at which prompt belongs to which, or no two of these can be exchanged"
+        return f"none for R², as {why}; "
     return (
         f"for R², {found.n_shuffles} refits with the {_units(opened)} of one model exchanged at random "
         "(languages kept); "
@@ -259,7 +260,7 @@ def _path_table(opened: Opened, place: tq.Place, spec: MapSpec, grid: list[float
     if road is not None:
         lines = {"train": road.train.r2(grid), "validation": road.validation.r2(grid)}
         wrong = np.array([p.r2(grid) for p in road.shuffled])
-        null = pl.DataFrame({"x": grid, "low": wrong.min(axis=0), "high": wrong.max(axis=0)})
+        null = pl.DataFrame({"x": grid, "low": wrong.min(0), "high": wrong.max(0)}) if len(wrong) else None
     else:
         lines, null = tq.path_by_prediction(opened, place, spec, tuple(grid)), None
     parts = [pl.DataFrame({"x": grid, "series": name, "value": list(line)}) for name, line in lines.items()]

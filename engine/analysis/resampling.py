@@ -109,21 +109,30 @@ def ordered_units(unit: Int[np.ndarray, " n"], roles: NDArray[np.generic] | None
 
 
 def unit_permutations(
-    order: Int[np.ndarray, " n"], unit: Int[np.ndarray, " n"], count: int, rng: np.random.Generator
+    order: Int[np.ndarray, " n"],
+    unit: Int[np.ndarray, " n"],
+    count: int,
+    rng: np.random.Generator,
+    roles: NDArray[np.generic] | None = None,
 ) -> list[NDArray[np.intp]]:
     """`count` permutations of the prompts that move whole units among units of the same size.
 
     Args:
         order: prompts as `ordered_units` gives them: members of exchanged units are matched in this order.
         unit: (n,) unit of each prompt, 0..G−1.
+        roles: (n,) where given, units are moved only among units whose members have the same roles.
     """
     sizes = np.bincount(unit)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    labels = np.zeros(len(unit), dtype=np.intp) if roles is None else np.unique(roles, return_inverse=True)[1]
+    members = [tuple(labels[order[a : a + size]].tolist()) for a, size in zip(starts, sizes, strict=True)]
+    number = {kind: i for i, kind in enumerate(sorted(set(members), key=lambda kind: (len(kind), kind)))}
+    kinds = np.array([number[kind] for kind in members])
     out = []
     for _ in range(count):
         image = np.arange(sizes.size)
-        for size in np.unique(sizes):
-            same = np.flatnonzero(sizes == size)
+        for kind in range(len(number)):
+            same = np.flatnonzero(kinds == kind)
             image[same] = rng.permutation(same)
         moved = np.empty_like(order)
         for u, v in enumerate(image):

@@ -106,7 +106,8 @@ def shuffled_r2(
     """Validation R² of the map refitted on wrongly paired train rows, scored on true pairs.
 
     Whole groups of the target are exchanged, and a prompt keeps its role in its group: a map that only
-    knows the role (the language) scores here as well. Empty for a map that doesn't look at the pairing.
+    knows the role (the language) scores here as well. Empty for a map that doesn't look at the pairing, and
+    where no two groups have the same roles.
     """
     if not estimator.uses_pairs:
         return np.empty(0)

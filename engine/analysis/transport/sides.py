@@ -223,9 +223,12 @@ class Paired:
         return self.x.shape[0]
 
     def shuffled(self, draws: int, seed: int) -> Iterator[Paired]:
-        """The same rows paired wrongly, `draws` times: whole groups of y are exchanged among groups of the
-        same size, and inside a group every role keeps its place."""
+        """The same rows paired wrongly, `draws` times: whole groups of y are exchanged among groups
+        with the same roles, and inside a group every role keeps its place; nothing where no two are alike."""
         rng, unit = np.random.default_rng(seed), unit_index(len(self), self.groups)
         order = ordered_units(unit, self.roles)
-        for moved in unit_permutations(order, unit, draws, rng):
+        wrong = unit_permutations(order, unit, draws, rng, self.roles)
+        if all((moved == np.arange(len(self))).all() for moved in wrong):
+            return
+        for moved in wrong:
             yield Paired(self.x, self.y.reordered(moved), self.groups, self.roles)

@@ -93,6 +93,26 @@ def test_whole_pairs_are_exchanged_and_languages_keep_their_place() -> None:
     assert all(wrong.y.rows[10, 0] == 10 for wrong in with_single.shuffled(5, 0))
 
 
+def test_prompts_without_a_pair_are_exchanged_within_their_language() -> None:
+    """A map that only knows the language scores as well on wrong pairs, whether or not prompts have pairs."""
+    rng, roles = np.random.default_rng(0), np.tile(["en", "zh"], 30)
+    of_language = np.where(roles == "en", 3.0, -3.0)[:, None]
+    x, y = (sign * of_language + rng.normal(size=(60, 10)) for sign in (1, -1))
+    train = Paired.of(x[:40], y[:40], None, roles[:40])
+    for wrong in train.shuffled(5, 0):
+        moved = [int(np.flatnonzero((train.y.rows == row).all(1))[0]) for row in wrong.y.rows]
+        np.testing.assert_array_equal(roles[moved], roles[:40])
+    scores = evaluate_pairs(RidgeTransport(), train, Paired.of(x[40:], y[40:], None, roles[40:]))
+    assert scores.r2_validation > 0.8
+    assert scores.r2_shuffled > 0.8
+    assert "permuted pairs" in scores.words
+    alone = evaluate_pairs(
+        RidgeTransport(), Paired.of(x[:40], y[:40], None, np.arange(40)), Paired.of(x[40:], y[40:])
+    )
+    assert np.isnan(alone.r2_shuffled)
+    assert alone.n_shuffles == 0
+
+
 @pytest.mark.parametrize(("n", "d"), [(40, 12), (12, 40)])
 def test_a_path_has_the_scores_of_its_predictions(n: int, d: int) -> None:
     x, y = activations(4, n + 20, d)
