@@ -100,7 +100,8 @@ def _scores(opened: Opened, selection: Selection, found: Bridge) -> Panel:
         ],
         schema=["name", "value", "null_low", "null_high", "p"],
     )
-    shown = table.with_columns(low=pl.lit(None), high=pl.lit(None))
+    short = pl.col("value").map_elements(words.signed, pl.String)
+    shown = table.with_columns(low=pl.lit(None), high=pl.lit(None), short=short)
     least = min(-0.1, *(v for v in (*table["value"], low) if np.isfinite(v)))
 
     def draw(palette: Palette) -> Spec:

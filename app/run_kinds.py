@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app import behaviour_view, heads_view, patch_table, patch_view, rank_view, steering_view
+from app import ard_view, behaviour_view, heads_view, patch_table, patch_view, rank_view, steering_view
 from app.jobs import JobResult
 from app.panel import Panel
 from app.resources import Opened
@@ -92,7 +92,16 @@ BEHAVIOUR = Kind(
     behaviour_view.selection_of,
     behaviour_view.run_panels,
 )
-KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR)
+ARD = Kind(
+    "ard",
+    "ARD-MMD",
+    "Which dimensions carry what two languages share about a problem?",
+    ("ard",),
+    ard_view.PAGE,
+    ard_view.selection_of,
+    ard_view.run_panels,
+)
+KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD)
 
 
 def kind_of(condition: Mapping[str, Any]) -> Kind:

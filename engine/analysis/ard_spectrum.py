@@ -3,6 +3,7 @@ they are those of another subspace."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,10 +134,29 @@ def overlap(
     survivors: Bool[np.ndarray, " d"], basis: Float[np.ndarray, "d k"], *, warm_started: bool = False
 ) -> Overlap:
     """Surviving dimensions against the k dimensions on which a (d, k) basis has most energy."""
-    kept = np.asarray(survivors, dtype=bool)
     energy = (np.asarray(basis, dtype=np.float64) ** 2).sum(axis=1)
-    d, k = basis.shape
+    return energy_overlap(survivors, energy, basis.shape[1], warm_started=warm_started)
+
+
+def energy_overlap(
+    survivors: Bool[np.ndarray, " d"], energy: Float[np.ndarray, " d"], k: int, *, warm_started: bool = False
+) -> Overlap:
+    """`overlap` from each dimension's energy in a k-dimensional subspace."""
+    kept, d = np.asarray(survivors, dtype=bool), len(energy)
     top = np.argsort(-energy, kind="stable")[:k]
     shared, size = int(kept[top].sum()), int(kept.sum())
     p = float(stats.hypergeom.sf(shared - 1, d, size, k))
     return Overlap(shared, size * k / d, p, float(energy[kept].sum() / energy.sum()), warm_started)
+
+
+def overlap_range(size: int, k: int, d: int, level: float = 0.95) -> tuple[int, int]:
+    """Central range of the overlap of random sets of `size` and k of d dimensions (hypergeometric)."""
+    tail = (1 - level) / 2
+    low, high = stats.hypergeom.ppf([tail, 1 - tail], d, size, k)
+    return int(low), int(high)
+
+
+def start_p(kept: float, of_random: Sequence[float]) -> float:
+    """One-sided rank p of how much of its own start a fit keeps, among starts by random subspaces."""
+    random = np.asarray(of_random, dtype=np.float64)
+    return float((1 + (random >= kept).sum()) / (1 + random.size))
