@@ -28,6 +28,7 @@ PAGES = {
     ],
     "Languages": [
         ("geometry", "Z geometry", "deployed_code"),
+        ("z_patching", "Z-patching", "translate"),
         ("ard", "ARD-MMD", "tune"),
         ("bridge", "Bridge", "merge"),
     ],
@@ -59,7 +60,8 @@ def main() -> None:
                 if (ROOT / "pages" / f"{name}.py").is_file()
             ]
             for section, entries in PAGES.items()
-        }
+        },
+        expanded=True,
     )
     with components.guard(page.title):
         opened = resources.open_store()

@@ -54,8 +54,8 @@ FIXED: dict[str, tuple[str, ...]] = {
     "start": ("cold", "svd", "random"),
     "rule": ("mixture", "fixed", "median"),
 }
-FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral")
-"""Fields whose text only their page can judge: a run's id, heads as "0,2", names."""
+FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral", "z")
+"""Fields whose text only their page can judge: a run's id, heads as "0,2", names, how Z is patched."""
 MAX_ALPHA = 2.0
 MAX_CLUSTERS = 8
 
@@ -165,6 +165,7 @@ class Selection:
     words: str = ""
     steered: str = ""
     neutral: str = ""
+    z: str = ""
     threshold: float = 0.0
     run: str = ""
 

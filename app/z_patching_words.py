@@ -1,0 +1,159 @@
+"""Sentences about Z-patching, computed from stored results; each with its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OUTCOMES = {"answer": "the answer", "language": "the language"}
+CELL = Mapping[str, Any]
+
+
+def cell(found: CELL) -> str:
+    """ "block 4, k = 16"."""
+    return f"block {found['layer']}, k = {found['k']}"
+
+
+def percent(value: float | None) -> str:
+    """ "35 %"."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def p_value(p: float) -> str:
+    """ "p = 0.031" or "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def counts(test: CELL) -> str:
+    """ "17 problems under Z alone, 1 under Z⊥ alone, p < 0.001"."""
+    n = int(test["only_z"])
+    told = f"{n} problem{'s' if n != 1 else ''} under Z alone, {test['only_rest']} under Z⊥ alone"
+    return f"{told}, {p_value(test['p_holm'])}"
+
+
+def verdict_title(found: CELL) -> str:
+    """The verdict in words; the rule is `engine.analysis.dissociation.verdict`."""
+    tests, where = found["tests"], cell(found)
+    told = [name for name, test in tests.items() if test["told"]]
+    by_part = {tests[name]["stronger"]: OUTCOMES[name] for name in told}
+    partial, other = "", ""
+    if found["outcome"] is not None:
+        partial = f"{tests[found['outcome']]['stronger']} changes {OUTCOMES[found['outcome']]}"
+        other = next(words for name, words in OUTCOMES.items() if name != found["outcome"])
+    said = {
+        "double dissociation": f"Double dissociation at {where}: patching Z changes {by_part.get('Z')}, "
+        f"patching Z⊥ {by_part.get('Z⊥')}",
+        "partial": f"Partial at {where}: {partial} beyond the other part and its controls; for {other} nothing "
+        "of the kind stands",
+        "one part does both": f"At {where} {' and '.join(by_part)} changes both the answer and the language",
+        "not separable from broadcasting": f"At {where} the prompt's own mean does as much as the patch: not "
+        "separable from broadcasting",
+        "not specific": f"At {where} Z and Z⊥ differ, but random subspaces of their dimension do as much",
+        "too few problems": f"{min(test['n'] for test in tests.values())} problems are too few: no outcome "
+        "could reach p < 0.05",
+        "null": f"Null at {where}: nothing tells patching Z from patching Z⊥",
+    }
+    return said[str(found["word"])]
+
+
+def verdict_caption(found: CELL, condition: Mapping[str, Any]) -> str:
+    """The tests behind the verdict."""
+    parts = []
+    for name, test in found["tests"].items():
+        stronger = test["stronger"] or "neither"
+        random, own = test["random"], test["own"]
+        parts.append(
+            f"{OUTCOMES[name].capitalize()} changed in {counts(test)} (exact McNemar, Holm over both "
+            f"outcomes); the stronger part ({stronger}) against random subspaces of its dimension "
+            f"{100 * random['difference']:+.0f} points, {p_value(random['p'])} (exact sign flips against "
+            f"{condition['draws']} averaged draws; a further draw stays below {percent(random['limit'])}), "
+            f"against the own mean {p_value(own)}."
+        )
+    rest = [name for name, one in found["rest"].items() if not one["exceeds"]]
+    if found["word"] == "double dissociation" and rest:
+        does = " and ".join(OUTCOMES[name] for name in rest)
+        parts.append(f"Random complements change {does} as much as Z⊥: that half is not special to Z⊥.")
+    return " ".join(parts)
+
+
+def baseline(summary: Mapping[str, Any]) -> str:
+    """Accuracy per language unpatched, and whether it differs: exact McNemar, p < 0.05."""
+    found = summary["baseline"]
+    shares = [
+        f"{name} {percent(one['value'])} ({percent(one['low'])} to {percent(one['high'])})"
+        for name, one in found["accuracy"].items()
+    ]
+    first, second = found["only"]
+    names = list(found["accuracy"])
+    better = names[0] if first > second else names[1]
+    said = f"the model is better in {better}" if found["p"] < 0.05 else "no asymmetry is told apart"
+    return (
+        f"Unpatched: {', '.join(shares)} right of {summary['n']} problems; {said} ({first} only in "
+        f"{names[0]}, {second} only in {names[1]}, {p_value(found['p'])})."
+    )
+
+
+def compared_title(verdicts: Sequence[CELL], outcome: str) -> str:
+    """Where Z changes an outcome beyond Z⊥ and its controls, where without being specific, and where not.
+
+    Rule: an outcome that stands (or doesn't) with Z as the stronger part, cell by cell.
+    """
+    mine = [v for v in verdicts if v["tests"][outcome]["told"] and v["tests"][outcome]["stronger"] == "Z"]
+    rest = [v for v in verdicts if v["tests"][outcome]["told"] and v["tests"][outcome]["stronger"] == "Z⊥"]
+    stands = [v for v in mine if v["tests"][outcome]["stands"]]
+    parts = []
+    if stands:
+        parts.append(f"Z changes {OUTCOMES[outcome]} at {listed(stands)}")
+    if len(mine) > len(stands):
+        parts.append(
+            f"Z beyond Z⊥ but not beyond its controls at {listed([v for v in mine if v not in stands])}"
+        )
+    if rest:
+        named = [v for v in rest if v["tests"][outcome]["stands"]]
+        does = "beyond" if len(named) == len(rest) else "not everywhere beyond"
+        parts.append(f"Z⊥ changes {OUTCOMES[outcome]} more at {listed(rest)}, {does} its controls")
+    none = f"Nowhere do Z and Z⊥ differ in whether {OUTCOMES[outcome]} changes"
+    text = "; ".join(parts) or none
+    return text[0].upper() + text[1:]
+
+
+def listed(cells: Sequence[CELL]) -> str:
+    """ "blocks 4 and 5 (k 8, 16)", in words short enough for a title."""
+    by_layer: dict[int, list[int]] = {}
+    for one in cells:
+        by_layer.setdefault(int(one["layer"]), []).append(int(one["k"]))
+    named = [f"block {layer} (k {', '.join(map(str, ks))})" for layer, ks in by_layer.items()]
+    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+
+
+def controls_title(rates: Sequence[Mapping[str, Any]], found: CELL) -> str:
+    """What the controls do, in shares of problems."""
+    share = {(r["part"], r["source"], r["metric"]): r["value"] for r in rates}
+    pair, random, own = (
+        share.get(("Z", source, "language disrupted")) for source in ("pair", "random", "own")
+    )
+    return (
+        f"Language changed at {cell(found)}: Z {percent(pair)}, random subspaces {percent(random)}, "
+        f"own mean {percent(own)}"
+    )
+
+
+def setup(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What was run."""
+    where = (condition.get("where") or {}).get("category")
+    chosen = f"split: {condition['split']}" + (f", category {where}" if where else "")
+    put = {
+        ("replace", "mean"): "every token's part replaced by the source prompt's mean",
+        ("replace", "transport"): "every token's part replaced by a mix of source tokens (optimal transport)",
+        ("shift", "mean"): "the difference between the two prompts' means added to every token",
+    }[condition["mode"], condition["vectors"]]
+    scope = "prompt tokens" if condition["scope"] == "prompt" else "prompt and generated tokens"
+    own = (
+        " The own mean moves nothing in this mode: its control is the unpatched answer."
+        if condition["mode"] == "shift"
+        else ""
+    )
+    return (
+        f"{summary['n']} problems ({chosen}), {condition['target_language']} ← "
+        f"{condition['source_language']}, {condition['site']}, Z by {condition['basis']}; {put}; {scope}.{own}"
+    )
