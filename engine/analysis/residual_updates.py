@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.special import gammaln
+from scipy.special import gammaln, ndtr, stdtrit
 
 from engine.analysis.subspace import check_basis
 from engine.analysis.uncertainty import (
@@ -152,11 +152,12 @@ def residual_updates(
     ones, draws = np.ones((1, n)), _ratio(weights, z, rest, kind)
     estimate = _ratio(ones, z, rest, kind)[0]
     whole = band(estimate, draws, level, name)
-    low_all, high_all = _simultaneous(estimate, draws, level)
+    units = len(np.unique(np.arange(n) if groups is None else np.asarray(groups)))
+    low_all, high_all = _simultaneous(estimate, draws, level, units)
     chance = chance_ratio(norms.d, k, kind)
     raw = _p_random(norms, z, k)
     p_random = holm(raw), holm(1.0 - raw)
-    curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name)
+    curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name, units)
     labels = tuple(update_label(u) for u in range(z.shape[0]))
     return ResidualUpdates(
         labels=labels,
@@ -186,6 +187,7 @@ def _by_language(
     kind: Kind,
     level: float,
     name: str,
+    units: int,
 ) -> tuple[dict[str, Band], dict[tuple[str, str], Band], dict[tuple[str, str], tuple[Array, Array]]]:
     if languages is None:
         return {}, {}, {}
@@ -207,23 +209,30 @@ def _by_language(
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     gaps = {(a, b): (point[a] - point[b], drawn[a] - drawn[b]) for a, b in pairs}
     apart = {pair: band(*gap, level, f"paired {name}") for pair, gap in gaps.items()}
-    return curves, apart, {pair: _max_t(*gap, level) for pair, gap in gaps.items()}
+    return curves, apart, {pair: _max_t(*gap, level, units) for pair, gap in gaps.items()}
 
 
-def _simultaneous(estimate: Array, draws: Array, level: float) -> tuple[Array, Array]:
+def _simultaneous(estimate: Array, draws: Array, level: float, units: int) -> tuple[Array, Array]:
     """Limits that hold for all blocks together: max-|t| of log R over blocks."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = _max_t(np.log(estimate), np.log(draws), level)
+        low, high = _max_t(np.log(estimate), np.log(draws), level, units)
     return np.exp(low), np.exp(high)
 
 
-def _max_t(estimate: Array, draws: Array, level: float) -> tuple[Array, Array]:
-    """estimate ± c·se, c the `level` quantile over draws of the largest |draw − estimate|/se of any block."""
+def _max_t(estimate: Array, draws: Array, level: float, units: int) -> tuple[Array, Array]:
+    """estimate ± c·se, c from the `level` quantile over draws of the largest |draw − estimate|/se.
+
+    A bootstrap of few units knows neither that its own spread is too small by √((n − 1)/n) nor that se is
+    estimated: the spread is scaled, and c replaced by the quantile of Student's t with n − 1 degrees of
+    freedom at which the normal law has c.
+    """
     with np.errstate(invalid="ignore"):
         draws = np.where(np.isfinite(draws), draws, estimate)
         spread = draws.std(axis=0, ddof=1)
         t = np.abs(draws - estimate) / np.where(spread > 0, spread, np.inf)
         critical = float(np.quantile(np.where(np.isfinite(t), t, 0.0).max(axis=1), level))
+        if units > 1:
+            critical = -float(stdtrit(units - 1, ndtr(-critical))) * float(np.sqrt(units / (units - 1)))
         return estimate - critical * spread, estimate + critical * spread
 
 
