@@ -1,0 +1,216 @@
+"""Calibration of the conclusions that titles draw themselves, by the titles' own functions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from app import behaviour_words, heads_words, words
+from engine.analysis import behaviour, cka
+from engine.analysis.calibration import ENTRIES as ENGINE
+from engine.analysis.calibration import Entry
+from engine.analysis.calibration.entry import Make
+from engine.analysis.heads import rank_correlation
+from engine.analysis.residual_updates import residual_updates, update_norms
+
+Array = NDArray[np.float64]
+Rng = np.random.Generator
+LAYERS, PROMPTS = 8, 24
+
+
+class Pair(NamedTuple):
+    """Rows of two models, (layers, n, d) each."""
+
+    one: Array
+    two: Array
+
+
+def models(noise: float, unrelated: int = 0, rotated: bool = False) -> Make:
+    """A model and another one: the same up to noise, unrelated in the last blocks, or rotated only."""
+
+    def make(rng: Rng) -> Pair:
+        one = rng.normal(size=(LAYERS, PROMPTS, 12))
+        two = one + noise * rng.normal(size=one.shape)
+        if rotated:
+            two = one @ np.linalg.qr(rng.normal(size=(12, 12)))[0]
+        if unrelated:
+            two[-unrelated:] = rng.normal(size=two[-unrelated:].shape)
+        return Pair(one, two)
+
+    return make
+
+
+def similarity(pair: Pair) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The curve and the null that a title reads."""
+    grams = [[cka.gram(x) for x in side] for side in pair]
+    found = cka.similarity_table(*grams, n_boot=200, n_draws=199)
+    curve = {"layer": found.layer, "value": found.debiased}
+    curve |= {"low": found.debiased_low, "high": found.debiased_high}
+    return pl.DataFrame(curve), pl.DataFrame({"layer": found.layer, "high": found.null_high})
+
+
+def cka_words(pair: Pair) -> str:
+    return words.cka_title(*similarity(pair), "base", "tuned", "resid")
+
+
+def said_to_differ(pair: Pair) -> bool:
+    return " leaves " in cka_words(pair) or " differs from " in cka_words(pair)
+
+
+def above_everywhere(pair: Pair) -> bool:
+    return "above unrelated pairing everywhere" in cka_words(pair)
+
+
+def two_languages(first: float, second: float) -> Make:
+    """Models that differ by this much in either language."""
+    return lambda rng: (models(first)(rng), models(second)(rng))
+
+
+def more_in_one_language(pairs: tuple[Pair, Pair]) -> bool:
+    curves = [
+        similarity(pair)[0].with_columns(series=pl.lit(name))
+        for pair, name in zip(pairs, ("en", "zh"), strict=True)
+    ]
+    title = words.language_title(pl.concat(curves), "base", "tuned")
+    return title.startswith("base and tuned differ more in")
+
+
+def updates(stretch: float) -> Make:
+    """Updates of six blocks in two languages, one of them with more in the first four dimensions."""
+
+    def make(rng: Rng) -> Array:
+        deltas = rng.normal(size=(6, 40, 24))
+        deltas[3, ::2, :4] *= stretch
+        return deltas
+
+    return make
+
+
+def r_differs(deltas: Array) -> bool:
+    z = np.eye(24)[:, :4]
+    names = np.tile(["en", "zh"], 20)
+    norms = update_norms(list(deltas), z, [4])
+    found = residual_updates(norms, 4, languages=names, groups=np.arange(40) // 2, n_boot=300)
+    (pair, gap), (low, high) = next(iter(found.differences.items())), found.differences_all["en", "zh"]
+    table = {"layer": np.arange(6), "value": gap.estimate, "low": low, "high": high}
+    return "R is larger in" in words.difference_title(pl.DataFrame(table), pair, "base")
+
+
+def lengths(last: float) -> Make:
+    """Lengths of six updates at 30 prompts; the last is longer."""
+    return lambda rng: rng.lognormal(0, 0.4, (6, 30)) * np.array([1, 1, 1, 1, 1, last])[:, None]
+
+
+def longest_named(values: Array) -> bool:
+    rng = np.random.default_rng(0)
+    draws = values[:, rng.integers(0, 30, (300, 30))].mean(axis=2)
+    low, high = np.quantile(draws, [0.025, 0.975], axis=1)
+    names = [f"{i - 1}→{i}" for i in range(6)]
+    table = {"update": names, "series": ["whole"] * 6, "value": values.mean(1), "low": low, "high": high}
+    return "the longest at" in words.lengths_title(pl.DataFrame(table), "base")
+
+
+class Sides(NamedTuple):
+    """The same prompts answered by two models; pairs of prompts share their luck."""
+
+    one: Array
+    two: Array
+    binary: bool
+
+
+def rates(gap: float) -> Make:
+    def make(rng: Rng) -> Sides:
+        luck = 0.3 + 0.4 * np.repeat(rng.random(30), 2)
+        one, two = (rng.random((2, 60)) < np.stack([luck, luck + gap])).astype(float)
+        return Sides(one, two, True)
+
+    return make
+
+
+def margins(gap: float) -> Make:
+    def make(rng: Rng) -> Sides:
+        base = np.repeat(rng.normal(size=30), 2)
+        one, two = base + 0.5 * rng.standard_t(5, (2, 60))
+        return Sides(one, two + gap, False)
+
+    return make
+
+
+def row(sides: Sides) -> dict[str, Any]:
+    found = behaviour.difference(sides.one, sides.two, np.arange(60) // 2, binary=sides.binary)
+    return {"low": found.interval.low, "high": found.interval.high, "p": found.p}
+
+
+def differs(sides: Sides) -> bool:
+    return behaviour_words.excludes_zero(row(sides))
+
+
+def ahead(sides: Sides) -> bool:
+    """Outcomes of 60 problems in two languages."""
+    both = np.stack([sides.one, sides.two], axis=1).ravel()
+    pairs = [f"{i // 2}" for i in range(120)]
+    found = behaviour.language_asymmetry(both, ["en", "zh"] * 60, pairs)
+    one = found[0]
+    line = {"languages": ("en", "zh"), "rates": (0.0, 1.0), "pairs": 60, "p": one.p}
+    return "is ahead" in behaviour_words.asymmetry("base", [line])
+
+
+def predictors(own: float) -> Make:
+    """What 16 heads cover, and two predictors of it."""
+
+    def make(rng: Rng) -> tuple[Array, Array, Array]:
+        covered = rng.lognormal(0, 1, 16)
+        first, second = own * covered + rng.lognormal(0, 1, (2, 16))
+        return covered, first, second
+
+    return make
+
+
+def order_heads(given: tuple[Array, Array, Array]) -> bool:
+    found = {}
+    for key, values in zip(heads_words.PREDICTORS, given[1:], strict=True):
+        one = rank_correlation(values, given[0], n_permutations=999)
+        found[key] = {"rho": one.rho, "p": one.p, "reason": one.reason}
+    return not heads_words.predictors_title({"correlations": found}).startswith("Neither")
+
+
+TITLES = (
+    Entry(
+        "CKA: models",
+        "tuned leaves base at block …, differs from base",
+        said_to_differ,
+        {"the same geometry, rotated": models(0.0, rotated=True)},
+        models(0.3),
+    ),
+    Entry(
+        "CKA: pairing",
+        "above unrelated pairing everywhere",
+        above_everywhere,
+        {"one block of eight is unrelated": models(0.3, 1), "all blocks are unrelated": models(0.3, LAYERS)},
+        models(0.3),
+    ),
+    Entry(
+        "CKA: languages",
+        "the models differ more in one language",
+        more_in_one_language,
+        {"they differ alike": two_languages(0.5, 0.5), "they differ alike, much": two_languages(1.5, 1.5)},
+        two_languages(0.3, 1.0),
+    ),
+    Entry("R(ℓ): languages", "R is larger in one language", r_differs, {"alike": updates(1.0)}, updates(2.0)),
+    Entry("Lengths", "the longest update", longest_named, {"equally long": lengths(1.0)}, lengths(2.0)),
+    Entry("Behaviour: rates", "is higher (lower) than", differs, {"equal rates": rates(0.0)}, rates(0.3)),
+    Entry("Behaviour: means", "is higher (lower) than", differs, {"equal means": margins(0.0)}, margins(0.5)),
+    Entry("Behaviour: languages", "is ahead", ahead, {"equal accuracy": rates(0.0)}, rates(0.3)),
+    Entry(
+        "Predictors",
+        "a predictor orders the heads as coverage does",
+        order_heads,
+        {"predictors of nothing": predictors(0.0)},
+        predictors(2.0),
+    ),
+)
+ENTRIES: tuple[Entry, ...] = (*ENGINE, *TITLES)
+"""Every conclusion, those of the engine first."""

@@ -1,0 +1,203 @@
+"""Conclusions about subspaces: separation, language energy, the order of blocks, residual updates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.analysis.calibration.entry import Entry, Make
+from engine.analysis.language_energy import language_energy
+from engine.analysis.residual_updates import ResidualUpdates, residual_updates, update_norms
+from engine.analysis.separation import Problems, random_ratios, rank_p, separates, separation_ratios
+from engine.analysis.subspace import grassmann_matrix
+from engine.analysis.subspace_layers import grassmann_p, layer_structure, weight_alignment
+from engine.analysis.uncertainty import holm
+
+Array = NDArray[np.float64]
+Rng = np.random.Generator
+
+TAIL = 0.025
+"""Level of either side where a sentence says "more" or "less"."""
+
+
+def basis(rng: Rng, d: int, k: int) -> Array:
+    """A uniformly random k-subspace, (d, k)."""
+    return np.asarray(np.linalg.qr(rng.normal(size=(d, k)))[0])
+
+
+class InZ(NamedTuple):
+    """Problems in two languages, and a subspace."""
+
+    problems: Problems
+    z: Array
+
+
+def texts(rng: Rng, strength: float = 0.0, n: int = 14, d: int = 32, k: int = 6) -> InZ:
+    """Content and noise in every direction; content is stronger inside Z."""
+    z = basis(rng, d, k)
+    content = rng.normal(size=(n, d)) + strength * rng.normal(size=(n, k)) @ z.T
+    language = rng.normal(size=d)
+    one, two = content + rng.normal(size=(n, d)), content + language + rng.normal(size=(n, d))
+    return InZ(Problems.of(one, two), z)
+
+
+def said_to_separate(given: InZ) -> bool:
+    k = given.z.shape[1]
+    random = random_ratios(given.problems, (k,))
+    _, inside, outside = separation_ratios(given.problems, {k: given.z})
+    return bool(separates(inside, outside, rank_p(inside, random))[0])
+
+
+def shifts(common: float, own: float, inside: float = 0.0) -> Make:
+    """Language shifts with a part all problems share, a part of their own, and one inside Z."""
+
+    def make(rng: Rng) -> InZ:
+        z, one = basis(rng, 24, 3), rng.normal(size=(8, 24))
+        moved = common * rng.normal(size=24) + own * rng.normal(size=(8, 24))
+        return InZ(Problems.of(one, one + moved + inside * rng.normal(size=3) @ z.T), z)
+
+    return make
+
+
+def energy_is_told(given: InZ) -> bool:
+    found = language_energy(given.problems, {given.z.shape[1]: given.z}, n_boot=2)
+    return bool(found.p[0] < TAIL or found.p_low[0] < TAIL)
+
+
+def unrelated_blocks(rng: Rng) -> Array:
+    return np.stack([basis(rng, 40, 3) for _ in range(8)])
+
+
+def two_phases(rng: Rng) -> Array:
+    halves = [basis(rng, 40, 3) for _ in range(2)]
+    noise = rng.normal(size=(8, 40, 3))
+    return np.stack([np.linalg.qr(halves[i // 4] + 0.1 * noise[i])[0] for i in range(8)])
+
+
+def neighbours_alike(bases: Array) -> bool:
+    found = layer_structure(grassmann_matrix(bases), bases.shape[1], bases.shape[2], draws=199)
+    return found.p_gap < 0.05 and found.gap > 0
+
+
+def resembles_reference(bases: Array) -> bool:
+    _, d, k = bases.shape
+    values = grassmann_matrix(bases)[-1, :-1]
+    return bool((holm(grassmann_p(values, d, k)) < 0.05).any())
+
+
+def gates(inside: float) -> Make:
+    """A weight matrix for each of 6 blocks, whose rows lie in Z as much as by chance, and a share more."""
+
+    def make(rng: Rng) -> list[tuple[Array, Array]]:
+        found = []
+        for _ in range(6):
+            z, scale = basis(rng, 32, 4), rng.exponential(size=32)  # unlike directions, as in weights
+            found.append((rng.normal(size=(48, 32)) * scale + inside * rng.normal(size=(48, 4)) @ z.T, z))
+        return found
+
+    return make
+
+
+def gates_are_told(given: list[tuple[Array, Array]]) -> bool:
+    energy = np.array([((m @ z) ** 2).sum() for m, z in given])
+    total = np.array([(m**2).sum() for m, _ in given])
+    square = np.array([((m.T @ m) ** 2).sum() for m, _ in given])
+    d, k = given[0][1].shape
+    found = weight_alignment(energy, total, square, d, k)
+    return bool((holm(found.p) < TAIL).any() or (holm(found.p_low) < TAIL).any())
+
+
+class Updates(NamedTuple):
+    """Updates of every block (n, d), and a subspace."""
+
+    deltas: list[Array]
+    z: Array
+
+
+def isotropic(d: int, k: int, stretch: float = 1.0) -> Make:
+    """Updates without any relation to Z; block 2's part in Z is stretched."""
+
+    def make(rng: Rng) -> Updates:
+        z = basis(rng, d, k)
+        deltas = [rng.normal(size=(30, d)) for _ in range(6)]
+        deltas[2] = deltas[2] + (stretch - 1) * (deltas[2] @ z) @ z.T
+        return Updates(deltas, z)
+
+    return make
+
+
+def alike(rng: Rng) -> Updates:
+    """Prompts that all move alike, which makes a bootstrap over prompts certain of any ratio."""
+    deltas = [rng.normal(size=32) + 0.05 * rng.normal(size=(30, 32)) for _ in range(6)]
+    return Updates(deltas, basis(rng, 32, 4))
+
+
+def _updates(given: Updates) -> ResidualUpdates:
+    k = given.z.shape[1]
+    return residual_updates(update_norms(given.deltas, given.z, [k]), k, n_boot=200)
+
+
+def z_dominated(given: Updates) -> bool:
+    return _updates(given).verdict.startswith("Z-dominated")
+
+
+def off_chance(given: Updates) -> bool:
+    return "nowhere off chance" not in _updates(given).verdict
+
+
+ENTRIES = (
+    Entry(
+        "Separation",
+        "Z separates",
+        said_to_separate,
+        {"content is as strong outside Z": texts},
+        lambda rng: texts(rng, 3.0),
+    ),
+    Entry(
+        "Language energy",
+        "Z holds more (or less) of the shift than random subspaces",
+        energy_is_told,
+        {
+            "every problem shifts its own way": shifts(0.0, 1.0),
+            "all problems shift one way": shifts(5.0, 0.2),
+        },
+        shifts(1.0, 0.2, 3.0),
+    ),
+    Entry(
+        "Phases",
+        "neighbouring blocks read more alike subspaces than distant ones",
+        neighbours_alike,
+        {"unrelated blocks": unrelated_blocks},
+        two_phases,
+    ),
+    Entry(
+        "Convergence",
+        "Z of some blocks resembles the reference block's beyond chance",
+        resembles_reference,
+        {"unrelated blocks": unrelated_blocks},
+        two_phases,
+    ),
+    Entry(
+        "Gates",
+        "gates read what the same block's keys read more (or less) than by chance",
+        gates_are_told,
+        {"unrelated weights": gates(0.0)},
+        gates(1.0),
+    ),
+    Entry(
+        "R(ℓ) against 1",
+        "Z-dominated (R > 1)",
+        z_dominated,
+        {"R is 1 at every block": isotropic(16, 8)},
+        isotropic(32, 4, 6.0),
+    ),
+    Entry(
+        "R(ℓ) against chance",
+        "above (or below) chance",
+        off_chance,
+        {"updates unrelated to Z": isotropic(32, 4), "prompts that all move alike": alike},
+        isotropic(32, 4, 2.5),
+    ),
+)

@@ -1,0 +1,212 @@
+"""Conclusions about patched answers, behaviour and lengthscales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.analysis import dissociation
+from engine.analysis.ard_holdout import hold_out
+from engine.analysis.ard_mmd import Objective, fit_ard
+from engine.analysis.ard_spectrum import conclusion, overlap, spectrum
+from engine.analysis.calibration.entry import Entry, Make
+from engine.analysis.calibration.geometry import basis
+from engine.analysis.dissociation import Changes
+
+Array = NDArray[np.float64]
+Rng = np.random.Generator
+Outcomes = dict[str, Changes]
+Chances = Mapping[str, float]
+
+PARTS = ("z", "rest", "own_z", "own_rest")
+PROBLEMS, DRAWS = 20, 4
+SMALL, LARGE = 0.05, 0.9
+
+
+def simulated(rng: Rng, chances: Chances, between: float = 0.0) -> Changes:
+    """Problems that differ in how easily they change; draws (and Z, if exchangeable) that differ too.
+
+    Args:
+        chances: of each part; "random" and "random_rest" of the draws.
+        between: standard deviation over subspaces, on the logistic scale; Z is one of them.
+    """
+    ease = rng.normal(0, 1, PROBLEMS)
+
+    def drawn(chance: float, moved: bool) -> NDArray[np.bool_]:
+        mid = np.log(chance / (1 - chance)) + ease + (between * rng.normal() if moved else 0.0)
+        return np.asarray(rng.random(PROBLEMS) < 1 / (1 + np.exp(-mid)))
+
+    given = {part: drawn(chances[part], part in ("z", "rest")) for part in PARTS}
+    random = np.stack([drawn(chances["random"], True) for _ in range(DRAWS)])
+    rest = np.stack([drawn(chances["random_rest"], True) for _ in range(DRAWS)])
+    return Changes(**given, random_z=random, random_rest=rest)
+
+
+def same(chance: float) -> dict[str, float]:
+    """Every part alike."""
+    return dict.fromkeys((*PARTS, "random", "random_rest"), chance)
+
+
+def answers(answer: Chances, language: Chances, between: float = 0.0) -> Make:
+    """Simulated outcomes of both kinds."""
+    return lambda rng: {
+        "answer": simulated(rng, answer, between),
+        "language": simulated(rng, language, between),
+    }
+
+
+RANDOM = {**same(SMALL), "rest": LARGE, "random_rest": LARGE}
+BROADCAST = {**same(SMALL), "z": LARGE, "own_z": LARGE}
+MIRRORED = {**same(SMALL), "rest": LARGE, "own_rest": LARGE}
+CONTENT = {**same(SMALL), "z": LARGE}
+SCAFFOLD = {**same(SMALL), "rest": LARGE, "random_rest": LARGE}
+WEAK = {**same(SMALL), "z": 0.6}
+
+NOTHING: dict[str, Make] = {
+    "nothing changes more than chance": answers(same(0.1), same(0.1)),
+    "every patch breaks half": answers(same(0.5), same(0.5)),
+    "every patch breaks nearly all": answers(same(0.9), same(0.9)),
+    "Z is a random subspace": answers(RANDOM, RANDOM),
+    "Z is a random subspace, which differ": answers(RANDOM, RANDOM, 1.0),
+    "halves that differ": answers(same(0.5), same(0.5), 1.5),
+    "broadcasting": answers(BROADCAST, BROADCAST),
+    "broadcasting, opposite parts": answers(BROADCAST, MIRRORED),
+}
+CLAIMS = ("double dissociation", "partial", "one part does both")
+
+
+def word(outcomes: Outcomes) -> str:
+    """The verdict's word."""
+    return dissociation.verdict(outcomes).word
+
+
+class Clouds(NamedTuple):
+    """Token clouds of problems in two languages (fitted ones first), and how they are fitted."""
+
+    source: list[Array]
+    target: list[Array]
+    objective: Objective = "contrastive"
+    penalty: float = 0.01
+    steps: int = 100
+
+
+def clouds(shared: int, d: int = 16, problems: int = 12, tokens: int = 6) -> Make:
+    """Means that depend on the problem alone in some dimensions, and on problem and language elsewhere."""
+
+    def make(rng: Rng) -> Clouds:
+        mask = np.arange(d) < shared
+        common = 2.0 * rng.normal(size=(problems, d))
+        both = []
+        for _ in range(2):
+            means = np.where(mask, common, 2.0 * rng.normal(size=(problems, d)) + rng.normal(size=d))
+            both.append([mean + rng.normal(size=(tokens, d)) for mean in means])
+        return Clouds(both[0], both[1])
+
+    return make
+
+
+def paired(rng: Rng) -> Clouds:
+    """The objective that rewards no finite lengthscale, whatever is there."""
+    found: Clouds = clouds(6, problems=6)(rng)
+    return found._replace(objective="paired", penalty=1.0, steps=250)
+
+
+def said_bimodal(given: Clouds) -> bool:
+    """Fitted on half of the problems, asked of the other half."""
+    half = len(given.source) // 2
+    fit = fit_ard(given.source[:half], given.target[:half], penalty=given.penalty, steps=given.steps)
+    held = hold_out(fit, given.source[half:], given.target[half:], draws=199)
+    kind = spectrum(fit.log_lengthscales).kind
+    return conclusion(kind, collapsed=fit.collapsed, p=held.p) in ("bimodal", "graded")
+
+
+def said_collapsed(given: Clouds) -> bool:
+    fit = fit_ard(
+        given.source, given.target, objective=given.objective, penalty=given.penalty, steps=given.steps
+    )
+    return fit.collapsed
+
+
+def one_group(rng: Rng) -> Array:
+    return rng.normal(3.0, 0.7, 64)
+
+
+def two_groups(rng: Rng) -> Array:
+    return np.concatenate([rng.normal(0.0, 0.5, 16), rng.normal(4.0, 0.5, 48)])
+
+
+def survivors(among: bool) -> Make:
+    """Ten of 64 dimensions; six of them where Z has its energy, if wanted."""
+
+    def make(rng: Rng) -> tuple[NDArray[np.bool_], Array]:
+        z = basis(rng, 64, 8)
+        kept = np.zeros(64, dtype=bool)
+        if among:
+            kept[np.argsort(-(z**2).sum(axis=1))[:6]] = True
+        kept[rng.choice(np.flatnonzero(~kept), 10 - int(kept.sum()), replace=False)] = True
+        return kept, z
+
+    return make
+
+
+def overlap_told(given: tuple[NDArray[np.bool_], Array]) -> bool:
+    return overlap(*given).p < 0.05
+
+
+ENTRIES = (
+    Entry(
+        "Z-patching",
+        "double dissociation, partial, one part does both",
+        lambda given: word(given) in CLAIMS,
+        NOTHING,
+        answers(CONTENT, SCAFFOLD),
+    ),
+    Entry(
+        "Z-patching: double",
+        "double dissociation",
+        lambda given: word(given) == "double dissociation",
+        {
+            "Z changes answers, nothing the language": answers(CONTENT, same(SMALL)),
+            "Z changes both": answers(CONTENT, CONTENT),
+            "Z⊥ changes both": answers(SCAFFOLD, SCAFFOLD),
+            "opposite parts, the answer by broadcasting": answers(BROADCAST, SCAFFOLD),
+            "opposite parts, the language by broadcasting": answers(CONTENT, MIRRORED),
+        },
+        answers(CONTENT, SCAFFOLD),
+    ),
+    Entry(
+        "Z-patching: partial",
+        "partial",
+        lambda given: word(given) == "partial",
+        {"nothing changes more than chance": NOTHING["nothing changes more than chance"]},
+        answers(WEAK, same(SMALL)),
+    ),
+    Entry(
+        "Z-patching: broadcasting",
+        "not separable from broadcasting",
+        lambda given: word(given) == "not separable from broadcasting",
+        {"a double dissociation": answers(CONTENT, SCAFFOLD)},
+        answers(BROADCAST, BROADCAST),
+    ),
+    Entry(
+        "Lengthscales",
+        "bimodal, graded (something was found)",
+        said_bimodal,
+        {"languages share nothing": clouds(0)},
+        clouds(6),
+    ),
+    Entry(
+        "Spectrum", "bimodal", lambda v: spectrum(v).kind == "bimodal", {"one group": one_group}, two_groups
+    ),
+    Entry("Collapse", "collapsed", said_collapsed, {"shared dimensions": clouds(6, problems=6)}, paired),
+    Entry(
+        "Overlap",
+        "surviving dimensions are those of Z beyond chance",
+        overlap_told,
+        {"ten random dimensions": survivors(False)},
+        survivors(True),
+    ),
+)

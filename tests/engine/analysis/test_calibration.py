@@ -1,0 +1,66 @@
+"""Every worded conclusion: its nulls hold in a few repeats, its plants are found, the page is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.calibration import ENTRIES
+from engine.analysis.calibration import PLANTED, Entry, Measured, measure, table
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "calibration.md"
+FITTED = {"Lengthscales", "Collapse"}
+"""Entries whose every repeat fits lengthscales, half a second each."""
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_nulls_hold_and_plants_are_found(entry: Entry) -> None:
+    repeats = 4 if entry.name in FITTED else 12
+    for one in measure(entry, repeats, seed=1):
+        if one.case == PLANTED:
+            # Powers are 70 % and more: fewer than a third of the repeats is a matter of 0.1 %.
+            assert 3 * one.said >= one.repeats, one
+        else:
+            assert one.holds, one
+
+
+def test_a_rule_that_is_often_wrong_fails_and_one_at_its_level_does_not() -> None:
+    def entry(level: float) -> Entry:
+        return Entry("coin", "heads", lambda p: p < level, {"fair": lambda rng: rng.random()}, lambda _: 0.0)
+
+    good, plant = measure(entry(0.05), 400)
+    assert good.holds
+    assert plant.said == plant.repeats == 400
+    bad, _ = measure(entry(0.15), 400)
+    assert not bad.holds
+    assert bad.rate.low > 0.05
+    assert "**above 5 %**" in table([entry(0.15)], [bad, plant])
+    again, _ = measure(entry(0.15), 400)
+    assert again == bad
+    other, _ = measure(entry(0.15), 400, seed=1)
+    assert other != bad
+
+
+def test_a_count_that_five_per_cent_can_give_holds() -> None:
+    assert Measured("x", "y", 18, 200).holds  # 9 % of 200: probability 1.2 %
+    assert not Measured("x", "y", 23, 200).holds
+
+
+def test_names_are_unique_and_every_null_draws_something_new() -> None:
+    names = [entry.name for entry in ENTRIES]
+    assert len(names) == len(set(names))
+    rng = np.random.default_rng(0)
+    for entry in ENTRIES:
+        assert entry.nulls
+        assert PLANTED not in entry.nulls
+        assert repr(entry.planted(rng)) != "None"
+
+
+def test_the_page_shows_every_conclusion_and_null() -> None:
+    text = PAGE.read_text()
+    for entry in ENTRIES:
+        for case in entry.nulls:
+            assert f"| {entry.name} | “{entry.sentence}” | {case} |" in text
+    assert "**above 5 %**" not in text
