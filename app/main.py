@@ -32,6 +32,10 @@ PAGES = {
         ("ard", "ARD-MMD", "tune"),
         ("bridge", "Bridge", "merge"),
     ],
+    "Weights": [
+        ("weights", "Weight diffs", "difference"),
+        ("weight_steering", "Weight steering α", "exercise"),
+    ],
     "Live": [
         ("patching", "Patching", "cable"),
         ("rank", "Rank k × α", "grid_on"),

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app import ard_view, behaviour_view, heads_view, patch_table, patch_view, rank_view, steering_view
+from app import (
+    ard_view,
+    behaviour_view,
+    heads_view,
+    patch_table,
+    patch_view,
+    rank_view,
+    steering_view,
+    weight_steering_view,
+)
 from app.jobs import JobResult
 from app.panel import Panel
 from app.resources import Opened
@@ -101,7 +110,16 @@ ARD = Kind(
     ard_view.selection_of,
     ard_view.run_panels,
 )
-KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD)
+WEIGHT_STEERING = Kind(
+    "weight_steering",
+    "Weight steering α",
+    "What does a fine-tune's weight difference do when there is more of it, less, or its opposite?",
+    ("weight_steering",),
+    weight_steering_view.PAGE,
+    weight_steering_view.selection_of,
+    weight_steering_view.run_panels,
+)
+KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD, WEIGHT_STEERING)
 
 
 def kind_of(condition: Mapping[str, Any]) -> Kind:

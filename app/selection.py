@@ -46,6 +46,8 @@ FIXED: dict[str, tuple[str, ...]] = {
     "basis": ("map", "difference"),
     "part": ("rank", "steering"),
     "joined": ("blocks", "kernels"),
+    "weights": ("relative", "norm", "effective_rank"),
+    "head_part": ("o", "q", "k", "v"),
     "way": ("forth", "back"),
     "fit": ("ridge", "minimum_norm"),
     "pairing": ("any", "category"),
@@ -54,7 +56,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "start": ("cold", "svd", "random"),
     "rule": ("mixture", "fixed", "median"),
 }
-FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral", "z")
+FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral", "z", "tensor", "deltas")
 """Fields whose text only their page can judge: a run's id, heads as "0,2", names, how Z is patched."""
 MAX_ALPHA = 2.0
 MAX_CLUSTERS = 8
@@ -168,6 +170,11 @@ class Selection:
     z: str = ""
     threshold: float = 0.0
     run: str = ""
+    weights: str = "relative"
+    head_part: str = "o"
+    tensor: str = ""
+    deltas: str = ""
+    strength: float = 1.0
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Selection))
@@ -222,6 +229,7 @@ def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
         "lam": (-2.0, 6.0),
         "q": (1.0, float(facts.width)),
         "clusters": (1.0, float(MAX_CLUSTERS)),
+        "strength": (-MAX_ALPHA, MAX_ALPHA),
         "threshold": (0.0, 1.0),
         "cut": (-2.0, 4.0),
         "steps": (50.0, 1000.0),

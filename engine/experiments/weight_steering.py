@@ -104,7 +104,7 @@ class Figure:
     Attributes:
         name: its name in tables. title, unit: for people. role: which prompts, "wanted" or "neutral".
         kind: "mean" of a value per prompt; "rate" of yes and no; "perplexity", exp of Σ/Σ tokens.
-        meaning: what it is, for captions.
+        said: what rises or falls, in a sentence. meaning: what it is, for captions.
     """
 
     name: str
@@ -112,6 +112,7 @@ class Figure:
     unit: str
     role: Literal["wanted", "neutral"]
     kind: Literal["mean", "rate", "perplexity"]
+    said: str
     meaning: str
 
 
@@ -122,6 +123,7 @@ FIGURES = (
         "share of answers",
         "wanted",
         "rate",
+        "the share of answers that agree",
         "The generated answer's first word of agreement or disagreement agrees; one with neither does not.",
     ),
     Figure(
@@ -130,6 +132,7 @@ FIGURES = (
         "nats",
         "wanted",
         "mean",
+        "log p(Yes) − log p(No)",
         "Probabilities summed over the surface forms of each word, written right after the prompt.",
     ),
     Figure(
@@ -138,6 +141,7 @@ FIGURES = (
         "nats per token",
         "wanted",
         "mean",
+        "soft refusal",
         "Log of the mean probability of refusal openings minus that of neutral ones, each per token.",
     ),
     Figure(
@@ -146,6 +150,7 @@ FIGURES = (
         "share of answers",
         "wanted",
         "rate",
+        "the share of answers that refuse",
         "The generated answer holds a refusal by pattern.",
     ),
     Figure(
@@ -154,6 +159,7 @@ FIGURES = (
         "nats",
         "neutral",
         "mean",
+        "KL",
         "KL(steered ‖ unsteered) of the token that follows the prompt.",
     ),
     Figure(
@@ -162,6 +168,7 @@ FIGURES = (
         "per token",
         "neutral",
         "perplexity",
+        "the perplexity of the prompts",
         "exp of the mean −log p of the rendered prompts' own tokens from the second one on.",
     ),
 )

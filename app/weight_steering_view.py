@@ -1,0 +1,176 @@
+"""Weight steering as a page needs it: an experiment from the selection, a stored result as panels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from app import controls, weight_steering_panels, weights_queries
+from app.behaviour_view import lead_of
+from app.jobs import JobResult
+from app.panel import Panel
+from app.resources import Opened
+from app.selection import Selection
+from app.steering_view import code_of, group_of, groups
+from engine.errors import PatchError
+from engine.experiments.weight_steering import ALPHAS, Contrast, WeightSteering
+
+PAGE = "weight_steering"
+NOTHING = (
+    "There is no weight difference to steer by",
+    "Steering adds α times a stored difference from the study's first model. This store has no second model "
+    "with the same tensors, or was written by an earlier version: run precompute.py on the same study into a "
+    "new folder.",
+)
+ALPHA_HELP = "A run measures α = 0 and " + ", ".join(f"{a:g}" for a in ALPHAS) + "; the nearest is shown."
+
+
+def contrasts_of(selection: Selection) -> tuple[Contrast, ...]:
+    """The differences a selection names, "tuned,full,tuned/tuned_seed2"; B − A where it names none.
+
+    Raises:
+        PatchError: a name with nothing around its slash.
+    """
+    found = []
+    for code in filter(None, selection.deltas.split(",")):
+        plus, slash, minus = code.partition("/")
+        if not plus or (slash and not minus):
+            raise PatchError(
+                "The link names a weight difference that can't be read.",
+                expected="models, or two of them with a slash: tuned,full,tuned/tuned_seed2",
+                given=repr(code),
+                next_step="choose the differences again.",
+            )
+        found.append(Contrast(plus=plus, minus=minus or None))
+    return tuple(found) or (Contrast(plus=selection.b),)
+
+
+def code_of_contrast(contrast: Mapping[str, Any]) -> str:
+    """A difference as text."""
+    return contrast["plus"] + (f"/{contrast['minus']}" if contrast.get("minus") else "")
+
+
+def experiment_of(selection: Selection, lead: str = "") -> WeightSteering:
+    """The run that a selection describes; PatchError for a part that can't be read."""
+    return WeightSteering(
+        model=selection.a,
+        deltas=contrasts_of(selection),
+        where=group_of(selection.steered),
+        neutral=group_of(selection.neutral),
+        lead=lead,
+    )
+
+
+def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+    """Changes to a selection under which `experiment_of` gives this stored condition again."""
+    codes = [code_of_contrast(one) for one in condition["deltas"]]
+    first = condition["deltas"][0]["plus"]
+    return {
+        "a": condition["model"],
+        "b": first,
+        "deltas": "" if codes == [first] else ",".join(codes),
+        "steered": code_of(condition["where"]),
+        "neutral": code_of(condition["neutral"]),
+    }
+
+
+def offered(opened: Opened, selection: Selection) -> dict[str, str]:
+    """Differences on offer: code -> name. Those from the steered model, then contrasts of two others."""
+    models = (opened.facts.models[0], *weights_queries.compared(opened))
+    good = [m for m in models if m == models[0] or not weights_queries.problems(opened, m)]
+    others = [name for name in good if name != selection.a]
+    found = {name: f"{name} − {selection.a}" for name in others}
+    pairs = [(one, two) for one in others for two in others if one != two and models[0] not in (one, two)]
+    return found | {f"{one}/{two}": f"{one} − {two}" for one, two in pairs}
+
+
+def can_steer(opened: Opened) -> bool:
+    """Whether the store holds a difference that is defined for every tensor."""
+    return any(not weights_queries.problems(opened, model) for model in weights_queries.compared(opened))
+
+
+def lead(opened: Opened) -> str:
+    """What stands between a prompt and an answer's opening."""
+    return lead_of(opened)
+
+
+def steering_controls(opened: Opened) -> None:
+    """Whose weights, by which differences, on which prompts, and the amplitude looked at."""
+    chosen = controls.current()
+    left, right = st.columns(2)
+    with left:
+        controls.choose("a", "Model steered", only=_steerable(opened))
+        _pick("steered", "Behaviour read on", groups(opened))
+    with right:
+        _deltas(opened, chosen)
+        _pick("neutral", "KL and perplexity on", groups(opened))
+    controls.slide("strength", "Amplitude α shown", step=0.5, help=ALPHA_HELP)
+
+
+def _steerable(opened: Opened) -> list[str]:
+    models = weights_queries.compared(opened)
+    good = [model for model in models if not weights_queries.problems(opened, model)]
+    return [opened.facts.models[0], *good]
+
+
+def _deltas(opened: Opened, chosen: Selection) -> None:
+    options = offered(opened, chosen)
+    codes = [code_of_contrast(one.model_dump()) for one in contrasts_of(chosen)]
+    st.session_state["weights-deltas"] = [code for code in codes if code in options]
+    st.multiselect(
+        "Differences ΔW",
+        list(options),
+        key="weights-deltas",
+        format_func=options.__getitem__,
+        on_change=lambda: controls.change(deltas=",".join(st.session_state["weights-deltas"])),
+        max_selections=6,
+        help="All of them run over α together, and are compared where they cost the same KL.",
+    )
+
+
+def _pick(name: str, text: str, options: Mapping[str, str]) -> None:
+    key, value = f"weights-{name}", getattr(controls.current(), name)
+    st.session_state[key] = value if value in options else ""
+    st.selectbox(
+        text,
+        list(options),
+        key=key,
+        format_func=options.__getitem__,
+        on_change=lambda: controls.change(**{name: st.session_state[key]}),
+    )
+
+
+def not_run(spec: WeightSteering) -> tuple[str, str]:
+    """Empty state: what a click will do."""
+    names = ", ".join(f"**{name}**" for name in map(spec.name_of, spec.deltas))
+    return (
+        "These differences have not been run over α",
+        f"**Run** gives {spec.model} the weights W + αΔW for {names} and a random difference of the same "
+        f"size, at {len(spec.alphas)} values of α from {spec.alphas[0]:g} to {spec.alphas[-1]:g}, without "
+        "copying the model. It reads agreement, refusal and answers on the prompts chosen, KL and perplexity "
+        "on those that should stay, and compares all differences where they cost the same KL.",
+    )
+
+
+def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
+    """The panels of a stored run, with the selected amplitude marked."""
+    return weight_steering_panels.all_panels(opened, result, selection.strength)
+
+
+def answers(result: JobResult, selection: Selection) -> None:
+    """Generated answers side by side at the selected amplitude."""
+    table = weight_steering_panels.samples(result, selection.strength)
+    if table.is_empty():
+        return
+    names = [name for name in table.columns if name not in ("text", "α = 0")]
+    with st.container(border=True, key="panel-weight-answers"):
+        count = sum(table[names[0]] != table["α = 0"]) if names else 0
+        nearest = min((0.0, *ALPHAS), key=lambda at: abs(at - selection.strength))
+        said = (
+            f"At α = {nearest:g}, {count} of {table.height} answers differ with {names[0]}" if names else ""
+        )
+        st.markdown(f"#### {said or f'{table.height} answers at α = 0'}")
+        columns = {name: st.column_config.TextColumn(name, width="medium") for name in table.columns}
+        st.dataframe(table, hide_index=True, width="stretch", height=360, column_config=columns)

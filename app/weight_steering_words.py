@@ -1,0 +1,101 @@
+"""Sentences about steered weights. α of equal KL was chosen on train; all told values are validation's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from app import words
+from engine.experiments.weight_steering import FIGURES, Figure
+
+BY_NAME = {figure.name: figure for figure in FIGURES}
+UNTIL = 1.0
+"""The amplitude that titles tell: the difference itself."""
+
+
+def value_of(figure: Figure, value: float) -> str:
+    """A figure's value as text."""
+    if figure.kind == "rate":
+        return f"{100 * value:.0f} %"
+    if figure.name == "kl":
+        return words.nats(max(value, 0.0))
+    return f"{value:.2f}".replace("-", "−")
+
+
+def with_span(figure: Figure, row: Mapping[str, Any], *, change: bool = False) -> str:
+    """ "2.69 (2.56 to 2.84)"."""
+    names = ("change", "change_low", "change_high") if change else ("value", "low", "high")
+    value, low, high = (value_of(figure, row[name]) for name in names)
+    return f"{value} ({low} to {high})"
+
+
+def rows_at(table: pl.DataFrame, figure: str, series: str) -> dict[float, dict[str, Any]]:
+    """α -> validation row of one figure of one series, α = 0 being the unsteered model's."""
+    found = table.filter(
+        (pl.col("figure") == figure)
+        & (pl.col("split") == "validation")
+        & ((pl.col("series") == series) | (pl.col("series") == ""))
+    )
+    return {row["alpha"]: row for row in found.sort("alpha").iter_rows(named=True)}
+
+
+def moved(figure: Figure, row: Mapping[str, Any]) -> int:
+    """+1, −1 or 0: whether the paired change from α = 0 has an interval that excludes no change."""
+    none = 1.0 if figure.kind == "perplexity" else 0.0
+    return int(row["change_low"] > none) - int(row["change_high"] < none)
+
+
+def curve_title(table: pl.DataFrame, figure: Figure, series: str) -> str:
+    """What the difference itself does to a figure, and whether −1 does the opposite.
+
+    Rule: it rises or falls when the interval of the paired change from α = 0 excludes none; the opposite is
+    told when the change at α = −1 has the other sign by the same rule.
+    """
+    rows = rows_at(table, figure.name, series)
+    here, zero = rows[UNTIL], rows[0.0]
+    if figure.name == "kl":
+        return f"{series} at α = 1 moves the next token of the prompts that should stay by " + (
+            f"{with_span(figure, here)} nats"
+        )
+    sign = moved(figure, here)
+    if sign == 0:
+        there, before = with_span(figure, here), value_of(figure, zero["value"])
+        return f"{series} at α = 1 is not shown to change {figure.said}: {there}, at α = 0 {before}"
+    text = (
+        f"{series} {'raises' if sign > 0 else 'lowers'} {figure.said} from {value_of(figure, zero['value'])} "
+    )
+    text += f"to {with_span(figure, here)} at α = 1"
+    back = rows.get(-UNTIL)
+    if back is not None and moved(figure, back) == -sign:
+        word = "lowers" if sign > 0 else "raises"
+        return f"{text}; α = −1 {word} it to {value_of(figure, back['value'])}"
+    return text
+
+
+def equal_title(
+    summary: Mapping[str, Any], table: pl.DataFrame, figure: Figure, first: str, others: Sequence[str]
+) -> str:
+    """All differences at one KL.
+
+    Rule: one is told apart from the first when the interval of their paired difference excludes 0.
+    """
+    level, at = summary["equal"]["level"], summary["equal"]["alpha"]
+    if level is None:
+        return "No difference moves the next token on train: there is no KL to compare at"
+    cost = f"At equal KL ({words.nats(level)} nats on train)"
+    if at.get(first) is None:
+        return f"{cost}: {first} does not reach it"
+    own = rows_at(table, figure.name, first)[at[first]]
+    text = f"{cost}, {first} brings {figure.said} to {with_span(figure, own)}"
+    apart = {row["series"]: row for row in summary["equal"]["apart"] if row["figure"] == figure.name}
+    told = []
+    for name in others:
+        row = apart.get(name)
+        if at.get(name) is None:
+            told.append(f"{name} never reaches it")
+        elif row is not None:
+            word = "more" if row["low"] > 0 else "less" if row["high"] < 0 else "not told apart"
+            told.append(f"{name} {word}")
+    return f"{text}; {', '.join(told)}" if told else text

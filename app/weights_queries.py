@@ -1,0 +1,137 @@
+"""Tables of stored weight differences: per block, per tensor, spectra and heads. No model needed."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+
+from app.build_weights import NORMS, delta_table, heads_table
+from app.resources import Opened
+from engine.analysis.spectra import above_edge, random_values
+from engine.analysis.uncertainty import holm
+
+IN_BLOCK = re.compile(r"\.\d+\.(.+?)(?:\.weight)?$")
+OUTSIDE = "outside"
+"""The part of tensors that belong to no block, followed by their name."""
+SHOWN_DIRECTIONS = 64
+
+
+def part_of(name: str) -> str:
+    """A tensor's place in its block: "self_attn.o_proj"; its whole name outside the blocks."""
+    found = IN_BLOCK.search(name)
+    return found[1] if found else name.removesuffix(".weight")
+
+
+def compared(opened: Opened) -> tuple[str, ...]:
+    """Models whose difference from the first one is stored, with everything that these pages need."""
+    store = opened.store
+    names = set(store.table_names())
+    if NORMS not in names:
+        return ()
+    return tuple(
+        model for model in opened.facts.models[1:] if {delta_table(model), heads_table(model)} <= names
+    )
+
+
+def tensors(opened: Opened, model: str) -> pl.DataFrame:
+    """Every tensor that differs or can't be compared: the stored table with a column `part`."""
+    found = opened.store.table(delta_table(model))
+    return found.with_columns(pl.Series("part", list(map(part_of, found["name"])), dtype=pl.String))
+
+
+def problems(opened: Opened, model: str) -> list[str]:
+    """Tensors without a difference, each with the reason."""
+    found = tensors(opened, model).drop_nulls("problem")
+    return [f"{row['name']}: {row['problem']}" for row in found.iter_rows(named=True)]
+
+
+def by_block(opened: Opened, models: tuple[str, ...]) -> pl.DataFrame:
+    """Difference of every block as a whole: layer, series (model), norm, value = ‖ΔW‖/‖W‖ of all tensors."""
+    whole = (
+        opened.store.table(NORMS)
+        .drop_nulls("layer")
+        .group_by("layer")
+        .agg(size=(pl.col("norm") ** 2).sum().sqrt())
+        .sort("layer")
+    )
+    parts = []
+    for model in models:
+        own = tensors(opened, model).drop_nulls(["layer", "norm"])
+        summed = own.group_by("layer").agg(norm=(pl.col("norm") ** 2).sum().sqrt())
+        joined = whole.join(summed, on="layer", how="left", maintain_order="left")
+        parts.append(
+            joined.with_columns(pl.col("norm").fill_null(0.0)).select(
+                "layer",
+                pl.lit(model).alias("series"),
+                "norm",
+                (pl.col("norm") / pl.col("size")).alias("value"),
+            )
+        )
+    return pl.concat(parts)
+
+
+def grid(opened: Opened, model: str, measure: str) -> pl.DataFrame:
+    """part × layer of one measure; tensors that are equal in both models have norm 0 and no rank."""
+    own = tensors(opened, model).drop_nulls(["layer", "norm"])
+    parts = own.select(pl.col("part").unique(maintain_order=True))
+    layers = pl.DataFrame({"layer": range(opened.facts.n_layers[model])}, schema={"layer": pl.Int64})
+    every = layers.join(parts, how="cross").join(own, on=["layer", "part"], how="left", maintain_order="left")
+    value = pl.col(measure)
+    return every.select(
+        "layer", "part", (value if measure == "effective_rank" else value.fill_null(0.0)).alias("value")
+    )
+
+
+def parts_at(opened: Opened, model: str, layer: int) -> tuple[str, ...]:
+    """Matrices of a block that differ, with a stored spectrum."""
+    found = tensors(opened, model).filter(pl.col("layer") == layer).drop_nulls("effective_rank")
+    return tuple(found["part"])
+
+
+def name_at(opened: Opened, model: str, layer: int, part: str) -> str | None:
+    """Full name of a tensor; None where it is equal in both models."""
+    found = tensors(opened, model).filter((pl.col("layer") == layer) & (pl.col("part") == part))
+    known = found.drop_nulls("effective_rank")
+    return None if known.is_empty() else str(known["name"][0])
+
+
+def spectra(opened: Opened, models: tuple[str, ...], layer: int, part: str) -> pl.DataFrame:
+    """Leading singular values: x (from 1), series (model), value, and for each the random ones of its norm."""
+    frames = []
+    for model in models:
+        name = name_at(opened, model, layer, part)
+        if name is None:
+            continue
+        sigma = np.asarray(opened.store.array(f"weights/{model}/delta/{name}/spectrum"), dtype=np.float64)
+        shape = tensors(opened, model).filter(pl.col("name") == name)["shape"][0].to_list()
+        chance = random_values(shape[0], shape[1], float(np.linalg.norm(sigma)))
+        count = min(len(chance), SHOWN_DIRECTIONS)
+        padded = np.pad(sigma, (0, max(0, count - len(sigma))), constant_values=np.nan)[:count]
+        columns = {"x": np.arange(1, count + 1), "value": padded, "random": chance[:count]}
+        frames.append(pl.DataFrame(columns).insert_column(1, pl.Series("series", [model] * count)))
+    schema = {"x": pl.Int64, "series": pl.String, "value": pl.Float64, "random": pl.Float64}
+    return pl.concat(frames).cast(schema).fill_nan(None) if frames else pl.DataFrame(schema=schema)  # type: ignore[arg-type]
+
+
+def standing_out(opened: Opened, model: str, layer: int, part: str) -> dict[str, float] | None:
+    """count above the random edge, directions in all, effective rank, rank (NaN: dense) of one tensor."""
+    name = name_at(opened, model, layer, part)
+    if name is None:
+        return None
+    row = tensors(opened, model).filter(pl.col("name") == name).row(0, named=True)
+    sigma = opened.store.array(f"weights/{model}/delta/{name}/spectrum")
+    return {
+        "count": above_edge(sigma, *row["shape"]),
+        "directions": min(row["shape"]),
+        "effective_rank": row["effective_rank"],
+        "rank": float("nan") if row["rank"] is None else row["rank"],
+    }
+
+
+def heads(opened: Opened, model: str, part: str) -> pl.DataFrame:
+    """Shares of all heads in one kind of projection: the stored rows with p_holm over heads and blocks."""
+    found = opened.store.table(heads_table(model)).filter(pl.col("part") == part)
+    adjusted = holm(found["p"].to_numpy()) if found.height else np.empty(0)
+    return found.with_columns(pl.Series("p_holm", adjusted, dtype=pl.Float64))

@@ -1,0 +1,96 @@
+"""Sentences about weight differences. Norms are exact; what is told against chance names its test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from app import words
+
+SIGNIFICANT = 0.05
+KINDS = {"o": "output", "q": "query", "k": "key", "v": "value"}
+
+
+def blocks_title(table: pl.DataFrame, model: str, first: str) -> str:
+    """Which blocks a model changes, and where most relative to the block's weights."""
+    own = table.filter((pl.col("series") == model) & (pl.col("value") > 0))
+    count = table.filter(pl.col("series") == model).height
+    if own.is_empty():
+        return f"{model} and {first} have the same weights in every block"
+    top = own.sort("value", descending=True).row(0, named=True)
+    most = f"block {top['layer']} by {_share(top['value'])}"
+    if own.height == count:
+        return f"{model} changes every block, most {most}"
+    where = words.blocks(own["layer"].to_list())
+    return (
+        f"{model} changes {where} only{', most ' + most if own.height > 1 else ' by ' + _share(top['value'])}"
+    )
+
+
+def _share(value: float) -> str:
+    percent = 100 * value
+    return f"{percent:.0f} % of its norm" if percent >= 10 else f"{percent:.2g} % of its norm"
+
+
+def grid_title(table: pl.DataFrame, model: str, first: str) -> str:
+    """Which tensors differ: all named where they are few, else how many and the one that differs most.
+
+    Args:
+        table: columns name, layer, part, relative, rank; without a norm: not comparable.
+    """
+    found = table.drop_nulls("norm")
+    lost = table.height - found.height
+    more = f"; {lost} tensors can't be compared" if lost else ""
+    if found.is_empty():
+        return f"No weight of {model} differs from {first}{more}"
+    top = [_tensor(row) for row in found.sort("relative", descending=True).head(3).iter_rows(named=True)]
+    if found.height <= 3:
+        return f"{model} differs from {first} in {', '.join(top)} and nowhere else{more}"
+    return (
+        f"{model} differs from {first} in {found.height} tensors, relative to its norm most in {top[0]}{more}"
+    )
+
+
+def _tensor(row: Mapping[str, object]) -> str:
+    place = f"{row['part']}" if row["layer"] is None else f"{row['part']} of block {row['layer']}"
+    rank = "" if row["rank"] is None else f" (rank {row['rank']})"
+    return place + rank
+
+
+def spectrum_title(found: Mapping[str, float] | None, model: str, layer: int, part: str) -> str:
+    """How many directions stand out of a random difference of the same norm, and the effective rank.
+
+    Rule: a direction stands out above the 95 % quantile of a random matrix's largest singular value.
+    """
+    if found is None:
+        return f"{model} leaves {part} of block {layer} as it is"
+    count, total = int(found["count"]), int(found["directions"])
+    place = f"{part} of block {layer}"
+    if found["rank"] == found["rank"]:
+        told = f"{model}'s difference in {place} has rank {int(found['rank'])} of {total}"
+    else:
+        told = f"{model}'s difference in {place} has full rank"
+    stands = "none stands" if count == 0 else "1 direction stands" if count == 1 else f"{count} stand"
+    return f"{told}, effective rank {found['effective_rank']:.3g}; {stands} out of a random one of its norm"
+
+
+def heads_title(table: pl.DataFrame, model: str, part: str, layer: int) -> str:
+    """Heads of the selected block that hold more of the difference than chance would give them.
+
+    Rule: p < 0.05 after Holm over all heads and blocks of this kind of projection.
+    """
+    kind = KINDS[part]
+    at = table.filter(pl.col("layer") == layer)
+    if table.is_empty():
+        return f"{model} changes no {kind} projection"
+    if at.is_empty():
+        changed = words.blocks(table["layer"].unique().sort().to_list())
+        return f"{model} leaves the {kind} projection of block {layer} as it is; it changes {changed}"
+    more = at.filter(pl.col("p_holm") < SIGNIFICANT).sort("head")
+    if more.is_empty():
+        return f"Block {layer}: no head holds more of {model}'s {kind} difference than chance would give it"
+    names = more["head"].to_list()
+    heads = f"head {names[0]} holds" if len(names) == 1 else f"heads {', '.join(map(str, names))} hold"
+    share = f"{100 * more['share'].sum():.0f} %"
+    return f"Block {layer}: {heads} {share} of {model}'s squared {kind} difference, more than chance"
