@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from engine.experiment import Experiment
 from engine.experiments import experiment_from_json
 from store.reader import Store
 from store.runs import RunLog
+
+log = logging.getLogger("patchbay.headless")
 
 __all__ = ["command", "read_experiments", "run_all"]
 
@@ -63,10 +66,11 @@ def run_all(
     *,
     device: str = "auto",
     quiet: bool = False,
-) -> list[tuple[Experiment, PatchbayError]]:
+) -> list[tuple[Experiment, Exception]]:
     """Runs experiments one after the other and stores each result as it is there; models stay loaded.
 
-    Those with a stored result are passed over. One that fails doesn't keep the others from running.
+    Those with a stored result are passed over. One that fails, for whatever reason, doesn't keep the others
+    from running; an error that isn't one of this project's goes to the log with its traceback.
 
     Returns:
         (experiment, error) of those that failed.
@@ -74,7 +78,7 @@ def run_all(
     from app.model_cache import ModelCache
 
     store, cache = Store(store_path), ModelCache(device)
-    failed: list[tuple[Experiment, PatchbayError]] = []
+    failed: list[tuple[Experiment, Exception]] = []
     for number, experiment in enumerate(experiments, 1):
         key = experiment.content_hash(store.fingerprint)
         name = f"[{number}/{len(experiments)}] {experiment.describe()}"
@@ -85,7 +89,9 @@ def run_all(
         with tqdm(desc=name, unit="run", disable=quiet, leave=False) as bar:
             try:
                 result = compute(store, experiment, cache, _Progress(bar), lambda: False)
-            except PatchbayError as error:
+            except Exception as error:
+                if not isinstance(error, PatchbayError):
+                    log.exception("%s: not foreseen", name)
                 failed.append((experiment, error))
                 _say(f"{name}: failed. {error}", quiet)
                 continue

@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+import polars as pl
 import pytest
 from live_study import CHANGED, make_store
 
@@ -13,6 +14,7 @@ import precompute
 from app.headless import command, part_of, read_experiments
 from engine.condition import Condition
 from engine.errors import PatchError
+from engine.experiment import ExperimentResult
 from store.runs import RunLog
 
 
@@ -46,6 +48,22 @@ def test_a_file_of_experiments_fills_a_store(
     assert precompute.main(again) == 0
     assert "stored already, run" in capsys.readouterr().out
     assert RunLog(store).list().height == 2
+
+
+def test_an_unforeseen_error_does_not_keep_the_others_from_running(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compute(_store: object, experiment: Condition, *_rest: object) -> ExperimentResult:
+        if experiment.layer == 0:
+            raise ValueError("a bug")
+        return ExperimentResult({}, {"table": pl.DataFrame({"kl": [0.0]})})
+
+    monkeypatch.setattr("app.headless.compute", compute)
+    wanted = json.dumps([literal(layer, seed=7).to_json() for layer in (0, 1)])
+    assert precompute.main(["run", str(store), "--condition", wanted]) == 1
+    told = capsys.readouterr()
+    assert told.out.count(": run ") == 1
+    assert "ValueError: a bug" in told.err
 
 
 def test_the_command_of_a_page_is_read_back(tmp_path: Path) -> None:
