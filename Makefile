@@ -1,5 +1,5 @@
 # make demo   everything set up, the demo store computed, the dashboard on 127.0.0.1:$(PORT)
-# make test   lint, types and every test
+# make test   lint, types and every test, in $(WORKERS) processes
 # For a CUDA build of torch: make demo TORCH="torch==2.13.0 --index-url <the CUDA index of your choice>"
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ PORT ?= 8501
 STORE ?= runs/demo
 STUDY ?= studies/demo.toml
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -46,7 +47,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy engine store app pages precompute.py
 
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 bench: $(VENV)/.installed-bench
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
