@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import components, live_view, words
 from app.resources import Opened
-from engine.experiments.repeat import Repeat, largest_difference
+from engine.experiments.repeat import Repeat, compared, largest_difference
 from store.runs import RunLog
 
 
@@ -24,17 +24,19 @@ def repeats(opened: Opened, condition: Mapping[str, Any]) -> list[tuple[Repeat, 
     return sorted(found, key=lambda pair: pair[0].attempt)
 
 
-def verdict(difference: float | None, attempt: int) -> str:
+def verdict(difference: float | None, attempt: int, what: str = "KL") -> str:
     """What a repetition showed.
 
-    Rule: the largest |difference| of any KL: 'the same' when it is 0, else told in nats.
+    Rule: the largest |difference| of any KL, or of any number of a run without KLs: 'the same' when it is 0,
+    else told, KLs in nats.
     """
     start = f"Run again ({attempt}): "
     if difference is None:
         return start + "its tables have another shape, so that the numbers cannot be compared."
     if difference == 0:
-        return start + "every KL came out the same, to the last bit."
-    return start + f"the KLs differ by at most {words.nats(difference)} nats."
+        return start + f"every {what} came out the same, to the last bit."
+    size = f"{words.nats(difference)} nats" if what == "KL" else f"{difference:.2g}"
+    return start + f"the {what}s differ by at most {size}."
 
 
 def difference(opened: Opened, again: Repeat, tables: Mapping[str, pl.DataFrame]) -> float | None:
@@ -54,5 +56,6 @@ def show(opened: Opened, condition: Mapping[str, Any], key: str = "again") -> No
         return
     live_view.run_button(opened, [again], "Run again and compare", key=key)
     for repeat, run_id in done:
-        moved = difference(opened, repeat, log.open(run_id).tables)
-        st.caption(components.plain(verdict(moved, repeat.attempt)))
+        tables = log.open(run_id).tables
+        moved = difference(opened, repeat, tables)
+        st.caption(components.plain(verdict(moved, repeat.attempt, compared(tables))))

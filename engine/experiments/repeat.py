@@ -40,20 +40,32 @@ class Repeat(Experiment):
         return f"again ({self.attempt}): {self.experiment().describe()}"
 
 
+def _is_kl(column: str, kind: pl.DataType) -> bool:
+    return column.split("_", maxsplit=1)[0] == "kl" and kind.is_numeric()
+
+
+def compared(tables: Mapping[str, pl.DataFrame]) -> str:
+    """What a repetition is judged by: "KL" where a table has any, else "number" (scores, rates, counts)."""
+    kls = any(_is_kl(*column) for table in tables.values() for column in table.schema.items())
+    return "KL" if kls else "number"
+
+
 def largest_difference(first: Mapping[str, pl.DataFrame], again: Mapping[str, pl.DataFrame]) -> float | None:
-    """Largest |difference| between the KLs (nats) of two results, over every column that holds any.
+    """Largest |difference| between two results, over every column of what is `compared` (KLs in nats).
 
     Returns:
         None where their tables have other names, columns or rows: they can't be compared.
     """
     if set(first) != set(again):
         return None
-    largest = 0.0
+    largest, only_kls = 0.0, compared(first) == "KL"
     for name, table in first.items():
         if table.columns != again[name].columns or table.height != again[name].height:
             return None
-        for column in (c for c, t in table.schema.items() if c.split("_")[0] == "kl" and t.is_numeric()):
-            a, b = table[column].to_numpy(), again[name][column].to_numpy()
+        kinds = table.schema.items()
+        wanted = [c for c, t in kinds if (_is_kl(c, t) if only_kls else t.is_numeric() or t == pl.Boolean)]
+        for column in wanted:
+            a, b = (own[column].cast(pl.Float64).to_numpy() for own in (table, again[name]))
             both = np.isfinite(a) & np.isfinite(b)
             if (np.isfinite(a) != np.isfinite(b)).any():
                 return None

@@ -21,7 +21,7 @@ from engine.experiment import ExperimentResult, Where
 from engine.experiments import experiment_from_json
 from engine.experiments.mapped import CONTROLS, MappedPatch
 from engine.experiments.maps import MapSpec
-from engine.experiments.repeat import Repeat, largest_difference
+from engine.experiments.repeat import Repeat, compared, largest_difference
 from engine.experiments.vectors import intervention, wrong_pairs
 from engine.model import LoadedModel, from_parts
 from engine.sites import Site
@@ -399,3 +399,19 @@ def test_a_repetition_gives_the_same_numbers_and_another_seed_does_not(lab: Memo
     assert (largest_difference(result.tables, other.tables) or 0.0) > 1e-4  # another random rotation
     assert largest_difference(result.tables, {"table": other.table}) is None
     assert largest_difference(result.tables, experiment(alphas=(0.5,)).run(lab).tables) is None
+
+
+def test_runs_without_kls_are_compared_by_all_their_numbers() -> None:
+    """Answers and scores that changed must not pass for "every KL came out the same"."""
+    first = {"table": pl.DataFrame({"id": ["a", "b"], "agreement": [1.0, None], "ended": [True, True]})}
+    again = {"table": first["table"].with_columns(agreement=pl.lit(1.25).replace(2, None))}
+    moved = {"table": first["table"].with_columns(agreement=pl.Series([1.25, None]))}
+    cut = {"table": first["table"].with_columns(ended=pl.Series([True, False]))}
+    assert compared(first) == "number"
+    assert largest_difference(first, first) == 0.0
+    assert largest_difference(first, moved) == 0.25
+    assert largest_difference(first, cut) == 1.0
+    assert largest_difference(first, again) is None  # a value where there was none
+    kls = {"table": pl.DataFrame({"kl_raw": [0.5], "p": [0.1]})}
+    assert compared(kls) == "KL"
+    assert largest_difference(kls, {"table": kls["table"].with_columns(p=pl.lit(0.2))}) == 0.0
