@@ -31,6 +31,7 @@ PAGES = {
         ("z_patching", "Z-patching", "translate"),
         ("ard", "ARD-MMD", "tune"),
         ("bridge", "Bridge", "merge"),
+        ("synthesis", "Synthesis", "fact_check"),
     ],
     "Weights": [
         ("weights", "Weight diffs", "difference"),

@@ -1,0 +1,27 @@
+"""Synthesis: what a two-language study has found, against a checklist."""
+
+import streamlit as st
+
+from app import components, controls, geometry, geometry_queries, synthesis
+
+opened = components.begin(
+    "Synthesis",
+    "What is known so far of a subspace that two languages share, and what is still missing?",
+)
+if not synthesis.available(opened):
+    components.empty(*synthesis.WHY_EMPTY)
+    st.stop()
+controls.pair_controls()
+left, right = st.columns(2)
+with left:
+    controls.steps("k", "Rank k of Z", geometry_queries.ranks(opened))
+with right:
+    controls.slide("layer", "Block ℓ, with the next one")
+with st.container(horizontal=True, gap="medium"):
+    controls.switch("model", "Model", geometry.model_names(controls.current()))
+    controls.switch("joined", "Heads joined", geometry.JOINED)
+controls.filter_controls(spoken=False)
+with components.guard("synthesis"):
+    chosen = synthesis.effective(opened, controls.current())
+    synthesis.prepare(opened, chosen, components.progress)
+    synthesis.show(opened, chosen)
