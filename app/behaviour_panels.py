@@ -29,7 +29,7 @@ MEANINGS = {
     "agreement": "Probabilities summed over the surface forms of each word, written right after the prompt.",
     "agrees": "The generated answer's first word of agreement or disagreement agrees; an answer without "
     "either does not.",
-    "right": "The generated answer's last number equals the answer, or its verdict is the right one.",
+    "right": "The number that the generated text answers with is the answer by value, or its verdict is.",
     "refused": "The generated answer holds a refusal by pattern.",
 }
 STYLE = "Matches of the marker's patterns per 100 generated tokens, counted in the model's own tokens."
