@@ -139,7 +139,8 @@ def spectrum_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
         "dimensions lower the objective of any sample: the null is the pairing of held-out problems. "
         f"{setting(fit)}"
     )
-    title = words.spectrum_title(where(fit), fit.found(), fit.row, int(kept.sum()), len(values))
+    group = 0 if shape.crossing is None else int((values < shape.crossing).sum())
+    title = words.spectrum_title(where(fit), fit.found(), fit.row, group, len(values))
     more = (
         "from app.charts.bins import counts",
         *_kept_lines(selection),

@@ -53,7 +53,11 @@ def loss_title(where: str, fits: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spectrum_title(where: str, found: Found, fit: Mapping[str, Any], under: int, d: int) -> str:
-    """What the lengthscales say; the rule is `engine.analysis.ard_spectrum.conclusion`."""
+    """What the lengthscales say; the rule is `engine.analysis.ard_spectrum.conclusion`.
+
+    Args:
+        under: dimensions under the crossing of two Gaussians, whatever threshold is drawn.
+    """
     held = fit["held_out"]
     if found == "collapsed":
         return f"{where}: collapsed: {reason(fit['words'])}"
@@ -62,9 +66,7 @@ def spectrum_title(where: str, found: Found, fit: Mapping[str, Any], under: int,
             return f"{where}: nothing found: {held_out_text(held)}, as a fit of noise would not"
         return f"{where}: nothing found: all lengthscales are alike"
     if found == "not tested":
-        return (
-            f"{where}: {under} of {d} lengthscales are small, but {NO_HELD_OUT}; a fit of noise looks alike"
-        )
+        return f"{where}: {under} of {d} lengthscales stand apart, but {NO_HELD_OUT}: noise looks alike"
     if found == "bimodal":
         return f"{where}: bimodal, {under} of {d} dimensions form a group of small lengthscales; " + (
             held_out_text(held)

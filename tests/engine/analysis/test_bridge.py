@@ -7,7 +7,15 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
 
-from engine.analysis.bridge import Bridge, describe, fit_bridge, orthogonality, procrustes_r2
+from engine.analysis.bridge import (
+    Bridge,
+    describe,
+    fit_bridge,
+    orthogonality,
+    procrustes_r2,
+    profile,
+    random_spectrum,
+)
 from engine.errors import AnalysisError
 
 
@@ -121,6 +129,73 @@ def test_the_best_rotation_equals_scipys() -> None:
         r, _ = orthogonal_procrustes(x[rest] - mx, y[rest] - my)
         squared += ((y[i] - my - (x[i] - mx) @ r) ** 2).sum()
     assert procrustes_r2(x, y) == pytest.approx(1 - squared / ((y - y.mean(axis=0)) ** 2).sum(), abs=1e-10)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("n", "k", "method"), [(14, 4, "ridge"), (9, 12, "ridge"), (9, 12, "minimum_norm")])
+def test_the_null_is_that_of_fitting_permuted_pairs(n: int, k: int, method: str, center: bool) -> None:
+    """Each draw fitted as a bridge of its own, λ chosen anew; orders replayed from the seed."""
+    x, y, _ = pair(n, k, 0.5, seed=6)
+    fitted = fit_bridge(x, y, method=method, center=center, draws=6, seed=3)  # type: ignore[arg-type]
+    rng = np.random.default_rng(3)
+    wanted = [
+        fit_bridge(x, y[rng.permutation(n)], method=method, center=center, draws=1).r2_loo  # type: ignore[arg-type]
+        for _ in range(6)
+    ]
+    np.testing.assert_allclose(fitted.null, wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_pairs_permuted_within_kinds_keep_what_the_kind_tells() -> None:
+    """Coordinates that only know the kind: above any pairing, not above pairings within kinds."""
+    kinds = np.repeat(np.arange(5), 8)
+    any_alarms = within_alarms = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        centre = 3.0 * rng.normal(size=(5, 3))
+        x, y = (centre[kinds] + rng.normal(size=(40, 3)) for _ in range(2))
+        any_alarms += fit_bridge(x, y, draws=39, seed=seed).p < 0.05
+        within_alarms += fit_bridge(x, y, groups=kinds, draws=39, seed=seed).p < 0.05
+    assert any_alarms > 190
+    # 200 trials at 5 %: more than 19 alarms have a probability of 0.3 %
+    assert within_alarms <= 19
+    with pytest.raises(AnalysisError, match="2 or more in one of them"):
+        fit_bridge(x, y, groups=np.arange(40))
+
+
+def test_a_profile_is_every_blocks_bridge_and_its_p_holds_for_all() -> None:
+    places = [pair(16, 3, noise, seed=i)[:2] for i, noise in enumerate((0.3, 1.0, 30.0))]
+    found = profile(places, draws=59, seed=2)
+    nulls = []
+    for i, (x, y) in enumerate(places):
+        one = fit_bridge(x, y, draws=59, seed=2)
+        assert found.r2_loo[i] == pytest.approx(one.r2_loo, abs=1e-12)
+        nulls.append(one.null)
+    np.testing.assert_allclose(found.largest, np.max(nulls, axis=0), atol=1e-10)
+    assert found.p[0] == pytest.approx(1 / 60)
+    assert found.p[2] > 0.05
+    alarms = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        noise = [(rng.normal(size=(12, 4)), rng.normal(size=(12, 4))) for _ in range(6)]
+        alarms += bool((profile(noise, draws=39, seed=seed).p < 0.05).any())
+    assert alarms <= 19
+    with pytest.raises(AnalysisError, match="needs places"):
+        profile([])
+
+
+def test_the_random_spectrum_covers_random_matrices() -> None:
+    low, high = random_spectrum(6)
+    rng = np.random.default_rng(5)
+    inside = []
+    for _ in range(300):
+        w = rng.normal(size=(6, 6))
+        values = np.linalg.svd(w / np.linalg.norm(w), compute_uv=False)
+        inside.append((values >= low) & (values <= high))
+    # 95 % from 200 draws, judged on 300: 3 standard errors are 6 %
+    assert np.mean(inside, axis=0) == pytest.approx(0.95, abs=0.06)
+    turn = np.full(6, 1 / np.sqrt(6))
+    assert (turn < low)[0]
+    assert (turn > high)[-1]
 
 
 def test_words_follow_the_left_out_value() -> None:
