@@ -199,13 +199,14 @@ def z_run(opened: Opened, selection: Selection, *, transport: bool = False) -> R
 def verdicts(opened: Opened, selection: Selection, run: Run) -> dict[int, Finding]:
     condition, summary = run
     rates = RunLog(opened.path).open(summary["run_id"]).tables["rates"]
-    k = min(condition["ks"], key=lambda k: abs(k - selection.k))
+    k = nearest(condition, selection)
+    how = f"Z by {condition['basis']}, {condition['mode']}, {condition['vectors']}"
 
     def read(block: int) -> Finding | None:
         cell = next((v for v in summary["verdicts"] if (v["layer"], v["k"]) == (block, k)), None)
         if cell is None:
             return None
-        words = f"{z_words.verdict_title(cell)}. {rates_words(rates, block, k)}"
+        words = f"{z_words.verdict_title(cell)}. {rates_words(rates, block, k)} ({how})"
         return Finding(f"{cell['word']} {cell['outcome'] or ''}".strip(), words, summary["n"])
 
     return each(opened, selection, read)
@@ -230,7 +231,13 @@ def _rate(row: Mapping[str, Any]) -> str:
 
 def link(run: Run, selection: Selection) -> dict[str, Any]:
     """The selection under which the page shows a stored run, at the selected block."""
-    return z_patching_view.selection_of(run[0], selection)
+    changes = z_patching_view.selection_of(run[0], selection)
+    return changes | {"z": f"{changes['z']};show:{selection.layer}@{nearest(run[0], selection)}"}
+
+
+def nearest(condition: Mapping[str, Any], selection: Selection) -> int:
+    """The dimension of a run that is closest to the selected one."""
+    return int(min(condition["ks"], key=lambda k: abs(k - selection.k)))
 
 
 def answers_part(opened: Opened, selection: Selection) -> Part:
