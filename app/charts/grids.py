@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, pick, values
+from app.charts.spec import PLAIN, UNDER_NAMES, Spec, channel, chart, color, layer, log_format, pick, values
 
 
 def layer_heatmap(
@@ -61,7 +61,9 @@ def stacked_bars(
     """
     encoding = {
         "y": channel("name", "nominal", y_title, sort=None, axis={"labelLimit": 170, "ticks": False}),
-        "x": channel("value", "quantitative", x_title, axis={"format": format, "tickCount": 5}),
+        "x": channel(
+            "value", "quantitative", x_title, axis={"format": format, "tickCount": 5, **UNDER_NAMES}
+        ),
         "color": color(series, colors, "square"),
         "tooltip": [
             channel("name", "nominal", y_title or "name"),
@@ -82,7 +84,8 @@ def histogram(table: pl.DataFrame, *, x_title: str, y_title: str, mean: float, p
     """
     edges = [*table["low"].to_list(), *table["high"].to_list()]
     scale = {"type": "log", "nice": False, "domain": [min(edges), max(edges)]} if edges else {}
-    axis = {"format": ".0e", "tickCount": 6, "grid": False, "labelOverlap": True}
+    format = log_format(min(edges), max(edges)) if edges else PLAIN
+    axis = {"format": format, "tickCount": 6, "grid": False, "labelOverlap": True}
     encoding = {
         "x": channel("low", "quantitative", x_title, scale=scale, axis=axis),
         "x2": {"field": "high"},

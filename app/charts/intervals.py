@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, values
+from app.charts.spec import PLAIN, UNDER_NAMES, Spec, channel, chart, color, layer, values
 
 
 def interval_dots(
@@ -30,10 +30,10 @@ def interval_dots(
         limits: what the axis must hold at least.
     """
     names = list(dict.fromkeys(table["name"].to_list()))
-    digits = ".0%" if percent else "~g"
+    digits = ".0%" if percent else PLAIN
     domain = _domain(table, reference, limits)
     x = channel("value", "quantitative", x_title, scale={"domain": domain, "nice": False})
-    x["axis"] = {"tickCount": 6, "format": digits}
+    x["axis"] = {"tickCount": 6, "format": digits, **UNDER_NAMES}
     axis = {"labelLimit": 170, "ticks": False, "grid": False}
     y = channel("name", "nominal", None, sort=None, scale={"domain": names}, axis=axis)
     offset = channel("series", "nominal", scale={"domain": list(colors)}, sort=None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, values
+from app.charts.spec import PLAIN, UNDER_NAMES, Spec, channel, chart, color, layer, log_format, values
 
 
 def numeric_lines(
@@ -19,7 +19,7 @@ def numeric_lines(
     palette: Palette,
     log_x: bool = False,
     log_y: bool = False,
-    x_format: str = "~g",
+    x_format: str = PLAIN,
     marks: Mapping[str, float] | None = None,
     null: pl.DataFrame | None = None,
     floor: float | None = None,
@@ -85,7 +85,9 @@ def _y(
     if log:
         top = high * max(high / low, 1.3) ** room
         scale = {"type": "log", "domain": [low / 1.1, top], "nice": False}
-        return channel("value", "quantitative", title, scale=scale, axis={"tickCount": 5, "format": "~e"})
+        return channel(
+            "value", "quantitative", title, scale=scale, axis={"tickCount": 5, "format": log_format(low, top)}
+        )
     size = high - low or max(abs(high), 1e-6)
     scale = {"domain": [low - 0.06 * size, high + room * size], "nice": False, "zero": False}
     return channel("value", "quantitative", title, scale=scale, axis={"tickCount": 6, "format": ".4~g"})
@@ -114,7 +116,7 @@ def value_dots(table: pl.DataFrame, *, x_title: str, palette: Palette, limits: t
     least, most = limits
     names = table["name"].to_list()
     x = channel("at", "quantitative", x_title, scale={"domain": [least, most], "nice": False})
-    x["axis"] = {"tickCount": 6, "format": "~g"}
+    x["axis"] = {"tickCount": 6, "format": PLAIN, **UNDER_NAMES}
     axis = {"labelLimit": 190, "ticks": False, "labelOverlap": False}
     y = channel("name", "nominal", None, sort=None, scale={"domain": names}, axis=axis)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, values
+from app.charts.spec import PLAIN, UNDER_NAMES, Spec, channel, chart, color, layer, values
 
 
 def scatter(
@@ -29,8 +29,8 @@ def scatter(
     """
     known = table.drop_nulls(["x", "y"]).drop_nans(["x", "y"])
     scale = {"zero": False, "nice": True}
-    x = channel("x", "quantitative", x_title, scale=scale, axis={"tickCount": 6, "format": "~g"})
-    y = channel("y", "quantitative", y_title, scale=scale, axis={"tickCount": 6, "format": "~g"})
+    x = channel("x", "quantitative", x_title, scale=scale, axis={"tickCount": 6, "format": PLAIN})
+    y = channel("y", "quantitative", y_title, scale=scale, axis={"tickCount": 6, "format": PLAIN})
     tips = [channel(text, "nominal", text)] if text else []
     tips += [channel("x", "quantitative", x_title, format=".4g")]
     tips += [channel("y", "quantitative", y_title, format=".3g"), channel("series", "nominal", "language")]
@@ -53,7 +53,7 @@ def forest(table: pl.DataFrame, *, x_title: str, palette: Palette, format: str =
     names = table["name"].to_list()
     axis = {"labelLimit": 230, "ticks": False, "domain": False}
     y = channel("name", "nominal", None, sort=None, scale={"domain": names}, axis=axis)
-    x = channel("value", "quantitative", x_title, axis={"tickCount": 6, "format": "~g"})
+    x = channel("value", "quantitative", x_title, axis={"tickCount": 6, "format": PLAIN, **UNDER_NAMES})
     tips = [channel("name", "nominal", "run"), channel("value", "quantitative", x_title, format=format)]
     tips += [channel(end, "quantitative", end, format=format) for end in ("low", "high")]
     zero = {"type": "rule", "color": palette.null, "strokeDash": [5, 4]}

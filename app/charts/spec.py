@@ -15,6 +15,13 @@ import polars as pl
 
 Spec = dict[str, Any]
 PICK = "pick"
+PLAIN = ".9~g"
+"""Numbers on an axis. Without a precision d3 takes one from the step, and writes 10 as 1e+1."""
+UNDER_NAMES: Spec = {"titleAnchor": "end"}
+"""Of an axis below rows with long names: its title ends where the plot does and may begin under the names; a
+centred one sticks out of a narrow window."""
+PLAIN = ".9~g"
+"""Numbers on an axis. Without a precision d3 picks one from the step and writes 10 as 1e+1."""
 
 
 def as_chart(spec: Spec) -> alt.TopLevelMixin:
@@ -28,6 +35,11 @@ def values(table: pl.DataFrame | Sequence[Mapping[str, Any]]) -> Spec:
         floats = [c for c, t in table.schema.items() if t.is_float()]
         table = table.with_columns(pl.col(floats).fill_nan(None)).to_dicts() if floats else table.to_dicts()
     return {"values": list(table)}
+
+
+def log_format(low: float, high: float) -> str:
+    """How numbers on a logarithmic axis are written: plainly where that is short, else as 1e-6."""
+    return PLAIN if low >= 1e-3 and high < 1e6 else "~e"
 
 
 def layer(data: Spec, mark: Spec, encoding: Spec, **more: Any) -> Spec:
@@ -48,6 +60,7 @@ def chart(layers: list[Spec], height: int) -> Spec:
         "height": height,
         "width": "container",
         "autosize": {"type": "fit", "contains": "padding"},
+        "config": {"axisY": {"labelFlush": False}},  # else the first name of a row is moved off its row
     }
 
 
@@ -63,7 +76,15 @@ def pick(fields: Sequence[str]) -> list[Spec]:
 
 def color(domain: Sequence[str], palette: Sequence[str], symbol: str = "stroke") -> Spec:
     """Colour by series, with a legend above the plot when there is more than one."""
-    legend = {"orient": "top", "symbolType": symbol, "columns": 4, "symbolOpacity": 1, "labelLimit": 220}
+    room = 36 + 6 * max((len(name) for name in domain), default=0)  # pixels of one entry
+    columns = {"expr": f"max(1, floor(width / {room}))"}
+    legend = {
+        "orient": "top",
+        "symbolType": symbol,
+        "columns": columns,
+        "symbolOpacity": 1,
+        "labelLimit": 220,
+    }
     return channel(
         "series",
         "nominal",

@@ -36,8 +36,6 @@ def remaining_curve(
     share = {"domain": [0, 1.02], "nice": False}
     y = channel("value", "quantitative", y_title, scale=share, axis={"format": ".0%", "tickCount": 5})
     hue = color(list(colors), list(colors.values()))
-    if hue["legend"]:
-        hue["legend"]["columns"] = 2
     dash = {"condition": {"test": f"datum.series === {dashed!r}", "value": [5, 4]}, "value": [1, 0]}
     line = {"type": "line", "interpolate": "step-before", "strokeWidth": 2}
     encoding = {"x": x, "y": y, "color": hue} | ({"strokeDash": dash} if dashed is not None else {})

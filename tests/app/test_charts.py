@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import vl_convert as vlc
 
 from app import export
 from app.charts.curves import Look, layer_curve
 from app.charts.grids import histogram, layer_heatmap, stacked_bars
+from app.charts.intervals import interval_dots
+from app.charts.lines import numeric_lines
 from app.charts.palette import DARK, LIGHT, Palette
 from app.charts.spec import Spec, as_chart
 
@@ -125,3 +128,34 @@ def test_tables_leave_as_the_same_table() -> None:
     back = pl.read_csv(io.BytesIO(export.csv_bytes(table)))
     assert back["tokens"][0] == '["a", "b"]'
     assert back["value"][:3].to_list() == [1.0, 0.9, 0.5]
+
+
+def test_ten_is_not_written_as_a_power_of_ten() -> None:
+    """d3 takes the digits of "~g" from the step between ticks: one digit for −10 beside −9."""
+    rows = {"name": ["all"], "series": ["base"], "value": [-7.9], "low": [-9.9], "high": [-5.6], "n": [84]}
+    look: dict[str, Any] = {"x_title": "nats", "colors": {"base": "#000"}, "palette": LIGHT}
+    drawn = export.svg_bytes(interval_dots(pl.DataFrame(rows), limits=(-10.2, -5.0), **look), "t").decode()
+    assert ">−10<" in drawn
+    assert "e+" not in drawn
+    steep = pl.DataFrame({"x": [1.0, 2.0], "series": ["a", "a"], "value": [200.0, 1.0]})
+    look = {"x_title": "k", "y_title": "σ", "colors": {"a": "#000"}, "palette": LIGHT, "log_y": True}
+    assert ">200<" in export.svg_bytes(numeric_lines(steep, **look), "t").decode()
+    tiny = steep.with_columns(pl.col("value") * 1e-6)
+    assert ">1e-6<" in export.svg_bytes(numeric_lines(tiny, **look), "t").decode()
+
+
+def test_a_legend_takes_as_many_columns_as_its_names_have_room() -> None:
+    names = ["mapped", "raw", "bogus", "shuffled", "random", "mean", "train"]
+    rows = pl.DataFrame({"x": [1.0] * 7, "series": names, "value": [float(i) for i in range(7)]})
+    colors = dict.fromkeys(names, "#000")
+    spec = numeric_lines(rows, x_title="α", y_title="KL", colors=colors, palette=LIGHT)
+
+    def lines_of_legend(width: int) -> int:
+        drawn = vlc.vegalite_to_svg({**spec, "width": width})
+        ends = re.finditer("role-legend-label", drawn)
+        places = [re.findall(r'<g transform="translate\(\d+,(\d+)\)">', drawn[: e.start()])[-1] for e in ends]
+        assert len(places) == len(names)
+        return len(set(places))
+
+    assert lines_of_legend(900) == 1
+    assert lines_of_legend(220) == 4
