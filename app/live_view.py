@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from engine.errors import JobError
 from engine.experiment import Experiment
 from store.runs import RECORD, RUNS, RunLog
 
-_JOBS = "live-jobs"
+_JOBS, _OWNER = "live-jobs", "live-owner"
 POLL_SECONDS = 0.4
 
 
@@ -30,7 +32,8 @@ def worker() -> Worker:
 
 def start(opened: Opened, wanted: Sequence[Experiment]) -> None:
     """Submit experiments and remember them in this session."""
-    st.session_state[_JOBS] = [worker().submit(opened.path, condition) for condition in wanted]
+    owner = st.session_state.setdefault(_OWNER, uuid.uuid4().hex)
+    st.session_state[_JOBS] = [worker().submit(opened.path, condition, owner) for condition in wanted]
 
 
 def jobs() -> list[JobStatus]:
@@ -47,6 +50,17 @@ def jobs() -> list[JobStatus]:
 def active() -> list[JobStatus]:
     """This session's jobs that are not over."""
     return [job for job in jobs() if not job.over]
+
+
+def others() -> list[JobStatus]:
+    """Jobs of this server that are not over and that this session does not follow, the first asked first."""
+    own = set(st.session_state.get(_JOBS, []))
+    return [job for job in reversed(worker().jobs()) if not job.over and job.job_id not in own]
+
+
+def follow() -> None:
+    """Make the jobs that other sessions asked for this session's: their progress, and their cancelling."""
+    st.session_state[_JOBS] = [job.job_id for job in others()]
 
 
 def forget() -> None:
@@ -77,7 +91,7 @@ def stored(opened: Opened, condition: Experiment) -> JobResult | None:
 def run_button(
     opened: Opened, wanted: Sequence[Experiment], text: str = "Run", *, done: bool = False, key: str = "run"
 ) -> None:
-    """Run, or cancel while something of this session runs.
+    """Run; off while something of this session runs, which is cancelled beside its progress.
 
     Args:
         wanted: what one click submits.
@@ -90,7 +104,7 @@ def run_button(
             start(opened, wanted)
 
     if active():
-        st.button("Cancel", icon=":material/stop:", on_click=cancel, key=f"cancel-{key}", width="stretch")
+        st.button("Running…", icon=":material/hourglass:", disabled=True, key=f"busy-{key}", width="stretch")
     else:
         st.button(
             "Already run; the stored result is below" if done else text,
@@ -125,6 +139,14 @@ def as_command(opened: Opened, wanted: Sequence[Experiment], key: str) -> None:
 
 def watch() -> None:
     """Progress of this session's jobs, polled without rerunning the page, which reruns when all are over."""
+    if not active() and (running := others()):
+        text = f"{len(running)} experiment{'s' if len(running) > 1 else ''} of this study"
+        st.info(
+            f"{text} {'are' if len(running) > 1 else 'is'} running, started in another window or before "
+            "this page was loaded again.",
+            icon=":material/hourglass:",
+        )
+        st.button("Follow or cancel", on_click=follow, key="follow")
     if not jobs():
         return
     every = POLL_SECONDS if active() else None
@@ -143,6 +165,7 @@ def _progress(was_active: bool) -> None:
         job = next((j for j in running if j.state == "running"), running[0])
         share = sum(j.fraction if not j.over else 1.0 for j in now) / len(now)
         st.progress(share, _progress_text(job, now))
+        st.button("Cancel", icon=":material/stop:", on_click=cancel, key="cancel")
 
 
 def _progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
@@ -161,15 +184,21 @@ def _progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
 
 
 def _outcome(now: Sequence[JobStatus]) -> None:
-    for job in now:
-        if job.state == "failed":
-            with st.container(border=True, key=f"failed-{job.job_id}"):
-                st.markdown("#### The experiment did not run")
-                st.markdown(components.plain(job.error or "No reason was given."))
-        elif job.state == "cancelled":
-            st.info(f"Cancelled: {components.plain(job.condition.describe())}. Nothing was stored.")
-        elif job.message and job.run_id is None:
-            st.warning(components.plain(job.message))
+    """What became of the jobs that gave no result; many with one fate are told once."""
+    failed = Counter(job.error or "No reason was given." for job in now if job.state == "failed")
+    for number, (error, count) in enumerate(failed.items()):
+        with st.container(border=True, key=f"failed-{number}"):
+            what = "The experiment did" if count == 1 else f"{count} experiments did"
+            st.markdown(f"#### {what} not run")
+            st.markdown(components.plain(error))
+    stopped = [job.condition.describe() for job in now if job.state == "cancelled"]
+    if len(stopped) == 1:
+        st.info(f"Cancelled: {components.plain(stopped[0])}. Nothing was stored.")
+    elif stopped:
+        st.info(f"Cancelled: {len(stopped)} of {len(now)} experiments. Those that were done are kept.")
+    unsaved = (job.message for job in now if job.state == "done" and job.message and job.run_id is None)
+    for message in dict.fromkeys(unsaved):
+        st.warning(components.plain(message))
 
 
 def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, Any], dict[str, Any]]]:
