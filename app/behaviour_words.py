@@ -15,7 +15,7 @@ from engine.experiments.behaviour_report import WHOLE
 def amount(figure: Figure, value: float, *, signed: bool = False) -> str:
     """A value with its unit: "97 %", "0.52 nats per token"; a difference of rates in points."""
     if figure.binary:
-        return f"{100 * value:+.0f} points" if signed else f"{_hundredths(value)} %"
+        return words.minus(f"{100 * value:+.0f} points") if signed else f"{_hundredths(value)} %"
     text = words.number(value)
     return f"{'+' if signed and value > 0 else ''}{text} {figure.unit}"
 
@@ -33,7 +33,7 @@ def interval(figure: Figure, row: Mapping[str, Any]) -> str:
 def _hundredths(share: float) -> str:
     """A share in per cent: whole, or with one decimal below 1."""
     value = round(100 * share, 1)
-    return f"{value:.0f}" if abs(value) >= 1 or value == 0 else f"{value:.1f}"
+    return words.minus(f"{value:.0f}" if abs(value) >= 1 or value == 0 else f"{value:.1f}")
 
 
 def level_title(figure: Figure, levels: pl.DataFrame) -> str:

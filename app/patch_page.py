@@ -146,7 +146,7 @@ def _key(condition: Mapping[str, Any]) -> str:
 def _table_controls(opened: Opened) -> None:
     first, second, third = st.columns(3)
     with first:
-        controls.choose("method", "Transport map", names=lambda m: METHOD_NAMES.get(m, m))
+        controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__)
         _direction()
     with second:
         _position(opened)

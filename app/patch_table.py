@@ -233,7 +233,8 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
     shown = rows.filter(pl.col("over") == best["over"][0]).rename({"hook": "site"})
     shown = shown.sort(pl.col("site").replace_strict(named), "layer")
     zero = rows.filter(pl.col("kl_raw").abs() <= 1e-6)
-    title = f"{say.direction(side.to_json())}: the map saves most at {_top_words(best, True)}"
+    most = "most " if best.height > 1 else ""
+    title = f"{say.direction(side.to_json())}: the map saves {most}at {_top_words(best, True)}"
     if (best["gain_low"] <= 0).all():
         title = (
             f"{say.direction(side.to_json())}: the map is not shown to save anything at any site that was run"
@@ -268,7 +269,7 @@ def ranking_panel(runs: Sequence[Run], path: str) -> Panel | None:
     rows = ranked(table(runs))
     if rows.height < 2:
         return None
-    title = f"Top results of {rows.height} runs: {_top_words(rows)}"
+    title = f"Top results of {rows.height} runs: the map saves most at {_top_words(rows)}"
     drawn = rows.head(TOP).with_columns(
         name=pl.concat_str(
             pl.lit("#"), pl.int_range(1, 1 + min(TOP, rows.height)).cast(pl.String), pl.lit(" ")
@@ -286,8 +287,9 @@ def ranking_panel(runs: Sequence[Run], path: str) -> Panel | None:
     summary = runs[0][1]
     caption = (
         f"Every stored raw-against-mapped run of this study, ranked by {over} on validation prompts, α "
-        f"chosen on train. {say.null_note(summary)} Null: 0. The column rank of the table gives all ranks "
-        "that the intervals allow; each interval is of one run by itself; all share their prompts."
+        f"chosen on train. {say.null_note(summary)} A map that saves nothing is at 0. The column rank of the "
+        "table gives all ranks that the intervals allow; each interval is of one run by itself; all share "
+        "their prompts."
     )
     models = tuple(dict.fromkeys(m for c, _ in runs for m in (str(c["target"]), str(c["source"]))))
     return Panel("patch-top", title, rows, draw, ranking_code(path), caption, models, False)

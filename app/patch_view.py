@@ -200,7 +200,7 @@ def histogram_panel(result: JobResult, alpha: float, code: str) -> Panel:
         )
 
     check = result.summary["self_check"]
-    rounding = f"{float(check['value']):.1g} (limit {float(check['limit']):.0e})"
+    rounding = f"{words.nats(check['value'])} (limit {words.nats(check['limit'])})"
     interval = result.summary["interval"]
     caption = (
         f"α = {row['alpha']:g} {amplitude(result.condition)}; {reading(result.condition)}. "

@@ -14,6 +14,7 @@ from app.panel import Panel
 from app.rank_panels import BASES
 from app.resources import Opened
 from app.selection import Selection
+from app.transport import METHOD_NAMES
 from engine.experiment import Where
 from engine.experiments.maps import MapSpec
 from engine.experiments.rank import ALPHAS, RankSweep
@@ -128,7 +129,7 @@ def rank_controls() -> None:
     """Map, basis, and what α does."""
     left, right = st.columns(2)
     with left:
-        controls.choose("method", "Transport map")
+        controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__)
     with right:
         controls.slide("alpha", "Amplitude α shown", step=0.25, help=ALPHA_HELP)
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):

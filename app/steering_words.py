@@ -27,7 +27,7 @@ def _short(text: str) -> str:
 
 def signed(row: Mapping[str, float]) -> str:
     """ "+1.61 nats (1.52 to 1.71)"."""
-    value = f"{row['shift']:+.2f}".replace("-", "−")
+    value = words.minus(f"{row['shift']:+.2f}")
     return f"{value} nats{words.span(row['low'], row['high'])}"
 
 
@@ -57,7 +57,8 @@ def shift_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
     alpha = summary["chosen"]
     if alpha is None:
         return f"Every amplitude costs more than the budget of {condition['budget']:g} nats"
-    return f"Adding v at α = {alpha:g} {_moves(_row(table, 'direction', alpha), odds(condition))}"
+    at = words.minus(f"{alpha:g}")
+    return f"Adding v at α = {at} {_moves(_row(table, 'direction', alpha), odds(condition))}"
 
 
 def cost_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -105,4 +106,5 @@ def equal_title(summary: Mapping[str, Any]) -> str:
     if more["high"] < 0:
         return f"At the same side effect ({cost} nats) v moves the words less than random directions do"
     text = f"At the same side effect ({cost} nats) v is not told from random directions: {signed(own)}"
-    return f"{text}, theirs reach {best['most']:+.2f}".replace("-", "−")
+    most = words.minus(f"{best['most']:+.2f}")
+    return f"{text}, theirs reach {most}"

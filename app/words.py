@@ -15,14 +15,19 @@ CLOSE = 0.98
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A number for a sentence: fixed digits near 1, scientific when tiny, never '-0.00'."""
+    """A number for a sentence: fixed digits near 1, scientific when tiny, never '−0.00'."""
     if math.isnan(value):
         return "undefined"
     if value == 0:
         return "0"
     if abs(value) < 0.5 * 10.0**-digits:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
-    return f"{value:.{digits}f}"
+        return minus(f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+"))
+    return minus(f"{value:.{digits}f}")
+
+
+def minus(text: str) -> str:
+    """A written number with a typographic minus sign; the sign of an exponent stays."""
+    return "−" + text[1:] if text.startswith("-") else text
 
 
 def size(count: float) -> str:
@@ -39,7 +44,7 @@ def nats(value: float) -> str:
     if abs(value) < 1e-9:
         return "0"
     text = f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}"
-    return text.replace("e-0", "e-")
+    return minus(text.replace("e-0", "e-"))
 
 
 def nats_span(row: Mapping[str, float]) -> str:

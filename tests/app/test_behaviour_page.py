@@ -177,7 +177,7 @@ def test_a_part_is_named_only_when_no_interval_reaches_it() -> None:
 def test_an_interval_without_significance_is_not_a_finding() -> None:
     near = difference_rows((WHOLE, -0.2, -0.4, -0.01, 0.06))
     title = say.difference_title(FIGURE["right"], "a", near)
-    assert title == "Right answer: b and a are not told apart (difference -20 points, interval -40 to -1)"
+    assert title == "Right answer: b and a are not told apart (difference −20 points, interval −40 to −1)"
     lower = near.with_columns(p=pl.lit(0.01))
     assert "b is lower than a by 20 points (1 to 40)" in say.difference_title(FIGURE["right"], "a", lower)
 

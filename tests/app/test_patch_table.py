@@ -121,7 +121,11 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
     titles = [panel.title for panel in (grid, ranking, profile)]
     assert "tuned ← base: the map saves most at attn_out of block 4 by 0.198 (" in titles[0]
     assert "level with 1 other within the intervals; raw changes nothing at 4 of 10 sites" in titles[0]
-    assert titles[1].startswith("Top results of 11 runs: attn_out 4 · tuned ← base by 0.198")
+    top = "Top results of 11 runs: the map saves most at attn_out 4 · tuned ← base by 0.198"
+    assert titles[1].startswith(top)
+    alone = patch_table.grid_panel([run for run in runs if run[0] == result.condition], START, str(store))
+    assert alone is not None
+    assert alone.title.startswith("tuned ← base: the map saves at mlp_out of block 5 by 0.17")  # not "most"
     assert f"disturbs most at block {SECOND}: 0.174 nats" in titles[2]
     assert titles[2].endswith("it changes nothing at blocks 0, 3")
     drilled = patch_drill.panels(opened, result)

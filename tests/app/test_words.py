@@ -143,7 +143,7 @@ def test_the_part_that_writes_into_z_is_named() -> None:
 
 
 def test_numbers_never_lie_about_zero() -> None:
-    assert words.number(-1e-9) == "-1e-9"
+    assert words.number(-1e-9) == "−1e-9"
     assert words.number(0.0) == "0"
     assert words.number(0.004) == "4e-3"
     assert words.number(float("nan")) == "undefined"
