@@ -11,13 +11,13 @@ from app.calibration import ENTRIES
 from engine.analysis.calibration import PLANTED, Entry, Measured, measure, table
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "calibration.md"
-FITTED = {"Lengthscales", "Collapse"}
-"""Entries whose every repeat fits lengthscales, half a second each."""
+SLOW = {"Lengthscales", "Collapse", "CKA: models", "CKA: pairing", "CKA: languages"}
+"""Entries of which a repeat takes a tenth of a second or more: fits, and bootstraps of whole curves."""
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_nulls_hold_and_plants_are_found(entry: Entry) -> None:
-    repeats = 4 if entry.name in FITTED else 12
+    repeats = 3 if entry.name in SLOW else 10
     for one in measure(entry, repeats, seed=1):
         if one.case == PLANTED:
             # Powers are 70 % and more: fewer than a third of the repeats is a matter of 0.1 %.
