@@ -1,0 +1,290 @@
+"""The page of fitted lengthscales: panels and their code, thresholds, resumed grids, words, states."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from live_study import make_store
+from memory_lab import MemoryLab
+from planted_clouds import planted
+from planted_store import CHECKS, HEAD_DIM, HEADS, LAYERS, PAIRS, WIDTH
+from polars.testing import assert_frame_equal
+from streamlit.testing.v1 import AppTest
+
+from app import ard_panels, ard_queries, ard_view, ard_words, export, run_kinds
+from app.charts.palette import DARK, LIGHT
+from app.charts.spec import as_chart
+from app.jobs import JobResult, JobStatus
+from app.live import run_live, save
+from app.panel import Panel
+from app.resources import Opened, read_facts
+from app.selection import Selection, defaults, update
+from engine.analysis.ard_spectrum import energy_overlap, surviving
+from engine.analysis.subspace import multi_head_basis
+from engine.experiments.ard import PENALTIES, RANDOM_DRAWS
+from engine.experiments.run_ard import run
+from store.reader import Store
+from store.runs import RunLog
+
+Open = Callable[..., AppTest]
+LAYER = 1
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Tiny models with two of three λ fitted at one block from a cold start."""
+    path = make_store(tmp_path_factory.mktemp("ard"))
+    store = Store(path)
+    found = Opened(str(path), store, read_facts(store))
+    for penalty in PENALTIES[:2]:
+        run_live(str(path), ard_view.experiment_of(found, view(found), penalty=penalty), "cpu")
+    return found
+
+
+def view(opened: Opened, **changes: Any) -> Selection:
+    usual: dict[str, Any] = {"layer": LAYER, "steps": 50, "penalty": "0.001"}
+    return ard_view.effective(opened, update(defaults(opened.facts), opened.facts, **usual | changes))
+
+
+def stored(opened: Opened, spec: Any) -> JobResult:
+    log = RunLog(opened.path)
+    run_id = log.find(spec.content_hash(opened.store.fingerprint))
+    assert run_id is not None
+    run = log.open(run_id)
+    return JobResult(run.condition, run.summary, run.tables)
+
+
+def check(panels: list[Panel]) -> None:
+    for panel in panels:
+        scope: dict[str, Any] = {}
+        exec(panel.code, scope)
+        assert_frame_equal(scope["table"], panel.table)
+        for palette in (LIGHT, DARK):
+            as_chart(panel.draw(palette)).to_dict()
+        assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
+        assert "nan" not in (panel.title + panel.caption).replace("finan", "")
+        assert "eld-out" in panel.caption or "Held out" in panel.caption
+
+
+@pytest.mark.parametrize("rule", ["mixture", "fixed", "median"])
+def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, rule: str) -> None:
+    selection = view(opened, rule=rule, cut=0.1)
+    panels = ard_view.panels(opened, selection, ard_view.fits_of(opened, selection))
+    assert [panel.name for panel in panels][:4] == ["ard-loss", "ard-spectrum", "ard-sorted", "ard-layers"]
+    check(panels)
+    if rule == "median":
+        assert "by construction" in panels[2].title
+        assert panels[2].table["under"].sum() == panels[2].table.height // 2
+
+
+def test_a_stored_run_opens_by_itself(opened: Opened) -> None:
+    spec = ard_view.experiment_of(opened, view(opened))
+    kind = run_kinds.kind_of(spec.to_json())
+    assert kind.page == "ard"
+    panels = list(kind.panels(opened, stored(opened, spec), defaults(opened.facts)))
+    assert len(panels) >= 3
+    check(panels)
+
+
+def test_counts_are_those_of_the_engine(opened: Opened) -> None:
+    selection = view(opened, rule="fixed", cut=0.2)
+    fit = ard_queries.fit_of(stored(opened, ard_view.experiment_of(opened, selection)))
+    kept, limit = surviving(fit.log_lengthscales, "fixed", 0.2)
+    table = ard_queries.layers_table([fit], selection)
+    assert table["under"].item() == kept.sum()
+    assert limit == table["threshold"].item() == 0.2
+    mixed, crossing = surviving(fit.log_lengthscales)
+    own, at = fit.surviving(view(opened))
+    np.testing.assert_array_equal(own, mixed)
+    assert at == crossing
+
+
+def test_an_interrupted_grid_goes_on_where_it_stopped(opened: Opened) -> None:
+    selection = view(opened)
+    wanted = ard_view.grid(opened, selection)
+    left = ard_view.missing(opened, wanted)
+    assert [spec.penalty for spec in left] == [PENALTIES[2]]
+    assert ard_view.run_text(wanted, left) == "Go on: 1 of 3 fits are left"
+    every = ard_view.grid(opened, dataclasses.replace(selection, layers="every"))
+    assert len(every) == 3 * opened.facts.n_layers["base"]
+    assert len(ard_view.missing(opened, every)) == len(every) - 2
+    elsewhere = ard_view.grid(opened, view(opened, layer=0))
+    assert ard_view.run_text(elsewhere, elsewhere).endswith("at block 0")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model": "b", "objective": "paired", "penalty": "0.1", "category": "add", "cloud": 20},
+        {"site": "mlp_out", "layer": 3, "steps": 900},
+    ],
+    ids=str,
+)
+def test_a_stored_run_leads_back_to_the_same_experiment(opened: Opened, changes: dict[str, Any]) -> None:
+    spec = ard_view.experiment_of(opened, view(opened, **changes))
+    start = defaults(opened.facts)
+    back = update(start, opened.facts, **ard_view.selection_of(spec.to_json(), start))
+    assert ard_view.experiment_of(opened, back) == spec
+
+
+def test_the_growing_curve_is_read_from_the_running_job(opened: Opened) -> None:
+    spec = ard_view.experiment_of(opened, view(opened))
+    partial = {"trace": [{"step": 0, "objective": 1.5}, {"step": 4, "objective": 0.5}]}
+    job = JobStatus("1", "k", "s", spec, "running", partial=partial)
+    found = ard_view.growing([job])
+    assert found is not None
+    assert found[0] == "block 1, λ = 0.001"
+    assert found[1]["objective"].to_list() == [1.5, 0.5]
+    assert ard_view.growing([dataclasses.replace(job, partial=None)]) is None
+
+
+def made(found_kind: str, layer: int = 0, p: float | None = 0.001, **changes: Any) -> ard_queries.Fit:
+    """A fit of 64 dimensions as it would be stored: 12 small lengthscales, or all alike."""
+    rng = np.random.default_rng(layer)
+    logs = np.where(np.arange(64) < 12, rng.normal(0.2, 0.1, 64), rng.normal(2.5, 0.2, 64))
+    logs = logs if found_kind == "bimodal" else 2.5 + 0.001 * rng.normal(size=64)
+    held = None if p is None else {"p": p, "p_within": None, "same": 0.0, "different": 0.1, "n": 9}
+    words = "Collapsed: every lengthscale grew until all tokens look alike; λ outweighs."
+    row = {"collapsed": False, "words": words, "held_out": held, "steps": 9, "stopped": "steps", **changes}
+    condition = {"layer": layer, "penalty": 0.01, "start": "cold", "model": "base", "component": "resid_post"}
+    table = pl.DataFrame(
+        {"draw": 0, "dimension": range(64), "log10_lengthscale": logs, "energy": pl.Series([0.1] * 64)}
+    )
+    return ard_queries.fit_of(JobResult(condition, {"fits": [row]}, {"table": table}))
+
+
+def title(fit: ard_queries.Fit) -> str:
+    return ard_words.spectrum_title("base", fit.found(), fit.row, 12, 64)
+
+
+def test_titles_follow_what_was_tested() -> None:
+    assert "bimodal, 12 of 64 dimensions" in title(made("bimodal"))
+    assert "does not pair held-out problems (p = 0.3)" in title(made("bimodal", p=0.3))
+    assert "nothing found: all lengthscales are alike" in title(made("flat"))
+    assert "noise looks alike" in title(made("bimodal", p=None))
+    gone = made("bimodal", collapsed=True)
+    assert "collapsed: every lengthscale grew" in title(gone)
+    held = {"p": 0.001, "p_within": 0.2}
+    assert "no more than the kinds apart" in ard_words.held_out_text(held)
+    both = [{**made("bimodal").row, "penalty": 0.01}, {**gone.row, "penalty": 0.1}]
+    said = ard_words.loss_title("base", both)
+    assert said.startswith("base: λ = 0.01 (9 steps) does not collapse; λ = 0.1 collapsed: every")
+
+
+def test_blocks_looked_at_together_are_adjusted_together() -> None:
+    """One held-out p of 0.03 stands alone and not beside another of 0.5."""
+    alone, other = made("bimodal", 0, p=0.03), made("bimodal", 1, p=0.5)
+    assert ard_queries.adjusted([alone]) == ["bimodal"]
+    assert ard_queries.adjusted([alone, other]) == ["nothing found", "nothing found"]
+    alarms = 0
+    fits = [made("bimodal", i) for i in range(6)]
+    for seed in range(200):
+        p = np.random.default_rng(seed).uniform(size=6)
+        rows = [
+            {**fit.row, "held_out": {**fit.row["held_out"], "p": v}} for fit, v in zip(fits, p, strict=True)
+        ]
+        drawn = [dataclasses.replace(fit, row=row) for fit, row in zip(fits, rows, strict=True)]
+        alarms += "bimodal" in ard_queries.adjusted(drawn)
+    # 200 trials at 5 %: more than 19 have a probability of 0.3 %
+    assert alarms <= 19
+
+
+def test_overlap_titles_say_when_they_are_circular() -> None:
+    row = {"layer": 2, "survivors": 5, "p_adjusted": None}
+    assert "proves nothing" in ard_words.overlap_title("base", 8, [row], "svd")
+    better = [{**row, "p_adjusted": 0.01}]
+    assert "more of itself than random starts do at block 2" in ard_words.overlap_title("b", 8, better, "svd")
+    assert "more often than by chance at block 2" in ard_words.overlap_title("b", 8, better, "cold")
+    level = [{**row, "p_adjusted": 0.05}]
+    assert "not shown" in ard_words.overlap_title("b", 8, level, "cold")
+    assert "not shown" in ard_words.overlap_title("b", 8, level, "svd")
+    assert "no surviving" in ard_words.overlap_title("b", 8, [], "cold")
+    assert ard_words.layers_title("b", [], "mixture").endswith("no block has been fitted at this λ")
+    assert 1 / (1 + RANDOM_DRAWS) < 0.05
+
+
+def text(app: AppTest) -> str:
+    assert not app.exception, [e.value for e in app.exception]
+    said = "\n".join([*(m.value for m in app.markdown), *(c.value for c in app.caption)])
+    assert "Something went wrong" not in said
+    assert ":material/report:" not in said
+    return said
+
+
+def test_the_page_shows_stored_fits_without_a_model_and_says_what_is_missing(
+    opened: Opened, open_app: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "self_checks", lambda _store: CHECKS)
+    params = {"steps": "50", "penalty": "0.001"}
+    app = open_app(opened.path, "ard", layer=str(LAYER), **params)
+    assert "λ = 0.001" in text(app)
+    assert "Go on: 1 of 3 fits are left" in {button.label for button in app.button}
+    empty = open_app(opened.path, "ard", layer="0", **params)
+    assert "Block 0 has not been fitted under these settings" in text(empty)
+    by_hand = open_app(opened.path, "ard", layer=str(LAYER), rule="fixed", cut="0.3", **params)
+    assert "log₁₀ ℓ = 0.30, chosen by hand" in text(by_hand)
+    alone = opened.store.prompts.with_columns(language=pl.lit("en"))
+    monkeypatch.setattr(Store, "prompts", property(lambda _store: alone))
+    assert ard_view.WHY_EMPTY[0] in text(open_app(opened.path, "ard"))
+
+
+class Clouds(MemoryLab):
+    """Made-up clouds of the planted store's width, with its kernels."""
+
+    store: Store
+    made: list[np.ndarray]
+
+    def sizes(self, model: str) -> dict[str, int]:
+        return {"n_layers": LAYERS, "n_heads": HEADS, "head_dim": HEAD_DIM, "d": WIDTH}
+
+    def array(self, name: str) -> np.ndarray:
+        return self.store.array(name)
+
+    def clouds(self, model: str, site: Any, rows: Any) -> tuple[list[np.ndarray], str]:
+        return [self.made[row] for row in rows], "made up"
+
+
+def test_overlap_with_z_from_cold_starts_and_from_z_itself(own_store: Path) -> None:
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    lab = Clouds({}, {}, {}, store.prompts)
+    source, target, _ = planted(0, problems=PAIRS, tokens=6, d=WIDTH, shared=4)
+    lab.store, lab.made = store, [cloud for both in zip(source, target, strict=True) for cloud in both]
+
+    def overlap(start: str, *also: str) -> Panel:
+        chosen = view(opened, k=4, start=start, penalty="0.01")
+        for one in (start, *also):
+            spec = ard_view.experiment_of(opened, chosen, start=one)
+            save(opened.path, store.fingerprint, spec, run(spec, lab))
+        found = ard_view.panels(opened, chosen, ard_view.fits_of(opened, chosen))
+        check(found)
+        return next(panel for panel in found if panel.name == "ard-overlap")
+
+    cold = overlap("cold")
+    row = cold.table.row(0, named=True)
+    basis = multi_head_basis(*(store.array(f"weights/base/kernel_{n}")[LAYER] for n in ("right", "sigma")), 4)
+    fit = ard_queries.fit_of(
+        stored(opened, ard_view.experiment_of(opened, view(opened, k=4, penalty="0.01")))
+    )
+    kept, _ = fit.surviving(view(opened))
+    wanted = energy_overlap(kept, (basis**2).sum(axis=1), 4)
+    assert (row["shared"], row["p"]) == (wanted.shared, pytest.approx(wanted.p))
+    circular = overlap("svd")
+    assert "proves nothing" in circular.title
+    assert circular.table["p"].is_null().all()
+    against = overlap("svd", "random")
+    assert "of itself than random starts do" in against.title
+    assert 1 / (1 + RANDOM_DRAWS) <= against.table["p"].item() <= 1
+
+
+def test_a_loss_chart_is_thinned_and_whole_in_the_data(opened: Opened) -> None:
+    fits = list(ard_view.fits_of(opened, view(opened)).values())
+    panel = ard_panels.loss_panel(opened, fits)
+    assert panel.table.height == sum(fit.result.tables["trace"].height for fit in fits)
