@@ -34,6 +34,13 @@ PAGES = (
     "rank",
     "heads",
     "behaviour",
+    "geometry",
+    "z_patching",
+    "ard",
+    "bridge",
+    "synthesis",
+    "weights",
+    "weight_steering",
     "runs",
 )
 ANALYSES = PAGES[4:]

@@ -35,6 +35,13 @@ PAGES = (
     "rank",
     "heads",
     "behaviour",
+    "geometry",
+    "z_patching",
+    "ard",
+    "bridge",
+    "synthesis",
+    "weights",
+    "weight_steering",
     "runs",
 )
 

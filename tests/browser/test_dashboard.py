@@ -26,6 +26,13 @@ PAGES = {
     "Rank k × α": "rank",
     "Heads": "heads",
     "Behaviour": "behaviour",
+    "Z geometry": "geometry",
+    "Z-patching": "z_patching",
+    "ARD-MMD": "ard",
+    "Bridge": "bridge",
+    "Synthesis": "synthesis",
+    "Weight diffs": "weights",
+    "Weight steering α": "weight_steering",
     "Runs": "runs",
 }
 
