@@ -26,7 +26,10 @@ def test_snippets_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("page", "said"),
-    [("ard_mmd", "bimodal\nsmallest [0, 1, 2, 3]"), ("bridge", "rotation-like.\n0.99 0.99 0.005\nTrue")],
+    [
+        ("ard_mmd", "bimodal\nsmallest [0, 1, 2, 3]"),
+        ("bridge", "rotation-like.\n0.99 0.99 0.005\nTrue"),
+    ],
 )
 def test_snippets_between_languages_run(page: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.S)

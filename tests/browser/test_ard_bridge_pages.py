@@ -1,0 +1,76 @@
+"""Bridge and fitted lengthscales in a real browser: sliders, clicks on curves, a fit as it runs, a phone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+
+def settle(tab: Page) -> None:
+    """Wait until the script has run to its end."""
+    tab.wait_for_selector('[data-testid="stMain"] h1')
+    app = tab.locator('[data-testid="stApp"]')
+    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
+
+
+def clean(tab: Page) -> None:
+    """No traceback, no unexpected error."""
+    said = tab.locator('[data-testid="stMain"]').inner_text()
+    assert "Traceback" not in said
+    assert "Something went wrong" not in said
+    assert tab.locator('[data-testid="stException"]').count() == 0
+
+
+def test_the_bridge_follows_k_the_direction_and_a_click_on_the_profile(
+    tab: Page, dashboard: str, new_tab: Callable[..., Page]
+) -> None:
+    tab.goto(f"{dashboard}/bridge?layer=1&k=3&position=mean")
+    settle(tab)
+    scores = tab.locator(".st-key-panel-bridge-scores")
+    expect(scores).to_contain_text("block 1, en → zh")
+    before = tab.locator(".st-key-panel-bridge-map").inner_text()
+    tab.get_by_role("slider", name="Rank k of Z").press("ArrowRight")
+    expect(tab.locator(".st-key-panel-bridge-map")).not_to_have_text(before, timeout=30_000)
+    tab.get_by_role("radio", name="zh → en").click()
+    expect(scores).to_contain_text("block 1, zh → en", timeout=30_000)
+    settle(tab)
+    profile = tab.locator(".st-key-panel-bridge-profile [data-testid='stVegaLiteChart']").first
+    profile.scroll_into_view_if_needed()
+    box = profile.locator("canvas, svg").first.bounding_box()
+    assert box is not None
+    tab.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.4 * box["height"])
+    expect(scores).to_contain_text("block 4, zh → en", timeout=30_000)
+    clean(tab)
+    phone = new_tab(400, "dark")
+    phone.goto(f"{dashboard}/bridge?k=3")
+    settle(phone)
+    expect(phone.locator(".st-key-panel-bridge-map")).to_be_visible(timeout=60_000)
+    assert phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 400
+    clean(phone)
+
+
+def test_lengthscales_are_fitted_watched_and_opened_again(
+    tab: Page, live_dashboard: str, new_tab: Callable[..., Page]
+) -> None:
+    tab.goto(f"{live_dashboard}/ard?layer=3&steps=60")
+    settle(tab)
+    main = tab.locator('[data-testid="stMain"]')
+    expect(main).to_contain_text("Block 3 has not been fitted under these settings")
+    tab.get_by_role("button", name="Fit 3 lengthscale sets").click()
+    expect(tab.locator(".st-key-panel-ard-loss")).to_contain_text("λ = 0.001", timeout=240_000)
+    settle(tab)
+    expect(tab.get_by_role("button", name="Already run")).to_be_disabled()
+    tab.get_by_role("radio", name="median").click()
+    expect(tab.locator(".st-key-panel-ard-sorted")).to_contain_text("by construction", timeout=30_000)
+    clean(tab)
+    phone = new_tab(400, "dark")
+    phone.goto(f"{live_dashboard}/ard?layer=3&steps=60&rule=fixed&cut=1")
+    settle(phone)
+    expect(phone.locator(".st-key-panel-ard-sorted")).to_contain_text("chosen by hand", timeout=60_000)
+    assert phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 400
+    clean(phone)
