@@ -7,7 +7,7 @@ that a measure does not apply to a prompt; such prompts are left out and counted
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from scipy import special
 
 from engine.analysis.resampling import unit_index
-from engine.analysis.uncertainty import Groups, Interval, bootstrap_mean, mcnemar_exact, wilson
+from engine.analysis.uncertainty import (
+    Groups,
+    Interval,
+    bootstrap_mean,
+    expanded_level,
+    mcnemar_exact,
+    wilson,
+)
 from engine.errors import AnalysisError
 
 Array = NDArray[np.float64]
@@ -159,7 +166,7 @@ def difference(
 
     Binary outcomes: Newcombe's score interval for paired rates, and the exact McNemar test, both over units
     (for pairs of prompts it is the exact sign test on which side of the pair's difference is larger). Others:
-    percentile bootstrap of the paired differences.
+    percentile bootstrap of the paired differences, widened for few units (`uncertainty.expanded_level`).
     """
     a, b, labels = _both(first, second, groups)
     one, two = unit_means(a, labels), unit_means(b, labels)
@@ -172,7 +179,9 @@ def difference(
         shift = delta - found.estimate  # 0 where all pairs are complete
         interval = Interval(delta, found.low + shift, found.high + shift, level, _over(found.method, labels))
     else:
-        interval = bootstrap_mean(b - a, groups=labels, n_boot=n_boot, level=level, seed=seed)
+        wide = expanded_level(level, one.size)
+        found = bootstrap_mean(b - a, groups=labels, n_boot=n_boot, level=wide, seed=seed)
+        interval = replace(found, level=level)
     p = mcnemar_exact(first_only, second_only) if binary else None
     return Difference(interval, p, first_only, second_only, int(a.size))
 

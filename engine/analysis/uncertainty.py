@@ -104,6 +104,18 @@ def bootstrap_mean(
     return bootstrap_ratio(values, ones, groups=groups, n_boot=n_boot, level=level, seed=seed)
 
 
+def expanded_level(level: float, units: int) -> float:
+    """Level of a percentile bootstrap of a mean that covers `level` with few units (Hesterberg 2015, §4.2).
+
+    The percentile interval is too short by √((n − 1)/n), and by what Student's t has over the normal law:
+    the tail α/2 becomes Φ(−√(n/(n − 1)) t₍α/2, n−1₎).
+    """
+    if units < 2:
+        return level
+    t = float(special.stdtrit(units - 1, (1 + level) / 2)) * float(np.sqrt(units / (units - 1)))
+    return float(special.ndtr(t) - special.ndtr(-t))
+
+
 def bootstrap_ratio(
     numerator: Float[np.ndarray, " n"],
     denominator: Float[np.ndarray, " n"],

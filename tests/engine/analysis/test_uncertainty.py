@@ -11,6 +11,7 @@ from engine.analysis.uncertainty import (
     bootstrap_mean,
     bootstrap_ratio,
     energy_fraction,
+    expanded_level,
     holm,
     mcnemar_exact,
     random_subspace_moments,
@@ -158,3 +159,19 @@ def test_bad_input_is_refused_with_its_reason() -> None:
         with pytest.raises(AnalysisError) as caught:
             call()
         assert says in str(caught.value)
+
+
+def test_the_expanded_level_gives_the_mean_of_few_units_its_interval() -> None:
+    """At the expanded level a normal law, as wide as the bootstrap, has the ends of Student's interval."""
+    for n in (5, 20, 200):
+        level = expanded_level(0.95, n)
+        ends = stats.norm.ppf((1 + level) / 2) * np.sqrt((n - 1) / n)
+        assert ends == pytest.approx(stats.t.ppf(0.975, n - 1), rel=1e-6)
+    assert expanded_level(0.95, 1) == 0.95
+    rng, hits = np.random.default_rng(0), 0
+    for seed in range(400):
+        values = rng.normal(size=10)
+        found = bootstrap_mean(values, level=expanded_level(0.95, 10), seed=seed)
+        hits += found.low <= 0 <= found.high
+    # 95 % of 400 within three standard errors; the plain percentile interval covers 90 %
+    assert hits >= 400 * 0.95 - 3 * np.sqrt(400 * 0.05 * 0.95)
