@@ -83,23 +83,26 @@ def curve_table(table: pl.DataFrame, figure: str) -> pl.DataFrame:
 def curve_panel(opened: Opened, result: JobResult, figure: Figure, alpha: float) -> Panel:
     """One figure over α, all differences."""
     table = curve_table(result.table, figure.name)
-    first = spec_of(result).series()[0]
+    first, rate = spec_of(result).series()[0], figure.kind == "rate"
+    ends = [pl.when(pl.col("series") == first).then(pl.col(end)).alias(end) for end in ("low", "high")]
+    lines_shown = table.with_columns(ends) if rate else table
 
     def draw(palette: Palette) -> Spec:
         return numeric_lines(
-            table,
+            lines_shown,
             x_title="α",
             y_title=f"{figure.title}, {figure.unit}",
             colors=colours(result, palette),
             palette=palette,
             marks={f"α = {alpha:g}": alpha},
-            floor=0.0 if figure.kind == "rate" or figure.name == "kl" else None,
+            floor=0.0 if rate or figure.name == "kl" else None,
             log_y=figure.name in LOGARITHMIC,
             height=280,
         )
 
-    caption = f"{_setting(result, figure)} {_how(result, figure)}"
-    title = say.curve_title(result.table, figure, first)
+    band = f" Band: of {first} alone, for all others see the data." if rate else ""
+    caption = f"{_setting(result, figure)} {_how(result, figure)}{band}"
+    title = say.curve_title(result.table, figure, first, alpha)
     lines = (
         "from app.weight_steering_panels import curve_table",
         f"table = curve_table(run.table, {figure.name!r})",

@@ -168,9 +168,8 @@ def answers(result: JobResult, selection: Selection) -> None:
     with st.container(border=True, key="panel-weight-answers"):
         count = sum(table[names[0]] != table["α = 0"]) if names else 0
         nearest = min((0.0, *ALPHAS), key=lambda at: abs(at - selection.strength))
-        said = (
-            f"At α = {nearest:g}, {count} of {table.height} answers differ with {names[0]}" if names else ""
-        )
+        at = f"{nearest:g}".replace("-", "−")
+        said = f"At α = {at}, {count} of {table.height} answers differ with {names[0]}" if names else ""
         st.markdown(f"#### {said or f'{table.height} answers at α = 0'}")
         columns = {name: st.column_config.TextColumn(name, width="medium") for name in table.columns}
         st.dataframe(table, hide_index=True, width="stretch", height=360, column_config=columns)

@@ -11,8 +11,6 @@ from app import words
 from engine.experiments.weight_steering import FIGURES, Figure
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
-UNTIL = 1.0
-"""The amplitude that titles tell: the difference itself."""
 
 
 def value_of(figure: Figure, value: float) -> str:
@@ -47,30 +45,35 @@ def moved(figure: Figure, row: Mapping[str, Any]) -> int:
     return int(row["change_low"] > none) - int(row["change_high"] < none)
 
 
-def curve_title(table: pl.DataFrame, figure: Figure, series: str) -> str:
-    """What the difference itself does to a figure, and whether −1 does the opposite.
+def curve_title(table: pl.DataFrame, figure: Figure, series: str, alpha: float) -> str:
+    """What a difference does to a figure at the measured α next to `alpha`; whether −α does the opposite.
 
     Rule: it rises or falls when the interval of the paired change from α = 0 excludes none; the opposite is
-    told when the change at α = −1 has the other sign by the same rule.
+    told when the change at −α has the other sign by the same rule. At α = 0 the value itself is told.
     """
     rows = rows_at(table, figure.name, series)
-    here, zero = rows[UNTIL], rows[0.0]
+    at = min(rows, key=lambda one: (abs(one - alpha), one))
+    here, zero = rows[at], rows[0.0]
+    if at == 0.0:
+        return f"Unsteered, {figure.said} is {with_span(figure, here)}"
+    here_text = f"α = {at:g}".replace("-", "−")
     if figure.name == "kl":
-        return f"{series} at α = 1 moves the next token of the prompts that should stay by " + (
+        return f"{series} at {here_text} moves the next token of the prompts that should stay by " + (
             f"{with_span(figure, here)} nats"
         )
     sign = moved(figure, here)
     if sign == 0:
         there, before = with_span(figure, here), value_of(figure, zero["value"])
-        return f"{series} at α = 1 is not shown to change {figure.said}: {there}, at α = 0 {before}"
+        return f"{series} at {here_text} is not shown to change {figure.said}: {there}, at α = 0 {before}"
     text = (
         f"{series} {'raises' if sign > 0 else 'lowers'} {figure.said} from {value_of(figure, zero['value'])} "
     )
-    text += f"to {with_span(figure, here)} at α = 1"
-    back = rows.get(-UNTIL)
+    text += f"to {with_span(figure, here)} at {here_text}"
+    back = rows.get(-at)
     if back is not None and moved(figure, back) == -sign:
         word = "lowers" if sign > 0 else "raises"
-        return f"{text}; α = −1 {word} it to {value_of(figure, back['value'])}"
+        opposite = f"α = {-at:g}".replace("-", "−")
+        return f"{text}; {opposite} {word} it to {value_of(figure, back['value'])}"
     return text
 
 

@@ -77,7 +77,8 @@ def _colours(opened: Opened, model: str, palette: Palette) -> dict[str, str]:
 
 def blocks_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     """Relative difference of every block, all models side by side."""
-    models, first = q.compared(opened), opened.facts.models[0]
+    first = opened.facts.models[0]
+    models = (*(name for name in q.compared(opened) if name != model), model)  # the last is drawn on top
     table = q.by_block(opened, models)
 
     def draw(palette: Palette) -> Spec:
@@ -177,10 +178,14 @@ def heads_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     """Share of every head in the difference of one kind of projection, layer × head."""
     part = selection.head_part
     table = q.heads(opened, model, part)
+    layers = pl.DataFrame({"layer": range(opened.facts.n_layers[model])}, schema={"layer": pl.Int64})
+    shown = layers.join(table.select("head").unique(), how="cross").join(
+        table, on=["layer", "head"], how="left"
+    )
 
     def draw(palette: Palette) -> Spec:
         return matrix(
-            table,
+            shown,
             x="layer",
             y="head",
             value="share",
@@ -198,7 +203,7 @@ def heads_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     there = "" if low is None else f" In block {selection.layer}: {low:.2f} to {high:.2f}."
     caption = (
         "Share of a head's columns (output) or rows (query, key, value) in the squared difference of its "
-        "projection; blocks that are not changed are left out. Null: the difference's directions turned at "
+        "projection; empty where both models are equal. Null: the difference's directions turned at "
         f"random, its singular values kept (95 % range).{there} p by a Beta with the exact two moments, "
         "after Holm over heads and blocks."
     )

@@ -98,7 +98,7 @@ def name_at(opened: Opened, model: str, layer: int, part: str) -> str | None:
 
 
 def spectra(opened: Opened, models: tuple[str, ...], layer: int, part: str) -> pl.DataFrame:
-    """Leading singular values: x (from 1), series (model), value, and for each the random ones of its norm."""
+    """Leading singular values: x (from 1), series (model), value, and random ones of its norm."""
     frames = []
     for model in models:
         name = name_at(opened, model, layer, part)

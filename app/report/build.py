@@ -14,7 +14,7 @@ from app.report.figures import Advance, draw_all
 from app.report.missing import not_run
 from app.report.summary import summary
 from app.resources import Opened, failed_checks
-from app.run_kinds import HEADS, RANK, STEERING
+from app.run_kinds import HEADS, RANK, STEERING, WEIGHT_STEERING
 from app.selection import Selection, defaults, update
 from engine.errors import StoreError
 
@@ -32,6 +32,7 @@ SECTIONS: Sequence[Callable[[Opened, Selection], Section]] = (
     partial(live.section, HEADS),
     live.behaviour,
     sections.weight_differences,
+    partial(live.section, WEIGHT_STEERING),
     closing.definitions,
     not_run,
     closing.provenance,

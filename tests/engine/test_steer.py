@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,3 +173,18 @@ def test_experts_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"experts.*can't be steered.*Experts"):
         WeightShift(lm, [delta for delta in deltas if "experts" in delta.name])
     assert check_weight_shift(lm, deltas, IDS.tolist()) == []
+
+
+def test_the_code_on_the_method_page_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    (block,) = re.findall(r"```python\n(.*?)```", (root / "docs/methods/weights.md").read_text(), re.S)
+    exec(compile(block, "weights.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "model.layers.4.self_attn.o_proj.weight rank 4 stand out: 2" in said
+    assert "heads [2, 6]" in said
+    before, after = said.splitlines()[-2:]
+    assert before.endswith("No, I do not agree.")
+    assert after.startswith("1.0 Yes")
