@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from engine.analysis.calibration.entry import Make
+from engine.analysis.calibration.patched import (
+    CLAIMS,
+    CONTENT,
+    NOTHING,
+    SCAFFOLD,
+    SMALL,
+    WEAK,
+    answers,
+    same,
+)
+from engine.analysis.calibration.patched import word as word_of
 from engine.analysis.dissociation import (
     LEAST,
     Changes,
@@ -23,7 +34,6 @@ from engine.analysis.uncertainty import holm, mcnemar_exact
 from engine.errors import AnalysisError
 
 N, DRAWS, REPEATS = 20, 4, 300
-Chances = dict[str, float]
 PARTS = ("z", "rest", "own_z", "own_rest")
 
 
@@ -114,84 +124,22 @@ def test_the_limit_is_that_of_a_further_draw() -> None:
     assert stats.binomtest(int(above), 2000, 0.05).pvalue > 0.001
 
 
-def simulated(rng: np.random.Generator, chances: Chances, between: float = 0.0) -> Changes:
-    """Problems that differ in how easily they change; draws (and Z, if exchangeable) that differ too.
-
-    Args:
-        chances: of each part; "random" and "random_rest" of the draws.
-        between: standard deviation over subspaces, on the logistic scale; Z is one of them.
-    """
-    ease = rng.normal(0, 1, N)
-
-    def drawn(chance: float, moved: bool) -> np.ndarray:
-        mid = np.log(chance / (1 - chance)) + ease + (between * rng.normal() if moved else 0.0)
-        return rng.random(N) < 1 / (1 + np.exp(-mid))
-
-    given = {part: drawn(chances[part], part in ("z", "rest")) for part in PARTS}
-    random = np.stack([drawn(chances["random"], True) for _ in range(DRAWS)])
-    rest = np.stack([drawn(chances["random_rest"], True) for _ in range(DRAWS)])
-    return Changes(**given, random_z=random, random_rest=rest)
-
-
-def same(chance: float) -> Chances:
-    return dict.fromkeys((*PARTS, "random", "random_rest"), chance)
-
-
-SMALL, LARGE = 0.05, 0.9
-RANDOM = {"z": SMALL, "rest": LARGE, "own_z": SMALL, "own_rest": SMALL, "random": SMALL, "random_rest": LARGE}
-BROADCAST = {
-    "z": LARGE,
-    "rest": SMALL,
-    "own_z": LARGE,
-    "own_rest": SMALL,
-    "random": SMALL,
-    "random_rest": SMALL,
-}
-MIRRORED = {
-    "z": SMALL,
-    "rest": LARGE,
-    "own_z": SMALL,
-    "own_rest": LARGE,
-    "random": SMALL,
-    "random_rest": SMALL,
-}
-CLAIMS = ("double dissociation", "partial", "one part does both")
-Pair = Callable[[np.random.Generator], tuple[Changes, Changes]]
-NULLS: dict[str, Pair] = {
-    "nothing changes more than chance": lambda r: (simulated(r, same(0.1)), simulated(r, same(0.1))),
-    "every patch breaks half": lambda r: (simulated(r, same(0.5)), simulated(r, same(0.5))),
-    "every patch breaks nearly all": lambda r: (simulated(r, same(0.9)), simulated(r, same(0.9))),
-    "Z is a random subspace": lambda r: (simulated(r, RANDOM), simulated(r, RANDOM)),
-    "Z is a random subspace, which differ": lambda r: (simulated(r, RANDOM, 1.0), simulated(r, RANDOM, 1.0)),
-    "halves that differ": lambda r: (simulated(r, same(0.5), 1.5), simulated(r, same(0.5), 1.5)),
-    "broadcasting": lambda r: (simulated(r, BROADCAST), simulated(r, BROADCAST)),
-    "broadcasting, opposite parts": lambda r: (simulated(r, BROADCAST), simulated(r, MIRRORED)),
-}
-
-
-def share(pair: Pair, words: tuple[str, ...], seed: int = 0) -> int:
+def share(make: Make, words: tuple[str, ...], seed: int = 0) -> int:
     rng = np.random.default_rng(seed)
-    found = 0
-    for _ in range(REPEATS):
-        answer, language = pair(rng)
-        found += verdict({"answer": answer, "language": language}).word in words
-    return found
+    return sum(word_of(make(rng)) in words for _ in range(REPEATS))
 
 
-@pytest.mark.parametrize("name", NULLS)
+@pytest.mark.parametrize("name", NOTHING)
 def test_claims_without_an_effect_stay_below_five_per_cent(name: str) -> None:
-    false = share(NULLS[name], CLAIMS)
+    false = share(NOTHING[name], CLAIMS)
     # At most 5 %, allowing what a rate of exactly 5 % would give by chance in 300 repeats.
     assert stats.binomtest(false, REPEATS, 0.05, alternative="greater").pvalue > 0.01, false
 
 
 def test_planted_dissociations_are_found() -> None:
-    content = {**same(SMALL), "z": LARGE}
-    scaffold = {**same(SMALL), "rest": LARGE, "random_rest": LARGE}
-    double = share(lambda r: (simulated(r, content), simulated(r, scaffold)), ("double dissociation",))
+    double = share(answers(CONTENT, SCAFFOLD), ("double dissociation",))
     assert double / REPEATS > 0.9
-    weak = {**same(SMALL), "z": 0.6}
-    partial = share(lambda r: (simulated(r, weak), simulated(r, same(SMALL))), ("partial",))
+    partial = share(answers(WEAK, same(SMALL)), ("partial",))
     assert partial / REPEATS > 0.6
 
 

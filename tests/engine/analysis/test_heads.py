@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +13,9 @@ import pytest
 from scipy import stats
 
 from engine.analysis import heads
+from engine.analysis.calibration.effects import PLANTED_HEADS, said_localised, saturated
+from engine.analysis.calibration.effects import pushes as simulated
+from engine.analysis.calibration.entry import Make
 from engine.analysis.heads import Heads
 from engine.analysis.uncertainty import Interval
 from engine.errors import AnalysisError
@@ -142,39 +145,14 @@ def test_localised_needs_few_heads_and_more_than_chance() -> None:
     assert not heads.is_localised(2, 8, Interval(60.0, 40.0, 80.0, 0.95, "test"), 10.0)
 
 
-def said_localised(
-    rng: np.random.Generator, sizes: Sequence[float], effect: Callable[[np.ndarray, Heads], np.ndarray] = kl
-) -> bool:
-    """The whole rule on simulated prompts: 60 to choose on, 60 to report on."""
-    push, n_heads = pushes(rng, sizes, 120), len(sizes)
-    train = np.arange(120) < 60
-    everything = effect(push, Heads(range(n_heads)))
-
-    def score(subsets: Sequence[Heads]) -> list[float]:
-        return [float(effect(push, subset)[train].mean()) for subset in subsets]
-
-    order = heads.greedy(n_heads, n_heads - 1, score)
-    grown = np.stack([effect(push, Heads(order[:k])) for k in range(1, n_heads)])
-    k = heads.carrying((100 * grown[:, train].sum(1) / everything[train].sum()).tolist())
-    if k is None:
-        return False
-    carried = heads.coverages(grown[[k - 1]][:, ~train], everything[~train], n_boot=200).at(0)
-    random = [effect(push, subset)[~train].sum() for subset in heads.random_subsets(n_heads, k, 30, 0)]
-    chance = 100 * float(np.mean(random)) / float(everything[~train].sum())
-    return heads.is_localised(k, n_heads, carried, chance)
-
-
 def test_localised_is_said_of_planted_heads_and_not_of_equal_ones() -> None:
-    def saturated(push: np.ndarray, subset: Heads) -> np.ndarray:
-        """Every head does it all alone: the set of one that is best on train is no finding."""
-        found: np.ndarray = push[sorted(subset)].max(0)
-        return found
-
-    planted = [0.005, 0.005, 1.0, 0.005, 0.005, 0.005, 0.7, 0.005]
     runs = 100
-    power = sum(said_localised(np.random.default_rng(s), planted) for s in range(runs))
-    equal = sum(said_localised(np.random.default_rng(s), [0.5] * 8) for s in range(runs))
-    alike = sum(said_localised(np.random.default_rng(s), [0.5] * 8, saturated) for s in range(runs))
+
+    def said(make: Make) -> int:
+        return sum(said_localised(make(np.random.default_rng(seed))) for seed in range(runs))
+
+    power = said(simulated(PLANTED_HEADS))
+    equal, alike = said(simulated([0.5] * 8)), said(simulated([0.5] * 8, saturated))
     # at most 5 % within binomial error of 100 runs (two standard errors: 4.4 %)
     assert equal <= 9
     assert alike <= 9
