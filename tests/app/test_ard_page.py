@@ -255,7 +255,7 @@ def test_overlap_with_z_from_cold_starts_and_from_z_itself(own_store: Path) -> N
     store = Store(own_store)
     opened = Opened(str(own_store), store, read_facts(store))
     lab = Clouds({}, {}, {}, store.prompts)
-    source, target, _ = planted(0, problems=PAIRS, tokens=3, d=WIDTH, shared=4)
+    source, target, _ = planted(0, problems=PAIRS, tokens=6, d=WIDTH, shared=4)
     lab.store, lab.made = store, [cloud for both in zip(source, target, strict=True) for cloud in both]
 
     def overlap(start: str, *also: str) -> Panel:
