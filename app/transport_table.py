@@ -17,6 +17,7 @@ from engine.errors import PatchbayError, StoreError
 from engine.experiments.maps import MapSpec
 from store.maps import MapLog
 
+CONSTANT = "One model has the same activation for every train prompt here: there is nothing to map."
 COLUMNS = (
     "r2_train",
     "r2_validation",
@@ -120,6 +121,8 @@ def _row(opened: Opened, place: tq.Place, spec: MapSpec) -> dict[str, Any]:
         return {**where, "words": why}
     try:
         both = tq.pair(opened, place, keep=False)
+        if not (both.train.x.span.rank and both.train.y.span.rank):
+            return {**where, "words": CONSTANT}
         made = tq.build(opened, place, spec)
         made.fit_sides(both.train.x, both.train.y, both.train.groups)
         found = tq.evaluate(made, both).to_json()

@@ -24,6 +24,7 @@ from app.panel import Panel
 from app.resources import Opened, read_facts
 from app.selection import METHODS, Selection, defaults
 from engine.analysis.transport import RidgeTransport, ScaledProcrustes, Span, export_map
+from engine.analysis.transport.sides import Paired
 from engine.errors import AnalysisError, StoreError
 from store.maps import MapLog, SavedMap, from_bytes, to_bytes
 from store.reader import Store
@@ -191,6 +192,28 @@ def test_every_place_is_scored_once_and_kept(opened: Opened) -> None:
     joined = table.join(scope["table"], on=["site", "layer"], suffix="_code")
     assert joined.height == table.height
     np.testing.assert_allclose(joined["r2_validation_code"], joined["r2_validation"], rtol=1e-9)
+
+
+def test_a_place_where_one_model_does_not_vary_has_nothing_to_map(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All prompts share one token there: no variance, so that no score is defined; the other places have."""
+    selection = view(opened)
+    still, moving = (dataclasses.replace(tq.Place.of(selection), layer=layer) for layer in (0, 1))
+    load = tq.pair
+
+    def pair(opened: Opened, place: tq.Place, *, keep: bool = True) -> tq.Pair:
+        both = load(opened, place, keep=keep)
+        if place == moving:
+            return both
+        x, y = both.train.x.rows, np.ones_like(both.train.y.rows)
+        return dataclasses.replace(both, train=Paired.of(x, y, both.train.groups, both.train.roles))
+
+    monkeypatch.setattr(tq, "pair", pair)
+    monkeypatch.setattr(tq, "places", lambda *_: [still, moving])
+    table = transport_table.compute(opened, still, tq.spec_of(selection))
+    assert table["words"][0] == transport_table.CONSTANT
+    assert table["r2_validation"].is_null().to_list() == [True, False]
 
 
 def test_places_without_a_score_say_why(opened: Opened) -> None:
