@@ -56,7 +56,8 @@ def verdict_panel(result: JobResult, found: Mapping[str, Any], code: Code) -> Pa
     like = ", ".join(f"{row['metric'][5:]} in {int(row['count'])}" for row in likes.iter_rows(named=True))
     caption = (
         f"{say.setup(result.condition, result.summary)} {say.verdict_caption(found, result.condition)} "
-        f"Patching everything gives the same answer and language as {like} of {result.summary['n']}. {INTERVALS}"
+        f"Patching everything gives the same answer and language as {like} of {result.summary['n']}. "
+        f"{INTERVALS}"
     )
     lines = (
         f"rates = run.tables['rates'].filter(pl.col('layer') == {found['layer']}, "
@@ -101,9 +102,9 @@ def controls_panel(result: JobResult, found: Mapping[str, Any], code: Code) -> P
     said = rates.filter(pl.col("metric") == "other problem's answer", pl.col("source") == "other")
     hits = ", ".join(f"{r['part']} {int(r['count'])}" for r in said.iter_rows(named=True))
     caption = (
-        "Who gave the vector. Random subspaces: mean over draws, with the smallest and the largest draw; they "
-        f"have Z's dimension (for Z⊥: their complements). {INTERVALS} Interchange: with another problem's "
-        f"source the output is that problem's answer in {hits} of {result.summary['n']} problems."
+        "Who gave the vector. Random subspaces: mean over draws, with the smallest and the largest draw; "
+        f"they have Z's dimension (for Z⊥: their complements). {INTERVALS} Interchange: with another "
+        f"problem's source the output is that problem's answer in {hits} of {result.summary['n']} problems."
     )
     lines = (
         f"rates = run.tables['rates'].filter(pl.col('layer') == {found['layer']}, "

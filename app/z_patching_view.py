@@ -277,7 +277,8 @@ def outputs(opened: Opened, result: JobResult, selection: Selection) -> None:
             kept = kept.filter(pl.any_horizontal(texts))
         st.caption(
             f"{kept.height} of {table.height} problems. Orange: another answer; grey: no answer or a "
-            "degenerate text; blue letters: another language than unpatched. Select a row to read it token by token."
+            "degenerate text; blue letters: another language than unpatched. Select a row to read it "
+            "token by token."
         )
         picked = st.dataframe(
             styled(kept),

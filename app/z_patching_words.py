@@ -43,8 +43,8 @@ def verdict_title(found: CELL) -> str:
     said = {
         "double dissociation": f"Double dissociation at {where}: patching Z changes {by_part.get('Z')}, "
         f"patching Z⊥ {by_part.get('Z⊥')}",
-        "partial": f"Partial at {where}: {partial} beyond the other part and its controls; for {other} nothing "
-        "of the kind stands",
+        "partial": f"Partial at {where}: {partial} beyond the other part and its controls; for {other} "
+        "nothing of the kind stands",
         "one part does both": f"At {where} {' and '.join(by_part)} changes both the answer and the language",
         "not separable from broadcasting": f"At {where} the prompt's own mean does as much as the patch: not "
         "separable from broadcasting",
@@ -66,7 +66,8 @@ def verdict_caption(found: CELL, condition: Mapping[str, Any]) -> str:
             f"{OUTCOMES[name].capitalize()} changed in {counts(test)} (exact McNemar, Holm over both "
             f"outcomes); the stronger part ({stronger}) against random subspaces of its dimension "
             f"{100 * random['difference']:+.0f} points, {p_value(random['p'])} (exact sign flips against "
-            f"{condition['draws']} averaged draws; a further draw stays below {percent(random['limit'])}), "
+            f"{condition['draws']} averaged draws; a further draw stays below "
+            f"{percent(min(random['limit'], 1))}), "
             f"against the own mean {p_value(own)}."
         )
     rest = [name for name, one in found["rest"].items() if not one["exceeds"]]
@@ -110,7 +111,7 @@ def compared_title(verdicts: Sequence[CELL], outcome: str) -> str:
         )
     if rest:
         named = [v for v in rest if v["tests"][outcome]["stands"]]
-        does = "beyond" if len(named) == len(rest) else "not everywhere beyond"
+        does = "beyond" if len(named) == len(rest) else "not everywhere beyond" if named else "not beyond"
         parts.append(f"Z⊥ changes {OUTCOMES[outcome]} more at {listed(rest)}, {does} its controls")
     none = f"Nowhere do Z and Z⊥ differ in whether {OUTCOMES[outcome]} changes"
     text = "; ".join(parts) or none
@@ -127,14 +128,16 @@ def listed(cells: Sequence[CELL]) -> str:
 
 
 def controls_title(rates: Sequence[Mapping[str, Any]], found: CELL) -> str:
-    """What the controls do, in shares of problems."""
-    share = {(r["part"], r["source"], r["metric"]): r["value"] for r in rates}
-    pair, random, own = (
-        share.get(("Z", source, "language disrupted")) for source in ("pair", "random", "own")
+    """What the controls do where Z and Z⊥ differ most, in shares of problems."""
+    outcome, test = max(found["tests"].items(), key=lambda one: abs(one[1]["only_z"] - one[1]["only_rest"]))
+    part, metric = (
+        test["stronger"] or "Z",
+        {"answer": "answer changed", "language": "language disrupted"}[outcome],
     )
+    share = {r["source"]: percent(r["value"]) for r in rates if (r["part"], r["metric"]) == (part, metric)}
     return (
-        f"Language changed at {cell(found)}: Z {percent(pair)}, random subspaces {percent(random)}, "
-        f"own mean {percent(own)}"
+        f"{metric[0].upper()}{metric[1:]} under {part} at {cell(found)}: {share['pair']}; random subspaces "
+        f"{share['random']}, another problem's source {share['other']}, own mean {share['own']}"
     )
 
 
@@ -155,5 +158,6 @@ def setup(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     )
     return (
         f"{summary['n']} problems ({chosen}), {condition['target_language']} ← "
-        f"{condition['source_language']}, {condition['site']}, Z by {condition['basis']}; {put}; {scope}.{own}"
+        f"{condition['source_language']}, {condition['site']}, Z by {condition['basis']}; "
+        f"{put}; {scope}.{own}"
     )

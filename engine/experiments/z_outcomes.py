@@ -51,7 +51,7 @@ METRICS: dict[str, str] = {
     "correct → wrong": "of problems answered right unpatched, those answered wrong",
     "other problem's answer": "the answer is that of the other problem",
     "language preserved": "the output's language is that of the unpatched one",
-    "language disrupted": "the output's language is not that of the unpatched one",
+    "language disrupted": "the output is not in the unpatched one's language; no letters are none",
 }
 
 

@@ -1,0 +1,171 @@
+"""Z-patching on the page: settings in the link, words, panels and their code, and the page itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from demo_files import DEMO
+from streamlit.testing.v1 import AppTest
+
+from app import z_patching_panels, z_patching_view
+from app import z_patching_words as say
+from app.build import build
+from app.charts.palette import DARK, LIGHT
+from app.charts.spec import as_chart
+from app.jobs import JobResult
+from app.live import run_live
+from app.resources import Opened, read_facts
+from app.selection import Selection, defaults, update
+from engine.analysis.dissociation import Changes, verdict
+from engine.study import Study
+from store.reader import Store
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """A store of the demo's base model on some of its problems."""
+    folder = tmp_path_factory.mktemp("z")
+    lines = (DEMO / "problems.jsonl").read_text().splitlines()[:20]
+    (folder / "problems.jsonl").write_text("\n".join(lines) + "\n")
+    data = {
+        "name": "pairs",
+        "models": {"base": {"path": str(DEMO / "base"), "device": "cpu"}},
+        "prompts": {"files": ["problems.jsonl"], "template": "chat"},
+        "capture": {"components": ["resid"], "positions": ["last_content"], "dtype": "float32"},
+    }
+    build(Study.from_dict(data, folder), folder / "store", quiet=True)
+    store = Store(folder / "store")
+    return Opened(str(folder / "store"), store, read_facts(store))
+
+
+def settled(opened: Opened, **changes: Any) -> Selection:
+    """A small job: two blocks, one k, few problems."""
+    start = defaults(opened.facts)
+    now = z_patching_view.settings_of(opened, start)
+    small = {"problems": 8, "tokens": 24, "draws": 2, "ks": (8,)}
+    link = z_patching_view.link_of(dataclasses.replace(now, **{**small, **changes}))
+    return update(start, opened.facts, report="all", layer=4, z=link)
+
+
+@pytest.fixture(scope="module")
+def run(opened: Opened) -> tuple[Selection, JobResult]:
+    chosen = settled(opened)
+    experiment = z_patching_view.experiment_of(opened, chosen)
+    _, found = run_live(opened.path, experiment, "cpu")
+    return chosen, JobResult(experiment.to_json(), found.summary, found.tables)
+
+
+def test_the_link_says_what_is_run(opened: Opened) -> None:
+    chosen = settled(opened, basis="pca", mode="shift", scope="all", target="zh", source="en")
+    run = z_patching_view.experiment_of(opened, chosen)
+    assert (run.layers, run.ks, run.basis, run.mode, run.scope) == ((4, 5), (8,), "pca", "shift", "all")
+    assert (run.target_language, run.source_language) == ("zh", "en")
+    back = update(defaults(opened.facts), opened.facts, **z_patching_view.selection_of(run.to_json(), chosen))
+    assert z_patching_view.experiment_of(opened, back) == run
+
+
+def test_nonsense_in_a_link_is_left_out(opened: Opened) -> None:
+    start = defaults(opened.facts)
+    wanted = z_patching_view.settings_of(opened, start)
+    spoilt = dataclasses.replace(start, z="ks:a,-3;basis:x;problems:0;target:fr;;:;draws:99;vectors")
+    assert z_patching_view.settings_of(opened, spoilt) == wanted
+    both = dataclasses.replace(start, z="target:en;source:en;vectors:transport;mode:shift;scope:all")
+    found = z_patching_view.settings_of(opened, both)
+    assert (found.target, found.source) == ("en", "zh")
+    assert (found.mode, found.scope) == ("replace", "prompt"), "transport replaces prompt tokens only"
+
+
+def test_panels_have_their_code_and_null(opened: Opened, run: tuple[Selection, JobResult]) -> None:
+    chosen, result = run
+    panels = z_patching_view.run_panels(opened, result, chosen)
+    assert [p.name for p in panels] == ["z-verdict", "z-controls", "z-compared-answer", "z-compared-language"]
+    for panel in panels:
+        as_chart(panel.draw(LIGHT))
+        as_chart(panel.draw(DARK))
+        here: dict[str, Any] = {}
+        exec(panel.code, here)
+        assert here["table"].equals(panel.table), panel.name
+        assert "Wilson" in panel.caption
+    assert "McNemar" in panels[0].caption
+    assert "Random subspaces" in panels[1].caption
+
+
+def test_side_by_side_has_one_row_per_problem(run: tuple[Selection, JobResult]) -> None:
+    _, result = run
+    table = z_patching_panels.side_by_side(result.table, 4, 8)
+    assert table.height == 8
+    rows = result.table.filter(pl.col("layer") == 4, pl.col("part") == "Z", pl.col("source") == "pair")
+    wanted = rows.filter(pl.col("draw").is_null()).sort("problem")["text"].to_list()
+    assert table["Z"].to_list() == wanted
+    styled = z_patching_view.styled(table)
+    altered = any(change != "same" for p in z_patching_panels.PARTS for change in table[f"{p} change"])
+    assert ("background-color" in styled.to_html()) == altered
+    pieces = z_patching_panels.timeline(result.table, 0, 4, 8)
+    assert "".join(pieces["unpatched"]) == table["unpatched"][0]
+    assert len(pieces) == 1 + 3 + 6 + 4
+
+
+def found(answer: tuple[int, int], language: tuple[int, int], n: int = 20) -> dict[str, Any]:
+    """A cell in which the first problems changed under Z and under Z⊥."""
+
+    def outcome(z: int, rest: int) -> Changes:
+        still = np.zeros(n, dtype=bool)
+        drawn = np.zeros((4, n), dtype=bool)
+        return Changes(np.arange(n) < z, np.arange(n) < rest, still, still, drawn, drawn)
+
+    one = verdict({"answer": outcome(*answer), "language": outcome(*language)})
+    tests = {name: dataclasses.asdict(test) for name, test in one.tests.items()}
+    return {"layer": 4, "k": 8, "word": one.word, "outcome": one.outcome, "tests": tests, "rest": {}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "language", "said"),
+    [
+        (
+            (18, 0),
+            (0, 17),
+            "Double dissociation at block 4, k = 8: patching Z changes the answer, patching Z⊥",
+        ),
+        ((0, 18), (17, 0), "patching Z changes the language, patching Z⊥ the answer"),
+        ((18, 0), (0, 0), "Partial at block 4, k = 8: Z changes the answer"),
+        ((0, 0), (0, 18), "Z⊥ changes the language"),
+        ((18, 0), (18, 0), "Z changes both"),
+        ((2, 2), (0, 1), "Null at block 4, k = 8"),
+    ],
+)
+def test_titles_say_the_verdict(answer: tuple[int, int], language: tuple[int, int], said: str) -> None:
+    assert said in say.verdict_title(found(answer, language))
+
+
+def test_the_comparison_names_where_z_begins() -> None:
+    cells = [found((0, 0), (0, 0)), {**found((18, 0), (0, 0)), "k": 16}]
+    assert say.compared_title(cells, "answer") == "Z changes the answer at block 4 (k 16)"
+    assert say.compared_title(cells, "language").startswith("Nowhere do Z and Z⊥ differ")
+
+
+def test_the_page_shows_a_stored_run(
+    open_app: Callable[..., AppTest], opened: Opened, run: tuple[Selection, JobResult]
+) -> None:
+    chosen, result = run
+    params = {"report": "all", "layer": "4", "z": chosen.z}
+    app = open_app(opened.path, "z_patching", **params)
+    assert not app.exception
+    text = "\n".join(m.value for m in app.markdown)
+    assert say.verdict_title(result.summary["verdicts"][0]).split(":")[0][:20] in text
+    assert "token by token" in text
+    assert "Something went wrong" not in text
+    fresh = open_app(opened.path, "z_patching", report="all", layer="1")
+    assert "Not run under these settings yet" in "\n".join(m.value for m in fresh.markdown)
+
+
+def test_a_study_without_pairs_says_so(open_app: Callable[..., AppTest], planted: Path) -> None:
+    app = open_app(planted, "z_patching")
+    assert not app.exception
+    said = "\n".join(m.value for m in app.markdown)
+    assert z_patching_view.WHY_EMPTY[0] in said or "Not run under these settings yet" in said

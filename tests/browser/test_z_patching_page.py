@@ -1,0 +1,47 @@
+"""The Z-patching page in a real browser: one click, a reload while it runs, and fit at both widths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+SETTINGS = "z=problems:8;tokens:40;ks:8;layers:1;draws:2&report=all&layer=4"
+
+
+def visit(tab: Page, address: str) -> None:
+    """Open an address and wait until the page has settled."""
+    tab.goto(address)
+    tab.wait_for_selector('[data-testid="stMain"] h1')
+    app = tab.locator('[data-testid="stApp"]')
+    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
+
+
+def test_a_job_is_one_click_and_survives_a_reload(new_tab: Callable[..., Page], live_dashboard: str) -> None:
+    tab = new_tab()
+    visit(tab, f"{live_dashboard}/z_patching?{SETTINGS}")
+    expect(tab.get_by_text("Not run under these settings yet")).to_be_visible()
+    tab.get_by_role("button", name="Run", exact=True).click()
+    expect(tab.get_by_role("button", name="Cancel", exact=True)).to_be_visible()
+    tab.reload()  # the job goes on in the worker; the page takes it up again, or finds its result
+    title = tab.locator(".st-key-panel-z-verdict h4")
+    expect(title).to_be_visible(timeout=180_000)
+    assert "block 4, k = 8" in title.inner_text()
+    expect(tab.locator(".st-key-panel-z-outputs h4")).to_contain_text("Every problem")
+    assert "Something went wrong" not in tab.locator('[data-testid="stMain"]').inner_text()
+    again = new_tab()
+    visit(again, tab.url)
+    assert again.locator(".st-key-panel-z-verdict h4").inner_text() == title.inner_text()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_the_page_fits_the_window(
+    new_tab: Callable[..., Page], live_dashboard: str, width: int, scheme: str
+) -> None:
+    tab = new_tab(width, scheme)
+    visit(tab, f"{live_dashboard}/z_patching?{SETTINGS}")
+    wide = tab.evaluate("document.scrollingElement.scrollWidth")
+    assert wide <= width, "nothing may stick out to the right"
+    assert tab.locator('[data-testid="stException"]').count() == 0

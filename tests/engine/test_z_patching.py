@@ -1,0 +1,199 @@
+"""The Z-patching job: its pieces on made-up outputs, whole on the demo's model, and what it refuses."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from behaviour_demo import demo_lab
+from demo_files import conversation, rows
+from memory_lab import MemoryLab
+
+from engine.analysis.dissociation import paired_p
+from engine.errors import PatchError
+from engine.experiment import Where
+from engine.experiments import experiment_from_json
+from engine.experiments.run_z_patching import choose, pieces
+from engine.experiments.z_outcomes import METRICS, Outcomes, rates, read
+from engine.experiments.z_patching import Patch, ZPatching
+from engine.experiments.z_vectors import principal
+from engine.intervene import JobCancelled
+from engine.pieces import model_pieces
+
+N = 8
+
+
+def experiment(**changes: Any) -> ZPatching:
+    given = {"model": "base", "target_language": "en", "source_language": "zh", "layers": (4, 5), "ks": (8,)}
+    return ZPatching(**{**given, "draws": 2, "problems": N, "max_new_tokens": 24, **changes})
+
+
+@cache
+def kernels() -> dict[str, np.ndarray]:
+    """What a store keeps of the model's head kernels."""
+    return {f"weights/base/{p.name}": p.values for p in model_pieces(demo_lab().models["base"].taps)}
+
+
+def lab(**changes: Any) -> MemoryLab:
+    """The demo's base model on its problems in both languages."""
+    whole = demo_lab()
+    said = rows("problems.jsonl")[: 2 * 12]
+    tokenizer = whole.models["base"].tokenizer
+    turns = [conversation(row) for row in said]
+    texts = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    kept = ("id", "pair_id", "language", "category", "answer")
+    table = pl.DataFrame(
+        [{k: row[k] for k in kept} | {"text": row["text"], "split": "train"} for row in said]
+    )
+    last = {"base": [len(i) - 1 for i in ids]}
+    return MemoryLab({"base": whole.models["base"]}, {"base": ids}, last, table, arrays=kernels(), **changes)
+
+
+@pytest.fixture(scope="module")
+def result() -> Any:
+    asked = experiment()
+    return asked, asked.run(lab())
+
+
+def test_every_condition_of_every_problem_is_a_row(result: Any) -> None:
+    asked, found = result
+    patches = asked.patches()
+    # Two blocks: full from three sources; Z and Z⊥ from three sources and under two random draws.
+    assert len(patches) == 2 * (3 + 6 + 4)
+    assert found.table.height == N * (len(patches) + 1)
+    assert found.table["text"].null_count() == 0
+    assert experiment_from_json(asked.to_json()) == asked
+    assert found.summary["baseline"]["accuracy"]["en"]["n"] == N
+
+
+def test_the_model_answers_and_patches_do_something(result: Any) -> None:
+    asked, found = result
+    outcomes = Outcomes(asked, found.table)
+    assert outcomes.unpatched["correct"].mean() > 0.8, "the demo's base model can do its sums"
+    full = outcomes.flags(Patch(4, None, "full"), "changed") | outcomes.flags(
+        Patch(4, None, "full"), "disrupted"
+    )
+    assert full.any(), "one vector at every token must break something"
+
+
+def test_rates_and_verdicts_are_those_of_the_rows(result: Any) -> None:
+    asked, found = result
+    table = found.tables["rates"]
+    assert set(table["metric"]) == {*METRICS, "like Z", "like Z⊥"}
+    rows = found.table.filter(pl.col("layer") == 4, pl.col("part") == "Z⊥", pl.col("source") == "pair")
+    own = rows.filter(pl.col("draw").is_null())["disrupted"].mean()
+    drawn = rows.filter(pl.col("draw").is_not_null()).group_by("draw").agg(pl.col("disrupted").mean())
+    here = table.filter(
+        pl.col("layer") == 4, pl.col("part") == "Z⊥", pl.col("metric") == "language disrupted"
+    )
+    shown = {row["source"]: row for row in here.iter_rows(named=True)}
+    assert shown["pair"]["value"] == own
+    assert shown["random"]["value"] == pytest.approx(drawn["disrupted"].mean())
+    assert (shown["random"]["low"], shown["random"]["high"]) == (
+        drawn["disrupted"].min(),
+        drawn["disrupted"].max(),
+    )
+    first = found.summary["verdicts"][0]
+    outcomes = Outcomes(asked, found.table)
+    z, rest = (outcomes.flags(Patch(4, 8, part), "disrupted") for part in ("Z", "Z⊥"))
+    assert first["tests"]["language"]["p"] == pytest.approx(paired_p(z, rest))
+
+
+def test_shifting_by_the_own_mean_is_the_unpatched_answer() -> None:
+    asked = experiment(mode="shift", layers=(4,), problems=3)
+    found = asked.run(lab())
+    assert not found.table.filter(pl.col("source") == "own").height
+    table = rates(Outcomes(asked, found.table)).filter(pl.col("source") == "own", pl.col("part") == "Z")
+    assert table.filter(pl.col("metric") == "answer changed")["value"].to_list() == [0.0]
+
+
+def test_rows_are_reported_as_they_finish_and_a_run_can_be_cancelled() -> None:
+    there = lab()
+    experiment(layers=(4,), problems=3).run(there)
+    partial = [one["partial"]["rows"] for one in there.reported if one.get("partial")]
+    assert {row["part"] for row in partial[-1]} == {"unpatched", "Z", "Z⊥", "full"}
+    with pytest.raises(JobCancelled):
+        experiment(layers=(4,), problems=3).run(lab(stop_after=1))
+
+
+def test_other_problems_have_other_answers() -> None:
+    problems = choose(experiment(problems=12), lab().prompts)
+    assert len(problems.answers) == 12
+    for mine, other in enumerate(problems.others):
+        assert problems.answers[mine] != problems.answers[other]
+    assert choose(experiment(problems=12), lab().prompts).others == problems.others
+    fewer = choose(experiment(problems=4), lab().prompts)
+    assert set(fewer.pair_ids) < set(problems.pair_ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "disrupted", "correct"),
+    [
+        ("The answer is 7 + 5 = 12.", "same", False, True),
+        ("The answer is 12.0", "same", False, True),
+        ("答案是7 + 5 = 12。", "same", True, True),
+        ("The answer is 7 + 5 = 13.", "different", False, False),
+        ("", "none", True, False),
+        ("no no no no no no no no no no", "none", False, False),
+        ("I do not know.", "none", False, False),
+    ],
+)
+def test_outputs_are_compared_with_the_unpatched_one(
+    text: str, change: str, disrupted: bool, correct: bool
+) -> None:
+    base = read("The answer is 7 + 5 = 12.", [], True, experiment(), "12", "30", None)
+    assert (base["change"], base["disrupted"], base["correct"]) == ("same", False, True)
+    row = read(text, [], True, experiment(), "12", "30", base)
+    assert (row["change"], row["disrupted"], row["correct"]) == (change, disrupted, correct)
+    assert not row["says_other"]
+    assert read("答案是30。", [], True, experiment(), "12", "30", base)["says_other"]
+
+
+def test_pieces_join_to_the_text() -> None:
+    tokenizer = lab().models["base"].tokenizer
+    for text in ("The answer is 17 + 7 = 24.", "答案是17 + 7 = 24。"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert "".join(pieces(tokenizer, ids)) == text
+
+
+def test_principal_directions_are_those_of_an_svd() -> None:
+    states = np.random.default_rng(0).standard_normal((40, 6)) * np.arange(1, 7)
+    found = principal(states, (2,))[2]
+    wanted = np.linalg.svd(states - states.mean(axis=0))[2][:2].T
+    np.testing.assert_allclose(np.abs((found * wanted).sum(axis=0)), 1, atol=1e-10)
+    with pytest.raises(PatchError, match="too few directions"):
+        principal(states[:3], (5,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source_language": "en"}, "two languages"),
+        ({"vectors": "transport", "mode": "shift"}, "mode 'replace'"),
+        ({"vectors": "transport", "scope": "all"}, "scope 'prompt'"),
+        ({"ks": (0,)}, "k ≥ 1"),
+        ({"layers": ()}, "whole numbers"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(PatchError, match=said):
+        experiment(**changes)
+
+
+def test_missing_problems_blocks_and_dimensions_are_told() -> None:
+    with pytest.raises(PatchError, match="no problems in both languages"):
+        experiment(where=Where(category="nothing")).run(lab())
+    with pytest.raises(PatchError, match="out of range"):
+        experiment(layers=(9,)).run(lab())
+    with pytest.raises(PatchError, match="no complement"):
+        experiment(ks=(128,), basis="random").run(lab())
+
+
+@pytest.mark.parametrize("basis", ["kernels", "pca", "random"])
+def test_every_basis_runs(basis: str) -> None:
+    found = experiment(basis=basis, layers=(4,), problems=2, max_new_tokens=2).run(lab())
+    assert found.summary["verdicts"][0]["word"] == "too few problems"
