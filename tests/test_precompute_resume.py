@@ -53,11 +53,12 @@ def test_a_lost_weight_array_is_written_again(study: Path, finished: Path, store
     np.testing.assert_array_equal(Store(store).array(lost), Store(finished).array(lost))
 
 
-def test_a_lost_factor_of_a_weight_difference_is_written_again(
-    study: Path, finished: Path, store: Path
+@pytest.mark.parametrize("values", ["dense", "spectrum"])
+def test_a_lost_part_of_a_weight_difference_is_written_again(
+    study: Path, finished: Path, store: Path, values: str
 ) -> None:
-    stored = Store(finished).table("weight-delta-tuned").filter("factors_stored")["name"]
-    lost = f"weights/tuned/delta/{stored[0]}/right"
+    stored = Store(finished).table("weight-delta-tuned").drop_nulls("effective_rank")
+    lost = f"weights/tuned/delta/{stored['name'][0]}/{values}"
     for file in (store / lost).glob("c*"):
         file.unlink()
     assert precompute.main([str(study), "--store", str(store)]) == 0
