@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -164,3 +165,10 @@ def test_outcomes_of_other_problems_are_refused() -> None:
         Changes(good.z[:5], good.rest, good.own_z, good.own_rest, good.random_z, good.random_rest)
     with pytest.raises(AnalysisError, match="not of the same problems"):
         Changes(good.z, good.rest, good.own_z, good.own_rest, good.random_z[:1], good.random_rest)
+
+
+def test_the_method_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[3] / "docs" / "methods" / "z_patching.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    exec(compile(block, "z_patching.md", "exec"), {})
+    assert "double dissociation {'answer': 0.0001, 'language': 0.0001}" in capsys.readouterr().out
