@@ -15,6 +15,7 @@ from app import (
     rank_view,
     steering_view,
     weight_steering_view,
+    z_patching_view,
 )
 from app.jobs import JobResult
 from app.panel import Panel
@@ -119,7 +120,16 @@ WEIGHT_STEERING = Kind(
     weight_steering_view.selection_of,
     weight_steering_view.run_panels,
 )
-KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD, WEIGHT_STEERING)
+Z_PATCHING = Kind(
+    "z_patching",
+    "Z-patching",
+    "Does a subspace carry the answer or the language from one language to another?",
+    ("z_patching",),
+    z_patching_view.PAGE,
+    z_patching_view.selection_of,
+    z_patching_view.run_panels,
+)
+KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD, WEIGHT_STEERING, Z_PATCHING)
 
 
 def kind_of(condition: Mapping[str, Any]) -> Kind:

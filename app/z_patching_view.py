@@ -254,7 +254,7 @@ def styled(table: pl.DataFrame) -> Any:
         pairs = zip(changed[column.name], spoken[column.name], strict=True)
         return [
             "; ".join(
-                filter(None, (answer.get(one, ""), "color: #0072b2; font-weight: 600" if other else ""))
+                filter(None, (answer.get(one, ""), "color: #2f8fd0; font-weight: 600" if other else ""))
             )
             for one, other in pairs
         ]

@@ -13,7 +13,7 @@ import pytest
 from demo_files import DEMO
 from streamlit.testing.v1 import AppTest
 
-from app import z_patching_panels, z_patching_view
+from app import run_kinds, z_patching_panels, z_patching_view
 from app import z_patching_words as say
 from app.build import build
 from app.charts.palette import DARK, LIGHT
@@ -169,3 +169,10 @@ def test_a_study_without_pairs_says_so(open_app: Callable[..., AppTest], planted
     assert not app.exception
     said = "\n".join(m.value for m in app.markdown)
     assert z_patching_view.WHY_EMPTY[0] in said or "Not run under these settings yet" in said
+
+
+def test_the_runs_page_knows_the_kind(opened: Opened, run: tuple[Selection, JobResult]) -> None:
+    chosen, result = run
+    kind = run_kinds.kind_of(result.condition)
+    assert kind.page == z_patching_view.PAGE
+    assert kind.panels(opened, result, chosen)[0].name == "z-verdict"
