@@ -130,13 +130,14 @@ SPANS = ("kl_raw", "kl_mapped", "gain", "drop")
 def table(runs: Sequence[Run]) -> pl.DataFrame:
     """One row per run: layer, hook, direction, best α (train); KL_raw, KL_mapped, ΔKL, drop% on validation.
 
-    The last four with _low and _high. `over` says what `gain` is measured against; `controls` how many the
-    map beats; `reason` why there is no drop.
+    The last four with _low and _high. `gain_train` is ΔKL on train, by which runs are ranked. `over` says
+    what `gain` is measured against; `controls` how many the map beats; `reason` why there is no drop.
     """
     rows = []
     for condition, summary in runs:
         found = summary["splits"]["validation"]
         saved, over = gain(found)
+        on_train = gain(summary["splits"]["train"])[0]
         values = {
             "kl_raw": found["kl"].get("raw"),
             "kl_mapped": found["kl"]["mapped"],
@@ -151,6 +152,7 @@ def table(runs: Sequence[Run]) -> pl.DataFrame:
                 "direction": say.direction(condition),
                 "alpha": float(summary["best"]["alpha"]),
                 **{k: v for name in SPANS for k, v in _ends(name, values[name]).items()},
+                "gain_train": None if on_train is None else float(on_train["estimate"]),
                 "over": over,
                 "controls": f"{len(beaten)} of {len(found['controls'])}",
                 "reason": found["reason"],
@@ -158,7 +160,7 @@ def table(runs: Sequence[Run]) -> pl.DataFrame:
                 "run_id": str(summary.get("run_id", "")),
             }
         )
-    numbers = [f"{name}{end}" for name in SPANS for end in ("", "_low", "_high")]
+    numbers = [*(f"{name}{end}" for name in SPANS for end in ("", "_low", "_high")), "gain_train"]
     schema = {"layer": pl.Int64, "hook": pl.String, "direction": pl.String, "alpha": pl.Float64}
     schema |= dict.fromkeys(numbers, pl.Float64)
     schema |= dict.fromkeys(("over", "controls", "reason", "settings", "run_id"), pl.String)
@@ -186,13 +188,14 @@ def _map_words(spec: Mapping[str, Any]) -> str:
 
 
 def ranked(rows: pl.DataFrame) -> pl.DataFrame:
-    """Runs by what the map saves on validation, the largest first, with the ranks that intervals allow.
+    """Runs by what the map saves on train, the largest first, with the ranks that validation allows.
 
-    A run's rank lies between 1 + the number of runs whose interval lies wholly above its own and n − the
-    number of those wholly below. Runs without a raw condition are ranked only where none has one.
+    A run's rank lies between 1 + the number of runs whose interval on validation lies wholly above its own
+    and n − the number of those wholly below. Runs without a raw condition are ranked only where none has one.
     """
     over = "raw" if (rows["over"] == "raw").any() else "mean"
-    kept = rows.filter((pl.col("over") == over) & pl.col("gain").is_not_null()).sort("gain", descending=True)
+    kept = rows.filter((pl.col("over") == over) & pl.col("gain").is_not_null())
+    kept = kept.sort("gain_train", descending=True, nulls_last=True)
     low, high = kept["gain_low"].to_list(), kept["gain_high"].to_list()
     ranks = []
     for own_low, own_high in zip(low, high, strict=True):
@@ -210,14 +213,19 @@ def name_of(row: Mapping[str, Any], short: bool = False) -> str:
 
 
 def _top_words(rows: pl.DataFrame, short: bool = False) -> str:
-    """Which run saves most, and how many can't be told from it; rows are `ranked`."""
+    """What the run ranked first on train saves on validation, and which others its interval leaves level or
+    above; rows are `ranked`."""
     top = rows.row(0, named=True)
     value = {"estimate": top["gain"], "low": top["gain_low"], "high": top["gain_high"]}
-    level = rows.filter(pl.col("gain_high") >= top["gain_low"]).height - 1
-    text = f"{name_of(top, short)} by {say.span(value)} nats"
+    text = f"the map saves {say.span(value)} nats at {name_of(top, short)}"
+    if rows.height == 1:
+        return text
+    above = rows.filter(pl.col("gain_low") > top["gain_high"]).height
+    level = rows.filter(pl.col("gain_high") >= top["gain_low"]).height - 1 - above
+    text += ", the first on train"
     if level:
-        text += f", level with {level} other{'s' if level > 1 else ''} within the intervals"
-    return text
+        text += f"; {level} other{'s are' if level > 1 else ' is'} level within the intervals"
+    return text + (f", {above} above" if above else "")
 
 
 def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | None:
@@ -233,8 +241,7 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
     shown = rows.filter(pl.col("over") == best["over"][0]).rename({"hook": "site"})
     shown = shown.sort(pl.col("site").replace_strict(named), "layer")
     zero = rows.filter(pl.col("kl_raw").abs() <= 1e-6)
-    most = "most " if best.height > 1 else ""
-    title = f"{say.direction(side.to_json())}: the map saves {most}at {_top_words(best, True)}"
+    title = f"{say.direction(side.to_json())}: {_top_words(best, True)}"
     if (best["gain_low"] <= 0).all():
         title = (
             f"{say.direction(side.to_json())}: the map is not shown to save anything at any site that was run"
@@ -257,9 +264,10 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
 
     first, summary = mine[0]
     caption = (
-        f"Validation prompts, α chosen on train for each site ({say.reading(first)}; α multiplies "
-        f"{say.amplitude(first).removeprefix('times ')}). {say.null_note(summary)} The null of a cell is 0: "
-        "a map that saves nothing over what it is compared with. The table has every interval."
+        f"Validation prompts; the α of each site and the first site are chosen on train "
+        f"({say.reading(first)}; α multiplies {say.amplitude(first).removeprefix('times ')}). "
+        f"{say.null_note(summary)} The null of a cell is 0: a map that saves nothing over what it is "
+        "compared with. The table has every interval."
     )
     return Panel("patch-grid", title, rows, draw, code(path, selection), caption, side.models())
 
@@ -269,7 +277,7 @@ def ranking_panel(runs: Sequence[Run], path: str) -> Panel | None:
     rows = ranked(table(runs))
     if rows.height < 2:
         return None
-    title = f"Top results of {rows.height} runs: the map saves most at {_top_words(rows)}"
+    title = f"Top results of {rows.height} runs: {_top_words(rows)}"
     drawn = rows.head(TOP).with_columns(
         name=pl.concat_str(
             pl.lit("#"), pl.int_range(1, 1 + min(TOP, rows.height)).cast(pl.String), pl.lit(" ")
@@ -286,10 +294,10 @@ def ranking_panel(runs: Sequence[Run], path: str) -> Panel | None:
 
     summary = runs[0][1]
     caption = (
-        f"Every stored raw-against-mapped run of this study, ranked by {over} on validation prompts, α "
-        f"chosen on train. {say.null_note(summary)} A map that saves nothing is at 0. The column rank of the "
-        "table gives all ranks that the intervals allow; each interval is of one run by itself; all share "
-        "their prompts."
+        f"Every stored raw-against-mapped run of this study, ranked by {over} on train, where α was chosen "
+        f"too, and shown on validation prompts. {say.null_note(summary)} A map that saves nothing is at 0. "
+        "The column rank of the table gives all ranks that the intervals allow; each interval is of one run "
+        "by itself; all share their prompts."
     )
     models = tuple(dict.fromkeys(m for c, _ in runs for m in (str(c["target"]), str(c["source"]))))
     return Panel("patch-top", title, rows, draw, ranking_code(path), caption, models, False)

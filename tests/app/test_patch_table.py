@@ -119,13 +119,14 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
     assert ranking is not None
     assert profile is not None
     titles = [panel.title for panel in (grid, ranking, profile)]
-    assert "tuned ← base: the map saves most at attn_out of block 4 by 0.198 (" in titles[0]
-    assert "level with 1 other within the intervals; raw changes nothing at 4 of 10 sites" in titles[0]
-    top = "Top results of 11 runs: the map saves most at attn_out 4 · tuned ← base by 0.198"
+    assert "tuned ← base: the map saves 0.198 (" in titles[0]
+    assert "1 other is level within the intervals; raw changes nothing at 4 of 10 sites" in titles[0]
+    top = "Top results of 11 runs: the map saves 0.198 ("
     assert titles[1].startswith(top)
     alone = patch_table.grid_panel([run for run in runs if run[0] == result.condition], START, str(store))
     assert alone is not None
-    assert alone.title.startswith("tuned ← base: the map saves at mlp_out of block 5 by 0.17")  # not "most"
+    assert alone.title.startswith("tuned ← base: the map saves 0.17")
+    assert "first on train" not in alone.title
     assert f"disturbs most at block {SECOND}: 0.174 nats" in titles[2]
     assert titles[2].endswith("it changes nothing at blocks 0, 3")
     drilled = patch_drill.panels(opened, result)
@@ -209,7 +210,7 @@ def made(raw: float | None, mapped: float, width: float = 0.01, **more: Any) -> 
         found |= {"delta": span(raw - mapped, width), "reason": ""}
         found["drop"] = span(100 * (raw - mapped) / raw) if raw > 1e-6 else None
     found["controls"] = {k: {**span(0.5), "beaten": True} for k in CONTROLS} | more
-    return {"best": {"alpha": 0.8}, "splits": {"validation": found}, "run_id": "r"}
+    return {"best": {"alpha": 0.8}, "splits": {"train": found, "validation": found}, "run_id": "r"}
 
 
 CONDITION = {"target": "t", "source": "s", "component": "mlp_out", "layer": 3, "position": "decision"}
@@ -244,6 +245,30 @@ def test_ranks_are_only_told_as_far_as_intervals_show() -> None:
     strangers = patch_table.ranked(patch_table.table([({**CONDITION, "layer": 9}, made(None, 0.1))]))
     assert strangers["over"].to_list() == ["mean"]
     assert strangers["gain"].to_list() == [0.5]
+
+
+def test_the_first_place_is_chosen_on_train_and_told_by_validation() -> None:
+    """Layer 1 saves most on validation, layer 0 on train: layer 0 is named, with its own validation value."""
+    weak, strong = made(1.0, 0.7), made(1.0, 0.2)
+    runs = [
+        (
+            {**CONDITION, "layer": 0},
+            weak | {"splits": {"train": strong["splits"]["train"], **_validation(weak)}},
+        ),
+        (
+            {**CONDITION, "layer": 1},
+            strong | {"splits": {"train": weak["splits"]["train"], **_validation(strong)}},
+        ),
+    ]
+    rows = patch_table.ranked(patch_table.table(runs))
+    assert rows["layer"].to_list() == [0, 1]
+    assert rows["rank"].to_list() == ["2", "1"]
+    said = "the map saves 0.3 (0.29 to 0.31) nats at mlp_out 0 · t ← s, the first on train, 1 above"
+    assert patch_table._top_words(rows) == said
+
+
+def _validation(summary: dict[str, Any]) -> dict[str, Any]:
+    return {"validation": summary["splits"]["validation"]}
 
 
 def test_the_drill_down_shows_tokens_of_each_kind(store: Path) -> None:

@@ -187,9 +187,11 @@ class ScaledProcrustes(TransportMap):
         """Variance-weighted R² of the target whitened by C_y^{-1/2}, where all directions count alike.
 
         Directions outside the span of the training target have C_y's isotropic eigenvalue; the map
-        can't predict them, and they count as missed.
+        can't predict them, and they count as missed. NaN where the training target doesn't vary.
         """
         check_is_fitted(self, "rank_")
+        if not self.target_eigenvalues_.size:
+            return float("nan")
         target = np.asarray(y, dtype=np.float64).reshape(len(y), -1) - self.target_mean_
         mapped = np.asarray(self.predict(X)).reshape(len(target), -1) - self.target_mean_
         gain = 1 / np.sqrt(self.target_eigenvalues_)
