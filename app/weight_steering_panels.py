@@ -21,7 +21,7 @@ LOGARITHMIC = ("perplexity",)
 
 def all_panels(opened: Opened, result: JobResult, alpha: float) -> list[Panel]:
     """Every figure over α, with the amplitude looked at marked, and those of behaviour at equal KL."""
-    have = set(result.table["figure"])
+    have = set(result.table.filter(pl.col("split") == "validation")["figure"])
     made = [curve_panel(opened, result, f, alpha) for f in FIGURES if f.name in have]
     if "equal" in result.tables:
         wanted = [f for f in FIGURES if f.role == "wanted" and f.name in have]

@@ -86,7 +86,7 @@ def equal_title(
     """
     level, at = summary["equal"]["level"], summary["equal"]["alpha"]
     if level is None:
-        return "No difference moves the next token on train: there is no KL to compare at"
+        return "One of the differences leaves the next token as it is on train: there is no KL to compare at"
     cost = f"At equal KL ({words.nats(level)} nats on train)"
     if at.get(first) is None:
         return f"{cost}: {first} does not reach it"

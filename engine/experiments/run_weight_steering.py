@@ -26,6 +26,7 @@ from engine.experiments.weight_steering_report import (
     curves,
     prompt_table,
 )
+from engine.intervene import SELF_LIMIT, SELF_LIMIT_HALF
 from engine.model import LoadedModel
 from engine.steer import WeightShift
 from engine.steer_effects import effects
@@ -146,7 +147,7 @@ def equal_kl(spec: WeightSteering, work: _Work) -> tuple[float | None, dict[str,
     }
     own = [float(kl[spec.name_of(one)][alphas == 1.0][0]) for one in spec.deltas]
     level = spec.budget if spec.budget is not None else min(own)
-    if not level > 0:
+    if not level > SELF_LIMIT.get(work.lm.dtype, SELF_LIMIT_HALF):  # within rounding of no change at all
         return None, dict.fromkeys(kl)
     return level, {name: equal_kl_amplitude(alphas, values, level) for name, values in kl.items()}
 

@@ -51,7 +51,7 @@ Measured = Mapping[Key, Mapping[str, Float[np.ndarray, " n"]]]
 
 
 def curves(bench: Bench, measured: Measured, keys: Sequence[Key]) -> pl.DataFrame:
-    """One row per figure, split and (series, α).
+    """One row per figure, split and (series, α); without figures that fewer than two prompts or pairs have.
 
     Columns series, alpha, split, figure, value, low, high, change, change_low, change_high (paired, from the
     unsteered model; a factor for perplexity), n: prompts with a value.
@@ -74,7 +74,7 @@ def _figure(
         return None
     every = np.array([measured[key][column] for key in keys])
     kept = bench.members(figure.role, split) & np.isfinite(base) & np.isfinite(every).all(axis=0)
-    if not kept.any():
+    if np.unique(bench.groups[kept]).size < 2:
         return None
     values, own = every[:, kept], base[kept]
     ends = (_rates if figure.kind == "rate" else _bands)(bench, figure, values, own, kept)
@@ -157,7 +157,7 @@ def against_first(bench: Bench, measured: Measured, keys: Sequence[Key]) -> list
         for key in keys[1:]:
             one, two = first[figure.name], measured[key][figure.name]
             kept = bench.members("wanted", "validation") & np.isfinite(one) & np.isfinite(two)
-            if not kept.any():
+            if np.unique(bench.groups[kept]).size < 2:
                 continue
             spec = bench.spec
             apart = difference(

@@ -31,10 +31,11 @@ def test_the_planted_heads_are_told_and_a_click_selects_a_block(
     visit(tab, f"{live_dashboard}/weights?layer=4")
     assert heading(tab, "weight-heads").startswith("Block 4: heads 2, 6 hold 100 %")
     assert "rank 4 of 128" in heading(tab, "weight-spectrum")
-    chart = tab.locator(".st-key-panel-weight-blocks canvas, .st-key-panel-weight-blocks svg").first
+    chart = tab.locator('.st-key-panel-weight-blocks [data-testid="stVegaLiteChart"]')
+    chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
     assert box is not None
-    chart.click(position={"x": box["width"] * 0.72, "y": box["height"] * 0.5})  # block 5 of 0 to 7
+    tab.mouse.click(box["x"] + 0.72 * box["width"], box["y"] + 0.5 * box["height"])  # block 5 of 0 to 7
     expect(tab.locator(".st-key-panel-weight-spectrum h4")).to_contain_text("mlp.down_proj of block 5")
     assert "layer=5" in tab.url
     for width, scheme in ((1280, "light"), (400, "dark")):
@@ -50,12 +51,12 @@ def test_one_click_steers_and_the_link_shows_it_again(
     tab = new_tab()
     visit(tab, f"{live_dashboard}/weight_steering?{urlencode({'neutral': 'language:en', 'strength': '-1'})}")
     tab.get_by_role("button", name="Run", exact=True).click()
-    panel = tab.locator(".st-key-panel-weights-agreement h4")
+    panel = tab.locator(".st-key-panel-weights-soft_refusal h4")
     expect(panel).to_have_text(re.compile(r"at α = −1"), timeout=240_000)
     said = panel.inner_text()
     assert tab.locator(".st-key-panel-weight-answers h4").inner_text().startswith("At α = −1")
     again = new_tab(400, "dark")
     visit(again, tab.url)  # the link shows the stored run, nothing runs
-    expect(again.locator(".st-key-panel-weights-agreement h4")).to_have_text(said)
+    expect(again.locator(".st-key-panel-weights-soft_refusal h4")).to_have_text(said)
     assert again.evaluate("document.scrollingElement.scrollWidth") <= 400
     assert again.locator('[data-testid="stException"]').count() == 0

@@ -111,8 +111,8 @@ def test_answers_are_kept_side_by_side(result: ExperimentResult) -> None:
     assert set(samples["label"]) == {"wrong"}
 
 
-def tiny_lab() -> MemoryLab:
-    base = tiny("qwen3")
+def tiny_lab(vocab: int = 101) -> MemoryLab:
+    base = tiny("qwen3", vocab_size=vocab)
     models: dict[str, Any] = {"base": from_parts(base)}
     for name, seed in (("one", 1), ("two", 2)):
         tuned, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
@@ -204,3 +204,15 @@ def test_the_experiment_is_plain_data() -> None:
             WeightSteering(model="a", deltas=(Contrast(plus="b"),), alphas=alphas)
     with pytest.raises(PatchError, match="no difference from itself"):
         WeightSteering(model="a", deltas=(Contrast(plus="b", minus="b"),))
+
+
+def test_a_figure_that_a_single_prompt_has_is_left_out() -> None:
+    tokenizer = demo_lab().tokenizer("base")
+    lab = tiny_lab(len(tokenizer))
+    lab.models["base"].tokenizer = tokenizer
+    choices = pl.Series("choices", [None, None, None, ["Yes", "No"]], dtype=pl.List(pl.String))
+    lab = dataclasses.replace(lab, prompts=lab.prompts.with_columns(choices))
+    spec = WeightSteering(model="base", deltas=(Contrast(plus="one"),), alphas=(1.0,), answers=0, draws=0)
+    result = run(spec, lab)
+    assert set(result.table["figure"]) == {"soft_refusal", "kl", "perplexity"}
+    assert all(row["figure"] != "agreement" for row in result.summary["equal"]["apart"])
