@@ -5,7 +5,8 @@
 
 20 problems in English answered by the demo's base model with the Chinese prompt's mean put in: two blocks,
 two dimensions, Z, Z⊥ and everything, with random subspaces, another problem's source and the own mean; at
-most 100 new tokens; float32. One process, one thread, process CPU time. Ours is every condition of every problem.
+most 100 new tokens; float32. One process, one thread, process CPU time. Ours is every condition of every
+problem.
 The peers run a sample of the conditions, at batch 1 and with all problems in one left-padded batch, and are
 counted at their mean time per condition. Their tokens must be ours.
 """

@@ -21,7 +21,6 @@ PAGES = {
     "Similarity (CKA)": "similarity",
     "Transport maps": "transport",
     "Residual updates R(ℓ)": "residual_updates",
-    "Z geometry": "geometry",
     "Patching": "patching",
     "Rank k × α": "rank",
     "Heads": "heads",
