@@ -259,10 +259,14 @@ class _Maker:
         return self.shuffled.predict(self.source)
 
     def _random(self) -> np.ndarray:
-        centre, mapped = self.fit.mean, self._mapped()
-        # A map may write outside what the train prompts span; the rotation would drop that part.
-        written = np.vstack([self.fit.y, self.fit.map.predict(self.fit.x), mapped]) - centre
-        return RandomRotation.of(centre, row_space(written), self.experiment.seed).apply(mapped)
+        """Turned inside the span of the train target and of what the map writes on any prompt of the study:
+        nothing of it is dropped, and every choice of prompts is turned alike."""
+        site = Site(self.experiment.component, self.experiment.layer)
+        every = np.arange(self.lab.prompts.height)
+        source = self.lab.activations(self.experiment.source, site, self.experiment.position, every)
+        written = np.vstack([self.fit.y, self.fit.map.predict(source)]) - self.fit.mean
+        turn = RandomRotation.of(self.fit.mean, row_space(written), self.experiment.seed)
+        return turn.apply(self._mapped())
 
     def _mean(self) -> np.ndarray:
         return np.broadcast_to(self.fit.mean, self.own.shape)

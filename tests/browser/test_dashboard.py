@@ -87,7 +87,7 @@ def chart(tab: Page, panel: str) -> Locator:
 def test_every_page_is_reached_from_the_navigation(tab: Page, dashboard: str) -> None:
     visit(tab, dashboard)
     for title, path in PAGES.items():
-        tab.get_by_role("link", name=title).first.click()
+        tab.get_by_role("link", name=title, exact=True).first.click()
         expect(tab.get_by_role("heading", level=1)).to_contain_text(title)
         settle(tab)
         clean(tab)
@@ -126,7 +126,7 @@ def test_a_slider_moves_the_link_and_the_link_moves_the_slider(
 
 def test_the_selection_follows_from_page_to_page(tab: Page, dashboard: str) -> None:
     visit(tab, f"{dashboard}/similarity?layer=4")
-    tab.get_by_role("link", name="Patching").click()
+    tab.get_by_role("link", name="Patching", exact=True).click()
     expect(tab.get_by_role("heading", level=1)).to_contain_text("Patching")
     settle(tab)
     assert layer_shown(tab) == "4"
@@ -145,7 +145,7 @@ def test_clicking_a_block_in_a_chart_selects_it_everywhere(tab: Page, dashboard:
         tab.wait_for_url(f"**layer={block}**")
         settle(tab)
         assert layer_shown(tab) == block
-    tab.get_by_role("link", name="Patching").click()
+    tab.get_by_role("link", name="Patching", exact=True).click()
     expect(tab.get_by_role("heading", level=1)).to_contain_text("Patching")
     settle(tab)
     assert layer_shown(tab) == "0"

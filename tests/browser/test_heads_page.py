@@ -50,7 +50,7 @@ def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
     chart.click(position={"x": 0.97 * box["width"], "y": 0.55 * box["height"]})
     expect(tab.get_by_role("slider", name="Block ℓ")).to_have_value("7", timeout=30_000)
     settle(tab)
-    expect(tab.locator('[class*="st-key-empty-theheadsofblock7"]')).to_be_visible()
+    expect(tab.locator('[class*="st-key-empty-the-heads-of-block-7"]')).to_be_visible()
     clean(tab)
     phone = new_tab(400, "dark")
     phone.goto(f"{live_dashboard}/heads?layer=4&{SETTINGS}")
