@@ -170,8 +170,7 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     worst = max(loop["difference"] for loop in found["loops"])
     assert worst <= TOLERANCE, f"a loop finds another KL: {worst:.2g} nats"
-    if not options.quick:
-        if found["loops"][0]["ratio"] < TARGET:
+    if not options.quick and found["loops"][0]["ratio"] < TARGET:
         print(f"Below the {TARGET:.0f} times the hook loop that is aimed at.")
 
 
