@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from engine.contrasts_spec import ContrastSpec, check_contrasts
 from engine.errors import PromptsError, StudyError
 from engine.files import content_hash
 from engine.positions import parse_position
@@ -150,7 +151,8 @@ class CaptureSpec(Frozen):
 class Study(Frozen):
     """One experiment: models, prompts and what to capture.
 
-    The first two models are the default pair (base, tuned).
+    The first two models are the default pair (base, tuned). `contrasts` are further weight differences by
+    name, of models that were made from the first one.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Study(Frozen):
     notes: str = ""
     models: dict[str, ModelSpec] = Field(min_length=1)
     prompts: PromptsSpec
+    contrasts: dict[str, ContrastSpec] = Field(default_factory=dict)
     capture: CaptureSpec = CaptureSpec()
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
@@ -167,6 +170,15 @@ class Study(Frozen):
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise ValueError(f"the model name {name!r} may use letters, digits, '_', '-' and '.' only")
+        return value
+
+    @field_validator("contrasts")
+    @classmethod
+    def _contrasts_of_models(
+        cls, value: dict[str, ContrastSpec], info: ValidationInfo
+    ) -> dict[str, ContrastSpec]:
+        if "models" in info.data:
+            check_contrasts(value, info.data["models"])
         return value
 
     @staticmethod
@@ -318,6 +330,8 @@ def _portable(data: Mapping[str, Any]) -> dict[str, Any]:
         for name, spec in out["models"].items()
     }
     out["model_order"] = list(out["models"])
+    if not out.get("contrasts"):
+        out.pop("contrasts", None)  # as studies were before contrasts could be named
     out["prompts"] = out["prompts"] | {"files": _portable_sources(out["prompts"])}
     return out
 
