@@ -157,9 +157,9 @@ class StoreLab:
 
         return read_deltas(self.store, model)
 
-    def array(self, name: str) -> np.ndarray:
-        """An array of the store."""
-        return self.store.array(name)
+    def array(self, name: str, first: int | None = None) -> np.ndarray:
+        """An array of the store, or only entry `first` of its first axis."""
+        return self.store.array(name, first=first)
 
     def _tokens(self, model: str) -> pl.DataFrame:
         name = f"tokens-{model}"

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from engine.experiments.run_z_patching import every_answer
+from engine.experiments.z_bases import Bases, make_bases
 from engine.experiments.z_patching import Patch, ZPatching
-from engine.experiments.z_vectors import Bases, Put, make_bases, puts, token_states
+from engine.experiments.z_vectors import Put, puts, token_states
 from engine.generate import stop_tokens
 from engine.model import LoadedModel, load
 from engine.pieces import model_pieces
@@ -64,8 +65,8 @@ class Weights:
     def sizes(self, model: str) -> dict[str, int]:
         return {"d": self.width}
 
-    def array(self, name: str) -> Any:
-        return self.arrays[name]
+    def array(self, name: str, first: int | None = None) -> Any:
+        return self.arrays[name] if first is None else self.arrays[name][first]
 
 
 def problems(lm: LoadedModel) -> dict[str, list[list[int]]]:

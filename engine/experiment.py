@@ -245,8 +245,8 @@ class Lab(Protocol):
         """
         ...
 
-    def array(self, name: str) -> np.ndarray:
-        """A stored array, e.g. "weights/base/unembedding"."""
+    def array(self, name: str, first: int | None = None) -> np.ndarray:
+        """A stored array, e.g. "weights/base/unembedding", or only entry `first` of its first axis."""
         ...
 
     def report(

@@ -82,8 +82,8 @@ class MemoryLab:
         first = next(iter(self.models.values()))
         return weight_deltas(first.model, self.models[model].model)
 
-    def array(self, name: str) -> np.ndarray:
-        return self.arrays[name]
+    def array(self, name: str, first: int | None = None) -> np.ndarray:
+        return self.arrays[name] if first is None else self.arrays[name][first]
 
     def report(self, **changes: Any) -> None:
         self.reported.append(changes)

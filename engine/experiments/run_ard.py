@@ -16,6 +16,7 @@ from engine.analysis.ard_mmd import ArdFit, fit_ard, warm_start
 from engine.errors import PatchError
 from engine.experiment import ExperimentResult, Lab, check_site
 from engine.experiments.ard import Ard
+from engine.kernels import head_kernels
 from engine.sites import Site
 
 KEPT_STEPS = 200
@@ -174,12 +175,8 @@ class _Fits:
         if wanted.start == "random":
             basis = subspace.random_basis(d, wanted.k, wanted.seed + 1 + draw)
         else:
-            right, sigma = (
-                self.lab.array(f"weights/{wanted.model}/{name}") for name in ("kernel_right", "kernel_sigma")
-            )
-            basis = subspace.multi_head_basis(
-                right[wanted.layer], sigma[wanted.layer], wanted.k, wanted.joined
-            )
+            right, sigma = head_kernels(self.lab.array, wanted.model, wanted.layer)
+            basis = subspace.multi_head_basis(right, sigma, wanted.k, wanted.joined)
         return np.asarray((basis**2).sum(axis=1))
 
     def _held_out(self, fit: ArdFit) -> HeldOut | None:

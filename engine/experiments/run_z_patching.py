@@ -13,9 +13,10 @@ from engine.analysis.extraction import extract
 from engine.decoding import Edit
 from engine.errors import PatchError
 from engine.experiment import ExperimentResult, Lab, check_site
+from engine.experiments.z_bases import PCA_PROMPTS, Bases, make_bases
 from engine.experiments.z_outcomes import SCHEMA, Outcomes, Row, baseline, key_row, rates, read, verdicts
 from engine.experiments.z_patching import Patch, ZPatching
-from engine.experiments.z_vectors import PCA_PROMPTS, Bases, Put, edit_of, make_bases, puts, token_states
+from engine.experiments.z_vectors import Put, edit_of, puts, token_states
 from engine.generate import Generated, generate
 from engine.model import LoadedModel
 

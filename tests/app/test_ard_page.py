@@ -244,8 +244,8 @@ class Clouds(MemoryLab):
     def sizes(self, model: str) -> dict[str, int]:
         return {"n_layers": LAYERS, "n_heads": HEADS, "head_dim": HEAD_DIM, "d": WIDTH}
 
-    def array(self, name: str) -> np.ndarray:
-        return self.store.array(name)
+    def array(self, name: str, first: int | None = None) -> np.ndarray:
+        return self.store.array(name, first=first)
 
     def clouds(self, model: str, site: Any, rows: Any) -> tuple[list[np.ndarray], str]:
         return [self.made[row] for row in rows], "made up"

@@ -17,9 +17,9 @@ from engine.errors import PatchError
 from engine.experiment import Where
 from engine.experiments import experiment_from_json
 from engine.experiments.run_z_patching import choose, pieces
+from engine.experiments.z_bases import make_bases, principal
 from engine.experiments.z_outcomes import METRICS, Outcomes, rates, read
 from engine.experiments.z_patching import Patch, ZPatching
-from engine.experiments.z_vectors import principal
 from engine.intervene import JobCancelled
 from engine.pieces import model_pieces
 
@@ -197,3 +197,21 @@ def test_missing_problems_blocks_and_dimensions_are_told() -> None:
 def test_every_basis_runs(basis: str) -> None:
     found = experiment(basis=basis, layers=(4,), problems=2, max_new_tokens=2).run(lab())
     assert found.summary["verdicts"][0]["word"] == "too few problems"
+
+
+@pytest.mark.parametrize("basis", ["blocks", "kernels"])
+def test_only_the_kernels_of_the_patched_blocks_are_read(basis: str) -> None:
+    asked: list[tuple[str, int | None]] = []
+
+    class Asked(MemoryLab):
+        def array(self, name: str, first: int | None = None) -> np.ndarray:
+            asked.append((name, first))
+            return super().array(name, first)
+
+    whole = lab()
+    listening = Asked(whole.models, whole.ids, whole.at, whole.prompts, arrays=whole.arrays)
+    make_bases(experiment(basis=basis, ks=(4, 8)), listening, list)
+    # All blocks at once are 2 GB of a 7B model.
+    assert sorted(asked) == [
+        (f"weights/base/{name}", layer) for name in ("kernel_right", "kernel_sigma") for layer in (4, 5)
+    ]

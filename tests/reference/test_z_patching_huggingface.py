@@ -16,8 +16,9 @@ from torch import Tensor
 
 from engine.experiments import z_vectors
 from engine.experiments.run_z_patching import every_answer
+from engine.experiments.z_bases import Bases
 from engine.experiments.z_patching import Patch, ZPatching
-from engine.experiments.z_vectors import Bases, Put, puts, token_states, transported
+from engine.experiments.z_vectors import Put, puts, token_states, transported
 from engine.generate import stop_tokens
 from engine.model import LoadedModel, from_parts
 
