@@ -33,6 +33,7 @@ from engine.positions import parse_position
 from engine.prompts_spec import PromptsSpec
 from engine.spec import Frozen, LocalPath, resolved
 from engine.study_errors import to_study_error
+from engine.subspaces_spec import SubspacesSpec, check_deltas
 
 Component = Literal["resid", "attn_out", "mlp_out", "head_z"]
 NOT_IN_FINGERPRINT = ("notes", "name", "folder")
@@ -152,7 +153,7 @@ class Study(Frozen):
     """One experiment: models, prompts and what to capture.
 
     The first two models are the default pair (base, tuned). `contrasts` are further weight differences by
-    name, of models that were made from the first one.
+    name, of models that were made from the first one. `subspaces` is what subspace scores need, None without.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Study(Frozen):
     prompts: PromptsSpec
     contrasts: dict[str, ContrastSpec] = Field(default_factory=dict)
     capture: CaptureSpec = CaptureSpec()
+    subspaces: SubspacesSpec | None = None
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @field_validator("models")
@@ -180,6 +182,12 @@ class Study(Frozen):
         if "models" in info.data:
             check_contrasts(value, info.data["models"])
         return value
+
+    @model_validator(mode="after")
+    def _deltas_are_there(self) -> Study:
+        if self.subspaces is not None:
+            check_deltas(self.subspaces, tuple(self.models), self.contrasts)
+        return self
 
     @staticmethod
     def load(path: str | Path) -> Study:
@@ -212,11 +220,19 @@ class Study(Frozen):
 
     def check_files(self) -> None:
         """Raises StudyError when a prompt file or a local model path isn't there."""
-        for key, local in self.prompts.local_paths().items():
-            _must_exist(local, f"prompts.{key}")
-        for name, spec in self.models.items():
-            for key, local in spec.local_paths().items():
-                _must_exist(local, f"models.{name}.{key}")
+        for key, local in self._local_paths().items():
+            _must_exist(local, key)
+
+    def _local_paths(self) -> dict[str, Path]:
+        """Every local file and folder that the study names, by dotted key."""
+        parts: dict[str, Any] = {"prompts": self.prompts, "subspaces": self.subspaces}
+        parts |= {f"models.{name}": spec for name, spec in self.models.items()}
+        return {
+            f"{part}.{key}": local
+            for part, spec in parts.items()
+            if spec is not None
+            for key, local in spec.local_paths().items()
+        }
 
     def with_overrides(
         self,
@@ -257,10 +273,9 @@ class Study(Frozen):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _content(self) -> dict[str, str | None]:
-        named = {f"prompts.{key}": local for key, local in self.prompts.local_paths().items()}
-        for name, spec in self.models.items():
-            named |= {f"models.{name}.{key}": local for key, local in spec.local_paths().items()}
-        return {key: content_hash(local) if local.exists() else None for key, local in named.items()}
+        return {
+            key: content_hash(local) if local.exists() else None for key, local in self._local_paths().items()
+        }
 
 
 def diff_studies(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -332,6 +347,9 @@ def _portable(data: Mapping[str, Any]) -> dict[str, Any]:
     out["model_order"] = list(out["models"])
     if not out.get("contrasts"):
         out.pop("contrasts", None)  # as studies were before contrasts could be named
+    subspaces = out.pop("subspaces", None)
+    if subspaces is not None:
+        out["subspaces"] = subspaces | {"candidates": None}  # its content stays
     out["prompts"] = out["prompts"] | {"files": _portable_sources(out["prompts"])}
     return out
 
