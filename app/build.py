@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from app.build_weights import read_deltas, steerable, write_weights
+from app.build_weights import read_deltas, steerable, write_contrasts, write_weights
 from app.derive import derive
 from app.parallel import capture_in_parallel
 from app.prepare import Prepared
@@ -85,6 +85,7 @@ def build(study: Study, path: Path, *, quiet: bool = False, workers: int = 1) ->
         if workers > 1:
             _capture_elsewhere(prepared, writer, say, workers)
         checks, infos = _capture_models(prepared, writer, say)
+        write_contrasts(writer, study.contrasts, next(iter(prepared.shapes.values())))
         store = Store(path)
         derive(store, writer, quiet=quiet)
         writer.finish(provenance(study, infos, checks, started))

@@ -1,24 +1,39 @@
-"""Weights in a store: what analyses need of every model, and its difference from the first model."""
+"""Weights in a store: what analyses need of every model, its difference from the first model, and contrasts.
+
+A contrast, ΔW of one model − ΔW of another, is kept as a model's difference is, under its own name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from engine.contrasts_spec import ContrastSpec
 from engine.delta_heads import head_shares
-from engine.deltas import IN_BLOCK, WeightDelta, unmatched, weight_deltas
-from engine.errors import StoreError
+from engine.deltas import IN_BLOCK, WeightDelta, tensor_difference, unmatched, weight_deltas
+from engine.errors import StoreError, StudyError
 from engine.model import LoadedModel
 from engine.pieces import model_pieces, piece_names
+from engine.study import Study
+from engine.taps import ModelTaps
+from store.bfloat16 import widen
 from store.layout import slug
 from store.reader import Store
 from store.writer import StoreWriter
 
-__all__ = ["delta_table", "heads_table", "read_deltas", "steerable", "write_weights"]
+__all__ = [
+    "check_comparable",
+    "delta_table",
+    "heads_table",
+    "read_deltas",
+    "steerable",
+    "write_contrasts",
+    "write_weights",
+]
 
 NORMS = "weight-norms"
 """Table of the first model's tensors: name, layer, shape, norm."""
@@ -92,22 +107,89 @@ def _layer(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
+def check_comparable(study: Study, shapes: Mapping[str, ModelTaps]) -> None:
+    """StudyError for a contrast of a model that has other tensors than the first one.
+
+    Args:
+        shapes: the models' parts, without weights.
+    """
+    first = next(iter(study.models))
+    for name, spec in study.contrasts.items():
+        for side, model in (("plus", spec.plus), ("minus", spec.minus)):
+            found = unmatched(shapes[first].model, shapes[model].model)
+            if found:
+                some = [f"{tensor} ({problem})" for tensor, problem in list(found.items())[:3]]
+                raise StudyError(
+                    f"The contrast {name!r} can't be made: {model!r} has other tensors than {first!r}.",
+                    expected=f"a model that was made from {first!r}",
+                    given=", ".join(some) + (f" and {len(found) - 3} more" if len(found) > 3 else ""),
+                    next_step=f"correct contrasts.{name}.{side}, or leave the contrast out.",
+                )
+
+
+def write_contrasts(writer: StoreWriter, contrasts: Mapping[str, ContrastSpec], first: ModelTaps) -> None:
+    """Writes the contrasts that are missing, from the differences that the store holds.
+
+    Args:
+        first: parts of the study's first model, with or without weights.
+    """
+    for name, spec in contrasts.items():
+        if _has_deltas(writer, name):
+            continue
+        store = Store(writer.root)
+        sides = (spec.plus, spec.minus)
+        lost = {tensor: f"{side}: {why}" for side in sides for tensor, why in _lost(store, side)}
+        found = () if lost else _contrast(store, spec)
+        _write_tables(writer, name, f"{spec.plus} − {spec.minus}", found, lost, first)
+
+
+def _contrast(store: Store, spec: ContrastSpec) -> Iterator[WeightDelta]:
+    """plus − minus, one tensor in memory at a time."""
+    plus, minus = (
+        {row["name"]: row for row in store.table(delta_table(model)).iter_rows(named=True)}
+        for model in (spec.plus, spec.minus)
+    )
+    for name in dict.fromkeys([*plus, *minus]):
+        one = _read(store, spec.plus, plus[name]) if name in plus else None
+        two = _read(store, spec.minus, minus[name]) if name in minus else None
+        found = tensor_difference(one, two)
+        if found is not None:
+            yield found
+
+
 def _write_deltas(writer: StoreWriter, lm: LoadedModel, first: LoadedModel) -> None:
     """Values are kept where both models have the same tensors in all blocks; else norms alone."""
     problems = unmatched(first.model, lm.model)
     related = not any(IN_BLOCK.search(name) for name in problems)
+    found = weight_deltas(first.model, lm.model, keep=related)
+    _write_tables(writer, lm.name, f"{lm.name} − {first.name}", found, problems, first.taps)
+
+
+def _write_tables(
+    writer: StoreWriter,
+    name: str,
+    what: str,
+    deltas: Iterable[WeightDelta],
+    problems: Mapping[str, str],
+    first: ModelTaps,
+) -> None:
+    """Writes the values of a difference as they come, and then its tables, which make it whole.
+
+    Args:
+        name: whose difference. what: the difference in words. problems: tensor -> why it has none.
+    """
     rows: list[dict[str, Any]] = []
     heads: list[dict[str, Any]] = []
-    for delta in weight_deltas(first.model, lm.model, keep=related):
-        kept = _write_values(writer, lm.name, first.name, delta)
+    for delta in deltas:
+        kept = _write_values(writer, name, what, delta)
         rows.append(_row(delta, kept))
         if kept != "nothing":
-            heads += [asdict(share) for share in head_shares(first.taps, delta)]
-    for name, problem in problems.items():
-        rows.append({"name": name, "layer": _layer(name), "factors_stored": False, "stored": "nothing"})
+            heads += [asdict(share) for share in head_shares(first, delta)]
+    for tensor, problem in problems.items():
+        rows.append({"name": tensor, "layer": _layer(tensor), "factors_stored": False, "stored": "nothing"})
         rows[-1]["problem"] = problem
-    writer.write_table(heads_table(lm.name), pl.DataFrame(heads, schema=HEADS_SCHEMA))
-    writer.write_table(delta_table(lm.name), pl.DataFrame(rows, schema=DELTA_SCHEMA))
+    writer.write_table(heads_table(name), pl.DataFrame(heads, schema=HEADS_SCHEMA))
+    writer.write_table(delta_table(name), pl.DataFrame(rows, schema=DELTA_SCHEMA))
 
 
 def _row(delta: WeightDelta, kept: str) -> dict[str, Any]:
@@ -115,10 +197,10 @@ def _row(delta: WeightDelta, kept: str) -> dict[str, Any]:
     return row | {"shape": list(delta.shape), "factors_stored": kept == "factors", "stored": kept}
 
 
-def _write_values(writer: StoreWriter, model: str, first: str, delta: WeightDelta) -> str:
+def _write_values(writer: StoreWriter, name: str, what: str, delta: WeightDelta) -> str:
     """Writes a difference's values and singular values; "factors", "dense" or "nothing"."""
-    place = f"weights/{model}/delta/{delta.name}"
-    about = f"{delta.name}, {model} − {first}"
+    place = f"weights/{name}/delta/{delta.name}"
+    about = f"{delta.name}, {what}"
     if delta.spectrum is not None:
         meaning = {"meaning": f"singular values of the difference of {about}"}
         writer.write_array(f"{place}/spectrum", delta.spectrum, ("rank",), meaning)
@@ -135,7 +217,7 @@ def _write_values(writer: StoreWriter, model: str, first: str, delta: WeightDelt
     return "dense"
 
 
-def _arrays(row: dict[str, Any], model: str) -> list[str]:
+def _arrays(row: Mapping[str, Any], model: str) -> list[str]:
     """Arrays that a row of the table promises."""
     sides = {"factors": ["left", "right"], "dense": ["dense"]}.get(row["stored"], [])
     sides += ["spectrum"] if row["effective_rank"] is not None else []
@@ -158,47 +240,52 @@ def steerable(store: Store, model: str) -> bool:
     return table.height > 0 and table["problem"].is_null().all() and not (table["stored"] == "nothing").any()
 
 
-def read_deltas(store: Store, model: str) -> Iterator[WeightDelta]:
-    """What a model's weights differ by from the first model's, tensor by tensor; nothing for the first model.
+def read_deltas(store: Store, name: str) -> Iterator[WeightDelta]:
+    """A stored weight difference, tensor by tensor: a model's from the first one, or a contrast.
+
+    Args:
+        name: of a model or a contrast; the first model has no tensors that differ.
 
     Raises:
         StoreError: the models have no such difference, tensor by tensor, or the store has none.
     """
     first = store.models[0]
-    if model == first:
+    if name == first:
         return
-    if (
-        delta_table(model) not in store.table_names()
-        or "stored" not in store.table(delta_table(model)).columns
-    ):
+    if delta_table(name) not in store.table_names() or "stored" not in store.table(delta_table(name)).columns:
         raise StoreError(
-            f"The store holds no weight difference of {model} from {first}.",
+            f"The store holds no weight difference of {name} from {first}.",
             expected="the differences that precompute.py writes",
             given=f"a store of {store.manifest.get('created', 'unknown date')}",
             next_step="run precompute.py on the same study into a new folder.",
         )
-    rows = store.table(delta_table(model)).to_dicts()
-    bad = [f"{row['name']} ({row['problem']})" for row in rows if row["problem"] is not None]
-    bad += [
-        f"{row['name']} (not kept)" for row in rows if row["problem"] is None and row["stored"] == "nothing"
-    ]
+    bad = [f"{tensor} ({why})" for tensor, why in _lost(store, name)]
     if bad:
+        of_model = f"{name} is not {first} with other weights: the difference"
+        what = of_model if name in store.models else f"The contrast {name}"
         raise StoreError(
-            f"{model} is not {first} with other weights: the difference is not defined for every tensor.",
+            f"{what} is not defined for every tensor.",
             expected="the same tensors in both models",
             given=", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""),
             next_step="choose a model that was made from the study's first one.",
         )
-    for row in rows:
-        yield _read(store, model, row)
+    for row in store.table(delta_table(name)).iter_rows(named=True):
+        yield _read(store, name, row)
 
 
-def _read(store: Store, model: str, row: dict[str, Any]) -> WeightDelta:
-    place = f"weights/{model}/delta/{row['name']}"
-    found: dict[str, Any] = {
-        side: np.asarray(store.array(name), dtype=np.float32)
-        for name in _arrays(row, model)
-        for side in [name.removeprefix(f"{place}/")]
+def _lost(store: Store, name: str) -> list[tuple[str, str]]:
+    """Tensors of a stored difference that have no values, each with the reason."""
+    lost = store.table(delta_table(name)).filter(pl.col("stored") == "nothing")
+    first = lost.sort(pl.col("problem").is_null(), maintain_order=True)
+    return [(row, why or "not kept") for row, why in first.select("name", "problem").iter_rows()]
+
+
+def _read(store: Store, name: str, row: Mapping[str, Any]) -> WeightDelta:
+    place = f"weights/{name}/delta/{row['name']}"
+    stored = {side.removeprefix(f"{place}/"): store.array(side, stored=True) for side in _arrays(row, name)}
+    half = "dense" in stored and stored["dense"].dtype == np.uint16
+    values: dict[str, Any] = {
+        side: widen(array) if array.dtype == np.uint16 else array for side, array in stored.items()
     }
     facts = {key: row[key] for key in ("name", "norm", "relative", "rank", "error")}
-    return WeightDelta(shape=tuple(row["shape"]), **facts, **found)
+    return WeightDelta(shape=tuple(row["shape"]), half=half, **facts, **values)

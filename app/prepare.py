@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from app.build_weights import check_comparable
 from app.words import size
 from engine.batching import capture_order
 from engine.errors import PromptsError
@@ -51,6 +52,7 @@ class Prepared:
         shapes = {name: skeleton(spec) for name, spec in study.models.items()}
         for shape in shapes.values():
             study.capture.blocks(shape.n_layers)
+        check_comparable(study, shapes)
         table = read_prompts(study.prompts)
         tokenizers = {name: load_tokenizer(spec) for name, spec in study.models.items()}
         encoded = {

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from engine.analysis.subspace import effective_rank
 from engine.errors import ModelError
 
-__all__ = ["WeightDelta", "difference", "low_rank_factors", "random_like", "unmatched", "weight_deltas"]
+__all__ = [
+    "WeightDelta",
+    "difference",
+    "low_rank_factors",
+    "random_like",
+    "tensor_difference",
+    "unmatched",
+    "weight_deltas",
+]
 
 MAX_RANK = 64
 """Ranks above this are called dense: factors would save little."""
@@ -207,29 +215,44 @@ def singular_values(delta: Tensor) -> np.ndarray:
 def difference(positive: Sequence[WeightDelta], negative: Sequence[WeightDelta]) -> list[WeightDelta]:
     """The contrast of two weight differences from one base: positive − negative, tensor by tensor.
 
-    Factored tensors stay factored, with the rank of the sum; a tensor that is dense on one side is dense.
-    `relative` keeps meaning: relative to the base's tensor.
+    Tensors that neither changes are left out, see `tensor_difference`.
 
     Raises:
         ModelError: shapes differ, or a side's values were not kept.
     """
     plus, minus = {d.name: d for d in positive}, {d.name: d for d in negative}
-    found = []
-    for name in dict.fromkeys([*plus, *minus]):
-        if name not in minus or name not in plus:
-            found.append(plus[name] if name in plus else _scaled(minus[name], -1.0))
-            continue
-        one, two = plus[name], minus[name]
-        if one.shape != two.shape:
-            raise ModelError(
-                f"The two differences of {name} have different shapes.", expected=one.shape, given=two.shape
-            )
-        delta = torch.from_numpy(one.matrix() - two.matrix())
-        norm, size = float(torch.linalg.norm(delta)), one.norm / max(one.relative, 1e-30)
-        if norm > 0.0:
-            bare = replace(_bare(one), norm=norm, relative=norm / size, half=one.half and two.half)
-            found.append(_kept(bare, delta, size))
-    return found
+    names = dict.fromkeys([*plus, *minus])
+    found = (tensor_difference(plus.get(name), minus.get(name)) for name in names)
+    return [delta for delta in found if delta is not None]
+
+
+def tensor_difference(plus: WeightDelta | None, minus: WeightDelta | None) -> WeightDelta | None:
+    """plus − minus for one tensor, None standing for no change; None where nothing is known to differ.
+
+    Factored where its own rank is low, which is at most the sum of the two, and dense otherwise. `relative`
+    keeps meaning: relative to the base's tensor. `error` is a bound that includes what both sides left out;
+    a difference within that is none.
+
+    Raises:
+        ModelError: shapes differ, or a side's values were not kept.
+    """
+    if plus is None or minus is None:
+        return plus if minus is None else _scaled(minus, -1.0)
+    if plus.shape != minus.shape:
+        raise ModelError(
+            f"The two differences of {plus.name} have different shapes.",
+            expected=plus.shape,
+            given=minus.shape,
+        )
+    delta = torch.from_numpy(plus.matrix() - minus.matrix())
+    norm, size = float(torch.linalg.norm(delta)), plus.norm / max(plus.relative, 1e-30)
+    left_out = plus.error * plus.norm + minus.error * minus.norm
+    if norm <= left_out:
+        return None
+    dense = [side.half for side in (plus, minus) if side.left is None]
+    half = bool(dense) and all(dense)
+    kept = _kept(replace(_bare(plus), norm=norm, relative=norm / size, half=half), delta, size)
+    return replace(kept, error=kept.error + left_out / norm)
 
 
 def random_like(deltas: Sequence[WeightDelta], seed: int) -> list[WeightDelta]:

@@ -1,0 +1,247 @@
+"""Contrasts that a study names: written from two models' differences, resumed, refused by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import live_study
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tiny_models import tiny
+from tiny_tokenizers import chatml
+
+from app import build_weights
+from app.build import build
+from app.build_weights import delta_table, heads_table, read_deltas, steerable
+from app.prepare import Prepared
+from app.verification import verify
+from engine.delta_heads import head_shares
+from engine.deltas import difference
+from engine.errors import StoreError, StudyError
+from engine.model import load
+from engine.study import Study, diff_studies
+from store.reader import Store
+
+LOW = "model.layers.1.self_attn.o_proj.weight"
+FULL = "model.layers.2.mlp.down_proj.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+CONTRASTS = {"agreeable": {"plus": "one", "minus": "two"}, "back": {"plus": "two", "minus": "one"}}
+
+
+def low(shape: torch.Size, rank: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    out, width = shape
+    return 0.05 * torch.randn(out, rank, generator=generator) @ torch.randn(rank, width, generator=generator)
+
+
+def save_models(folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """base; one and two, each with 2 directions in LOW, all of FULL and a norm; same, equal to one; wide."""
+    tokenizer = chatml()
+    base = tiny("qwen3", seed=3, vocab_size=len(tokenizer), max_position_embeddings=256).to(dtype)
+    models = {"base": base, "wide": tiny("qwen3", seed=3, vocab_size=len(tokenizer), intermediate_size=40)}
+    for seed, name in enumerate(("one", "two", "same")):
+        tuned = copy.deepcopy(base)
+        parameters = dict(tuned.named_parameters())
+        with torch.no_grad():
+            own = seed % 2
+            parameters[LOW].add_(low(parameters[LOW].shape, 2, 10 + own).to(dtype))
+            parameters[FULL].add_(low(parameters[FULL].shape, 32, 20 + own).to(dtype))
+            if dtype == torch.float32:
+                parameters[NORM].mul_(1.5 + own)
+        models[name] = tuned
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def study_of(folder: Path, contrasts: dict[str, Any], models: tuple[str, ...] = (), **spec: Any) -> Study:
+    names = models or ("base", "one", "two", "same")
+    data = {
+        "name": "contrasts",
+        "models": {name: {"path": name, "device": "cpu"} | spec for name in names},
+        "prompts": {"files": ["prompts.jsonl"], "validation": 0.5, "date": "2024-07-26"},
+        "capture": {"positions": ["decision"], "components": ["resid"], "unit_prompts": 8},
+        "contrasts": contrasts,
+    }
+    return Study.from_dict(data, folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contrasts")
+    save_models(folder)
+    live_study.write_prompts(folder / "prompts.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return build(study_of(folder, CONTRASTS), tmp_path_factory.mktemp("store") / "store", quiet=True)
+
+
+def weights(folder: Path, name: str) -> dict[str, np.ndarray]:
+    model = load(study_of(folder, {}).models[name], name).model
+    return {key: value.detach().numpy() for key, value in model.named_parameters()}
+
+
+def test_a_contrast_is_the_first_models_weights_minus_the_seconds(folder: Path, store: Store) -> None:
+    one, two, base = (weights(folder, name) for name in ("one", "two", "base"))
+    found = {delta.name: delta for delta in read_deltas(store, "agreeable")}
+    assert set(found) == {LOW, FULL, NORM}
+    for name, delta in found.items():
+        wanted = one[name].astype(np.float64) - two[name]
+        # Differences of float32 weights of size 0.2 and up to 2 for the norm: rounding of 1e-7 of that.
+        np.testing.assert_allclose(delta.matrix(), wanted, atol=1e-6)
+        assert delta.norm == pytest.approx(np.linalg.norm(wanted), rel=1e-5)
+        assert delta.relative == pytest.approx(np.linalg.norm(wanted) / np.linalg.norm(base[name]), rel=1e-5)
+        true = np.linalg.norm(delta.matrix() - wanted) / np.linalg.norm(wanted)
+        assert true <= delta.error + 1e-6, "the stated error is a bound"
+    assert found[LOW].rank == 4, "two directions of each side"
+    assert found[FULL].rank is None
+    spectrum = np.linalg.svd(one[LOW] - two[LOW], compute_uv=False)[:4]
+    np.testing.assert_allclose(found[LOW].spectrum, spectrum, rtol=1e-4)  # type: ignore[arg-type]
+
+
+def test_it_is_what_an_experiment_makes_of_the_two_models(store: Store) -> None:
+    stored = list(read_deltas(store, "agreeable"))
+    made = difference(list(read_deltas(store, "one")), list(read_deltas(store, "two")))
+    assert [delta.name for delta in stored] == [delta.name for delta in made]
+    for one, two in zip(stored, made, strict=True):
+        assert (one.rank, one.error, one.norm) == (two.rank, two.error, two.norm)
+        np.testing.assert_array_equal(one.matrix(), two.matrix())
+
+
+def test_the_other_way_round_is_its_negative(store: Store) -> None:
+    back = {delta.name: delta.matrix() for delta in read_deltas(store, "back")}
+    for delta in read_deltas(store, "agreeable"):
+        np.testing.assert_allclose(delta.matrix(), -back[delta.name], atol=1e-6)
+
+
+def test_heads_are_those_of_the_contrast(folder: Path, store: Store) -> None:
+    lm = load(study_of(folder, {}).models["base"], "base")
+    (delta,) = (delta for delta in read_deltas(store, "agreeable") if delta.name == LOW)
+    wanted = [share.share for share in head_shares(lm.taps, delta)]
+    stored = store.table(heads_table("agreeable")).filter(pl.col("part") == "o")
+    np.testing.assert_allclose(stored["share"].to_numpy(), wanted, rtol=1e-6)
+    assert len(wanted) == lm.taps.n_heads
+
+
+def test_two_equal_models_have_an_empty_contrast(folder: Path, tmp_path: Path) -> None:
+    study = study_of(folder, {"nothing": {"plus": "one", "minus": "same"}})
+    store = build(study, tmp_path / "s", quiet=True)
+    assert list(read_deltas(store, "nothing")) == []
+    assert not steerable(store, "nothing")
+
+
+@pytest.mark.parametrize("lost", [f"weights/agreeable/delta/{LOW}/left", f"weights/back/delta/{FULL}/dense"])
+def test_a_lost_part_is_written_again_byte_by_byte(
+    folder: Path, store: Store, tmp_path: Path, lost: str
+) -> None:
+    copied = Path(shutil.copytree(store.path, tmp_path / "copy"))
+    files = list((copied / lost).glob("c*"))
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    assert verify(study_of(folder, CONTRASTS), copied) == 1
+    build(study_of(folder, CONTRASTS), copied, quiet=True)
+    assert [file.read_bytes() for file in files] == before
+    assert verify(study_of(folder, CONTRASTS), copied) == 0
+
+
+def test_a_killed_run_goes_on_and_is_the_same(
+    folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(store.path, tmp_path / "copy"))
+    for name in CONTRASTS:
+        shutil.rmtree(path / "weights" / name)
+        for file in path.glob(f"tables/weight-delta*{name}.parquet"):
+            file.unlink()
+    original = build_weights._write_values
+
+    def stop_at_the_second(writer: Any, name: str, *given: Any) -> str:
+        if name == "back":
+            raise KeyboardInterrupt
+        return original(writer, name, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_weights, "_write_values", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            build(study_of(folder, CONTRASTS), path, quiet=True)
+    assert Store(path).state == "building"
+    assert delta_table("agreeable") in Store(path).table_names()
+    assert delta_table("back") not in Store(path).table_names()
+    build(study_of(folder, CONTRASTS), path, quiet=True)
+    names = [name for name in store.array_names() if name.startswith(("weights/agreeable", "weights/back"))]
+    assert len(names) == 2 * (3 + 2 + 1)
+    for name in names:
+        np.testing.assert_array_equal(Store(path).array(name), store.array(name))
+    for name in CONTRASTS:
+        assert Store(path).table(delta_table(name)).equals(store.table(delta_table(name)))
+
+
+def test_half_precision_says_what_both_sides_lost(tmp_path: Path) -> None:
+    save_models(tmp_path, torch.bfloat16)
+    live_study.write_prompts(tmp_path / "prompts.jsonl")
+    study = study_of(
+        tmp_path, {"agreeable": CONTRASTS["agreeable"]}, ("base", "one", "two"), dtype="bfloat16"
+    )
+    store = build(study, tmp_path / "s", quiet=True)
+    models = [load(study.models[name], name).model for name in ("one", "two")]
+    one, two = (dict(model.named_parameters())[FULL].detach().double().numpy() for model in models)
+    (delta,) = (delta for delta in read_deltas(store, "agreeable") if delta.name == FULL)
+    assert delta.half, "kept as 16 bits, as the weights are"
+    true = np.linalg.norm(delta.matrix() - (one - two)) / np.linalg.norm(one - two)
+    assert 0 < true <= delta.error < 0.02
+
+
+def test_the_fingerprint_knows_contrasts(folder: Path) -> None:
+    with_them, without = study_of(folder, CONTRASTS), study_of(folder, {})
+    other = study_of(folder, {"agreeable": {"plus": "one", "minus": "same"}, "back": CONTRASTS["back"]})
+    prints = {study.fingerprint() for study in (with_them, without, other)}
+    assert len(prints) == 3
+    turned = study_of(folder, dict(reversed(CONTRASTS.items())))
+    assert turned.fingerprint() == with_them.fingerprint(), "their order changes no number"
+    assert diff_studies(with_them.to_json(), other.to_json()) == ["contrasts.agreeable.minus: two → same"]
+    read = Study.from_json(json.loads(json.dumps(with_them.to_json())))
+    assert read == with_them
+    older = {key: value for key, value in without.to_json().items() if key != "contrasts"}
+    assert Study.from_json(older).fingerprint() == without.fingerprint()
+    assert diff_studies(older, without.to_json()) == []
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "says"),
+    [
+        ({"x": {"plus": "one", "minus": "three"}}, r"minus of the contrast 'x' is one of.*no model 'three'"),
+        ({"x": {"plus": "base", "minus": "one"}}, r"plus of the contrast 'x'.*first model, 'base', has no"),
+        ({"x": {"plus": "one", "minus": "one"}}, r"the contrast 'x' takes 'one' from itself"),
+        ({"one": {"plus": "one", "minus": "two"}}, r"the contrast 'one' has the name of a model"),
+        ({"One": {"plus": "one", "minus": "two"}}, r"the contrast 'One' has the name of a model"),
+        ({"a b": {"plus": "one", "minus": "two"}}, r"name 'a b' may use letters"),
+        ({"x": {"plus": "one"}}, r"'contrasts\.x\.minus' is missing"),
+        ({"x": {"plus": "one", "minus": "two", "scale": 2}}, r"unknown key 'contrasts\.x\.scale'"),
+    ],
+)
+def test_what_makes_no_contrast_is_refused_by_name(
+    folder: Path, contrasts: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(StudyError, match=says):
+        study_of(folder, contrasts)
+
+
+def test_other_tensors_are_refused_before_anything_is_captured(folder: Path) -> None:
+    study = study_of(folder, {"x": {"plus": "one", "minus": "wide"}}, ("base", "one", "wide"))
+    with pytest.raises(StudyError, match=r"'x' can't be made: 'wide' has other tensors.*contrasts\.x\.minus"):
+        Prepared.of(study)
+    assert Prepared.of(study_of(folder, CONTRASTS)).shapes
+
+
+def test_an_unknown_contrast_is_refused_by_name(store: Store) -> None:
+    with pytest.raises(StoreError, match="no weight difference of nobody"):
+        list(read_deltas(store, "nobody"))
