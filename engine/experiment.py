@@ -21,9 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from engine.errors import PatchbayError, PatchError
 
 if TYPE_CHECKING:
+    from engine.analysis.subspace_scores import Inputs, Target
     from engine.deltas import WeightDelta
     from engine.intervene import PatchEngine
     from engine.model import LoadedModel
+    from engine.own_candidates import OwnFile
     from engine.sites import Site
 
 Component = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out"]
@@ -247,6 +249,19 @@ class Lab(Protocol):
 
     def array(self, name: str, first: int | None = None) -> np.ndarray:
         """A stored array, e.g. "weights/base/unembedding", or only entry `first` of its first axis."""
+        ...
+
+    def stored(self, experiment: Experiment) -> tuple[str, Result] | None:
+        """The id and the result of another experiment that was run in this study before, or None."""
+        ...
+
+    def subspaces(self) -> tuple[str, Inputs, Sequence[Target]]:
+        """What a sweep over subspaces takes: the model's name, its weights and activations, and the weight
+        changes of the study; StoreError where the study has no `[subspaces]`."""
+        ...
+
+    def own_file(self) -> OwnFile | None:
+        """The file of own candidates that the study names."""
         ...
 
     def report(

@@ -26,7 +26,8 @@ def of_pair(opened: Opened, selection: Selection, jobs: Sequence[str]) -> list[A
     found: list[Asked] = []
     for condition, summary in live_view.runs_of(opened, None):
         models = {condition.get(role) for role in ROLES} - {None}
-        models |= {condition["deltas"][0]["plus"]} if "deltas" in condition else set()
+        steered = condition.get("deltas", ()) if condition.get("job") == "weight_steering" else ()
+        models |= {delta["plus"] for delta in steered[:1]}
         if condition.get("job", "patch") in jobs and models <= {selection.a, selection.b}:
             found.append((condition, summary))
     return found

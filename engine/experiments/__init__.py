@@ -15,6 +15,7 @@ from engine.experiments.mapped import MappedPatch
 from engine.experiments.rank import RankSweep
 from engine.experiments.repeat import Repeat
 from engine.experiments.steering import Steering
+from engine.experiments.subspace_scores import SubspaceScores
 from engine.experiments.weight_steering import WeightSteering
 from engine.experiments.z_patching import ZPatching
 
@@ -27,6 +28,7 @@ SPECS: tuple[type[Experiment], ...] = (
     HeadMap,
     Behaviour,
     WeightSteering,
+    SubspaceScores,
     Ard,
     Repeat,
     ZPatching,

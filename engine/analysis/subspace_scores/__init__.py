@@ -8,8 +8,16 @@ from __future__ import annotations
 from engine.analysis.subspace_scores import ceilings, circuits, clean, persona, weights
 from engine.analysis.subspace_scores.inputs import Delta, Inputs, Target, per_layer, silu
 from engine.analysis.subspace_scores.linear import RANK_TOLERANCE
-from engine.analysis.subspace_scores.registry import REGISTRY, Candidate, Registry, candidate, definitions
-from engine.analysis.subspace_scores.scores import LeftOut, Scores
+from engine.analysis.subspace_scores.registry import (
+    REGISTRY,
+    Candidate,
+    Description,
+    Registry,
+    candidate,
+    definitions,
+    registering_in,
+)
+from engine.analysis.subspace_scores.scores import AtRank, LeftOut, Scores
 from engine.analysis.subspace_scores.sweep import Prepared, prepare, prepare_all, sweep
 from engine.analysis.subspace_scores.words import Conclusion, Stability, conclude, kendall_w, stability
 from engine.analysis.subspace_scores.workspace import Workspace
@@ -20,9 +28,11 @@ __all__ = [
     "BUILT_IN",
     "RANK_TOLERANCE",
     "REGISTRY",
+    "AtRank",
     "Candidate",
     "Conclusion",
     "Delta",
+    "Description",
     "Inputs",
     "LeftOut",
     "Prepared",
@@ -38,6 +48,7 @@ __all__ = [
     "per_layer",
     "prepare",
     "prepare_all",
+    "registering_in",
     "silu",
     "stability",
     "sweep",

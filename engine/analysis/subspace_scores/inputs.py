@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engine.errors import AnalysisError
+
 Array = NDArray[np.float64]
 Item = Callable[[int], ArrayLike]
 
 TENSORS = ("o_proj", "down_proj")
+OF_TARGET = ("label", "label_fit", "delta")
+"""What candidates other than ceilings may not need."""
 
 
 def per_layer(arrays: Sequence[ArrayLike]) -> Item:
@@ -64,6 +68,18 @@ class Target:
     label_fit: Item
     delta: Callable[[int], Mapping[str, Delta]]
     name: str = "delta"
+
+
+def _hidden(layer: int) -> Any:
+    raise AnalysisError(
+        "The weight change is not for this candidate to see.",
+        expected='axis_kind "ceiling", which are ranked apart',
+        given="another kind",
+    )
+
+
+HIDDEN = Target(_hidden, _hidden, _hidden, "hidden")
+"""What candidates other than ceilings are given for the weight change."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,5 @@ class Inputs:
 
     def missing(self, needs: Sequence[str]) -> list[str]:
         """Those of the named items that are not there (or that no inputs can have)."""
-        of_target = ("label", "label_fit", "delta")
         holder: Any = self
-        return [name for name in needs if name not in of_target and getattr(holder, name, None) is None]
+        return [name for name in needs if name not in OF_TARGET and getattr(holder, name, None) is None]

@@ -117,11 +117,11 @@ class Projections:
             start += rank
 
 
-def measures(frame: Frame, at: Projections, k: int, clean: int) -> dict[str, Array]:
-    """All scores of all candidates at one layer, each (C,); NaN where not defined.
+def measures(frame: Frame, at: Projections, k: int) -> dict[str, Array]:
+    """Scores of all candidates at one layer, each (C,), all but specificity; NaN where not defined.
 
     Args:
-        at: projections narrowed to k. clean: how many clean directions specificity takes out.
+        at: projections narrowed to k.
     """
     rank = np.maximum(at.rank, 0)
     tensors = [name for name in TENSORS if frame.spectra[name].size]
@@ -136,7 +136,6 @@ def measures(frame: Frame, at: Projections, k: int, clean: int) -> dict[str, Arr
         most = frame.ceiling(which, k)[rank]
         scores = against(fraction, mean, variance) | {"most": most / mean}
         out |= {f"{name}_{which}": np.where(known, values, np.nan) for name, values in scores.items()}
-    out |= {f"{name}_specific": values for name, values in specificity(frame, at, clean).items()}
     out["cosine"] = cosine_with_delta(at, rank, k)
     return out
 
@@ -152,7 +151,8 @@ def against(fraction: Array, mean: Array, variance: Array) -> dict[str, Array]:
 def specificity(frame: Frame, at: Projections, clean: int) -> dict[str, Array]:
     """Scores on D with the leading clean directions taken out of rows and bases, d → d − c.
 
-    With M = CᵀB: what is left of a basis has the Gram matrix I − MᵀM, and rows meet it in XB − (XC)M.
+    `clean`: how many directions. With M = CᵀB: what is left of a basis has the Gram matrix I − MᵀM, and rows
+    meet it in XB − (XC)M.
     """
     count, _, k = at.rows.shape
     undefined = np.full(count, np.nan)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.analysis.subspace import check_basis
-from engine.analysis.subspace_scores.inputs import Inputs
+from engine.analysis.subspace_scores.inputs import OF_TARGET, Inputs
 from engine.analysis.subspace_scores.workspace import Workspace
 from engine.errors import AnalysisError
 
@@ -19,31 +21,44 @@ AxisKind = Literal["write", "read", "mixed", "ceiling"]
 Build = Callable[[Workspace, int, int], Array]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A rule that gives a subspace of the residual stream for every layer.
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What tables say of a candidate.
 
     Attributes:
-        build: (inputs, layer, k) -> column-orthonormal (d, r), r ≤ k.
-        name, family, source, definition: for tables; the definition is one line.
+        name, family, source, definition: the definition is one line.
         axis_kind: "write" or "read": the side of the weights that it comes from; "mixed" otherwise. A
             "ceiling" may look at the weight change.
         needs: items of `Inputs` (or "label", "label_fit", "delta") that it takes.
-        nested: the basis for k is the first k columns of the one for any larger k, so that it is built once.
-        shared: one basis for all layers; `build` is called for one of them.
-        detail: more numbers to show beside the basis, e.g. cosines of an intersection.
     """
 
-    build: Build
     name: str
     family: str
     axis_kind: AxisKind
     source: str
     needs: tuple[str, ...]
     definition: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Description):
+    """A rule that gives a subspace of the residual stream for every layer.
+
+    Attributes:
+        build: (inputs, layer, k) -> column-orthonormal (d, r), r ≤ k.
+        nested: the basis for k is the first k columns of the one for any larger k, so that it is built once.
+        shared: one basis for all layers; `build` is called for one of them.
+        detail: more numbers to show beside the basis, e.g. cosines of an intersection.
+    """
+
+    build: Build
     nested: bool = False
     shared: bool = False
     detail: Build | None = None
+
+    def described(self) -> Description:
+        """The same without the rule."""
+        return Description(**{name: getattr(self, name) for name in Description.__dataclass_fields__})
 
     def basis(self, inputs: Workspace, layer: int, k: int) -> Array:
         """Builds the basis and refuses what is none.
@@ -73,8 +88,8 @@ class Candidate:
 class Registry(Mapping[str, Candidate]):
     """Candidates by name, in the order in which they were registered."""
 
-    def __init__(self) -> None:
-        self._entries: dict[str, Candidate] = {}
+    def __init__(self, entries: Mapping[str, Candidate] | None = None) -> None:
+        self._entries: dict[str, Candidate] = dict(entries or {})
 
     def __getitem__(self, name: str) -> Candidate:
         return self._entries[name]
@@ -89,7 +104,8 @@ class Registry(Mapping[str, Candidate]):
         """Adds a candidate.
 
         Raises:
-            AnalysisError: a name that is taken, an unknown axis kind or need, a definition of several lines.
+            AnalysisError: a name that is taken, an unknown axis kind or need, a definition of several lines,
+                or a need that only a ceiling may have.
         """
         if entry.name in self._entries:
             raise AnalysisError(
@@ -104,13 +120,19 @@ class Registry(Mapping[str, Candidate]):
                 expected=f"axis_kind one of {', '.join(get_args(AxisKind))} and a definition of one line",
                 given=f"{entry.axis_kind!r} and {entry.definition!r}",
             )
-        known = (*Inputs.__dataclass_fields__, "label", "label_fit", "delta")
+        known = (*Inputs.__dataclass_fields__, *OF_TARGET)
         unknown = [need for need in entry.needs if need not in known]
         if unknown:
             raise AnalysisError(
                 f"The candidate {entry.name} needs what no inputs have.",
                 expected=", ".join(known),
                 given=", ".join(unknown),
+            )
+        if entry.axis_kind != "ceiling" and set(entry.needs) & set(OF_TARGET):
+            raise AnalysisError(
+                f"The candidate {entry.name} looks at the weight change.",
+                expected=f"axis_kind ceiling, or none of {', '.join(OF_TARGET)} among its needs",
+                given=f"{entry.axis_kind!r} and {', '.join(entry.needs)}",
             )
         self._entries[entry.name] = entry
 
@@ -120,6 +142,17 @@ class Registry(Mapping[str, Candidate]):
 
 
 REGISTRY = Registry()
+_registry: ContextVar[Registry] = ContextVar("registry", default=REGISTRY)
+
+
+@contextmanager
+def registering_in(registry: Registry) -> Iterator[None]:
+    """Inside it, `candidate` adds to this registry instead of to `REGISTRY`."""
+    token = _registry.set(registry)
+    try:
+        yield
+    finally:
+        _registry.reset(token)
 
 
 def candidate(
@@ -133,20 +166,30 @@ def candidate(
     nested: bool = False,
     shared: bool = False,
     detail: Build | None = None,
-    registry: Registry = REGISTRY,
+    registry: Registry | None = None,
 ) -> Callable[[Build], Build]:
     """Registers a function (inputs, layer, k) -> (d, r ≤ k) as a candidate; see `Candidate`."""
 
     def register(build: Build) -> Build:
-        registry.add(
-            Candidate(build, name, family, axis_kind, source, needs, definition, nested, shared, detail)
+        entry = Candidate(
+            build=build,
+            name=name,
+            family=family,
+            axis_kind=axis_kind,
+            source=source,
+            needs=needs,
+            definition=definition,
+            nested=nested,
+            shared=shared,
+            detail=detail,
         )
+        (_registry.get() if registry is None else registry).add(entry)
         return build
 
     return register
 
 
-def definitions(registry: Mapping[str, Candidate] = REGISTRY) -> str:
+def definitions(registry: Mapping[str, Description] = REGISTRY) -> str:
     """The registry as a Markdown table."""
     lines = ["| name | family | axis kind | source | needs | definition |", "|---|---|---|---|---|---|"]
     for entry in registry.values():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.analysis.subspace_scores.inputs import TENSORS
-from engine.analysis.subspace_scores.registry import Candidate, definitions
+from engine.analysis.subspace_scores.registry import Description, definitions
 from engine.analysis.uncertainty import holm
+from engine.errors import AnalysisError
 
 Array = NDArray[np.float64]
 Columns = dict[str, NDArray[np.generic]]
@@ -50,7 +51,7 @@ class Scores:
         left_out: candidates without scores. target: name of the weight change.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Description, ...]
     tables: Mapping[str, Array]
     layers: NDArray[np.int64]
     averaged: NDArray[np.int64]
@@ -64,7 +65,7 @@ class Scores:
     target: str
 
     @classmethod
-    def of(cls, *, candidates: tuple[Candidate, ...], tables: dict[str, Array], **rest: object) -> Scores:
+    def of(cls, *, candidates: tuple[Description, ...], tables: dict[str, Array], **rest: object) -> Scores:
         """Scores with Holm's adjustment added."""
         averaged, layers = np.asarray(rest["averaged"]), np.asarray(rest["layers"])
         real = np.array([entry.axis_kind != "ceiling" for entry in candidates], dtype=bool)
@@ -167,6 +168,77 @@ class Scores:
     def definitions(self) -> str:
         """Markdown table of the candidates."""
         return definitions({entry.name: entry for entry in self.candidates})
+
+
+@dataclass(frozen=True)
+class AtRank:
+    """All that a sweep finds at one rank; `scores` chooses clean directions and layers from it.
+
+    Attributes:
+        candidates: rows (C). layers: (L,). changed: layers with a weight change.
+        measures: (C, L) each, those of `Scores.tables` that don't depend on clean directions.
+        specific: number of clean directions -> r, z, p, rank and taken (C, L), see `Scores.tables`.
+        ceilings, details, left_out, k, broad, d, target: see `Scores`.
+    """
+
+    candidates: tuple[Description, ...]
+    measures: Mapping[str, Array]
+    specific: Mapping[int, Mapping[str, Array]]
+    layers: NDArray[np.int64]
+    changed: tuple[int, ...]
+    ceilings: Mapping[str, Array]
+    details: Mapping[str, Array]
+    left_out: tuple[LeftOut, ...]
+    k: int
+    broad: int
+    d: int
+    target: str
+
+    def scores(self, clean: int | None = None, layers: Sequence[int] | None = None) -> Scores:
+        """Scores with `clean` directions taken out (k by default), averaged over `layers` (the changed ones).
+
+        Raises:
+            AnalysisError: a number of clean directions that wasn't computed, no change, or no such layers.
+        """
+        clean = self.k if clean is None else clean
+        if clean not in self.specific:
+            raise AnalysisError(
+                "This number of clean directions was not computed.",
+                expected=", ".join(map(str, sorted(self.specific))),
+                given=clean,
+            )
+        specific = {f"{name}_specific": table for name, table in self.specific[clean].items()}
+        return Scores.of(
+            candidates=self.candidates,
+            tables={**self.measures, **specific},
+            layers=self.layers,
+            averaged=self._averaged(layers),
+            k=self.k,
+            broad=self.broad,
+            clean=clean,
+            ceilings=self.ceilings,
+            d=self.d,
+            details=self.details,
+            left_out=self.left_out,
+            target=self.target,
+        )
+
+    def _averaged(self, layers: Sequence[int] | None) -> NDArray[np.int64]:
+        if layers is None and not self.changed:
+            raise AnalysisError(
+                "The weight change is zero.",
+                expected="o_proj or down_proj changed in some layer",
+                given="no change",
+                next_step="choose another diff, or pass the layers to average.",
+            )
+        chosen = self.changed if layers is None else layers
+        if not len(chosen) or not np.isin(chosen, self.layers).all():
+            raise AnalysisError(
+                "These layers cannot be averaged.",
+                expected=f"some of {self.layers.tolist()}",
+                given=list(chosen),
+            )
+        return np.unique(np.asarray(chosen, dtype=np.int64))
 
 
 def mean_defined(values: Array) -> Array:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.analysis.subspace_scores.clean import clean_basis
 from engine.analysis.subspace_scores.inputs import TENSORS, Inputs, Target
-from engine.analysis.subspace_scores.layers import Frame, Projections, measures
+from engine.analysis.subspace_scores.layers import Frame, Projections, measures, specificity
 from engine.analysis.subspace_scores.registry import REGISTRY, Candidate
-from engine.analysis.subspace_scores.scores import LeftOut, Scores
-from engine.analysis.subspace_scores.workspace import Workspace
-from engine.errors import AnalysisError
+from engine.analysis.subspace_scores.scores import AtRank, LeftOut, Scores
+from engine.analysis.subspace_scores.workspace import MOMENTS, Workspace
+from engine.errors import AnalysisError, JobError
 
 Array = NDArray[np.float64]
 
@@ -59,86 +62,97 @@ class Prepared:
     projections: dict[int, Projections]
     left_out: dict[str, LeftOut]
     widest: int
-    _at_k: dict[int, tuple[dict[int, Projections], dict[str, Array]]] = field(default_factory=dict)
+    _at_k: dict[int, _Narrow] = field(default_factory=dict)
 
     def scores(self, k: int = 8, *, layers: Sequence[int] | None = None, clean: int | None = None) -> Scores:
         """Scores at rank k; see `sweep`."""
         clean = k if clean is None else clean
-        if not 1 <= k <= self.widest or not 0 <= clean <= self.widest:
+        return self.at(k, (clean,)).scores(clean, layers)
+
+    def at(self, k: int, cleans: Sequence[int]) -> AtRank:
+        """What is found at rank k, with each of these numbers of clean directions taken out."""
+        if not 1 <= k <= self.widest or not all(0 <= clean <= self.widest for clean in cleans):
             raise AnalysisError(
                 "This rank is not prepared.",
                 expected=f"1 ≤ k ≤ {self.widest} and 0 ≤ clean ≤ {self.widest}",
-                given=f"k = {k}, clean = {clean}",
+                given=f"k = {k}, clean = {', '.join(map(str, cleans))}",
             )
-        projections, details = self._narrowed(k)
-        order = sorted(self.frames)
-        by_layer = [measures(self.frames[layer], projections[layer], k, clean) for layer in order]
-        there = [i for i, entry in enumerate(self.candidates) if entry.name not in self.left_out]
-        tables = {name: np.stack([found[name][there] for found in by_layer], axis=1) for name in by_layer[0]}
-        return Scores.of(
-            candidates=tuple(self.candidates[i] for i in there),
-            tables=tables,
+        narrow, order = self._narrowed(k), sorted(self.frames)
+        left_out = self.left_out | narrow.left_out
+        there = [i for i, entry in enumerate(self.candidates) if entry.name not in left_out]
+        each = [(self.frames[layer], narrow.projections[layer]) for layer in order]
+
+        def stacked(found: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+            return {name: np.stack([one[name][there] for one in found], axis=1) for name in found[0]}
+
+        return AtRank(
+            candidates=tuple(self.candidates[i].described() for i in there),
+            measures=stacked([measures(frame, at, k) for frame, at in each]),
+            specific={
+                clean: stacked([specificity(frame, at, clean) for frame, at in each]) for clean in cleans
+            },
             layers=np.array(order),
-            averaged=self._averaged(layers),
+            changed=tuple(layer for layer in order if self.frames[layer].spectra["combined"].size),
+            ceilings={
+                which: np.array([frame.ceiling(which, k)[k] for frame, _ in each]) for which in MOMENTS
+            },
+            details={name: np.array(rows) for name, rows in narrow.details.items() if name not in left_out},
+            left_out=tuple(left_out.values()),
             k=k,
             broad=self.inputs.broad,
-            clean=clean,
-            ceilings={
-                which: np.array([self.frames[layer].ceiling(which, k)[k] for layer in order])
-                for which in self.frames[order[0]].spectra
-            },
             d=self.inputs.d,
-            details=details,
-            left_out=tuple(self.left_out.values()),
             target=self.inputs.target.name,
         )
 
-    def _averaged(self, layers: Sequence[int] | None) -> NDArray[np.int64]:
-        if layers is None:
-            changed = [layer for layer, frame in self.frames.items() if frame.spectra["combined"].size]
-            if not changed:
-                raise AnalysisError(
-                    "The weight change is zero.",
-                    expected="o_proj or down_proj changed in some layer",
-                    given="no change",
-                    next_step="choose another diff, or pass the layers to average.",
-                )
-            return np.array(sorted(changed))
-        unknown = sorted(set(layers) - set(self.frames))
-        if unknown or not len(layers):
-            raise AnalysisError(
-                "These layers cannot be averaged.",
-                expected=f"some of {sorted(self.frames)}",
-                given=list(layers),
-            )
-        return np.array(sorted(set(layers)))
+    def forget(self, k: int) -> None:
+        """Gives up what is kept of a rank in case that it is asked for again."""
+        self._at_k.pop(k, None)
+        self.inputs.cache.drop(None, "basis/")
 
-    def _narrowed(self, k: int) -> tuple[dict[int, Projections], dict[str, Array]]:
-        """Projections at rank k: columns of nested bases, and the others built anew."""
+    def _narrowed(self, k: int) -> _Narrow:
+        """Rank k: columns of nested bases, and the others built anew."""
         if k not in self._at_k:
-            narrow = {layer: whole.narrowed(k) for layer, whole in self.projections.items()}
-            details: dict[str, list[Array]] = {}
+            narrow = _Narrow({layer: whole.narrowed(k) for layer, whole in self.projections.items()})
             for layer in sorted(self.frames, reverse=True):
                 bases = {}
                 for index, entry in enumerate(self.candidates):
-                    if entry.nested or entry.name in self.left_out:
+                    if entry.nested or entry.name in self.left_out or entry.name in narrow.left_out:
                         continue
-                    built = build(entry, self.inputs, layer, k, self.left_out)
-                    if built is None:
-                        continue
-                    bases[index] = built
-                    if entry.detail is not None:
-                        shown = np.full(k, np.nan)
-                        found = entry.detail(self.inputs, layer, k)[:k]
-                        shown[: len(found)] = found
-                        details.setdefault(entry.name, []).insert(0, shown)
+                    built = build(entry, self.inputs, layer, k, narrow.left_out)
+                    if built is not None:
+                        bases[index] = built
+                        _add_details(narrow, entry, self.inputs, layer, k)
                 if bases:
                     energy = tensor_energy(self.inputs, layer, np.concatenate(list(bases.values()), axis=1))
-                    narrow[layer].put(self.frames[layer], bases, energy)
+                    narrow.projections[layer].put(self.frames[layer], bases, energy)
             while len(self._at_k) > 3:  # a slider goes back and forth over a few ranks
                 self._at_k.pop(next(iter(self._at_k)))
-            self._at_k[k] = narrow, {name: np.array(rows) for name, rows in details.items()}
+            self._at_k[k] = narrow
         return self._at_k[k]
+
+
+@dataclass
+class _Narrow:
+    """One rank: projections, details (a row for each layer), and candidates that failed at this rank."""
+
+    projections: dict[int, Projections]
+    details: dict[str, list[Array]] = field(default_factory=dict)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+
+
+def _add_details(narrow: _Narrow, entry: Candidate, inputs: Workspace, layer: int, k: int) -> None:
+    """Puts a layer's row in front of those of later layers."""
+    detail = entry.detail
+    if detail is None:
+        return
+    space = visible(entry, inputs)
+    found = _guarded(
+        entry, layer, lambda: np.asarray(detail(space, layer, k), float).ravel(), narrow.left_out
+    )
+    if found is not None:
+        shown = np.full(k, np.nan)
+        shown[: len(found)] = found[:k]
+        narrow.details.setdefault(entry.name, []).insert(0, shown)
 
 
 def prepare(
@@ -159,8 +173,14 @@ def prepare_all(
     *,
     widest: int = 64,
     broad: int = 64,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> list[Prepared]:
-    """`prepare` for several weight changes; what doesn't look at the change is built once."""
+    """`prepare` for several weight changes; what doesn't look at the change is built once.
+
+    Args:
+        on_step: told before each candidate is built at a layer how many steps are done, and of how many; what
+            it raises ends the preparation.
+    """
     entries = chosen(candidates)
     d = inputs.d
     if not (1 <= widest <= d and 0 <= broad <= d and inputs.n_layers >= 1):
@@ -178,16 +198,26 @@ def prepare_all(
             reason = f"needs {', '.join(missing)}"
             for prepared in out:
                 prepared.left_out[entry.name] = LeftOut(entry.name, None, reason)
+    total = inputs.n_layers * len(entries)
     for layer in reversed(range(inputs.n_layers)):  # sums over later layers grow from the last one
-        built = None
+        built: dict[int, Array] | None = None
+        before = total - (layer + 1) * len(entries)
         for prepared in out:
-            built = _prepare_layer(prepared, layer, built)
+            built = _prepare_layer(prepared, layer, built, partial(_tell, on_step, before, total))
         first.cache.drop_above(layer)
     first.cache.drop_above(-1)
+    _tell(on_step, total, total, 0)
     return out
 
 
-def _prepare_layer(prepared: Prepared, layer: int, built: Mapping[int, Array] | None) -> dict[int, Array]:
+def _tell(on_step: Callable[[int, int], None] | None, before: int, total: int, index: int) -> None:
+    if on_step is not None:
+        on_step(before + index, total)
+
+
+def _prepare_layer(
+    prepared: Prepared, layer: int, built: Mapping[int, Array] | None, on_entry: Callable[[int], None]
+) -> dict[int, Array]:
     """Fills in one layer. `built`: bases by position, from a workspace with another target."""
     space, left_out = prepared.inputs, prepared.left_out
     clean = np.zeros((space.d, 0)) if space.raw.clean is None else clean_basis(space, layer, prepared.widest)
@@ -196,6 +226,7 @@ def _prepare_layer(prepared: Prepared, layer: int, built: Mapping[int, Array] | 
     for index, entry in enumerate(prepared.candidates):
         if entry.name in left_out or not entry.nested:
             continue
+        on_entry(index)
         if built is not None and index in built and entry.axis_kind != "ceiling":
             bases[index] = built[index]
             continue
@@ -214,14 +245,46 @@ def build(
     entry: Candidate, inputs: Workspace, layer: int, k: int, left_out: dict[str, LeftOut]
 ) -> Array | None:
     """A candidate's basis, or None and an entry in `left_out`: one bad candidate must not stop the sweep."""
-    try:
+    space = visible(entry, inputs)
+
+    def compute() -> Array:
+        if space is inputs:  # a ceiling, other for every weight change
+            return entry.basis(space, layer, k)
         if entry.shared:
-            return inputs.once(f"shared/{entry.name}/{k}", -1, lambda: entry.basis(inputs, 0, k), keep=True)
-        return entry.basis(inputs, layer, k)
-    except Exception as error:
+            return inputs.once(f"shared/{entry.name}/{k}", -1, lambda: entry.basis(space, 0, k), keep=True)
+        if entry.nested:
+            return entry.basis(space, layer, k)
+        return inputs.once(f"basis/{entry.name}/{k}", layer, lambda: entry.basis(space, layer, k))
+
+    return _guarded(entry, layer, compute, left_out)
+
+
+def visible(entry: Candidate, inputs: Workspace) -> Workspace:
+    """What a candidate may look at: ceilings at everything, others not at the weight change."""
+    return inputs if entry.axis_kind == "ceiling" else inputs.blind
+
+
+def _guarded(
+    entry: Candidate, layer: int, compute: Callable[[], Array], left_out: dict[str, LeftOut]
+) -> Array | None:
+    try:
+        return compute()
+    except JobError:  # cancelled
+        raise
+    except (Exception, SystemExit) as error:
         reason = str(error) if isinstance(error, AnalysisError) else f"{type(error).__name__}: {error}"
-        left_out[entry.name] = LeftOut(entry.name, layer, reason)
+        left_out[entry.name] = LeftOut(entry.name, layer, reason + _where(entry, error))
         return None
+
+
+def _where(entry: Candidate, error: BaseException) -> str:
+    """The line of the candidate's own file that an unforeseen error came from."""
+    code = getattr(entry.build, "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+    if isinstance(error, AnalysisError) or not own:
+        return ""
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 
 def tensor_energy(inputs: Workspace, layer: int, basis: Array) -> dict[str, Array]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from engine.analysis.subspace_scores.inputs import TENSORS, Inputs, Target
+from engine.analysis.subspace_scores.inputs import HIDDEN, TENSORS, Inputs, Target
 from engine.analysis.subspace_scores.linear import RANK_TOLERANCE, signed
 from engine.errors import AnalysisError
 
@@ -52,9 +53,9 @@ class Cache:
         for key in [key for key in self._held if key[1] > layer]:
             del self._held[key]
 
-    def drop(self, layer: int, *prefixes: str) -> None:
-        """Gives up a layer's arrays whose names begin like this, other than kept ones."""
-        for key in [key for key in self._held if key[1] == layer and key[0].startswith(prefixes)]:
+    def drop(self, layer: int | None, *prefixes: str) -> None:
+        """Gives up a layer's (None: all layers') arrays whose names begin like this, other than kept ones."""
+        for key in [key for key in self._held if layer in (None, key[1]) and key[0].startswith(prefixes)]:
             del self._held[key]
 
 
@@ -111,6 +112,11 @@ class Workspace:
         self.target, self.cache = target or raw.target, cache or Cache()
         self.d, self.n_layers = raw.d, raw.n_layers
         self.n_heads, self.n_kv_heads = raw.n_heads, raw.n_kv_heads
+
+    @cached_property
+    def blind(self) -> Workspace:
+        """The same, without the weight change."""
+        return Workspace(replace(self.raw, target=HIDDEN), self.broad, self.widest, HIDDEN, self.cache)
 
     def get(self, name: str, layer: int) -> Array:
         """An item of the inputs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from engine.analysis.subspace_scores import (
     stability,
     sweep,
 )
-from engine.analysis.subspace_scores.layers import Frame, Projections, measures
+from engine.analysis.subspace_scores.layers import Frame, Projections, measures, specificity
 from engine.analysis.subspace_scores.workspace import Moment
 from engine.errors import AnalysisError
 
@@ -59,7 +60,8 @@ def scores_of_draws(d: int, n: int, k: int, r: int, rank: int, seed: int) -> dic
         np.zeros((DRAWS, 0, k)),
         {"o_proj": inside, "down_proj": np.zeros((DRAWS, k))},
     )
-    return measures(frame, at, k, r)
+    outside = {f"{name}_specific": values for name, values in specificity(frame, at, r).items()}
+    return measures(frame, at, k) | outside
 
 
 CASES = [(16, 6, 3, 0, 4), (24, 10, 1, 4, 1), (24, 10, 5, 6, 10), (32, 5, 8, 8, 2), (20, 30, 10, 3, 20)]
@@ -264,7 +266,10 @@ def test_broken_candidates_are_named_and_the_sweep_goes_on() -> None:
     assert "no basis of the stream" in reasons["too_narrow"].reason
     assert "no basis of the stream" in reasons["too_many"].reason
     assert "not finite" in reasons["not_numbers"].reason
-    assert reasons["crashes"].reason == "ZeroDivisionError: one over nothing"
+    assert re.fullmatch(
+        r"ZeroDivisionError: one over nothing \(test_subspace_scores_null\.py, line \d+\)",
+        reasons["crashes"].reason,
+    )
     assert reasons["crashes"].layer == 1
     d, delta = arrays.d, arrays.delta[2]
     shares = [((a @ b)[:4] ** 2).sum() / ((a @ b) ** 2).sum() for a, b in delta.values()]
