@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from app.build_subspaces import write_subspaces
 from app.build_weights import read_deltas, steerable, write_contrasts, write_weights
 from app.derive import derive
+from app.headless import run_all
 from app.parallel import capture_in_parallel
 from app.prepare import Prepared
 from app.provenance import provenance
+from app.subspace_inputs import PROMPTS, TOKENS, has_subspaces
 from engine.capture import capture_unit
 from engine.errors import CaptureError, StoreError
+from engine.experiments.subspace_scores import SubspaceScores
 from engine.model import LoadedModel, load
 from engine.results import SelfCheck
 from engine.self_checks import (
@@ -57,14 +61,17 @@ class Progress:
         return tqdm(total=total, initial=done, desc=what, unit="prompt", disable=self.quiet, smoothing=0.1)
 
 
-def build(study: Study, path: Path, *, quiet: bool = False, workers: int = 1) -> Store:
+def build(
+    study: Study, path: Path, *, quiet: bool = False, workers: int = 1, allow_code: bool = False
+) -> Store:
     """Computes the store of a study, or finishes one that was interrupted.
 
     Args:
         workers: more than 1 captures on that many Ray actors (see `app.parallel`).
+        allow_code: let the study's own candidates run, where it names some.
 
     Returns:
-        the finished store.
+        the finished store, with subspace scores where the study asks for them.
 
     Raises:
         PatchbayError: anything that is wrong with the study, its files, the models or the folder; and
@@ -80,17 +87,31 @@ def build(study: Study, path: Path, *, quiet: bool = False, workers: int = 1) ->
         if writer.manifest["state"] == "complete":
             say.stage(f"{path} is complete already.")
             _refuse_failed(writer.manifest["self_checks"])
-            return Store(path)
+            return _scored(path, say, allow_code)
         _write_tables(prepared, writer)
         if workers > 1:
             _capture_elsewhere(prepared, writer, say, workers)
         checks, infos = _capture_models(prepared, writer, say)
         write_contrasts(writer, study.contrasts, next(iter(prepared.shapes.values())))
+        checks += write_subspaces(prepared, writer)
         store = Store(path)
         derive(store, writer, quiet=quiet)
         writer.finish(provenance(study, infos, checks, started))
     _refuse_failed(checks)
-    return Store(path)
+    return _scored(path, say, allow_code)
+
+
+def _scored(path: Path, say: Progress, allow_code: bool) -> Store:
+    """The finished store, with a run of subspace scores if it can have one.
+
+    Raises:
+        PatchbayError: that run failed; the store itself is finished.
+    """
+    store = Store(path)
+    if has_subspaces(store):
+        for _, error in run_all(str(path), [SubspaceScores()], quiet=say.quiet, allow_code=allow_code):
+            raise error
+    return store
 
 
 def _refuse_failed(checks: Sequence[Mapping[str, Any]]) -> None:
@@ -120,6 +141,8 @@ def _write_tables(prepared: Prepared, writer: StoreWriter) -> None:
     for model, encoded in prepared.encoded.items():
         tables |= {f"tokens-{model}": encoded, f"positions-{model}": prepared.position_table(model)}
         tables |= {f"vocabulary-{model}": prepared.vocabularies[model]}
+    if prepared.subspaces is not None:
+        tables |= {PROMPTS: prepared.subspaces.table(), TOKENS: prepared.subspaces.tokens_table()}
     begun = any(len(writer.pending(model)) < writer.plan.n_units for model in prepared.study.models)
     stored = Store(writer.root)
     for name, table in tables.items():

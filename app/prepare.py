@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +22,7 @@ from engine.prompts import assign_splits, encode, read_prompts, shared_rows
 from engine.sites import ModelTaps
 from engine.skeleton import load_tokenizer, skeleton
 from engine.study import Study
+from engine.subspace_prompts import SubspacePrompts, subspace_prompts
 from store.plan import ModelPlan, PositionPlan, StorePlan
 
 __all__ = ["Prepared", "describe_plan"]
@@ -36,6 +39,7 @@ class Prepared:
         overlap: sizes of the whole vocabularies and of what they share, for each pair of models.
         positions: per model and position name, which tokens are meant.
         shapes: per model, its parts on the meta device.
+        subspaces: prompts of subspace scores, None for a study without [subspaces].
     """
 
     study: Study
@@ -45,6 +49,7 @@ class Prepared:
     overlap: pl.DataFrame
     positions: dict[str, dict[str, Positions]]
     shapes: dict[str, ModelTaps]
+    subspaces: SubspacePrompts | None = None
 
     @staticmethod
     def of(study: Study) -> Prepared:
@@ -72,7 +77,9 @@ class Prepared:
             }
             for name, frame in encoded.items()
         }
-        return Prepared(study, table, encoded, known, vocabulary_overlap(tokenizers), resolved, shapes)
+        subspaces = _subspaces(study, table, encoded, tokenizers, shapes)
+        overlap = vocabulary_overlap(tokenizers)
+        return Prepared(study, table, encoded, known, overlap, resolved, shapes, subspaces)
 
     def token_ids(self, model: str) -> list[list[int]]:
         """Tokens of every prompt, in capture order."""
@@ -138,6 +145,27 @@ class Prepared:
             )
             for name, spec in self.study.models.items()
         ]
+
+
+def _subspaces(
+    study: Study,
+    table: pl.DataFrame,
+    encoded: Mapping[str, pl.DataFrame],
+    tokenizers: Mapping[str, Any],
+    shapes: Mapping[str, ModelTaps],
+) -> SubspacePrompts | None:
+    if study.subspaces is None:
+        return None
+    first = next(iter(study.models))
+    return subspace_prompts(
+        table,
+        encoded[first],
+        tokenizers[first],
+        study.prompts,
+        study.subspaces,
+        seed=study.seed,
+        max_length=shapes[first].max_length,
+    )
 
 
 def describe_plan(prepared: Prepared) -> str:

@@ -149,6 +149,24 @@ def _segment(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     return scores.softmax(-1).to(v.dtype) @ v
 
 
+def last_attention(q: Tensor, k: Tensor, lengths: Sequence[int], scoring: Scoring) -> Tensor:
+    """Attention of every segment's last token to the segment's tokens, mean over heads, float32 (T,).
+
+    Args:
+        q, k: (1, h, T, d_h) and (1, g, T, d_h) of packed prompts. lengths: tokens of each.
+    """
+    heads, groups, width = q.shape[1], k.shape[1], q.shape[-1]
+    parts, end = [], 0
+    for length in lengths:
+        end += length
+        seen = length if scoring.window is None else min(length, scoring.window)
+        query = q[0, :, end - 1].view(groups, heads // groups, width) * scoring.scale
+        scores = query @ k[0, :, end - seen : end].transpose(-1, -2)
+        weights = _capped(scores, scoring.softcap).float().softmax(-1).mean((0, 1))
+        parts.append(functional.pad(weights, (length - seen, 0)))
+    return torch.cat(parts)
+
+
 def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
     """(length, length) booleans, True where query (row) sees key (column)."""
     steps = torch.arange(length, device=device)

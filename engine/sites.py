@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 COMPONENTS = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out")
-RECORDABLE = ("resid", "resid_pre", "resid_post", "attn_out", "mlp_out", "head_z")
+RECORDABLE = ("resid", "resid_pre", "resid_post", "attn_out", "mlp_in", "mlp_out", "head_z")
 _SITE = re.compile(r"(?P<component>[a-z_]+)@(?P<layer>\d+)(?::(?P<heads>\d+(?:,\d+)*))?")
 
 Recording = dict[tuple[str, int], Tensor]
@@ -166,7 +166,8 @@ def record(
 
     Args:
         components: "resid" (states l and l+1 of every asked block, under ("resid", state)), "resid_pre",
-            "resid_post", "attn_out", "mlp_out", "head_z" (under (component, block)).
+            "resid_post", "attn_out", "mlp_in" (what the MLP receives, after its norm), "mlp_out", "head_z"
+            (under (component, block)).
         layers: block indices; None for all.
         select: applied to each (batch, token, width) tensor inside its hook, so that only wanted positions
             are kept; without it the model's own tensors are handed out, not copies. For what is recorded
@@ -237,6 +238,7 @@ def _hooks(model: ModelTaps, component: str, chosen: Sequence[int]) -> Iterator[
             "resid_pre": _Hook(layer.block, key, before=True),
             "resid_post": _Hook(layer.block, key, before=False),
             "attn_out": _Hook(layer.attn_contribution, key, before=False, factor=layer.multiplier),
+            "mlp_in": _Hook(layer.mlp, key, before=True),
             "mlp_out": _Hook(layer.mlp_contribution, key, before=False, factor=layer.multiplier),
             "head_z": _Hook(layer.o_proj, key, before=True),
         }[component]

@@ -247,8 +247,8 @@ class Store:
         return grams
 
     def array(self, name: str, *, stored: bool = False, first: int | None = None) -> Array:
-        """An array below grams/ or weights/, or entry `first` of its first axis; bfloat16 as float32
-        unless `stored`."""
+        """An array below grams/, weights/ or subspaces/, or entry `first` of its first axis; bfloat16 as
+        float32 unless `stored`."""
         reader = self._static(name)
         shape = reader.spec.shape
         if first is not None and not 0 <= first < shape[0]:

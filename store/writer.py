@@ -56,7 +56,8 @@ from store.sources import LocalSource
 __all__ = ["ModelPlan", "PositionPlan", "StorePlan", "StoreWriter"]
 
 Array = np.ndarray[Any, Any]
-DATA_FOLDERS = ("activations", "grams", "weights", "tables")
+STATIC_FOLDERS = ("grams", "weights", "subspaces")
+DATA_FOLDERS = ("activations", *STATIC_FOLDERS, "tables")
 LOCK = ".writer.lock"
 TYPICAL_RATIO = 0.6  # what activations have compressed to at best; only to refuse a hopeless start
 
@@ -192,7 +193,7 @@ class StoreWriter:
         """Writes a whole array, replacing one of the same name.
 
         Args:
-            name: path inside the store, below grams/ or weights/.
+            name: path inside the store, below grams/, weights/ or subspaces/.
             array: one axis or more; any numeric dtype.
             dims: a name per axis.
             attrs: kept in the array's metadata.
@@ -208,7 +209,7 @@ class StoreWriter:
             values, attributes = bits_of(values), attributes | {"dtype": "bfloat16"}
         parts = name.split("/")
         if (
-            parts[0] not in ("grams", "weights")
+            parts[0] not in STATIC_FOLDERS
             or len(parts) < 2
             or any(not part or part.startswith(".") for part in parts)
             or values.dtype.name not in STATIC_DTYPES
@@ -217,7 +218,7 @@ class StoreWriter:
         ):
             raise StoreError(
                 f"The array {name!r} cannot be kept.",
-                expected="a name below grams/ or weights/, a numeric dtype, and a name for each of its axes",
+                expected="a name below grams/, weights/ or subspaces/, a numeric dtype, and a name for each axis",
                 given=f"{values.dtype} of shape {values.shape}, axes {list(dims)}",
                 next_step="Correct the call to write_array.",
             )

@@ -1,0 +1,194 @@
+"""The prompts of subspace scores: which build bases, which carry the label, and both personas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.errors import PromptsError
+from engine.prompts import encode, matches
+from engine.prompts_spec import PromptsSpec
+from engine.subspaces_spec import SubspacesSpec
+
+__all__ = ["PERSONAS", "SubspacePrompts", "choose_rows", "subspace_prompts"]
+
+PERSONAS = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class SubspacePrompts:
+    """Chosen prompts and how the personas' versions of them read.
+
+    Attributes:
+        fit, evaluate: ascending rows of the prompts table, of the train and of the validation split.
+        entries: per fit prompt, which message of both personas it takes.
+        encoded: per persona, fit prompts as `engine.prompts.encode` gives them.
+        start: the token that attention sinks into: the one that every prompt begins with, or where they begin
+            differently the tokenizer's BOS, else its EOS; None without any.
+        notes: what a reader needs to know of the rendering.
+    """
+
+    fit: np.ndarray
+    evaluate: np.ndarray
+    entries: np.ndarray
+    encoded: dict[str, pl.DataFrame]
+    start: int | None
+    notes: tuple[str, ...] = ()
+
+    def token_ids(self, persona: str) -> list[list[int]]:
+        """Tokens of every fit prompt under a persona."""
+        found: list[list[int]] = self.encoded[persona]["token_ids"].to_list()
+        return found
+
+    def table(self) -> pl.DataFrame:
+        """row, split, persona (entry of both lists; null where no persona is put on)."""
+        n, m = len(self.fit), len(self.evaluate)
+        return pl.DataFrame(
+            {
+                "row": np.concatenate([self.fit, self.evaluate]).astype(np.int64),
+                "split": ["fit"] * n + ["evaluate"] * m,
+                "persona": [*self.entries.tolist(), *[None] * m],
+            },
+            schema={"row": pl.Int64, "split": pl.String, "persona": pl.Int64},
+        )
+
+    def tokens_table(self) -> pl.DataFrame:
+        """Where the tokens of every fit prompt lie in the arrays over tokens, and what was rendered."""
+        parts = []
+        for persona, encoded in self.encoded.items():
+            counts = encoded["token_ids"].list.len().cast(pl.Int64)
+            parts.append(
+                encoded.select(
+                    pl.lit(persona).alias("persona"),
+                    pl.Series("prompt", self.fit.astype(np.int64)),
+                    (counts.cum_sum() - counts).alias("start"),
+                    counts.alias("count"),
+                    "rendered",
+                    "token_ids",
+                )
+            )
+        return pl.concat(parts)
+
+
+def choose_rows(table: pl.DataFrame, spec: SubspacesSpec, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the prompts that build bases, and of those that carry the label; drawn where there are more.
+
+    Raises:
+        PromptsError: `where` names what no prompt has, or leaves fewer than two of either.
+    """
+    keep = pl.Series([True] * table.height) if spec.where is None else _matching(table, spec)
+    rng = np.random.default_rng(seed)
+    found = []
+    for split, most, key in (("train", spec.fit, "fit"), ("validation", spec.evaluate, "evaluate")):
+        rows = np.flatnonzero((keep & (table["split"] == split)).to_numpy())
+        if len(rows) < 2:
+            raise PromptsError(
+                f"There are too few prompts to {key} subspace scores.",
+                expected=f"at least 2 of the {split} split"
+                + (" that subspaces.where matches" if spec.where else ""),
+                given=f"{len(rows)} of {table.height}",
+                next_step="widen subspaces.where, or add prompts.",
+            )
+        found.append(np.sort(rng.permutation(rows)[:most]))
+    return found[0], found[1]
+
+
+def _matching(table: pl.DataFrame, spec: SubspacesSpec) -> pl.Series:
+    assert spec.where is not None
+    for column, values in (("category", spec.where.category), ("language", spec.where.language)):
+        known = set(table[column].drop_nulls())
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise PromptsError(
+                f"subspaces.where names a {column} that no prompt has.",
+                expected=", ".join(sorted(known)) or f"prompts with a {column}",
+                given=repr(unknown[0]),
+                next_step=f"correct subspaces.where.{column}.",
+            )
+    return matches(table, spec.where)
+
+
+def subspace_prompts(
+    table: pl.DataFrame,
+    encoded: pl.DataFrame,
+    tokenizer: Any,
+    prompts: PromptsSpec,
+    spec: SubspacesSpec,
+    *,
+    seed: int,
+    max_length: int,
+) -> SubspacePrompts:
+    """Chooses prompts and renders the fit ones under both personas.
+
+    Args:
+        table: prompts with their split. encoded: the same, rendered without a persona by the first model.
+        tokenizer, max_length: of the first model.
+
+    Raises:
+        PromptsError: see `choose_rows` and `engine.prompts.encode`.
+    """
+    fit, evaluate = choose_rows(table, spec, seed)
+    entries = np.arange(len(fit)) % len(spec.positive)
+    chosen = table.select("id", "text", "messages")[fit]
+    as_system = prompts.template == "chat" and _takes_system(chosen, tokenizer, prompts, spec, max_length)
+    rendered = {}
+    for persona, texts in zip(PERSONAS, (spec.positive, spec.negative), strict=True):
+        put_on = _with_persona(chosen, [texts[i] for i in entries], as_system)
+        rendered[persona] = encode(put_on, tokenizer, prompts, max_length)
+    notes = () if as_system else (_why(prompts),)
+    every = [encoded["token_ids"], *(frame["token_ids"] for frame in rendered.values())]
+    return SubspacePrompts(fit, evaluate, entries, rendered, _start(every, tokenizer), notes)
+
+
+def _why(prompts: PromptsSpec) -> str:
+    because = (
+        "plain prompts have no system message"
+        if prompts.template == "plain"
+        else "the chat template takes no system message"
+    )
+    return f"Personas stand in front of the user's text, with a blank line between: {because}."
+
+
+def _takes_system(
+    chosen: pl.DataFrame, tokenizer: Any, prompts: PromptsSpec, spec: SubspacesSpec, max_length: int
+) -> bool:
+    """Whether the template puts a system message into the prompt; some refuse one, some drop it."""
+    probe = spec.positive[0]
+    try:
+        made = encode(_with_persona(chosen[:1], [probe], as_system=True), tokenizer, prompts, max_length)
+    except PromptsError:
+        return False
+    return probe.strip() in made["rendered"][0]
+
+
+def _with_persona(table: pl.DataFrame, personas: Sequence[str], as_system: bool) -> pl.DataFrame:
+    """Prompts with a persona as their system message, instead of their own, or before the user's text."""
+    rows = []
+    for prompt, persona in zip(table.iter_rows(named=True), personas, strict=True):
+        messages = [dict(message) for message in prompt["messages"] or ()]
+        messages = messages or [{"role": "user", "content": prompt["text"]}]
+        if as_system:
+            rest = [message for message in messages if message["role"] != "system"]
+            rows.append(prompt | {"messages": [{"role": "system", "content": persona}, *rest]})
+        else:
+            rows.append(prompt | _prefixed(messages, persona))
+    return pl.DataFrame(rows, schema=table.schema)
+
+
+def _prefixed(messages: list[dict[str, str]], persona: str) -> dict[str, Any]:
+    first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    messages[first]["content"] = f"{persona}\n\n{messages[first]['content']}"
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    return {"messages": messages, "text": messages[last]["content"]}
+
+
+def _start(encoded: Sequence[pl.Series], tokenizer: Any) -> int | None:
+    first = set(pl.concat([tokens.list.first() for tokens in encoded]))
+    if len(first) == 1:
+        return int(first.pop())
+    special = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return None if special is None else int(special)
