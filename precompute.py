@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--positions", type=parse_names, help="of last_content,decision,mean,…")
     result.add_argument("--limit", type=int, help="about this many prompts, whole groups")
     result.add_argument("--workers", type=int, default=1, help="capture on that many Ray actors (extra: ray)")
+    _allow_code(result)
     return result
 
 
@@ -53,7 +54,16 @@ def run_parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--device", default="auto", help="auto (the study's), cpu, cuda:0, …")
     result.add_argument("--part", metavar="I/N", help="only every N-th experiment, from the I-th on")
+    _allow_code(result)
     return result
+
+
+def _allow_code(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="let the file of own candidates that the study names run as code; read it first",
+    )
 
 
 def report_parser() -> argparse.ArgumentParser:
@@ -132,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
     store = options.store or Path("runs") / study.name
     if options.verify:
         return verification.verify(study, store)
-    build.build(study, store, workers=options.workers)
+    build.build(study, store, workers=options.workers, allow_code=options.allow_code)
     return 0
 
 
@@ -141,7 +151,9 @@ def run_experiments(options: argparse.Namespace) -> int:
     from app import headless
 
     wanted = headless.part_of(headless.read_experiments(options.condition), options.part)
-    failed = headless.run_all(str(options.store), wanted, device=options.device)
+    failed = headless.run_all(
+        str(options.store), wanted, device=options.device, allow_code=options.allow_code
+    )
     for experiment, error in failed:
         print(f"\n{experiment.describe()}\n  {type(error).__name__}: {error}", file=sys.stderr)
     return 1 if failed else 0

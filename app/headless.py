@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from app.live import compute, save
+from app.own_code import with_own_code
 from engine.errors import PatchbayError, PatchError
 from engine.experiment import Experiment
 from engine.experiments import experiment_from_json
@@ -66,11 +67,15 @@ def run_all(
     *,
     device: str = "auto",
     quiet: bool = False,
+    allow_code: bool = False,
 ) -> list[tuple[Experiment, Exception]]:
     """Runs experiments one after the other and stores each result as it is there; models stay loaded.
 
     Those with a stored result are passed over. One that fails, for whatever reason, doesn't keep the others
     from running; an error that isn't one of this project's goes to the log with its traceback.
+
+    Args:
+        allow_code: let the study's own candidates run; subspace scores then have them.
 
     Returns:
         (experiment, error) of those that failed.
@@ -79,7 +84,8 @@ def run_all(
 
     store, cache = Store(store_path), ModelCache(device)
     failed: list[tuple[Experiment, Exception]] = []
-    for number, experiment in enumerate(experiments, 1):
+    for number, asked in enumerate(experiments, 1):
+        experiment = with_own_code(asked, store, allow_code)
         key = experiment.content_hash(store.fingerprint)
         name = f"[{number}/{len(experiments)}] {experiment.describe()}"
         known = RunLog(store_path).find(key)
@@ -88,7 +94,7 @@ def run_all(
             continue
         with tqdm(desc=name, unit="run", disable=quiet, leave=False) as bar:
             try:
-                result = compute(store, experiment, cache, _Progress(bar), lambda: False)
+                result = compute(store, experiment, cache, _Progress(bar), lambda: False, allow_code)
             except Exception as error:
                 if not isinstance(error, PatchbayError):
                     log.exception("%s: not foreseen", name)
@@ -97,6 +103,8 @@ def run_all(
                 continue
         run_id = save(store_path, store.fingerprint, experiment, result)
         _say(f"{name}: run {run_id}", quiet)
+        for note in result.summary.get("notes", []):
+            _say(f"  {note}", quiet)
     return failed
 
 
@@ -125,4 +133,5 @@ def command(store_path: str, experiments: Sequence[Experiment]) -> str:
     """The shell command that runs these experiments on this store."""
     data = [experiment.to_json() for experiment in experiments]
     text = json.dumps(data[0] if len(data) == 1 else data, ensure_ascii=False)
-    return f"python precompute.py run {shlex.quote(store_path)} --condition {shlex.quote(text)}"
+    allow = " --allow-code" if any(one.get("code") for one in data) else ""
+    return f"python precompute.py run {shlex.quote(store_path)} --condition {shlex.quote(text)}{allow}"

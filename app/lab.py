@@ -13,15 +13,19 @@ import numpy as np
 import polars as pl
 
 from app.jobs import Report
+from app.own_code import own_file
 from engine.errors import JobError, ModelError, PatchError
-from engine.experiment import ReadAt
+from engine.experiment import Experiment, ReadAt, Result
 from store.reader import Store
+from store.runs import RunLog
 
 if TYPE_CHECKING:
     from app.model_cache import ModelCache
+    from engine.analysis.subspace_scores import Inputs, Target
     from engine.deltas import WeightDelta
     from engine.intervene import PatchEngine
     from engine.model import LoadedModel
+    from engine.own_candidates import OwnFile
     from engine.sites import Site
     from engine.study import Study
 
@@ -29,15 +33,23 @@ Rows = Sequence[int] | np.ndarray
 
 
 class StoreLab:
-    """The lab (`engine.experiment.Lab`) of one job on one store."""
+    """The lab (`engine.experiment.Lab`) of one job on one store.
+
+    `allow_code`: whether the study's own candidates may be run.
+    """
 
     def __init__(
-        self, store: Store, cache: ModelCache, tell: Report, should_stop: Callable[[], bool]
+        self,
+        store: Store,
+        cache: ModelCache,
+        tell: Report,
+        should_stop: Callable[[], bool],
+        allow_code: bool = False,
     ) -> None:
         from engine.study import Study
 
         self.store, self.cache = store, cache
-        self.report, self.should_stop = tell, should_stop
+        self.report, self.should_stop, self._allow_code = tell, should_stop, allow_code
         self.notes: list[str] = []
         stored: Mapping[str, Any] = store.manifest["study"]
         self._content: Mapping[str, Any] = stored.get("content", {})
@@ -160,6 +172,23 @@ class StoreLab:
     def array(self, name: str, first: int | None = None) -> np.ndarray:
         """An array of the store, or only entry `first` of its first axis."""
         return self.store.array(name, first=first)
+
+    def stored(self, experiment: Experiment) -> tuple[str, Result] | None:
+        """The id and the result of an experiment whose run the store keeps, or None."""
+        log = RunLog(self.store.path)
+        run_id = log.find(experiment.content_hash(self.store.fingerprint))
+        return None if run_id is None else (run_id, log.open(run_id))
+
+    def subspaces(self) -> tuple[str, Inputs, Sequence[Target]]:
+        """The first model's name, what a sweep over subspaces takes of it, and the study's weight changes."""
+        from app.subspace_inputs import deltas_of, inputs_of, target_of
+
+        inputs = inputs_of(self.store)
+        return self.store.models[0], inputs, [target_of(self.store, name) for name in deltas_of(self.store)]
+
+    def own_file(self) -> OwnFile | None:
+        """The file of own candidates that the study names."""
+        return own_file(self.store, self._allow_code)
 
     def _tokens(self, model: str) -> pl.DataFrame:
         name = f"tokens-{model}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs import JobResult, Outcome, Report
 from app.lab import StoreLab
+from app.own_code import with_own_code
 from engine.errors import StoreError
 from engine.experiment import Experiment, Result
 from store.reader import Store
@@ -42,20 +43,20 @@ class StoreRuns:
 class LiveRunner:
     """Runs conditions with models that stay loaded; one job at a time (`app.jobs.Runner`)."""
 
-    def __init__(self, device: str = "auto", max_models: int = 2) -> None:
+    def __init__(self, device: str = "auto", max_models: int = 2, allow_code: bool = False) -> None:
         from transformers.utils import logging as transformers_logging
 
         from app.model_cache import ModelCache
 
         transformers_logging.disable_progress_bar()  # a process without a terminal: its bars fill the log
-        self._cache = ModelCache(device, max_models)
+        self._cache, self._allow_code = ModelCache(device, max_models), allow_code
 
     def run(
         self, store_path: str, condition: Experiment, report: Report, should_stop: Callable[[], bool]
     ) -> Outcome:
         """Runs an experiment and appends its result to the store."""
         store = Store(store_path)
-        result = compute(store, condition, self._cache, report, should_stop)
+        result = compute(store, condition, self._cache, report, should_stop, self._allow_code)
         try:
             run_id, message = save(store_path, store.fingerprint, condition, result), ""
         except (StoreError, OSError) as error:
@@ -66,9 +67,16 @@ class LiveRunner:
 
 
 def run_live(
-    store_path: str, experiment: Experiment, device: str = "auto", report: Report | None = None
+    store_path: str,
+    experiment: Experiment,
+    device: str = "auto",
+    report: Report | None = None,
+    allow_code: bool = False,
 ) -> tuple[str, Result]:
     """Runs one experiment on a store without a worker and appends the result; for scripts.
+
+    Args:
+        allow_code: let the study's own candidates run; subspace scores then have them.
 
     Returns:
         the stored run's id and the result. Raises what `compute` and the store raise.
@@ -76,7 +84,8 @@ def run_live(
     from app.model_cache import ModelCache
 
     store = Store(store_path)
-    result = compute(store, experiment, ModelCache(device), report or _silent, _never)
+    experiment = with_own_code(experiment, store, allow_code)
+    result = compute(store, experiment, ModelCache(device), report or _silent, _never, allow_code)
     return save(store_path, store.fingerprint, experiment, result), result
 
 
@@ -94,6 +103,7 @@ def compute(
     cache: ModelCache,
     report: Report,
     should_stop: Callable[[], bool],
+    allow_code: bool = False,
 ) -> Result:
     """Runs an experiment on the prompts of a store.
 
@@ -101,7 +111,7 @@ def compute(
         PatchError, SiteError, ModelError: the experiment, a model or a check fails.
         JobError: `should_stop` was true between batches.
     """
-    return experiment.run(StoreLab(store, cache, report, should_stop))
+    return experiment.run(StoreLab(store, cache, report, should_stop, allow_code))
 
 
 def _silent(**_changes: Any) -> None:

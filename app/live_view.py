@@ -14,7 +14,7 @@ import streamlit as st
 
 from app import components, headless
 from app.jobs import JobResult, JobStatus
-from app.resources import Opened
+from app.resources import Opened, code_allowed
 from app.worker import Worker
 from engine.errors import JobError
 from engine.experiment import Experiment
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.4
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
     """The one worker of this server; its processes start at the first job."""
-    return Worker()
+    return Worker(allow_code=code_allowed())
 
 
 def start(opened: Opened, wanted: Sequence[Experiment]) -> None:
@@ -61,6 +61,16 @@ def others() -> list[JobStatus]:
 def follow() -> None:
     """Make the jobs that other sessions asked for this session's: their progress, and their cancelling."""
     st.session_state[_JOBS] = [job.job_id for job in others()]
+
+
+def rejoin(opened: Opened, wanted: Experiment) -> None:
+    """Take up a job again that the worker is at and that this session forgot, as after a reload."""
+    if active():
+        return
+    key = wanted.content_hash(opened.store.fingerprint)
+    going = (job for job in worker().jobs() if job.key == key and not job.over)
+    if any(job.store_path == str(opened.path) for job in going):
+        start(opened, [wanted])
 
 
 def forget() -> None:

@@ -35,10 +35,15 @@ class Process:
     """
 
     def __init__(
-        self, device: str, runner: str, max_models: int, python_path: Sequence[str | Path] = ()
+        self,
+        device: str,
+        runner: str,
+        max_models: int,
+        python_path: Sequence[str | Path] = (),
+        allow_code: bool = False,
     ) -> None:
         self.device = device
-        self._runner, self._max_models = runner, max_models
+        self._runner, self._max_models, self._allow_code = runner, max_models, allow_code
         self._python_path = [str(p) for p in python_path]
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -126,6 +131,7 @@ class Process:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "app.worker_process", "--fd", str(theirs.fileno())]
         command += ["--runner", self._runner, "--device", self.device, "--max-models", str(self._max_models)]
+        command += ["--allow-code"] if self._allow_code else []
         path = [*self._python_path, str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
         with theirs:

@@ -46,6 +46,13 @@ def store_argument(argv: list[str] | None = None) -> str | None:
     return parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].store
 
 
+def code_allowed(argv: list[str] | None = None) -> bool:
+    """Whether this server was started with `--allow-code`: studies' own candidates may be run."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--allow-code", action="store_true")
+    return bool(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].allow_code)
+
+
 def open_store() -> Opened:
     """The store of this server.
 

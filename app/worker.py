@@ -90,6 +90,7 @@ class Worker:
         runner: "package.module:Class" that is made inside the process and runs the jobs.
         runs: where fingerprints and finished runs are looked up; the store's by default.
         max_models: loaded models kept by each process; the least recently used one is dropped.
+        allow_code: whether the study's own candidates may be run, by a runner that takes `allow_code`.
         python_path: folders put before the process's module search path.
 
     A process is started only when a job needs one, so a server that is only read never loads a model.
@@ -103,6 +104,7 @@ class Worker:
         runs: RunIndex | None = None,
         max_models: int = 2,
         python_path: Sequence[str | Path] = (),
+        allow_code: bool = False,
     ) -> None:
         if runs is None:
             from app.live import StoreRuns
@@ -117,7 +119,7 @@ class Worker:
         self._recent: OrderedDict[tuple[str, str], _Execution] = OrderedDict()
         self._numbers, self._services = itertools.count(1), itertools.count(1)
         self._closing = False
-        self._processes = [Process(device, runner, max_models, python_path) for device in devices]
+        self._processes = [Process(device, runner, max_models, python_path, allow_code) for device in devices]
         self._threads = [
             threading.Thread(target=self._serve, args=(p,), name=f"worker-{p.device}", daemon=True)
             for p in self._processes

@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--runner", required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--max-models", type=int, required=True)
+    parser.add_argument("--allow-code", action="store_true")
     args = parser.parse_args()
     # Ctrl-C reaches the whole terminal group; the server decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -160,7 +161,8 @@ def main() -> None:
             continue
         if runner is None:
             try:
-                options = {"device": args.device, "max_models": args.max_models}
+                options: dict[str, Any] = {"device": args.device, "max_models": args.max_models}
+                options |= {"allow_code": True} if args.allow_code else {}
                 runner = load_runner(args.runner, options)
             except Exception as error:
                 channel.send(EndMessage(message.number, "failed", error=describe_unexpected(error)))
