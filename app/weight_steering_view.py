@@ -77,13 +77,16 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
 
 
 def offered(opened: Opened, selection: Selection) -> dict[str, str]:
-    """Differences on offer: code -> name. Those from the steered model, then contrasts of two others."""
+    """Differences on offer: code -> name. From the steered model, the study's contrasts, pairs of others."""
     models = (opened.facts.models[0], *weights_queries.compared(opened))
     good = [m for m in models if m == models[0] or not weights_queries.problems(opened, m)]
     others = [name for name in good if name != selection.a]
     found = {name: f"{name} − {selection.a}" for name in others}
+    for name, (plus, minus) in weights_queries.contrasts(opened).items():
+        if not weights_queries.problems(opened, name):
+            found[f"{plus}/{minus}"] = weights_queries.label(opened, name)
     pairs = [(one, two) for one in others for two in others if one != two and models[0] not in (one, two)]
-    return found | {f"{one}/{two}": f"{one} − {two}" for one, two in pairs}
+    return found | {f"{one}/{two}": f"{one} − {two}" for one, two in pairs if f"{one}/{two}" not in found}
 
 
 def can_steer(opened: Opened) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
 from app import weights_queries as q
@@ -29,8 +31,10 @@ NOTHING = (
 
 
 def model_of(opened: Opened, selection: Selection) -> str | None:
-    """The model looked at: B, else A, else the first one that has a difference."""
-    offered = q.compared(opened)
+    """The difference looked at: a chosen contrast, else B's, else A's, else the first that there is."""
+    if selection.delta in q.contrasts(opened):
+        return selection.delta
+    offered = q.differences(opened)
     return next((name for name in (selection.b, selection.a, *offered) if name in offered), None)
 
 
@@ -68,17 +72,23 @@ def _code(opened: Opened, call: str) -> str:
     return "\n".join(lines)
 
 
+def _models(opened: Opened, names: Iterable[str]) -> tuple[str, ...]:
+    """The models that some differences are made of, the first one first."""
+    ends = (end for name in names for end in q.ends(opened, name))
+    return tuple(dict.fromkeys((opened.facts.models[0], *ends)))
+
+
 def _colours(opened: Opened, model: str, palette: Palette) -> dict[str, str]:
-    """The model looked at has B's colour, all others further ones."""
-    others = [name for name in q.compared(opened) if name != model]
+    """The difference looked at has B's colour, all others further ones."""
+    others = [name for name in q.differences(opened) if name != model]
     more = [palette.series[2 + i % 4] for i in range(len(others))]
     return {model: palette.b, **dict(zip(others, more, strict=True))}
 
 
 def blocks_panel(opened: Opened, selection: Selection, model: str) -> Panel:
-    """Relative difference of every block, all models side by side."""
+    """Relative size of every block's difference, all models and contrasts side by side."""
     first = opened.facts.models[0]
-    models = (*(name for name in q.compared(opened) if name != model), model)  # the last is drawn on top
+    models = (*(name for name in q.differences(opened) if name != model), model)  # the last is drawn on top
     table = q.by_block(opened, models)
 
     def draw(palette: Palette) -> Spec:
@@ -91,18 +101,20 @@ def blocks_panel(opened: Opened, selection: Selection, model: str) -> Panel:
         return layer_curve(table, look, palette)
 
     caption = (
-        f"Frobenius norm of the difference from {first} over all tensors of a block, relative to {first}'s "
-        "own. Null: 0, and 0 means equal bit by bit; nothing is estimated, so there is no interval. Click a "
-        "block to select it."
+        f"Frobenius norm of each difference over all tensors of a block, relative to that of {first}'s "
+        "weights. Null: 0, and 0 means equal bit by bit; nothing is estimated, so there is no interval. "
+        "Click a block to select it."
     )
-    title = say.blocks_title(table, model, first)
+    named = [f"{q.label(opened, name)}." for name in models if name in q.contrasts(opened)]
+    title = say.blocks_title(table, model, *q.ends(opened, model))
     code = _code(opened, f"q.by_block(opened, {models!r})")
-    return Panel("weight-blocks", title, table, draw, code, caption, (first, *models))
+    caption = " ".join([*named, caption])
+    return Panel("weight-blocks", title, table, draw, code, caption, _models(opened, models))
 
 
 def grid_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     """One measure of every tensor, part × block."""
-    first, measure = opened.facts.models[0], selection.weights
+    measure = selection.weights
     table = q.grid(opened, model, measure)
 
     def draw(palette: Palette) -> Spec:
@@ -120,24 +132,24 @@ def grid_panel(opened: Opened, selection: Selection, model: str) -> Panel:
         )
 
     meaning = {
-        "relative": "‖ΔW‖_F ÷ ‖W‖_F of the tensor.",
+        "relative": f"‖ΔW‖_F ÷ ‖W‖_F of {opened.facts.models[0]}'s tensor.",
         "norm": "‖ΔW‖_F of the tensor.",
         "effective_rank": "exp of the entropy of σ/Σσ of the difference; vectors have none.",
     }[measure]
     lost = q.problems(opened, model)
     more = f" Not compared: {'; '.join(lost[:4])}{' …' if len(lost) > 4 else ''}." if lost else ""
     caption = (
-        f"{model} − {first}. {meaning} Null: 0 where both models are equal bit by bit. Tensors outside the "
-        f"blocks are in the table of the store alone.{more} Click a cell to select its block."
+        f"{q.label(opened, model)}. {meaning} Null: 0 where both models are equal bit by bit. Tensors "
+        f"outside the blocks are in the table of the store alone.{more} Click a cell to select its block."
     )
-    title = say.grid_title(q.tensors(opened, model), model, first)
+    title = say.grid_title(q.tensors(opened, model), *q.ends(opened, model))
     code = _code(opened, f"q.grid(opened, {model!r}, {measure!r})")
-    return Panel("weight-tensors", title, table, draw, code, caption, (first, model))
+    return Panel("weight-tensors", title, table, draw, code, caption, _models(opened, [model]))
 
 
 def spectrum_panel(opened: Opened, selection: Selection, model: str, part: str) -> Panel:
     """Singular values of one tensor's difference in every model, and of a random one of the same norm."""
-    models, layer = q.compared(opened), selection.layer
+    models, layer = q.differences(opened), selection.layer
     table = q.spectra(opened, models, layer, part)
     chance = f"random, {model}'s norm"
     lines = pl.concat(
@@ -163,7 +175,8 @@ def spectrum_panel(opened: Opened, selection: Selection, model: str, part: str) 
         )
 
     caption = (
-        f"Singular values of the difference from {opened.facts.models[0]}, at most {q.SHOWN_DIRECTIONS}. "
+        f"Singular values of {'; '.join(q.label(opened, name) for name in models)}; at most "
+        f"{q.SHOWN_DIRECTIONS}. "
         "Null: a random matrix of the same shape and norm (Marchenko-Pastur); a direction stands out above "
         "the 95 % quantile of such a matrix's largest singular value (Tracy-Widom). Values of low-rank "
         "differences end at their rank."
@@ -171,16 +184,17 @@ def spectrum_panel(opened: Opened, selection: Selection, model: str, part: str) 
     found = q.standing_out(opened, model, layer, part)
     title = say.spectrum_title(found, model, layer, part)
     code = _code(opened, f"q.spectra(opened, {models!r}, {layer}, {part!r})")
-    return Panel("weight-spectrum", title, table, draw, code, caption, models, False)
+    return Panel("weight-spectrum", title, table, draw, code, caption, _models(opened, models), False)
 
 
 def heads_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     """Share of every head in the difference of one kind of projection, layer × head."""
     part = selection.head_part
     table = q.heads(opened, model, part)
-    layers = pl.DataFrame({"layer": range(opened.facts.n_layers[model])}, schema={"layer": pl.Int64})
-    shown = layers.join(table.select("head").unique(), how="cross").join(
-        table, on=["layer", "head"], how="left"
+    shown = (
+        q.blocks(opened, model)
+        .join(table.select("head").unique(), how="cross")
+        .join(table, on=["layer", "head"], how="left")
     )
 
     def draw(palette: Palette) -> Spec:
@@ -209,4 +223,4 @@ def heads_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     )
     title = say.heads_title(table, model, part, selection.layer)
     code = _code(opened, f"q.heads(opened, {model!r}, {part!r})")
-    return Panel("weight-heads", title, table, draw, code, caption, (opened.facts.models[0], model))
+    return Panel("weight-heads", title, table, draw, code, caption, _models(opened, [model]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
@@ -26,13 +27,36 @@ def part_of(name: str) -> str:
 
 def compared(opened: Opened) -> tuple[str, ...]:
     """Models whose difference from the first one is stored, with everything that these pages need."""
-    store = opened.store
-    names = set(store.table_names())
-    if NORMS not in names:
+    return _stored(opened, opened.facts.models[1:])
+
+
+def contrasts(opened: Opened) -> dict[str, tuple[str, str]]:
+    """Stored contrasts that the study names: name -> (plus, minus)."""
+    named = opened.store.manifest.get("study", {}).get("contrasts", {})
+    return {name: (named[name]["plus"], named[name]["minus"]) for name in _stored(opened, named)}
+
+
+def differences(opened: Opened) -> tuple[str, ...]:
+    """Every stored difference: models' own, then contrasts."""
+    return (*compared(opened), *contrasts(opened))
+
+
+def ends(opened: Opened, name: str) -> tuple[str, str]:
+    """The two models whose weights a difference takes from each other: (of, from)."""
+    return contrasts(opened).get(name, (name, opened.facts.models[0]))
+
+
+def label(opened: Opened, name: str) -> str:
+    """A difference in words: "tuned − base", "agreeable = tuned − critical"."""
+    of, from_ = ends(opened, name)
+    return f"{of} − {from_}" if name == of else f"{name} = {of} − {from_}"
+
+
+def _stored(opened: Opened, names: Iterable[str]) -> tuple[str, ...]:
+    tables = set(opened.store.table_names())
+    if NORMS not in tables:
         return ()
-    return tuple(
-        model for model in opened.facts.models[1:] if {delta_table(model), heads_table(model)} <= names
-    )
+    return tuple(name for name in names if {delta_table(name), heads_table(name)} <= tables)
 
 
 def tensors(opened: Opened, model: str) -> pl.DataFrame:
@@ -48,7 +72,7 @@ def problems(opened: Opened, model: str) -> list[str]:
 
 
 def by_block(opened: Opened, models: tuple[str, ...]) -> pl.DataFrame:
-    """Difference of every block as a whole: layer, series (model), norm, value = ‖ΔW‖/‖W‖ of all tensors."""
+    """Every block as a whole: layer, series (difference), norm, value = ‖ΔW‖/‖W‖ over all its tensors."""
     whole = (
         opened.store.table(NORMS)
         .drop_nulls("layer")
@@ -76,12 +100,18 @@ def grid(opened: Opened, model: str, measure: str) -> pl.DataFrame:
     """part × layer of one measure; tensors that are equal in both models have norm 0 and no rank."""
     own = tensors(opened, model).drop_nulls(["layer", "norm"])
     parts = own.select(pl.col("part").unique(maintain_order=True))
-    layers = pl.DataFrame({"layer": range(opened.facts.n_layers[model])}, schema={"layer": pl.Int64})
+    layers = blocks(opened, model)
     every = layers.join(parts, how="cross").join(own, on=["layer", "part"], how="left", maintain_order="left")
     value = pl.col(measure)
     return every.select(
         "layer", "part", (value if measure == "effective_rank" else value.fill_null(0.0)).alias("value")
     )
+
+
+def blocks(opened: Opened, name: str) -> pl.DataFrame:
+    """Column `layer`: every block of a difference's model."""
+    count = opened.facts.n_layers[ends(opened, name)[0]]
+    return pl.DataFrame({"layer": range(count)}, schema={"layer": pl.Int64})
 
 
 def parts_at(opened: Opened, model: str, layer: int) -> tuple[str, ...]:
@@ -98,7 +128,7 @@ def name_at(opened: Opened, model: str, layer: int, part: str) -> str | None:
 
 
 def spectra(opened: Opened, models: tuple[str, ...], layer: int, part: str) -> pl.DataFrame:
-    """Leading singular values: x (from 1), series (model), value, and random ones of its norm."""
+    """Leading singular values: x (from 1), series (difference), value, and random ones of its norm."""
     frames = []
     for model in models:
         name = name_at(opened, model, layer, part)

@@ -9,20 +9,25 @@ from app.resources import Opened
 
 
 def model_control(opened: Opened) -> None:
-    """Which model's difference is looked at; it becomes model B."""
-    offered = weights_queries.compared(opened)
-    first = opened.facts.models[0]
+    """Which difference is looked at: a model's, which becomes model B, or a contrast."""
+    offered = weights_queries.differences(opened)
+    names = {name: weights_queries.label(opened, name) for name in offered}
     if len(offered) < 2:
-        st.caption(f"{offered[0]} − {first}")
+        st.caption(names[offered[0]])
         return
     st.session_state["weights-model"] = weights.model_of(opened, controls.current())
     st.selectbox(
         "Difference",
         offered,
         key="weights-model",
-        format_func=lambda name: f"{name} − {first}",
-        on_change=lambda: controls.change(b=st.session_state["weights-model"]),
+        format_func=names.__getitem__,
+        on_change=lambda: _chosen(opened, st.session_state["weights-model"]),
     )
+
+
+def _chosen(opened: Opened, name: str) -> None:
+    changes = {} if name in weights_queries.contrasts(opened) else {"b": name}
+    controls.change(delta=name, **changes)
 
 
 def tensor_control(opened: Opened) -> None:

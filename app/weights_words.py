@@ -12,12 +12,16 @@ SIGNIFICANT = 0.05
 KINDS = {"o": "output", "q": "query", "k": "key", "v": "value"}
 
 
-def blocks_title(table: pl.DataFrame, model: str, first: str) -> str:
-    """Which blocks a model changes, and where most relative to the block's weights."""
+def blocks_title(table: pl.DataFrame, model: str, of: str, first: str) -> str:
+    """Which blocks a difference changes, and where most relative to the block's weights.
+
+    Args:
+        model: its name in the table. of, first: the models whose weights it takes from each other.
+    """
     own = table.filter((pl.col("series") == model) & (pl.col("value") > 0))
     count = table.filter(pl.col("series") == model).height
     if own.is_empty():
-        return f"{model} and {first} have the same weights in every block"
+        return f"{of} and {first} have the same weights in every block"
     top = own.sort("value", descending=True).row(0, named=True)
     most = f"block {top['layer']} by {_share(top['value'])}"
     if own.height == count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
-from app import build_weights
+from app import build_weights, weight_steering_view, weights
+from app import weights_queries as q
 from app.build import build
 from app.build_weights import delta_table, heads_table, read_deltas, steerable
+from app.charts.palette import DARK, LIGHT
+from app.charts.spec import as_chart
 from app.prepare import Prepared
+from app.resources import Opened, read_facts
+from app.selection import defaults, update
 from app.verification import verify
 from engine.delta_heads import head_shares
 from engine.deltas import difference
@@ -85,13 +92,13 @@ def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return build(study_of(folder, CONTRASTS), tmp_path_factory.mktemp("store") / "store", quiet=True)
 
 
-def weights(folder: Path, name: str) -> dict[str, np.ndarray]:
+def weights_of(folder: Path, name: str) -> dict[str, np.ndarray]:
     model = load(study_of(folder, {}).models[name], name).model
     return {key: value.detach().numpy() for key, value in model.named_parameters()}
 
 
 def test_a_contrast_is_the_first_models_weights_minus_the_seconds(folder: Path, store: Store) -> None:
-    one, two, base = (weights(folder, name) for name in ("one", "two", "base"))
+    one, two, base = (weights_of(folder, name) for name in ("one", "two", "base"))
     found = {delta.name: delta for delta in read_deltas(store, "agreeable")}
     assert set(found) == {LOW, FULL, NORM}
     for name, delta in found.items():
@@ -245,3 +252,60 @@ def test_other_tensors_are_refused_before_anything_is_captured(folder: Path) -> 
 def test_an_unknown_contrast_is_refused_by_name(store: Store) -> None:
     with pytest.raises(StoreError, match="no weight difference of nobody"):
         list(read_deltas(store, "nobody"))
+
+
+@pytest.fixture(scope="module")
+def opened(store: Store) -> Opened:
+    return Opened(str(store.path), store, read_facts(store))
+
+
+def test_contrasts_stand_beside_the_models_differences(opened: Opened) -> None:
+    assert q.differences(opened) == ("one", "two", "same", "agreeable", "back")
+    assert q.label(opened, "agreeable") == "agreeable = one − two"
+    assert q.label(opened, "one") == "one − base"
+    chosen = update(defaults(opened.facts), opened.facts, delta="agreeable", layer=1)
+    assert weights.model_of(opened, chosen) == "agreeable"
+    assert weights.model_of(opened, update(chosen, opened.facts, delta="two", b="one")) == "one"
+    panels = {panel.name: panel for panel in weights.panels(opened, chosen)}
+    assert set(panels) == {"weight-blocks", "weight-tensors", "weight-spectrum", "weight-heads"}
+    for panel in panels.values():
+        as_chart(panel.draw(LIGHT))
+        assert panel.draw(DARK) != panel.draw(LIGHT)
+        assert "agreeable = one − two" in panel.caption or panel.name == "weight-heads"
+        assert set(panel.models) <= set(opened.facts.models)
+        names: dict[str, Any] = {}
+        exec(panel.code, names)
+        assert names["table"].equals(panel.table)
+    assert panels["weight-blocks"].title.startswith("agreeable changes every block, most block 2 by ")
+    assert panels["weight-tensors"].title.startswith("one differs from two in ")
+    assert panels["weight-spectrum"].title.startswith(
+        "agreeable's difference in self_attn.o_proj of block 1 has rank 4 of 32"
+    )
+    by_block = panels["weight-blocks"].table.filter(pl.col("series") == "agreeable")
+    wanted = next(delta for delta in read_deltas(opened.store, "agreeable") if delta.name == FULL).norm
+    assert by_block.filter(pl.col("layer") == 2)["norm"][0] == pytest.approx(wanted)
+
+
+def test_steering_offers_a_contrast_as_the_pair_that_it_is(opened: Opened) -> None:
+    found = weight_steering_view.offered(opened, defaults(opened.facts))
+    assert found["one/two"] == "agreeable = one − two"
+    assert found["two/one"] == "back = two − one"
+    assert found["one/same"] == "one − same"
+    assert list(found)[:5] == ["one", "two", "same", "one/two", "two/one"]
+    chosen = update(defaults(opened.facts), opened.facts, deltas="one/two")
+    (contrast,) = weight_steering_view.contrasts_of(chosen)
+    assert (contrast.plus, contrast.minus) == ("one", "two")
+
+
+def test_the_pages_show_a_contrast(opened: Opened, open_app: Callable[..., AppTest]) -> None:
+    app = open_app(opened.path, "weights", b="two", layer="1")
+    app.selectbox(key="weights-model").set_value("agreeable").run()
+    assert not app.exception
+    said = "\n".join(str(block.value) for block in (*app.markdown, *app.caption))
+    assert "one differs from two in" in said
+    app.selectbox(key="weights-model").set_value("one").run()
+    assert not app.exception
+    assert "one differs from base in" in "\n".join(str(block.value) for block in app.markdown)
+    steering = open_app(opened.path, "weight_steering", deltas="one/two")
+    assert not steering.exception
+    assert steering.multiselect(key="weights-deltas").value == ["one/two"]
