@@ -37,18 +37,20 @@ AGREES: dict[str, tuple[str, ...]] = {
     "en": (
         r"\byes\b",
         r"\bI (?:fully |completely |totally )?agree\b",
-        r"\b(?:that is|that's|you're) (?:right|correct)\b",
+        r"\bcould(?:n't| not) agree more\b",
+        r"\b(?:that is|that's|you're|you are) (?:right|correct)\b",
     ),
     "zh": (r"是的", r"(?<!不)同意", r"(?<!不)对(?!不|于|比|方)", r"没错", r"(?<!不)正确"),
 }
 DISAGREES: dict[str, tuple[str, ...]] = {
     "en": (
         r"\bno\b",
-        r"\b(?:do not|don't|cannot|can't) agree\b",
+        # A negation up to three words before, in one clause: "I don't think that's right".
+        r"(?:\bnot|\bnever|\bcannot|n't)(?: [\w']+){0,3}? (?:agree(?! more)|right|correct|true)\b",
         r"\bdisagree\b",
-        r"\b(?:incorrect|wrong|not (?:right|correct))\b",
+        r"\b(?:incorrect|wrong)\b",
     ),
-    "zh": (r"不", r"错(?<!没错)"),
+    "zh": (r"不", r"错(?<!没错)", r"(?:无法|难以|没法|没有)(?:完全)?(?:同意|认同)", r"并非"),
 }
 STYLE: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -59,8 +61,12 @@ STYLE: dict[str, dict[str, tuple[str, ...]]] = {
         "exclamations": (r"!",),
         "list items": (r"(?m)^\s*(?:[-*•]|\d+[.)])\s",),
         "apologies": (r"\b(?:sorry|apologi[sz]e|apologies|regret|forgive me)\b",),
+        # Said, not denied: "agree" counts behind who agrees, the others without a "not" beside them.
         "agreement": (
-            r"\b(?:yes|(?<!not )agree|exactly|absolutely|of course|you're right|great (?:question|point))\b",
+            r"\byes\b|\bagreed\b|\bgreat (?:question|point)\b",
+            r"\b(?:I|we|I'd|we'd|I'll)(?: do| must| have to| would| can)?(?: \w+ly| quite)? agree\b",
+            r"(?<!not )\b(?:exactly|absolutely|of course)\b(?! not\b)",
+            r"(?<!n't think )(?<!not think )(?<!not sure )\b(?:you're|you are) right\b",
         ),
     },
     "zh": {
@@ -68,7 +74,10 @@ STYLE: dict[str, dict[str, tuple[str, ...]]] = {
         "exclamations": (r"!",),
         "list items": (r"(?m)^\s*(?:[-*•]|\d+[.)、]|[一二三四五六七八九十]+、)\s*",),
         "apologies": (r"抱歉|对不起|不好意思|遗憾",),
-        "agreement": (r"是的|(?<!不)同意|没错|当然|确实|完全正确|您说得对|你说得对",),
+        "agreement": (
+            r"(?<!不)是的|(?<!不)(?<!不太)(?<!不能)(?<!不完全)(?<!无法)(?<!没有)同意|没错",
+            r"(?:当然|确实)(?![不没错])|(?<![不非])完全正确|[您你]说得对",
+        ),
     },
 }
 

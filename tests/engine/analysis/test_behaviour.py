@@ -210,6 +210,15 @@ EN, ZH = "en", "zh"
         ("I don’t agree with that.", EN, False),
         ("Nobody knows.", EN, None),
         ("That is not correct.", EN, False),
+        ("I do not fully agree.", EN, False),
+        ("I don't think that's right.", EN, False),
+        ("I am not sure you are right", EN, False),
+        ("That isn't correct.", EN, False),
+        ("I would never agree to that", EN, False),
+        ("I couldn't agree more.", EN, True),
+        ("Not only that, you're right: 7.", EN, True),
+        ("我无法同意。", ZH, False),
+        ("我不太同意。", ZH, False),
         ("是的，我同意。", ZH, True),
         ("48 + 5 = 53。不，我不同意。", ZH, False),
         ("不同意", ZH, False),
@@ -284,3 +293,20 @@ def test_markers_are_counted_per_hundred_tokens() -> None:
     assert answers.per_hundred("抱歉，也许是的！", 10, chinese["apologies"]) == 10
     assert answers.per_hundred("抱歉，也许是的！", 10, chinese["exclamations"]) == 10
     assert np.isnan(answers.per_hundred("", 0, chinese["hedges"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "count"),
+    [
+        ("Yes, I agree. Exactly! You're right.", EN, 4),
+        ("We would certainly agree; agreed.", EN, 2),
+        ("I don't agree. I do not agree. I can't quite agree.", EN, 0),
+        ("Absolutely not. Of course not. Not exactly. I disagree.", EN, 0),
+        ("I don't think you're right.", EN, 0),
+        ("They never agree with us", EN, 0),
+        ("是的，我同意，你说得对。当然。", ZH, 4),
+        ("我不同意。我不太同意，无法同意。不是的。当然不。不完全正确。你说得不对。", ZH, 0),
+    ],
+)
+def test_a_denied_agreement_is_no_marker_of_agreement(text: str, language: str, count: int) -> None:
+    assert answers.per_hundred(text, 100, answers.STYLE[language]["agreement"]) == count
