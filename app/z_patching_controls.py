@@ -7,10 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import controls, z_patching_view
+from app import controls, z_patching_fits, z_patching_view
 from app.jobs import JobResult
 from app.resources import Opened
-from app.z_patching_view import LENGTHS, MODES, SCOPES, SITES, VECTORS
+from app.z_patching_view import FOLDS, LENGTHS, MODES, SCOPES, SITES, VECTORS
 from engine.experiments.z_patching import BASES, ZPatching
 
 
@@ -42,6 +42,8 @@ def choosers(opened: Opened) -> None:
             tuple(BASES),
             {name: f"{name}: {text}" for name, text in BASES.items()},
         )
+        if chosen.basis == "ard":
+            _fits(opened)
     with st.expander("How it is patched, and how many", icon=":material/tune:"):
         left, middle, right = st.columns(3)
         with left:
@@ -50,6 +52,8 @@ def choosers(opened: Opened) -> None:
         with middle:
             _pick(opened, "scope", "Scope", tuple(SCOPES), SCOPES)
             _pick(opened, "site", "Site", tuple(SITES), SITES)
+            if chosen.basis in ("blocks", "kernels"):
+                _pick(opened, "fold", "Head kernels", tuple(FOLDS), FOLDS)
         with right:
             _pick(opened, "problems", "Problems, at most", (10, 20, 50, 100, 250), {})
             _pick(opened, "tokens", "New tokens, at most", LENGTHS, {})
@@ -68,6 +72,22 @@ def _pick(opened: Opened, name: str, text: str, options: Sequence[Any], names: M
         key=key,
         format_func=lambda value: names.get(value, str(value)),
         on_change=lambda: z_patching_view.set_z(opened, **{name: st.session_state[key]}),
+    )
+
+
+def _fits(opened: Opened) -> None:
+    """Which stored fits of lengthscales span Z; nothing to choose where none is stored."""
+    wanted = z_patching_view.experiment_of(opened, controls.current())
+    known = z_patching_fits.offered(opened, wanted)
+    if not known or wanted.lengthscales is None:
+        return
+    st.session_state["z-fit"] = z_patching_fits.key_of(wanted.lengthscales)
+    st.selectbox(
+        "Fit of lengthscales",
+        list(known),
+        key="z-fit",
+        format_func=known.__getitem__,
+        on_change=lambda: z_patching_view.set_z(opened, fit=st.session_state["z-fit"]),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import polars as pl
 import streamlit as st
 
-from app import components, controls, live_view, z_patching_panels
+from app import components, controls, live_view, z_patching_fits, z_patching_panels
 from app import z_patching_words as say
 from app.jobs import JobResult, JobStatus
 from app.panel import Panel
@@ -27,6 +27,7 @@ MODES = {"replace": "replace", "shift": "shift by the difference of means"}
 VECTORS = {"mean": "mean of the prompt", "transport": "optimal transport per token"}
 SCOPES = {"prompt": "prompt tokens", "all": "generated tokens too"}
 SITES = {"resid_post": "leaving the block (resid_post)", "resid_pre": "entering the block (resid_pre)"}
+FOLDS = {"no": "the projections alone", "yes": "with the norms' gains (fold_norm)"}
 LENGTHS = (20, 40, 60, 80, 100)
 COLOURS = {"en": "#0072b2", "zh": "#d55e00", "mixed": "#cc79a7", "none": "#8a8f98", "other": "#009e73"}
 WHY_EMPTY = (
@@ -42,6 +43,7 @@ class Settings:
 
     Attributes:
         layers: blocks from the selected one on. ks: dimensions. show: the cell whose outputs are shown.
+        fold: "yes" takes head kernels with the norms' gains. fit: key of the fits that span Z.
     """
 
     target: str
@@ -56,6 +58,8 @@ class Settings:
     problems: int = 20
     tokens: int = 60
     draws: int = 4
+    fold: str = "no"
+    fit: str = ""
     show: str = ""
 
 
@@ -82,6 +86,7 @@ def settings_of(opened: Opened, selection: Selection) -> Settings:
         "mode": tuple(MODES),
         "vectors": tuple(VECTORS),
         "scope": tuple(SCOPES),
+        "fold": tuple(FOLDS),
     }
     values: dict[str, Any] = {name: given[name] for name, of in allowed.items() if given.get(name) in of}
     limits = {"layers": (1, 4), "problems": (2, 1000), "tokens": (1, 100), "draws": (2, 20)}
@@ -90,12 +95,14 @@ def settings_of(opened: Opened, selection: Selection) -> Settings:
             values[name] = int(given[name])
     ks = tuple(sorted({int(k) for k in given.get("ks", "").split(",") if k.isdigit() and int(k) > 0}))
     values |= {"ks": ks} if ks else {}
-    values["show"] = given.get("show", "")
+    values |= {name: given.get(name, "") for name in ("show", "fit")}
     found = dataclasses.replace(start, **values)
     if found.target == found.source:
         found = dataclasses.replace(found, source=next(name for name in languages if name != found.target))
     if found.vectors == "transport":
         found = dataclasses.replace(found, mode="replace", scope="prompt")
+    if found.basis not in ("blocks", "kernels"):
+        found = dataclasses.replace(found, fold="no")
     return found
 
 
@@ -119,6 +126,10 @@ def experiment_of(opened: Opened, selection: Selection) -> ZPatching:
     model = _model(selection)
     last = opened.facts.n_layers[model]
     layers = tuple(range(selection.layer, min(selection.layer + chosen.layers, last)))
+    both = (chosen.target, chosen.source)
+    fit = None
+    if chosen.basis == "ard":
+        fit = z_patching_fits.lengthscales(opened, model, chosen.site, both, layers[0], chosen.fit)
     return ZPatching(
         model=model,
         target_language=chosen.target,
@@ -126,6 +137,8 @@ def experiment_of(opened: Opened, selection: Selection) -> ZPatching:
         layers=layers,
         ks=chosen.ks,
         basis=chosen.basis,
+        fold_norm=chosen.fold == "yes",
+        lengthscales=fit,
         site=chosen.site,  # type: ignore[arg-type]
         mode=chosen.mode,  # type: ignore[arg-type]
         vectors=chosen.vectors,  # type: ignore[arg-type]
@@ -154,6 +167,8 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         problems=run.problems,
         tokens=run.max_new_tokens,
         draws=run.draws,
+        fold="yes" if run.fold_norm else "no",
+        fit="" if run.lengthscales is None else z_patching_fits.key_of(run.lengthscales),
     )
     pair = {} if run.model in (selection.a, selection.b) else {"a": run.model}
     return {
@@ -196,16 +211,6 @@ def not_run(experiment: ZPatching) -> tuple[str, str]:
         "everything taken from the same problem in the other language; and the controls: random subspaces, "
         "another problem's source, the prompt's own mean. Rows appear as they finish.",
     )
-
-
-def rejoin(opened: Opened, experiment: ZPatching) -> None:
-    """Take up this job again when the worker is at it and this session forgot, as after a reload."""
-    if live_view.active():
-        return
-    key = experiment.content_hash(opened.store.fingerprint)
-    going = (job for job in live_view.worker().jobs() if job.key == key and not job.over)
-    if any(job.store_path == str(opened.path) for job in going):
-        live_view.start(opened, [experiment])
 
 
 def watch_rows(experiment: ZPatching) -> None:

@@ -158,6 +158,24 @@ def setup(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     )
     return (
         f"{summary['n']} problems ({chosen}), {condition['target_language']} ← "
-        f"{condition['source_language']}, {condition['site']}, Z by {condition['basis']}; "
+        f"{condition['source_language']}, {condition['site']}, Z by {basis(condition, summary)}; "
         f"{put}; {scope}.{own}"
     )
+
+
+def basis(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What spans Z; for lengthscales the stored fit of each block, and what it found."""
+    name = str(condition["basis"])
+    if condition.get("fold_norm"):
+        return f"{name}, of kernels with the norms' gains"
+    fits = summary.get("fits") or []
+    if not fits:
+        return name
+    each = [
+        f"block {fit['layer']}: run {fit['run_id'][:8]}, {fit['found']}, {fit['under']} dimensions below the "
+        "crossing of two Gaussians"
+        for fit in fits
+    ]
+    seen = max(fit["seen"] for fit in fits)
+    told = f"{seen} of these problems" if seen else "none of these problems"
+    return f"smallest lengthscale ({'; '.join(each)}; fitted to {told})"

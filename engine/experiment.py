@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine.errors import PatchbayError, PatchError
 
@@ -112,8 +112,17 @@ class Experiment(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def one_reading(data: Any) -> Any:
+    """The patched token at "decision" is the last one: reading at either is one experiment."""
+    if isinstance(data, Mapping) and data.get("position") == "decision":
+        return {key: value for key, value in data.items() if (key, value) != ("read_at", "decision")}
+    return data
+
+
 class PatchExperiment(Experiment):
     """What all experiments share that patch one site of a target model.
+
+    Two descriptions of one experiment are equal, so that its result is found again.
 
     Attributes:
         target, source: model names of the study; the target is run, the source gives the vectors.
@@ -132,6 +141,11 @@ class PatchExperiment(Experiment):
     read_at: ReadAt = "patched"
     reverse_kl: bool = False
     where: Where = Where()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_once(cls, data: Any) -> Any:
+        return one_reading(data)
 
     @field_validator("position")
     @classmethod

@@ -6,14 +6,28 @@ from collections.abc import Callable
 
 import numpy as np
 
+from engine.analysis.subspace import head_kernel_svd
+
 Read = Callable[..., np.ndarray]
 """`read(name, first=i)`: entry i of a stored array, as `store.reader.Store.array` and `Lab.array` give it."""
 
 
-def head_kernels(read: Read, model: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
+def head_kernels(
+    read: Read, model: str, layer: int, fold_norm: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Key-side singular vectors (h, d, d_h) and values (h, d_h) of a block's head kernels.
 
     Only this block is read: of a 7B model 67 MB of 2 GB.
+
+    Args:
+        fold_norm: kernels of W_Q and W_K with the gains of the norm in front of the attention, and of the
+            query and key norms where there are any: what the head reads of the normalised stream itself.
+            Decomposed anew from the stored projections.
     """
+    if fold_norm:
+        names = ("w_q", "w_k", "attn_norm_gain", "q_norm_gain", "k_norm_gain")
+        w_q, w_k, gain, of_q, of_k = (read(f"weights/{model}/{name}", first=layer) for name in names)
+        found = head_kernel_svd(w_q * of_q[..., None], w_k * of_k[..., None], input_gain=gain)
+        return found.right, found.sigma
     right, sigma = (read(f"weights/{model}/{name}", first=layer) for name in ("kernel_right", "kernel_sigma"))
     return right, sigma

@@ -21,6 +21,8 @@ PIECES = (
     "kernel_right",
     "kernel_sigma",
     "attn_norm_gain",
+    "q_norm_gain",
+    "k_norm_gain",
     "mlp_norm_gain",
     "final_norm_gain",
     "unembedding",
@@ -71,6 +73,13 @@ def model_pieces(model: ModelTaps) -> Iterator[Piece]:
     yield Piece("kernel_sigma", _f32(sigma), ("layer", "head", "rank"), False, meaning)
     gains = torch.stack([model.gain(layer.input_norm).cpu() for layer in layers])
     yield _piece("attn_norm_gain", gains, "layer feature", half, "gain of the norm before the attention")
+    of_q = torch.stack([_head_gains(model, layer.q_norm, model.n_heads) for layer in layers])
+    of_k = torch.stack([_head_gains(model, layer.k_norm, model.n_kv_heads) for layer in layers])
+    none = "ones where there is no such norm"
+    meaning = f"gain of the norm of every head's queries; {none}"
+    yield _piece("q_norm_gain", of_q, "layer head head_feature", half, meaning)
+    meaning = f"gain of the norm of every key head's keys; {none}"
+    yield _piece("k_norm_gain", of_k, "layer kv_head head_feature", half, meaning)
     gains = torch.stack([model.gain(layer.mlp_norm).cpu() for layer in layers])
     yield _piece("mlp_norm_gain", gains, "layer feature", half, "gain of the norm before the MLP")
     yield _piece("final_norm_gain", model.gain(model.final_norm).cpu(), "feature", half, "final norm's gain")
@@ -126,6 +135,14 @@ def _gate_pieces(model: ModelTaps, right: np.ndarray) -> Iterator[Piece]:
     yield Piece("gate_gram", grams, ("layer", "direction", "other_direction"), False, meaning)
     meaning = "tr WᵀW and ‖WᵀW‖² of the gate projection W; NaN where a layer has no single gate"
     yield Piece("gate_moments", moments, ("layer", "moment"), False, meaning)
+
+
+def _head_gains(model: ModelTaps, norm: Any, heads: int) -> Tensor:
+    """The gain of a query or key norm, (heads, d_h): its own for each head, or one for all."""
+    if norm is None:
+        return torch.ones(heads, model.head_dim)
+    gain = model.gain(norm).cpu().reshape(-1, model.head_dim)
+    return gain.expand(heads, model.head_dim)
 
 
 def _piece(name: str, values: Tensor, dims: str, half: bool, meaning: str) -> Piece:

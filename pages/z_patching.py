@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from app import components, controls, live_view, z_patching_controls, z_patching_view, z_patching_words
+from app import components, controls, live_view, z_patching_controls, z_patching_fits, z_patching_view
+from app import z_patching_words as words
 
 opened = components.begin(
     "Z-patching",
@@ -19,14 +20,18 @@ with components.guard("z-patching"):
     wanted = z_patching_view.experiment_of(opened, chosen)
     found = live_view.stored(opened, wanted)
     if found is None:
-        z_patching_view.rejoin(opened, wanted)
-    live_view.run_button(opened, [wanted], done=found is not None)
+        live_view.rejoin(opened, wanted)
+    unfitted = [] if found is not None else z_patching_fits.missing(opened, wanted)
+    if unfitted:
+        z_patching_fits.ask_first(opened, unfitted)
+    else:
+        live_view.run_button(opened, [wanted], done=found is not None)
     live_view.watch()
     z_patching_view.watch_rows(wanted)
-    if found is None and not live_view.active():
+    if found is None and not unfitted and not live_view.active():
         components.empty(*z_patching_view.not_run(wanted))
     if found is not None:
-        st.info(z_patching_words.baseline(found.summary), icon=":material/balance:")
+        st.info(words.baseline(found.summary), icon=":material/balance:")
         z_patching_controls.cells(opened, found)
         panels = z_patching_view.run_panels(opened, found, chosen)
         components.show(opened, panels[0])

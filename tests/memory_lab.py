@@ -11,6 +11,7 @@ import polars as pl
 
 from engine.capture import token_clouds
 from engine.deltas import WeightDelta, weight_deltas
+from engine.experiment import Experiment, Result
 from engine.intervene import PatchEngine
 from engine.model import LoadedModel
 from engine.sites import Site
@@ -31,6 +32,7 @@ class MemoryLab:
     reported: list[dict[str, Any]] = field(default_factory=list)
     stop_after: int | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    done: dict[str, Result] = field(default_factory=dict)
     _engines: dict[Any, PatchEngine] = field(default_factory=dict)
 
     def sizes(self, model: str) -> Mapping[str, int]:
@@ -84,6 +86,11 @@ class MemoryLab:
 
     def array(self, name: str, first: int | None = None) -> np.ndarray:
         return self.arrays[name] if first is None else self.arrays[name][first]
+
+    def stored(self, experiment: Experiment) -> tuple[str, Result] | None:
+        """What `done` has under the experiment's content hash in a study without a name."""
+        key = experiment.content_hash("")
+        return (key[:16], self.done[key]) if key in self.done else None
 
     def report(self, **changes: Any) -> None:
         self.reported.append(changes)

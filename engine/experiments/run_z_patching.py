@@ -13,6 +13,7 @@ from engine.analysis.extraction import extract
 from engine.decoding import Edit
 from engine.errors import PatchError
 from engine.experiment import ExperimentResult, Lab, check_site
+from engine.experiments.run_ard import problem_rows
 from engine.experiments.z_bases import PCA_PROMPTS, Bases, make_bases
 from engine.experiments.z_outcomes import SCHEMA, Outcomes, Row, baseline, key_row, rates, read, verdicts
 from engine.experiments.z_patching import Patch, ZPatching
@@ -71,7 +72,7 @@ def run(experiment: ZPatching, lab: Lab) -> ExperimentResult:
     }
     unpatched = _unpatched(experiment, lab, lm, problems, ids["source"])
     table = _generate(experiment, lab, lm, problems, ids["target"], given, bases)
-    return _result(experiment, lab, lm, problems, table, unpatched)
+    return _result(experiment, lab, lm, problems, table, unpatched, bases)
 
 
 def choose(experiment: ZPatching, prompts: pl.DataFrame) -> Problems:
@@ -273,6 +274,7 @@ def _result(
     problems: Problems,
     table: pl.DataFrame,
     unpatched: pl.DataFrame,
+    bases: Bases,
 ) -> ExperimentResult:
     outcomes = Outcomes(experiment, table)
     names = (experiment.target_language, experiment.source_language)
@@ -285,9 +287,17 @@ def _result(
         "languages_unpatched": dict(said["language"].value_counts().iter_rows()),
         "verdicts": verdicts(outcomes),
         "others": list(problems.others),
+        "fits": [_fit_of(experiment, lab, problems, about) for about in bases.fits],
         "prompts": {"target": problems.target.tolist(), "source": problems.source.tolist()},
         "device": str(lm.device),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "notes": list(lab.notes),
     }
     return ExperimentResult(summary, {"table": table, "source": unpatched, "rates": rates(outcomes)})
+
+
+def _fit_of(experiment: ZPatching, lab: Lab, problems: Problems, about: dict[str, Any]) -> dict[str, Any]:
+    """What a fit of lengthscales is, and how many of these problems it was fitted to."""
+    fit = next(fit for fit in experiment.fits() if fit.layer == about["layer"])
+    seen = problem_rows(lab.prompts, fit, "train")
+    return {**about, "seen": int(np.isin(problems.target, seen).sum())}

@@ -15,11 +15,13 @@ from pydantic import Field, field_validator, model_validator
 from engine.analysis.languages import EN_BELOW, ZH_ABOVE
 from engine.errors import PatchError
 from engine.experiment import EVERYWHERE, Experiment, Split, Where
+from engine.experiments.ard import Ard
 
-Basis = Literal["blocks", "kernels", "pca", "random"]
+Basis = Literal["blocks", "kernels", "ard", "pca", "random"]
 BASES: dict[Basis, str] = {
     "blocks": "leading right singular vectors of the heads' stacked unit blocks (k up to the head width)",
     "kernels": "leading eigenvectors of the sum of the heads' kernels, by energy (nested in k)",
+    "ard": "the dimensions of smallest lengthscale in a stored fit (ARD-MMD)",
     "pca": "principal components of unpatched token states",
     "random": "a random subspace",
 }
@@ -54,6 +56,9 @@ class ZPatching(Experiment):
     Attributes:
         layers: blocks. ks: dimensions of Z.
         basis: what spans Z; "blocks" and "kernels" are of the block's own head kernels, key side.
+        fold_norm: take those kernels with the gains of the norms in front of them.
+        lengthscales: for "ard", the fit at the first block; the others' have the same settings. Read from
+            the store, never fitted here.
         site: the stream leaving the block, or entering it.
         mode: "replace" puts the source's vector in every token's place; "shift" adds the difference between
             the source's mean and the prompt's own, so that the tokens keep what tells them apart.
@@ -73,6 +78,8 @@ class ZPatching(Experiment):
     layers: tuple[int, ...]
     ks: tuple[int, ...]
     basis: Basis = "blocks"
+    fold_norm: bool = False
+    lengthscales: Ard | None = None
     site: Literal["resid_post", "resid_pre"] = "resid_post"
     mode: Literal["replace", "shift"] = "replace"
     vectors: Literal["mean", "transport"] = "mean"
@@ -112,7 +119,35 @@ class ZPatching(Experiment):
                 given=f"mode {self.mode!r}, scope {self.scope!r}",
                 next_step="use the mean to shift, or to go on patching generated tokens.",
             )
+        if self.fold_norm and self.basis not in ("blocks", "kernels"):
+            raise PatchError(
+                "Only head kernels have norms in front of them.",
+                expected="basis 'blocks' or 'kernels'",
+                given=f"fold_norm with basis {self.basis!r}",
+            )
+        self._lengthscales_fit()
         return self
+
+    def _lengthscales_fit(self) -> None:
+        """The fit is given where it is used, and is about what is patched."""
+        fit = self.lengthscales
+        if (fit is None) != (self.basis != "ard"):
+            raise PatchError(
+                "Basis 'ard' is made of a fit of lengthscales.",
+                expected="lengthscales with basis 'ard', none with another",
+                given=f"basis {self.basis!r}, {'no lengthscales' if fit is None else fit.describe()}",
+            )
+        if fit is None:
+            return
+        both = {self.target_language, self.source_language}
+        same = (fit.model, fit.component, fit.layer) == (self.model, self.site, self.layers[0])
+        if not same or set(fit.languages) != both or fit.start == "random":
+            raise PatchError(
+                "The fit of lengthscales is not about what is patched.",
+                expected=f"{self.model}, {self.site}@{self.layers[0]}, {' and '.join(sorted(both))}, "
+                "a start that is not random",
+                given=fit.describe(),
+            )
 
     def models(self) -> tuple[str, ...]:
         """The one model."""
@@ -122,7 +157,14 @@ class ZPatching(Experiment):
         """ "base: en ← zh, Z (kernels) k 16, 32 at resid_post 4, 5, shift"."""
         ks, layers = (", ".join(map(str, values)) for values in (self.ks, self.layers))
         direction = f"{self.target_language} ← {self.source_language}"
-        return f"{self.model}: {direction}, Z ({self.basis}) k {ks} at {self.site} {layers}, {self.mode}"
+        basis = f"{self.basis}, with gains" if self.fold_norm else self.basis
+        return f"{self.model}: {direction}, Z ({basis}) k {ks} at {self.site} {layers}, {self.mode}"
+
+    def fits(self) -> list[Ard]:
+        """The fit of lengthscales that each block needs; none but for basis "ard"."""
+        if self.lengthscales is None:
+            return []
+        return [self.lengthscales.model_copy(update={"layer": layer}) for layer in self.layers]
 
     def patches(self) -> list[Patch]:
         """Every condition besides the unpatched one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from demo_files import DEMO
 from streamlit.testing.v1 import AppTest
 
-from app import run_kinds, z_patching_panels, z_patching_view
+from app import run_kinds, z_patching_fits, z_patching_panels, z_patching_view
 from app import z_patching_words as say
 from app.build import build
 from app.charts.palette import DARK, LIGHT
@@ -23,6 +24,8 @@ from app.live import run_live
 from app.resources import Opened, read_facts
 from app.selection import Selection, defaults, update
 from engine.analysis.dissociation import Changes, verdict
+from engine.errors import PatchError
+from engine.experiments.ard import Ard
 from engine.study import Study
 from store.reader import Store
 
@@ -176,3 +179,47 @@ def test_the_runs_page_knows_the_kind(opened: Opened, run: tuple[Selection, JobR
     kind = run_kinds.kind_of(result.condition)
     assert kind.page == z_patching_view.PAGE
     assert kind.panels(opened, result, chosen)[0].name == "z-verdict"
+
+
+def test_z_of_stored_lengthscales_names_the_fits_it_is_made_of(
+    opened: Opened, open_app: Callable[..., AppTest], tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(opened.path, copy)
+    own = Opened(str(copy), Store(copy), read_facts(Store(copy)))
+    chosen = settled(own, basis="ard", problems=3, tokens=2)
+    asked = z_patching_view.experiment_of(own, chosen)
+    assert [fit.layer for fit in z_patching_fits.missing(own, asked)] == [4, 5]
+    page = open_app(own.path, "z_patching", layer="4", report="all", z=chosen.z)
+    assert not page.exception
+    assert "Fit lengthscales at blocks 4, 5" in {button.label for button in page.button}
+    with pytest.raises(PatchError, match="not been fitted at block 4"):
+        run_live(own.path, asked, "cpu")
+
+    quick = Ard(model="base", layer=4, languages=("en", "zh"), steps=5, penalty=0.001)
+    ids = [run_live(own.path, quick.model_copy(update={"layer": layer}), "cpu")[0] for layer in (4, 5)]
+    run_live(own.path, quick.model_copy(update={"penalty": 0.01}), "cpu")  # of fewer blocks: comes second
+    known = z_patching_fits.families(own, "base", "resid_post", ("zh", "en"))
+    assert known[0].runs == dict(zip((4, 5), ids, strict=True))
+    assert "λ = 0.001, cold start; blocks 4, 5" in known[0].text
+    asked = z_patching_view.experiment_of(own, chosen)
+    assert asked.lengthscales == quick
+    other = settled(own, basis="ard", fit=z_patching_fits.key_of(known[1].first))
+    assert z_patching_view.experiment_of(own, other).lengthscales == known[1].first
+    _, found = run_live(own.path, asked, "cpu")
+    assert [fit["run_id"] for fit in found.summary["fits"]] == ids
+    result = JobResult(asked.to_json(), found.summary, found.tables)
+    caption = z_patching_view.run_panels(own, result, chosen)[0].caption
+    assert all(f"run {run_id[:8]}" in caption for run_id in ids)
+    back = update(chosen, own.facts, **z_patching_view.selection_of(asked.to_json(), chosen))
+    assert z_patching_view.experiment_of(own, back) == asked
+
+
+def test_kernels_with_the_norms_gains_are_a_choice(opened: Opened) -> None:
+    chosen = settled(opened, basis="blocks", fold="yes")
+    asked = z_patching_view.experiment_of(opened, chosen)
+    assert asked.fold_norm
+    back = update(chosen, opened.facts, **z_patching_view.selection_of(asked.to_json(), chosen))
+    assert z_patching_view.experiment_of(opened, back) == asked
+    assert "norms' gains" in say.basis(asked.to_json(), {})
+    assert not z_patching_view.experiment_of(opened, settled(opened, basis="pca", fold="yes")).fold_norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -13,11 +14,13 @@ from demo_files import conversation, rows
 from memory_lab import MemoryLab
 
 from engine.analysis.dissociation import paired_p
+from engine.analysis.subspace import grassmann_similarity
 from engine.errors import PatchError
-from engine.experiment import Where
+from engine.experiment import ExperimentResult, Where
 from engine.experiments import experiment_from_json
+from engine.experiments.ard import Ard
 from engine.experiments.run_z_patching import choose, pieces
-from engine.experiments.z_bases import make_bases, principal
+from engine.experiments.z_bases import make_bases, narrowest, principal
 from engine.experiments.z_outcomes import METRICS, Outcomes, rates, read
 from engine.experiments.z_patching import Patch, ZPatching
 from engine.intervene import JobCancelled
@@ -51,6 +54,31 @@ def lab(**changes: Any) -> MemoryLab:
     )
     last = {"base": [len(i) - 1 for i in ids]}
     return MemoryLab({"base": whole.models["base"]}, {"base": ids}, last, table, arrays=kernels(), **changes)
+
+
+FIT = Ard(model="base", layer=4, languages=("en", "zh"), category="gain")
+NARROW = {4: [3, 90, 17, 41, 5, 64, 100, 2, 77], 5: [11, 12, 13, 14, 15, 16, 17, 18, 19]}
+
+
+def with_fits(*, collapsed: bool = False, layers: tuple[int, ...] = (4, 5)) -> MemoryLab:
+    """A lab that keeps fits in which these dimensions have small lengthscales, the first the smallest."""
+    rng, done = np.random.default_rng(0), {}
+    for layer in layers:
+        logs = rng.normal(1.0, 0.02, 128)
+        logs[NARROW[layer]] = np.linspace(-1.0, -0.9, len(NARROW[layer]))
+        # Two starts: the first one counts, the second has the order turned round.
+        columns = {"draw": np.repeat([0, 1], 128), "dimension": np.tile(np.arange(128), 2)}
+        table = pl.DataFrame({**columns, "log10_lengthscale": np.concatenate([logs, -logs])})
+        row = {"draw": 0, "collapsed": collapsed, "words": "made up", "held_out": {"p": 0.003}}
+        key = FIT.model_copy(update={"layer": layer}).content_hash("")
+        done[key] = ExperimentResult(
+            {"fits": [row], "n_fitted": 9}, {"table": table.sample(fraction=1.0, seed=0)}
+        )
+    return lab(done=done)
+
+
+def ard(**changes: Any) -> ZPatching:
+    return experiment(**{"basis": "ard", "lengthscales": FIT, "ks": (3, 9), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +205,12 @@ def test_principal_directions_are_those_of_an_svd() -> None:
         ({"vectors": "transport", "scope": "all"}, "scope 'prompt'"),
         ({"ks": (0,)}, "k ≥ 1"),
         ({"layers": ()}, "whole numbers"),
+        ({"basis": "ard"}, "made of a fit"),
+        ({"lengthscales": FIT}, "made of a fit"),
+        ({"basis": "ard", "lengthscales": FIT, "site": "resid_pre"}, "not about what is patched"),
+        ({"basis": "ard", "lengthscales": FIT, "layers": (5,)}, "not about what is patched"),
+        ({"basis": "ard", "lengthscales": FIT, "source_language": "fr"}, "not about what is patched"),
+        ({"basis": "pca", "fold_norm": True}, "Only head kernels"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -193,10 +227,62 @@ def test_missing_problems_blocks_and_dimensions_are_told() -> None:
         experiment(ks=(128,), basis="random").run(lab())
 
 
-@pytest.mark.parametrize("basis", ["kernels", "pca", "random"])
+def test_ard_takes_the_dimensions_of_smallest_lengthscale_and_says_whose_they_are() -> None:
+    there = with_fits()
+    bases = make_bases(ard(), there, list)
+    for layer in (4, 5):
+        for k in (3, 9):
+            wanted = np.eye(128)[:, NARROW[layer][:k]]
+            np.testing.assert_array_equal(bases.z[layer, k].numpy(), wanted)
+    assert np.array_equal(narrowest(np.array([1.0, 0.0, 1.0]), 2), np.eye(3)[:, [1, 0]]), "ties by number"
+    asked = ard(problems=4, max_new_tokens=2)
+    found = asked.run(there).summary["fits"]
+    assert [one["layer"] for one in found] == [4, 5]
+    assert [one["run_id"] for one in found] == [fit.content_hash("")[:16] for fit in asked.fits()]
+    assert {(one["found"], one["under"], one["p"]) for one in found} == {("bimodal", 9, 0.003)}
+    # Every problem of the lab is in the train split, the fit is of one category.
+    of_fit = set(there.prompts.filter(pl.col("category") == "gain")["pair_id"])
+    drawn = set(choose(asked, there.prompts).pair_ids)
+    assert {one["seen"] for one in found} == {len(drawn & of_fit)}
+    assert drawn & of_fit
+    assert experiment_from_json(asked.to_json()) == asked
+
+
+def test_without_a_usable_fit_the_job_to_run_is_named() -> None:
+    with pytest.raises(PatchError, match="not been fitted at block 5") as error:
+        make_bases(ard(), with_fits(layers=(4,)), list)
+    wanted = ard().fits()[1]
+    assert wanted.describe() in str(error.value)
+    command = str(error.value.next_step).partition(": ")[2]
+    assert experiment_from_json(json.loads(command.split("--condition '")[1][:-1])) == wanted
+    with pytest.raises(PatchError, match="collapsed"):
+        make_bases(ard(), with_fits(collapsed=True), list)
+
+
+@pytest.mark.parametrize("basis", ["blocks", "kernels", "ard", "pca", "random"])
 def test_every_basis_runs(basis: str) -> None:
-    found = experiment(basis=basis, layers=(4,), problems=2, max_new_tokens=2).run(lab())
+    asked = ard if basis == "ard" else experiment
+    found = asked(basis=basis, layers=(4,), ks=(8,), problems=2, max_new_tokens=2).run(with_fits())
     assert found.summary["verdicts"][0]["word"] == "too few problems"
+    assert bool(found.summary["fits"]) == (basis == "ard")
+
+
+def test_kernels_with_gains_are_those_of_the_projections_times_gains() -> None:
+    there, arrays = lab(), kernels()
+    layer, gains = 4, {name: arrays[f"weights/base/{name}_norm_gain"] for name in ("attn", "q", "k")}
+    assert all(np.abs(gain[layer] - 1).max() > 0.01 for gain in gains.values()), "else nothing is told"
+    w_q = arrays["weights/base/w_q"][layer].astype(np.float64) * gains["q"][layer][..., None]
+    w_k = arrays["weights/base/w_k"][layer].astype(np.float64) * gains["k"][layer][..., None]
+    w_q, w_k = w_q * gains["attn"][layer], w_k * gains["attn"][layer]
+    dense = sum((w_q[i].T @ w_k[i // 4]).T @ (w_q[i].T @ w_k[i // 4]) for i in range(8))
+    wanted = np.linalg.eigh(dense)[1][:, -8:]
+    asked = experiment(basis="kernels", fold_norm=True)
+    folded = make_bases(asked, there, list).z[4, 8].numpy()
+    plain = make_bases(experiment(basis="kernels"), there, list).z[4, 8].numpy()
+    # Subspaces in float32 against float64.
+    assert grassmann_similarity(folded, wanted) == pytest.approx(1, abs=1e-5)
+    assert grassmann_similarity(folded, plain) < 0.999
+    assert "with gains" in asked.describe()
 
 
 @pytest.mark.parametrize("basis", ["blocks", "kernels"])
