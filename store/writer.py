@@ -218,7 +218,7 @@ class StoreWriter:
         ):
             raise StoreError(
                 f"The array {name!r} cannot be kept.",
-                expected="a name below grams/, weights/ or subspaces/, a numeric dtype, and a name for each axis",
+                expected="a name below grams/, weights/ or subspaces/, a numeric dtype, named axes",
                 given=f"{values.dtype} of shape {values.shape}, axes {list(dims)}",
                 next_step="Correct the call to write_array.",
             )
