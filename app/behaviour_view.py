@@ -19,6 +19,7 @@ from app.selection import Selection
 from engine.experiment import Where
 from engine.experiments.behaviour import (
     FIGURES,
+    SCORES,
     Behaviour,
     Figure,
     Intervention,
@@ -30,7 +31,6 @@ from engine.experiments.behaviour import (
 from engine.experiments.behaviour_report import side_by_side
 
 PAGE = "behaviour"
-SCORES: tuple[Measure, ...] = ("soft_refusal", "choices", "agreement")
 TEXT: tuple[Measure, ...] = ("text",)
 MAX_NEW_TOKENS = 64
 OFFERED = {figure.name: figure for figure in (*FIGURES, *style_figures(Wording().markers))}
@@ -68,9 +68,9 @@ def experiment_of(
             language=None if selection.language == "all" else selection.language,
             category=None if selection.category == "all" else selection.category,
         ),
-        max_new_tokens=MAX_NEW_TOKENS if text else 1,
-        shared_with=None if text or partner == model else partner,
-        lead="" if text else lead,
+        max_new_tokens=MAX_NEW_TOKENS,
+        shared_with=None if partner == model else partner,
+        lead=lead,
     )
 
 

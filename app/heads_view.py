@@ -13,7 +13,7 @@ from app.heads_panels import VECTORS
 from app.jobs import JobResult, JobStatus
 from app.panel import Panel
 from app.resources import Opened
-from app.selection import Selection
+from app.selection import Selection, pair_changes
 from engine.experiment import Where
 from engine.experiments import experiment_from_json
 from engine.experiments.head_map import HeadMap
@@ -86,13 +86,8 @@ def _asked(selection: Selection) -> dict[str, Any]:
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """Changes to a selection under which `experiment_of` (or `map_of`) gives this stored condition again."""
     where = condition.get("where") or {}
-    target, source = condition["target"], condition["source"]
-    pair = {"a": selection.a, "b": selection.b}
-    if {target, source} != {selection.a, selection.b}:
-        pair = {"a": source, "b": target}
     return {
-        **pair,
-        "target": "a" if target == pair["a"] else "b",
+        **pair_changes(condition, selection),
         "layer": condition.get("layer", selection.layer),
         "substitute": condition["component"],
         "vectors": condition["vectors"],

@@ -18,7 +18,7 @@ from app.charts.spec import Spec
 from app.jobs import JobResult
 from app.panel import Panel
 from app.resources import Opened
-from app.selection import Selection
+from app.selection import Selection, pair_changes
 from app.transport_queries import spec_of
 from engine.experiment import Where
 from engine.experiments.mapped import MappedPatch
@@ -62,9 +62,9 @@ def experiment_of(
 
 
 def experiments(opened: Opened, selection: Selection) -> list[MappedPatch]:
-    """The whole table: every site, every block that both models have, both directions."""
+    """The whole table: every site that the map is defined at, every block of both models, both directions."""
     blocks = range(min(opened.facts.n_layers[model] for model in (selection.a, selection.b)))
-    sites = [site for site in SITES if site in opened.facts.sites]
+    sites = [site for site in SITES if site in opened.facts.sites and spec_of(selection).fits(site)]
     return [
         experiment_of(selection, site, block, side)
         for side in "ba"
@@ -76,15 +76,10 @@ def experiments(opened: Opened, selection: Selection) -> list[MappedPatch]:
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """Changes to a selection under which `experiment_of` gives this stored condition again."""
     where, chosen = condition.get("where") or {}, condition["map"]
-    target, source = condition["target"], condition["source"]
-    pair = {"a": selection.a, "b": selection.b}
-    if {target, source} != set(pair.values()):
-        pair = {"a": source, "b": target}
     penalty = chosen.get("penalty")
     return {
-        **pair,
+        **pair_changes(condition, selection),
         "patch": "table",
-        "target": "a" if target == pair["a"] else "b",
         "site": condition["component"],
         "layer": condition["layer"],
         "position": condition["position"],
@@ -105,7 +100,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
 
 def alike(runs: Sequence[Run], selection: Selection) -> list[Run]:
     """Stored runs that differ from the selection by site, block and direction alone."""
-    wanted = {_settings(experiment_of(selection, target=side).to_json()) for side in "ab"}
+    wanted = {_settings(experiment_of(selection, "resid_post", target=side).to_json()) for side in "ab"}
     pair = {selection.a, selection.b}
     return [
         run for run in runs if _settings(run[0]) in wanted and {run[0]["target"], run[0]["source"]} == pair

@@ -17,7 +17,7 @@ from app.jobs import JobResult
 from app.panel import Panel
 from app.patch_words import amplitude, level_with, reading, reported, tokens
 from app.resources import Opened
-from app.selection import Selection
+from app.selection import Selection, pair_changes
 from engine.condition import Condition
 from engine.errors import PatchError
 from engine.experiment import POSITIONS, Where
@@ -99,14 +99,9 @@ def conditions(opened: Opened, selection: Selection) -> list[Condition]:
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """Changes to a selection under which `condition_of` gives this stored condition again."""
     where = condition.get("where") or {}
-    same = condition["target"] == selection.a and condition["source"] == selection.b
-    pair = {"a": selection.a, "b": selection.b}
-    if {condition["target"], condition["source"]} != {selection.a, selection.b}:
-        pair = {"a": condition["source"], "b": condition["target"]}
     alphas = [float(a) for a in condition["alphas"]]
     return {
-        **pair,
-        "target": "a" if same else "b",
+        **pair_changes(condition, selection),
         "site": condition["component"],
         "layer": condition["layer"],
         "heads": ",".join(map(str, condition.get("heads") or ())),

@@ -13,7 +13,7 @@ from app.jobs import JobResult
 from app.panel import Panel
 from app.rank_panels import BASES
 from app.resources import Opened
-from app.selection import Selection
+from app.selection import Selection, pair_changes
 from app.transport import METHOD_NAMES
 from engine.experiment import Where
 from engine.experiments.maps import MapSpec
@@ -77,15 +77,10 @@ def experiment_of(selection: Selection) -> RankSweep:
     )
 
 
-def pair_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+def place_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """Changes that make a condition's models and site the selected ones."""
-    target, source = condition["target"], condition["source"]
-    pair = {"a": selection.a, "b": selection.b}
-    if {target, source} != set(pair.values()):
-        pair = {"a": source, "b": target}
     return {
-        **pair,
-        "target": "a" if target == pair["a"] else "b",
+        **pair_changes(condition, selection),
         "site": condition["component"],
         "layer": condition["layer"],
         "position": condition["position"],
@@ -97,7 +92,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
     """Changes to a selection under which `experiment_of` gives this stored condition again."""
     spec, where = MapSpec.model_validate(condition["map"]), condition.get("where") or {}
     return {
-        **pair_changes(condition, selection),
+        **place_changes(condition, selection),
         "part": "rank",
         "method": spec.method,
         "rank": spec.rank,

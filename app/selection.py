@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out")
 KINDS = ("raw", "literal", "self", "mean")
@@ -305,6 +306,20 @@ def update(selection: Selection, facts: Facts, **changes: object) -> Selection:
     """A copy with `changes`, each checked like a URL parameter; unusable ones are ignored."""
     fresh, _ = parse({n: f"{v:g}" if isinstance(v, float) else str(v) for n, v in changes.items()}, facts)
     return dataclasses.replace(selection, **{n: getattr(fresh, n) for n in changes if n in FIELDS})
+
+
+def pair_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, str]:
+    """Changes that make a patch's models the selected pair, and its target the patched one.
+
+    A patch without another model's activation names its target twice: any pair with it will do.
+    """
+    target, source = condition["target"], condition["source"]
+    pair = (selection.a, selection.b)
+    if target == source and target not in pair:
+        pair = (pair[0], target)
+    elif target != source and {target, source} != set(pair):
+        pair = (source, target)
+    return {"a": pair[0], "b": pair[1], "target": "a" if target == pair[0] else "b"}
 
 
 def offered(facts: Facts, name: str, only: Sequence[str] | None = None) -> tuple[str, ...]:

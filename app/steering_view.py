@@ -10,7 +10,7 @@ import streamlit as st
 from app import controls, steering_panels
 from app.jobs import JobResult
 from app.panel import Panel
-from app.rank_view import pair_changes, pair_of
+from app.rank_view import pair_of, place_changes
 from app.resources import Opened
 from app.selection import Selection
 from engine.errors import PatchError
@@ -104,7 +104,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         direction = f"{code_of(condition['plus'])}/{minus}"
     text = " / ".join(", ".join(condition[side]) for side in ("wanted", "against"))
     return {
-        **pair_changes(condition, selection),
+        **place_changes(condition, selection),
         "part": "steering",
         "contrast": "" if direction == "difference" else direction,
         "words": "" if text == WORDS else text,

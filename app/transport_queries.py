@@ -208,7 +208,7 @@ def _readout(key: Key, _opened: Opened, model: str) -> np.ndarray:
 def unusable(opened: Opened, place: Place, spec: MapSpec) -> str:
     """Why a map can't be fitted at a place, or ""."""
     widths = [width(opened, model, place.site) for model in (place.source, place.target)]
-    if spec.method == "LogitSubspaceRidge" and place.site == "head_z":
+    if not spec.fits(place.site):
         return "The unembedding reads the residual stream, not head values."
     if spec.method in SAME_WIDTH and widths[0] != widths[1]:
         return f"{spec.method} needs one width; here they are {widths[0]} and {widths[1]}."

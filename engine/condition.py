@@ -8,7 +8,8 @@ KL is KL(patched || unpatched) of the target's next-token distribution, in nats.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +25,8 @@ class Condition(PatchExperiment):
     Attributes:
         heads: only these heads of the site; for head_z and head_out.
         kind: "raw" (source moment-matched to the target per dimension, moments of the train split), "literal"
-            (source as it is), "self" (the target's own activation), "mean" (the target's train mean).
+            (source as it is), "self" (the target's own activation), "mean" (the target's train mean). The
+            last two have no source: it is left out, or the target itself.
         alphas: every alpha is run, as one batched job; kept sorted.
         scale: "vector": alpha * v; "deviation": mu + alpha * (v - mu) with mu the target's train mean.
         split: the prompts reported on, together with `where`.
@@ -40,6 +42,13 @@ class Condition(PatchExperiment):
     scale: Literal["vector", "deviation"] = "vector"
     split: Split = "validation"
     top_k: int = Field(default=5, ge=0, le=50)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _its_own_source(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("kind") in ("self", "mean") and "target" in data:
+            return {**data, "source": data["target"]}
+        return data
 
     @field_validator("alphas")
     @classmethod
@@ -92,4 +101,5 @@ class Condition(PatchExperiment):
 
     def describe(self) -> str:
         """One line for lists of jobs: "tuned ← base, resid_post@4 at last_content, raw"."""
-        return f"{self.target} ← {self.source}, {self.site_text()} at {self.position}, {self.kind}"
+        models = " ← ".join(self.models())
+        return f"{models}, {self.site_text()} at {self.position}, {self.kind}"

@@ -6,6 +6,7 @@ One run is one model, or one model under one intervention; runs over the same pr
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,8 @@ from engine.errors import PatchError
 from engine.experiment import Experiment, PatchExperiment, Split, Where
 
 Measure = Literal["soft_refusal", "choices", "agreement", "text"]
-MEASURES: tuple[Measure, ...] = ("soft_refusal", "choices", "agreement", "text")
+SCORES: tuple[Measure, ...] = ("soft_refusal", "choices", "agreement")
+MEASURES: tuple[Measure, ...] = (*SCORES, "text")
 Lists = dict[str, tuple[str, ...]]
 
 REFUSAL_OPENINGS: Lists = {
@@ -140,6 +142,9 @@ class Behaviour(Experiment):
         lead: put before each opening and choice, e.g. a space where prompts end without one; the forms of
             yes and no carry their own.
         wording: openings, forms and patterns.
+
+    Scores generate nothing and texts have no openings: what a run's measures don't use is left at one value,
+    so that equal runs are equal.
     """
 
     runner: ClassVar[str] = "engine.experiments.run_behaviour:run"
@@ -147,13 +152,25 @@ class Behaviour(Experiment):
     job: Literal["behaviour"] = "behaviour"
     model: str
     intervention: Intervention | None = None
-    measures: tuple[Measure, ...] = ("soft_refusal", "choices", "agreement")
+    measures: tuple[Measure, ...] = SCORES
     split: Split = "validation"
     where: Where = Where()
     max_new_tokens: int = Field(default=48, ge=1, le=2000)
     shared_with: str | None = None
     lead: str = ""
     wording: Wording = Wording()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_measured(cls, data: Any) -> Any:
+        measures = data.get("measures", SCORES) if isinstance(data, Mapping) else ()
+        if not measures:
+            return data
+        if "text" not in measures:
+            return {**data, "max_new_tokens": 1}
+        if set(measures) == {"text"}:
+            return {key: value for key, value in data.items() if key not in ("lead", "shared_with")}
+        return data
 
     @field_validator("measures")
     @classmethod

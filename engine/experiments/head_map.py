@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from engine.experiment import Experiment, ReadAt, Where
+from engine.experiment import Experiment, ReadAt, Where, one_reading
 from engine.experiments.heads import HeadSubsets, Substitute, Vectors
 
 
@@ -24,6 +24,11 @@ class HeadMap(Experiment):
     read_at: ReadAt = "patched"
     reverse_kl: bool = False
     where: Where = Where()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_once(cls, data: Any) -> Any:
+        return one_reading(data)
 
     @model_validator(mode="after")
     def _usable_in_every_block(self) -> Self:

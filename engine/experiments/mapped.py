@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.experiment import PatchExperiment
@@ -50,6 +50,11 @@ class MappedPatch(PatchExperiment):
         if not all(math.isfinite(alpha) for alpha in value):
             raise PatchError("The amplitudes alpha cannot be used.", expected="finite numbers", given=value)
         return tuple(sorted({alpha + 0.0 for alpha in value} | {1.0}))
+
+    @model_validator(mode="after")
+    def _map_fits(self) -> MappedPatch:
+        self.map.check(self.component)
+        return self
 
     def describe(self) -> str:
         """One line for lists of jobs: "tuned ← base, mlp_out@5 at decision, mapped by MeanShift"."""

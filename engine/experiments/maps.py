@@ -24,6 +24,9 @@ USES: dict[str, tuple[str, ...]] = {
 }
 """Maps that can be asked for by name, with the parameters each one has."""
 
+NEEDS_STREAM = ("LogitSubspaceRidge",)
+"""Maps of what an unembedding reads: the stream's coordinates, not head values even of the same width."""
+
 SAME_WIDTH = ("LogitSubspaceRidge", "MomentMatching", "MeanShift", "Identity")
 """Maps between activations of one width only."""
 
@@ -74,6 +77,21 @@ class MapSpec(BaseModel):
             "clusters": "" if self.clusters == 1 else f"up to {self.clusters} clusters",
         }
         return ", ".join([self.method, *(words[name] for name in USES[self.method] if words[name])])
+
+    def fits(self, component: str) -> bool:
+        """Whether the map is defined at a component whatever the widths."""
+        return component != "head_z" or self.method not in NEEDS_STREAM
+
+    def check(self, component: str) -> None:
+        """Raises PatchError where the map is not defined at a component."""
+        if not self.fits(component):
+            raise PatchError(
+                f"{self.method} is not defined at {component}: the unembedding reads the residual stream, "
+                "not head values.",
+                expected="a site of the stream, or another map",
+                given=f"{self.method} at {component}",
+                next_step="choose another site, or RidgeTransport, which fits everywhere.",
+            )
 
     def build(self, readout: Readout | None = None, seed: int = 0) -> TransportMap:
         """The estimator, not fitted.

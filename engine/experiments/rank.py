@@ -63,6 +63,7 @@ class RankSweep(PatchExperiment):
 
     @model_validator(mode="after")
     def _basis_exists(self) -> RankSweep:
+        self.map.check(self.component)
         if self.basis == "map" and not self.truncates:
             raise PatchError(
                 f"{self.map.describe()} has no ranked output directions.",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +12,8 @@ from engine.errors import PatchError
 from engine.experiment import PatchExperiment, Where
 
 ALPHAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+_OF_DIRECTION = {"leading": "leading", "plus": "contrast", "minus": "contrast"}
+"""Fields that belong to one direction; a contrast and an unembedding have no source either."""
 
 
 class Group(Where):
@@ -55,6 +58,18 @@ class Steering(PatchExperiment):
     alphas: tuple[float, ...] = ALPHAS
     budget: float = Field(default=0.1, gt=0.0)
     draws: int = Field(default=8, ge=2, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_the_direction_has(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        direction = data.get("direction", "difference")
+        unused = {name for name, owner in _OF_DIRECTION.items() if owner != direction}
+        found = {key: value for key, value in data.items() if key not in unused}
+        if direction in ("contrast", "unembedding") and "target" in data:
+            found["source"] = data["target"]
+        return found
 
     @field_validator("alphas")
     @classmethod

@@ -1,0 +1,114 @@
+"""Two descriptions of one experiment are one: the same hash, so that it runs once and is found again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.condition import Condition
+from engine.errors import PatchError
+from engine.experiment import Experiment
+from engine.experiments import experiment_from_json
+from engine.experiments.behaviour import Behaviour
+from engine.experiments.head_map import HeadMap
+from engine.experiments.heads import HeadSubsets
+from engine.experiments.mapped import MappedPatch
+from engine.experiments.maps import MapSpec
+from engine.experiments.rank import RankSweep
+from engine.experiments.steering import Group, Steering
+
+PLACE: dict[str, Any] = {"target": "tuned", "source": "base", "component": "resid_post", "layer": 4}
+FULL: dict[str, Any] = {**PLACE, "source": "full"}
+GROUPS: dict[str, Any] = {"plus": Group(label="right"), "minus": Group(label="wrong")}
+
+EQUAL: dict[str, tuple[Experiment, Experiment]] = {
+    "own activation": (Condition(**PLACE, kind="self"), Condition(**FULL, kind="self")),
+    "own mean": (Condition(**PLACE, kind="mean"), Condition(**FULL, kind="mean")),
+    "read at decision": (
+        Condition(**PLACE, position="decision"),
+        Condition(**PLACE, position="decision", read_at="decision"),
+    ),
+    "heads read at decision": (
+        HeadMap(target="tuned", source="base", component="head_z", position="decision"),
+        HeadMap(target="tuned", source="base", component="head_z", position="decision", read_at="decision"),
+    ),
+    "difference": (Steering(**PLACE), Steering(**PLACE, leading=3, **GROUPS)),
+    "leading": (
+        Steering(**PLACE, direction="leading", leading=2),
+        Steering(**PLACE, direction="leading", leading=2, **GROUPS),
+    ),
+    "contrast": (
+        Steering(**PLACE, direction="contrast", **GROUPS),
+        Steering(**FULL, direction="contrast", leading=2, **GROUPS),
+    ),
+    "scores": (Behaviour(model="base"), Behaviour(model="base", max_new_tokens=99)),
+    "texts": (
+        Behaviour(model="base", measures=("text",)),
+        Behaviour(model="base", measures=("text",), lead=" ", shared_with="tuned"),
+    ),
+}
+
+DIFFERENT: dict[str, tuple[Experiment, Experiment]] = {
+    "another's activation": (
+        Condition(**PLACE, kind="literal"),
+        Condition(**FULL, kind="literal"),
+    ),
+    "own activation of another": (
+        Condition(**PLACE, kind="self"),
+        Condition(**{**PLACE, "target": "full"}, kind="self"),
+    ),
+    "read later": (Condition(**PLACE), Condition(**PLACE, read_at="decision")),
+    "leading": (
+        Steering(**PLACE, direction="leading", leading=1),
+        Steering(**PLACE, direction="leading", leading=2),
+    ),
+    "contrast": (
+        Steering(**PLACE, direction="contrast", **GROUPS),
+        Steering(**PLACE, direction="contrast", plus=GROUPS["minus"], minus=GROUPS["plus"]),
+    ),
+    "difference of another": (Steering(**PLACE), Steering(**FULL)),
+    "texts": (
+        Behaviour(model="base", measures=("text",)),
+        Behaviour(model="base", measures=("text",), max_new_tokens=99),
+    ),
+    "scores": (Behaviour(model="base"), Behaviour(model="base", lead=" ")),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_what_has_no_part_in_an_experiment_has_none_in_its_hash(name: str) -> None:
+    one, other = EQUAL[name]
+    assert one == other
+    assert one.content_hash("study") == other.content_hash("study")
+    assert experiment_from_json(other.to_json()) == one
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_has_a_part_keeps_experiments_apart(name: str) -> None:
+    one, other = DIFFERENT[name]
+    assert one.content_hash("study") != other.content_hash("study")
+
+
+def test_a_patch_without_a_source_needs_none_named() -> None:
+    found = Condition(target="tuned", component="resid_post", layer=4, kind="mean")  # type: ignore[call-arg]
+    assert found.models() == ("tuned",)
+    assert found.describe() == "tuned, resid_post@4 at last_content, mean"
+    with pytest.raises(PatchError, match="source"):
+        Condition.from_json({"target": "tuned", "component": "resid_post", "layer": 4, "kind": "raw"})
+
+
+@pytest.mark.parametrize("kind", [MappedPatch, RankSweep])
+def test_a_logit_subspace_is_refused_among_head_values_of_the_stream_s_width(kind: type[Experiment]) -> None:
+    """8 heads of width 16 are as wide as a stream of 128, and still no coordinates of it."""
+    asked = {**PLACE, "component": "head_z", "map": MapSpec(method="LogitSubspaceRidge")}
+    with pytest.raises(PatchError, match=r"LogitSubspaceRidge is not defined at head_z: .* residual stream"):
+        kind(**asked)
+    basis = {"basis": "difference"} if kind is RankSweep else {}
+    kind(**{**asked, "component": "attn_out", **basis})
+    kind(**{**asked, "map": MapSpec(method="RidgeTransport"), **basis})
+
+
+def test_heads_of_a_block_are_read_once_too() -> None:
+    asked = {**PLACE, "component": "head_z", "position": "decision"}
+    assert HeadSubsets(**asked) == HeadSubsets(**asked, read_at="decision")
