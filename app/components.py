@@ -186,9 +186,10 @@ def show(opened: Opened, panel: Panel) -> None:
     with st.container(border=True, key=f"panel-{panel.name}"):
         st.markdown(f"#### {plain(panel.title)}")
         spec = panel.draw(colors())
-        # A new key for each layer: a chart that is drawn again forgets its click, so that the same
-        # layer can be clicked once more after another control moved the selection elsewhere.
-        key = f"chart-{panel.name}-{controls.current().layer}"
+        # A new key for each layer and candidate: a chart that is drawn again forgets its click, so that the
+        # same one can be clicked once more after another control moved the selection elsewhere.
+        chosen = controls.current()
+        key = f"chart-{panel.name}-{chosen.layer}" + (f"-{chosen.candidate}" if chosen.candidate else "")
         if panel.clickable:
             st.vega_lite_chart(
                 spec=spec,

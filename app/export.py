@@ -22,14 +22,14 @@ _PRINT = {
 }
 
 
-def csv_bytes(table: pl.DataFrame) -> bytes:
-    """UTF-8 CSV with a header; list and struct columns are written as JSON text."""
+def csv_bytes(table: pl.DataFrame, separator: str = ",") -> bytes:
+    """UTF-8 CSV with a header, TSV with a tab between; list and struct columns are written as JSON text."""
     flat = [
         pl.Series(name, [json.dumps(v, ensure_ascii=False) for v in table[name].to_list()])
         for name, dtype in table.schema.items()
         if dtype.is_nested()
     ]
-    return table.with_columns(flat).write_csv().encode()
+    return table.with_columns(flat).write_csv(separator=separator).encode()
 
 
 def parquet_bytes(table: pl.DataFrame) -> bytes:

@@ -36,6 +36,7 @@ PAGES = {
     "Weights": [
         ("weights", "Weight diffs", "difference"),
         ("weight_steering", "Weight steering α", "exercise"),
+        ("subspaces", "Subspace scores", "join_inner"),
     ],
     "Live": [
         ("patching", "Patching", "cable"),

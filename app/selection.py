@@ -57,8 +57,22 @@ FIXED: dict[str, tuple[str, ...]] = {
     "start": ("cold", "svd", "random"),
     "rule": ("mixture", "fixed", "median"),
 }
-FREE = ("run", "heads", "measure", "contrast", "words", "steered", "neutral", "z", "tensor", "deltas")
-"""Fields whose text only their page can judge: a run's id, heads as "0,2", names, how Z is patched."""
+FREE = (
+    "run",
+    "heads",
+    "measure",
+    "contrast",
+    "words",
+    "steered",
+    "neutral",
+    "z",
+    "tensor",
+    "deltas",
+    "delta",
+    "candidate",
+    "averaged",
+)
+"""Fields whose text only their page can judge: a run's id, heads or blocks as "0,2", names, settings of Z."""
 MAX_ALPHA = 2.0
 MAX_CLUSTERS = 8
 
@@ -109,7 +123,8 @@ class Selection:
     a whole curve of them is run; `run` names an earlier live result. `rank` 0 is a map's full rank, `lam`
     the decimal logarithm of ridge's λ. `joined` says how heads make one Z. `threshold` is the least
     shared-vocabulary ratio of a prompt. `way` is the direction between two languages, `fit` and `pairing`
-    the bridge's method and null; `objective` to `cloud` are those of fitted lengthscales.
+    the bridge's method and null; `objective` to `cloud` are those of fitted lengthscales. `delta` is a weight
+    change, scored by subspaces of rank `dims`, away from `broad` directions and from `clean` ones.
     """
 
     a: str = ""
@@ -176,10 +191,28 @@ class Selection:
     tensor: str = ""
     deltas: str = ""
     strength: float = 1.0
+    delta: str = ""
+    dims: int = 8
+    broad: int = 64
+    clean: int = 8
+    averaged: str = ""
+    candidate: str = ""
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Selection))
-_INTEGERS = ("layer", "ref", "k", "rank", "q", "clusters", "steps", "cloud")
+_INTEGERS = (
+    "layer",
+    "ref",
+    "k",
+    "rank",
+    "q",
+    "clusters",
+    "steps",
+    "cloud",
+    "dims",
+    "broad",
+    "clean",
+)
 
 
 def defaults(facts: Facts) -> Selection:
@@ -195,6 +228,9 @@ def defaults(facts: Facts) -> Selection:
         position="last_content" if "last_content" in facts.positions else facts.positions[0],
         k=min(8, facts.max_k),
         q=min(16, facts.width),
+        dims=min(8, facts.width),
+        broad=max(1, min(64, facts.width // 2)),
+        clean=min(8, facts.width),
         report="validation" if "validation" in facts.splits else "all",
         parts="hidden" if facts.large else "shown",
     )
@@ -235,6 +271,9 @@ def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
         "cut": (-2.0, 4.0),
         "steps": (50.0, 1000.0),
         "cloud": (10.0, 1000.0),
+        "dims": (1.0, float(facts.width)),
+        "broad": (0.0, float(facts.width)),
+        "clean": (0.0, float(facts.width)),
     }
 
 

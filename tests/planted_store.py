@@ -64,8 +64,14 @@ def streams(seed: int = 0) -> dict[str, dict[tuple[str, int], np.ndarray]]:
     return found
 
 
-def build_store(path: Path, *, finish: bool = True, checks: list[dict[str, Any]] | None = None) -> Path:
-    """Write the planted store with the real writer."""
+def build_store(
+    path: Path,
+    *,
+    finish: bool = True,
+    checks: list[dict[str, Any]] | None = None,
+    subspaces: bool = False,
+) -> Path:
+    """Write the planted store with the real writer; with `subspaces`, what tells that they can be scored."""
     prompts, values = prompts_table(), streams()
     sizes = ModelPlan(WIDTH, LAYERS, HEADS, HEAD_DIM)
     plan = StorePlan(
@@ -84,6 +90,11 @@ def build_store(path: Path, *, finish: bool = True, checks: list[dict[str, Any]]
                 part = {key: value[rows] for key, value in values[model].items()}
                 writer.commit(model, unit, {"last_content": part, "mean": part})
             _write_static(writer, model, values[model])
+        if subspaces:
+            rows = {"row": [0, 1], "split": ["train", "validation"], "persona": [0, None]}
+            writer.write_table("subspace-prompts", pl.DataFrame(rows))
+            label = np.ones((LAYERS, 1, WIDTH), dtype=np.float32)
+            writer.write_array("subspaces/label/tuned", label, ("layer", "prompt", "feature"))
         if finish:
             writer.finish(manifest(CHECKS if checks is None else checks))
     return path

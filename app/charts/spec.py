@@ -7,6 +7,7 @@ specification against the Vega-Lite schema through `as_chart`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,19 @@ def values(table: pl.DataFrame | Sequence[Mapping[str, Any]]) -> Spec:
 def log_format(low: float, high: float) -> str:
     """How numbers on a logarithmic axis are written: plainly where that is short, else as 1e-6."""
     return PLAIN if low >= 1e-3 and high < 1e6 else "~e"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: the coarsest of decades, 1-2-5 and finer steps that gives four or more."""
+    fine = tuple(1.0 + step / 10 for step in range(90))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for steps in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), fine):
+        every = [step * 10.0**power for power in powers for step in steps]
+        found = [float(f"{tick:.3g}") for tick in every if low <= tick <= high]
+        if len(found) >= 4:
+            break
+    return found
 
 
 def layer(data: Spec, mark: Spec, encoding: Spec, **more: Any) -> Spec:

@@ -41,6 +41,7 @@ PAGES = (
     "synthesis",
     "weights",
     "weight_steering",
+    "subspaces",
     "runs",
 )
 ANALYSES = PAGES[4:]

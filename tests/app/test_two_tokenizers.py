@@ -42,6 +42,7 @@ PAGES = (
     "synthesis",
     "weights",
     "weight_steering",
+    "subspaces",
     "runs",
 )
 

@@ -32,6 +32,7 @@ PAGES = {
     "Synthesis": "synthesis",
     "Weight diffs": "weights",
     "Weight steering α": "weight_steering",
+    "Subspace scores": "subspaces",
     "Runs": "runs",
 }
 

@@ -1,0 +1,124 @@
+"""Named points over two logarithmic axes, with lines at chance; a click picks the nearest one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from app.charts.palette import Palette
+from app.charts.spec import Spec, channel, chart, layer, log_format, log_ticks, pick, values
+
+STAR = (
+    "M0,-1L0.235,-0.324L0.951,-0.309L0.380,0.124L0.588,0.809L0,0.4"
+    "L-0.588,0.809L-0.380,0.124L-0.951,-0.309L-0.235,-0.324Z"
+)
+"""A shape of points, in the square from −1 to 1."""
+LETTER, LINE = 0.019, 0.05
+"""Width of a letter and height of a line as shares of a plot of usual size."""
+
+
+def log_domain(found: Sequence[float], *, least: float = 1e-3) -> tuple[float, float]:
+    """A logarithmic axis that holds all positive values from `least` on and 1, with room at both ends."""
+    known = [value for value in found if math.isfinite(value) and value >= least] + [1.0]
+    low, high = min(known), max(known)
+    room = max(high / low, 2.0) ** 0.07
+    return low / room, high * room
+
+
+def log_points(
+    table: pl.DataFrame,
+    *,
+    x_title: str,
+    y_title: str,
+    looks: Mapping[str, tuple[str, str]],
+    palette: Palette,
+    domains: tuple[tuple[float, float], tuple[float, float]],
+    selected: str = "",
+    reference: str = "chance",
+    height: int = 380,
+) -> Spec:
+    """One point per row; a click anywhere picks the nearest point's `candidate`.
+
+    Args:
+        table: columns candidate, x, y (> 0), series, hollow, label (or null), shown in this order of
+            precedence where names would lie over each other; further columns are told in the tooltip.
+        looks: colour and shape of each series, in legend order.
+        domains: ends of both axes; points outside are drawn at the end.
+        selected: the candidate with a ring.
+        reference: name of the lines at 1.
+    """
+    across, up = domains
+    inside = table.with_columns(pl.col("x").clip(*across), pl.col("y").clip(*up))
+    x, y = _axis("x", x_title, across), _axis("y", y_title, up)
+    parts = _reference(reference, x, y, palette)
+    domain, colours = list(looks), [colour for colour, _ in looks.values()]
+    scale = {"domain": domain, "range": colours}
+    legend = {"orient": "top", "title": None, "symbolOpacity": 1} if len(domain) > 1 else None
+    told = [name for name in table.columns if name not in ("x", "y", "series", "hollow", "label")]
+    tips = [channel(name, "nominal", name.replace("_", " ")) for name in told]
+    shape = {"domain": domain, "range": [form for _, form in looks.values()]}
+    point = {
+        "x": x,
+        "y": y,
+        "color": channel("series", "nominal", scale=scale, legend=legend),
+        "fill": channel("series", "nominal", scale=scale, legend=None),
+        "shape": channel("series", "nominal", scale=shape, legend=legend),
+        "fillOpacity": {"condition": {"test": "datum.hollow", "value": 0}, "value": 0.85},
+        "tooltip": tips,
+    }
+    mark = {"type": "point", "size": 70, "opacity": 1, "strokeWidth": 1.5, "cursor": "pointer"}
+    nearest = pick(["candidate"])
+    nearest[0]["select"]["nearest"] = True
+    parts.append(layer(values(inside), mark, point, params=nearest))
+    ring = {"type": "point", "size": 230, "opacity": 1, "strokeWidth": 2, "color": palette.mark}
+    parts.append(layer(values(inside.filter(pl.col("candidate") == selected)), ring, {"x": x, "y": y}))
+    parts += _names(inside, x, y, palette, domains)
+    return chart(parts, height)
+
+
+def _axis(field: str, title: str, domain: tuple[float, float]) -> Spec:
+    scale = {"type": "log", "domain": list(domain), "nice": False}
+    axis = {"format": log_format(*domain), "values": log_ticks(*domain), "labelOverlap": True}
+    return channel(field, "quantitative", title, scale=scale, axis=axis)
+
+
+def _reference(name: str, x: Spec, y: Spec, palette: Palette) -> list[Spec]:
+    data = values([{"x": 1.0, "y": 1.0, "label": name}])
+    rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}
+    text = {"type": "text", "align": "right", "baseline": "bottom", "dx": -2, "dy": -3, "fontSize": 11}
+    said = {"x": {"value": "width"}, "y": y, "text": {"field": "label", "type": "nominal"}}
+    return [
+        layer(data, rule, {"x": x}),
+        layer(data, rule, {"y": y}),
+        layer(data, {**text, "color": palette.null}, said),
+    ]
+
+
+def _names(
+    table: pl.DataFrame, x: Spec, y: Spec, palette: Palette, domains: tuple[tuple[float, float], ...]
+) -> list[Spec]:
+    """Names beside their points, right of them or left, left out where they would cover one another."""
+    taken: list[tuple[float, float, float]] = []
+    sides: dict[str, list[dict[str, object]]] = {"left": [], "right": []}
+    for row in table.drop_nulls("label").iter_rows(named=True):
+        at_x, at_y = (
+            math.log(row[name] / low) / math.log(high / low)
+            for name, (low, high) in zip("xy", domains, strict=True)
+        )
+        long = LETTER * len(row["label"])
+        for align, start in (("left", at_x + 0.025), ("right", at_x - 0.025 - long)):
+            free = all(
+                start + long < begin or end < start or abs(at_y - other) > LINE for begin, end, other in taken
+            )
+            if start >= 0 and start + long <= 1 and free:
+                taken.append((start, start + long, at_y))
+                sides[align].append({"x": row["x"], "y": row["y"], "label": row["label"]})
+                break
+    text = {"type": "text", "baseline": "middle", "fontSize": 11, "color": palette.text}
+    said = {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}}
+    return [
+        layer(values(rows), {**text, "align": align, "dx": 11 if align == "left" else -11}, said)
+        for align, rows in sides.items()
+    ]

@@ -1,0 +1,133 @@
+"""What panels can't show of scored subspaces: the conclusion, sortable tables, definitions and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import polars as pl
+import streamlit as st
+
+from app import components, controls, export
+from app import subspaces_panels as panels
+from app import subspaces_queries as q
+from app import subspaces_words as say
+from app.panel import Panel
+from app.resources import Opened
+from app.subspaces_panels import Shown
+from engine.analysis.subspace_scores import Scores
+
+FORMATS: dict[str, tuple[str, Callable[[pl.DataFrame], bytes]]] = {
+    "csv": ("CSV", export.csv_bytes),
+    "tsv": ("TSV", partial(export.csv_bytes, separator="\t")),
+    "parquet": ("Parquet", export.parquet_bytes),
+}
+
+
+def conclusion(opened: Opened, shown: Shown) -> None:
+    """What the numbers say, and what would make a careful reader hesitate."""
+    with st.container(border=True, key="panel-subspace-conclusion"):
+        first, _, rest = shown.found.text.partition("\n")
+        st.markdown(f"#### {first.replace('`', '')}")
+        st.markdown(rest.replace("\nFragile:\n", "\n**Fragile**\n"))
+        st.caption(panels.method(shown) + ".")
+        st.caption(components.provenance(opened, panels.models_of(opened, shown)))
+
+
+def table_panel(opened: Opened, panel: Panel, shown_as: pl.DataFrame, formats: Mapping[str, str]) -> None:
+    """A panel as a table that can be sorted; a selected row becomes the candidate."""
+    with st.container(border=True, key=f"panel-{panel.name}"):
+        st.markdown(f"#### {components.plain(panel.title)}")
+        key = f"rows-{panel.name}-{controls.current().candidate}"
+        st.dataframe(
+            shown_as,
+            hide_index=True,
+            width="stretch",
+            height=420,
+            on_select=_row_picked(key, shown_as["candidate"].to_list()),
+            selection_mode="single-row",
+            key=key,
+            column_config={
+                "candidate": st.column_config.TextColumn(pinned=True),
+                **{name: st.column_config.NumberColumn(format=form) for name, form in formats.items()},
+            },
+        )
+        st.caption(panel.caption)
+        components.exports(panel)
+        st.caption(components.provenance(opened, panel.models))
+
+
+def _row_picked(key: str, names: list[str]) -> Callable[[], None]:
+    def callback() -> None:
+        rows = st.session_state[key]["selection"]["rows"]
+        if rows:
+            controls.change(candidate=names[rows[0]])
+
+    return callback
+
+
+def ranking(opened: Opened, shown: Shown) -> None:
+    """The sortable table of all candidates."""
+    panel = panels.ranking_panel(opened, shown)
+    table, formats = q.ranking_shown(panel.table, shown.k, len(shown.scores.averaged))
+    table_panel(opened, panel, table, formats)
+
+
+def specificity(opened: Opened, shown: Shown) -> None:
+    """R_act before and after the clean directions are taken out."""
+    panel = panels.specificity_panel(opened, shown)
+    table, formats = q.specificity_shown(panel.table, shown.clean)
+    table_panel(opened, panel, table, formats)
+
+
+def without_scores(shown: Shown) -> None:
+    """What was left out, and why."""
+    table = q.left_out(shown.scores)
+    if table.is_empty():
+        return
+    with st.container(border=True, key="panel-subspace-left-out"):
+        st.markdown(f"#### {say.left_out_title(table)}")
+        st.dataframe(table, hide_index=True, width="stretch")
+
+
+def definitions(shown: Shown) -> None:
+    """What each candidate is, as its registry entry says."""
+    table = q.definitions(shown.scores)
+    with st.expander(f"Definitions of the {table.height} candidates"):
+        config = {"definition": st.column_config.TextColumn(width="large")}
+        st.dataframe(table, hide_index=True, width="stretch", column_config=config)
+
+
+def files(shown: Shown) -> None:
+    """Every table in three formats, definitions and conclusion as Markdown; made when asked for."""
+    with st.popover("All files", icon=":material/download:", key="subspaces-files"):
+        for name, make in q.FILES.items():
+            st.markdown(f"**{name.capitalize()}**")
+            with st.container(horizontal=True, gap="small"):
+                for suffix, (title, write) in FORMATS.items():
+                    _file(name, title, suffix, partial(_written, make, write, shown))
+        st.markdown("**Words**")
+        with st.container(horizontal=True, gap="small"):
+            _file("definitions", "Definitions", "md", partial(_definitions, shown))
+            _file("conclusion", "Conclusion", "md", shown.found.text.encode)
+
+
+def _written(
+    make: Callable[[Scores], pl.DataFrame], write: Callable[[pl.DataFrame], bytes], shown: Shown
+) -> bytes:
+    return write(make(shown.scores))
+
+
+def _definitions(shown: Shown) -> bytes:
+    return shown.scores.definitions().encode()
+
+
+def _file(name: str, title: str, suffix: str, make: Callable[[], bytes]) -> None:
+    stem = name.replace(" ", "-")
+    st.download_button(
+        title,
+        make,
+        file_name=f"patchbay-subspaces-{stem}.{suffix}",
+        key=f"file-subspaces-{stem}-{suffix}",
+        on_click="ignore",
+    )

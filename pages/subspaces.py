@@ -1,0 +1,32 @@
+"""Subspace scores: which named subspace of the stream a weight change uses, and how far above chance."""
+
+import streamlit as st
+
+from app import components, controls, live_view, subspaces_view
+
+opened = components.begin(
+    "Subspace scores",
+    "Which named subspace of the stream does a weight change write into, and is that more than chance?",
+)
+if not subspaces_view.can_score(opened):
+    components.empty(*subspaces_view.NOTHING)
+    st.code(subspaces_view.SNIPPET, language="toml")
+    st.stop()
+subspaces_view.broad_control(opened)
+
+chosen = controls.current()
+with components.guard("subspace scores: runs"):
+    wanted = subspaces_view.experiment_of(chosen)
+    found = subspaces_view.stored(opened, wanted, chosen.run)
+    if found is None:
+        live_view.rejoin(opened, wanted)
+    done = subspaces_view.is_stored(opened, wanted)
+    live_view.run_button(opened, [wanted], "Score all candidates", done=done)
+    live_view.watch()
+    if found is None and not live_view.active():
+        components.empty(*subspaces_view.not_run(opened, wanted))
+    if found is not None:
+        subspaces_view.score_controls(found)
+        subspaces_view.show(opened, subspaces_view.shown_of(opened, found, chosen))
+        for note in found.summary["notes"]:
+            st.caption(components.plain(note))
