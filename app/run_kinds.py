@@ -15,6 +15,7 @@ from app import (
     rank_view,
     steering_view,
     weight_steering_view,
+    z_patching_tokens,
     z_patching_view,
 )
 from app.jobs import JobResult
@@ -129,7 +130,16 @@ Z_PATCHING = Kind(
     z_patching_view.selection_of,
     z_patching_view.run_panels,
 )
-KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD, WEIGHT_STEERING, Z_PATCHING)
+Z_TOKENS = Kind(
+    "z_tokens",
+    "Z-patching, one problem",
+    "What did the model nearly say at every step of one problem's patched answers?",
+    ("z_tokens",),
+    z_patching_tokens.PAGE,
+    z_patching_tokens.run_selection,
+    z_patching_tokens.run_panels,
+)
+KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD, WEIGHT_STEERING, Z_PATCHING, Z_TOKENS)
 
 
 def kind_of(condition: Mapping[str, Any]) -> Kind:

@@ -208,10 +208,11 @@ def timeline(table: pl.DataFrame, problem: int, layer: int, k: int) -> dict[str,
         (pl.col("part") == "unpatched")
         | ((pl.col("layer") == layer) & ((pl.col("k") == k) | pl.col("k").is_null())),
     )
-    return {_condition(row): row["tokens"] for row in kept.iter_rows(named=True)}
+    return {condition_name(row): row["tokens"] for row in kept.iter_rows(named=True)}
 
 
-def _condition(row: Mapping[str, Any]) -> str:
+def condition_name(row: Mapping[str, Any]) -> str:
+    """ "Z ← other problem", "random Z⊥ 2", "unpatched"."""
     if row["part"] == "unpatched":
         return "unpatched"
     if row["draw"] is not None:

@@ -267,8 +267,8 @@ def styled(table: pl.DataFrame) -> Any:
     return frame.style.apply(colour)
 
 
-def outputs(opened: Opened, result: JobResult, selection: Selection) -> None:
-    """Cell chooser, search and filter, one row per problem, and a problem token by token."""
+def outputs(opened: Opened, result: JobResult, selection: Selection) -> int | None:
+    """Search and filter, one row per problem, and a problem token by token; which one it is, if any."""
     found = shown_cell(opened, result, selection)
     with st.container(border=True, key="panel-z-outputs"):
         st.markdown(f"#### Every problem at {say.cell(found)}")
@@ -296,9 +296,11 @@ def outputs(opened: Opened, result: JobResult, selection: Selection) -> None:
             column_config={name: st.column_config.TextColumn(name, width="medium") for name in TEXTS},
         )
         rows = picked["selection"]["rows"]
-        if kept.height:
-            place = rows[0] if rows and rows[0] < kept.height else 0
-            token_by_token(result, int(kept["problem"][place]), found)
+        if not kept.height:
+            return None
+        problem = int(kept["problem"][rows[0] if rows and rows[0] < kept.height else 0])
+        token_by_token(result, problem, found)
+        return problem
 
 
 TEXTS = ("unpatched", *z_patching_panels.PARTS)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
+CERTAIN = 0.9
+"""Probability from which a token counts as certain."""
 OUTCOMES = {"answer": "the answer", "language": "the language"}
 CELL = Mapping[str, Any]
 
@@ -179,3 +183,39 @@ def basis(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     seen = max(fit["seen"] for fit in fits)
     told = f"{seen} of these problems" if seen else "none of these problems"
     return f"smallest lengthscale ({'; '.join(each)}; fitted to {told})"
+
+
+def tokens_title(
+    table: pl.DataFrame, shown: Sequence[str], pair_id: str, condition: Mapping[str, Any]
+) -> str:
+    """Where the generated token was least certain, over the conditions shown.
+
+    Rule: the smallest probability of a generated token; from 90 % on, that all are as certain as that.
+    """
+    where = f"Problem {pair_id} at {cell(condition)}"
+    kept = table.filter(pl.col("condition").is_in(list(shown)))
+    least = kept.filter(pl.col("rank") == 0).sort("probability", maintain_order=True).row(0, named=True)
+    if least["probability"] >= CERTAIN:
+        return f"{where}: every token is chosen with {percent(least['probability'])} or more"
+    here = (pl.col("condition") == least["condition"]) & (pl.col("step") == least["step"])
+    other = kept.filter(here, pl.col("rank") == 1).row(0, named=True)
+    return (
+        f"{where}: least certain under {least['condition']}, token {least['step'] + 1}: "
+        f"“{least['token']}” {percent(least['probability'])} before “{other['token']}” "
+        f"{percent(other['probability'])}"
+    )
+
+
+def tokens_caption(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What was generated again, and whether it is the run's text."""
+    count, differs = summary["conditions"], summary["differs"]
+    again = f"{differs} of {count} texts differ from the run's: another batch rounds differently."
+    if not differs:
+        again = "Every text came out as in the run."
+    if differs is None:
+        again = "The run itself is not stored, so that its texts cannot be compared."
+    return (
+        f"Greedy generation again under {count} conditions, of which four are drawn; softmax over the whole "
+        f"vocabulary, the {condition['top']} likeliest tokens of each step kept; a token that ends the text "
+        f"counts. {again}"
+    )

@@ -11,10 +11,11 @@ where two tokens tie within rounding; in 16-bit dtypes one batch shape differs f
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.decoding import Decoder, Edit, Tokens, check_stop, in_batches, replace_at
 from engine.errors import PatchError
@@ -30,10 +31,13 @@ class Generated:
     Attributes:
         tokens: tokens[condition][prompt], without the token that ended it.
         ended: ended[condition][prompt], whether a stop token came within the limit.
+        top: top[condition][prompt][step], the likeliest tokens with their probabilities, the chosen one
+            first; one step more than tokens where a stop token came. Empty unless asked for.
     """
 
     tokens: list[list[list[int]]]
     ended: list[list[bool]]
+    top: list[list[list[list[tuple[int, float]]]]] = field(default_factory=list)
 
     def texts(self, tokenizer: Any) -> list[list[str]]:
         """texts[condition][prompt], special tokens left out."""
@@ -59,6 +63,7 @@ def generate(
     edits: Sequence[Edit | None] = (None,),
     *,
     max_new_tokens: int,
+    top: int = 0,
     stop: Collection[int] | None = None,
     batch_tokens: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -69,6 +74,7 @@ def generate(
     Args:
         token_ids: per prompt, as the model reads it. No padding.
         edits: one condition each; None is the model as it is.
+        top: how many of the likeliest tokens are kept at every step.
         stop: tokens that end a row; None takes `stop_tokens(lm)`.
         batch_tokens: tokens in the cache at once.
         on_progress: called between batches with (done, total) prompts.
@@ -83,20 +89,21 @@ def generate(
     ends = torch.tensor(sorted(stop_tokens(lm) if stop is None else stop), device=lm.device)
     tokens = [[[] for _ in token_ids] for _ in edits]  # type: list[list[list[int]]]
     ended = [[False] * len(token_ids) for _ in edits]
+    likeliest = [[[] for _ in token_ids] for _ in edits]  # type: list[list[list[list[tuple[int, float]]]]]
 
     def run(batch: list[int]) -> None:
         rows, logits = decoder.start(batch)
         for prompt in batch:
             for condition in range(len(edits)):
-                tokens[condition][prompt] = []
+                tokens[condition][prompt], likeliest[condition][prompt] = [], []
         for step in range(max_new_tokens):
             check_stop(should_stop)
             chosen = logits.argmax(-1).to(rows.prompts.device)
             over = torch.isin(chosen, ends)
-            names = zip(
-                rows.conditions.tolist(), rows.prompts.tolist(), chosen.tolist(), over.tolist(), strict=True
-            )
-            for condition, prompt, token, last in names:
+            names = list(zip(rows.conditions.tolist(), rows.prompts.tolist(), strict=True))
+            for (condition, prompt), best in zip(names, _likeliest(logits, chosen, top), strict=False):
+                likeliest[condition][prompt].append(best)
+            for (condition, prompt), token, last in zip(names, chosen.tolist(), over.tolist(), strict=True):
                 if last:
                     ended[condition][prompt] = True
                 else:
@@ -109,4 +116,14 @@ def generate(
             logits = lm.taps.logits(decoder.follow(rows, chosen[going, None])[:, -1])
 
     in_batches(decoder.plan(batch_tokens), run, on_progress, should_stop)
-    return Generated(tokens, ended)
+    return Generated(tokens, ended, likeliest if top else [])
+
+
+def _likeliest(logits: Tensor, chosen: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """The likeliest tokens of each row (B, V) with their probabilities, the chosen one first of equals."""
+    if not count:
+        return []
+    found = logits.float().softmax(-1).topk(min(count, logits.shape[-1]))
+    first = (found.indices.to(chosen.device) != chosen[:, None]).long().argsort(dim=1, stable=True)
+    ids, values = (part.to(chosen.device).gather(1, first).tolist() for part in (found.indices, found.values))
+    return [list(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]

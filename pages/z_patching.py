@@ -2,7 +2,15 @@
 
 import streamlit as st
 
-from app import components, controls, live_view, z_patching_controls, z_patching_fits, z_patching_view
+from app import (
+    components,
+    controls,
+    live_view,
+    z_patching_controls,
+    z_patching_fits,
+    z_patching_tokens,
+    z_patching_view,
+)
 from app import z_patching_words as words
 
 opened = components.begin(
@@ -35,7 +43,10 @@ with components.guard("z-patching"):
         z_patching_controls.cells(opened, found)
         panels = z_patching_view.run_panels(opened, found, chosen)
         components.show(opened, panels[0])
-        z_patching_view.outputs(opened, found, chosen)
+        problem = z_patching_view.outputs(opened, found, chosen)
+        if problem is not None:
+            cell = z_patching_view.shown_cell(opened, found, chosen)
+            z_patching_tokens.show(opened, found, problem, cell)
         for panel in panels[1:]:
             components.show(opened, panel)
         for note in found.summary["notes"]:

@@ -18,6 +18,7 @@ from engine.experiments.steering import Steering
 from engine.experiments.subspace_scores import SubspaceScores
 from engine.experiments.weight_steering import WeightSteering
 from engine.experiments.z_patching import ZPatching
+from engine.experiments.z_tokens import ZTokens
 
 SPECS: tuple[type[Experiment], ...] = (
     Condition,
@@ -32,6 +33,7 @@ SPECS: tuple[type[Experiment], ...] = (
     Ard,
     Repeat,
     ZPatching,
+    ZTokens,
 )
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}
 

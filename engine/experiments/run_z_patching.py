@@ -55,7 +55,7 @@ def run(experiment: ZPatching, lab: Lab) -> ExperimentResult:
     for layer in experiment.layers:
         check_site(lab, experiment.model, experiment.site, layer)
     problems = choose(experiment, lab.prompts)
-    bases = make_bases(experiment, lab, lambda: _train_ids(experiment, lab, problems))
+    bases = make_bases(experiment, lab, lambda: train_ids(experiment, lab, problems))
     lm = lab.model(experiment.model)
     ids = {
         side: lab.token_ids(experiment.model, rows)
@@ -140,7 +140,7 @@ def _others(answers: Sequence[str], seed: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _train_ids(experiment: ZPatching, lab: Lab, problems: Problems) -> list[list[int]]:
+def train_ids(experiment: ZPatching, lab: Lab, problems: Problems) -> list[list[int]]:
     """Prompts of both languages that are not among the problems, of the train split where there is one."""
     table = lab.prompts.with_row_index("row_number")
     used = [*problems.target.tolist(), *problems.source.tolist()]

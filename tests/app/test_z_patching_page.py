@@ -14,7 +14,14 @@ import pytest
 from demo_files import DEMO
 from streamlit.testing.v1 import AppTest
 
-from app import run_kinds, z_patching_fits, z_patching_panels, z_patching_view
+from app import (
+    components,
+    run_kinds,
+    z_patching_fits,
+    z_patching_panels,
+    z_patching_tokens,
+    z_patching_view,
+)
 from app import z_patching_words as say
 from app.build import build
 from app.charts.palette import DARK, LIGHT
@@ -26,6 +33,8 @@ from app.selection import Selection, defaults, update
 from engine.analysis.dissociation import Changes, verdict
 from engine.errors import PatchError
 from engine.experiments.ard import Ard
+from engine.experiments.z_patching import ZPatching
+from engine.experiments.z_tokens import ZTokens
 from engine.study import Study
 from store.reader import Store
 
@@ -223,3 +232,53 @@ def test_kernels_with_the_norms_gains_are_a_choice(opened: Opened) -> None:
     assert z_patching_view.experiment_of(opened, back) == asked
     assert "norms' gains" in say.basis(asked.to_json(), {})
     assert not z_patching_view.experiment_of(opened, settled(opened, basis="pca", fold="yes")).fold_norm
+
+
+def test_a_problem_is_read_token_by_token(
+    opened: Opened, run: tuple[Selection, JobResult], open_app: Callable[..., AppTest]
+) -> None:
+    chosen, result = run
+    page = open_app(opened.path, "z_patching", layer="4", report="all", z=chosen.z)
+    assert "Show the likeliest tokens of this problem" in {button.label for button in page.button}
+    asked = ZTokens(of=ZPatching.from_json(result.condition), problem=0, layer=4, k=8)
+    _, found = run_live(opened.path, asked, "cpu")
+    stored = JobResult(asked.to_json(), found.summary, found.tables)
+    kind = run_kinds.kind_of(stored.condition)
+    (panel,) = kind.panels(opened, stored, chosen)
+    as_chart(panel.draw(LIGHT))
+    here: dict[str, Any] = {}
+    exec(panel.code, here)
+    assert here["table"].equals(panel.table)
+    assert "Every text came out as in the run" in panel.caption
+    back = update(chosen, opened.facts, **kind.selection_of(stored.condition, chosen))
+    assert z_patching_view.experiment_of(opened, back) == asked.of
+    assert z_patching_view.settings_of(opened, back).show == "4@8"
+    page = open_app(opened.path, "z_patching", layer="4", report="all", z=chosen.z)
+    assert not page.exception
+    assert components.plain(panel.title) in " ".join(m.value for m in page.markdown)
+    assert "Z ← other problem" in page.selectbox(key="z-tokens-condition").options
+
+
+def likely(rows: list[tuple[str, int, int, str, float]]) -> pl.DataFrame:
+    names = ["condition", "step", "rank", "token", "probability"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def test_the_least_certain_token_is_named() -> None:
+    sure = [("Z", 0, 0, "a", 0.97), ("Z", 0, 1, "b", 0.01), ("full", 0, 0, "c", 0.93)]
+    cell = {"layer": 4, "k": 8}
+    title = say.tokens_title(likely(sure), ("Z", "full"), "p1", cell)
+    assert title == "Problem p1 at block 4, k = 8: every token is chosen with 93 % or more"
+    torn = [*sure, ("Z", 1, 0, "31", 0.52), ("Z", 1, 1, "22", 0.4), ("other", 0, 0, "x", 0.1)]
+    title = say.tokens_title(likely(torn), ("Z", "full"), "p1", cell)
+    assert title.endswith("least certain under Z, token 2: “31” 52 % before “22” 40 %")
+
+
+def test_steps_stand_beside_each_other_with_what_was_nearly_said() -> None:
+    rows = [("Z", 0, 0, "<b>", 0.6), ("Z", 0, 1, "答", 0.3), ("Z", 1, 0, "\n", 1.0)]
+    text = z_patching_tokens.grid(likely(rows))
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text
+    assert text.index("60 %") < text.index("30 %") < text.index("100 %")
+    assert z_patching_view.COLOURS["zh"] in text.split("答")[0].rsplit("<span", 1)[1]
+    assert "↵" in text

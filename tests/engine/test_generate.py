@@ -11,7 +11,7 @@ from tiny_tokenizers import chatml
 
 from engine.decoding import Decoder, Edit, Tokens
 from engine.errors import PatchError, SiteError
-from engine.generate import generate, replace_at, stop_tokens
+from engine.generate import _likeliest, generate, replace_at, stop_tokens
 from engine.intervene import JobCancelled, PatchEngine
 from engine.model import from_parts
 from engine.sites import Site, first_tensor, replace_first
@@ -144,3 +144,35 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
         replace_at(SITE, POSITIONS, torch.full((6, 32), float("nan")))
     with pytest.raises(SiteError, match="Layer 9"):
         generate(lm, ids, [replace_at(Site("resid_pre", 9), POSITIONS, torch.zeros(6, 32))], max_new_tokens=1)
+
+
+def test_the_likeliest_tokens_are_those_of_a_forward_pass_over_the_text() -> None:
+    lm, ids = from_parts(tiny("qwen3")), prompts()
+    vectors = PatchEngine(lm, ids, POSITIONS).activations(SITE).roll(1, 0)
+    stop = generate(lm, ids, max_new_tokens=4, stop=[]).tokens[0][1][2]
+    made = generate(
+        lm, ids, [None, replace_at(SITE, POSITIONS, vectors)], max_new_tokens=4, top=3, stop=[stop]
+    )
+    plain = generate(lm, ids, edits, max_new_tokens=4, stop=[stop])
+    assert (made.tokens, made.ended) == (plain.tokens, plain.ended)
+    assert plain.top == []
+    for prompt, row in enumerate(ids):
+        said, ended, best = (part[0][prompt] for part in (made.tokens, made.ended, made.top))
+        assert len(best) == len(said) + ended
+        with torch.inference_mode():
+            logits = lm.model(input_ids=torch.tensor([row + said])).logits[0, len(row) - 1 :]
+        for step, pairs in enumerate(best):
+            wanted = logits[step].softmax(-1).topk(3)
+            assert [token for token, _ in pairs] == wanted.indices.tolist()
+            # Batches of another shape add in another order.
+            assert [p for _, p in pairs] == pytest.approx(wanted.values.tolist(), abs=1e-6)
+            assert pairs[0][0] == (said[step] if step < len(said) else stop)
+    assert any(any(row) for row in made.ended)
+
+
+def test_of_equal_tokens_the_chosen_one_comes_first() -> None:
+    logits = torch.tensor([[0.0, 2.0, 2.0, 2.0], [1.0, 0.0, 3.0, 3.0]])
+    found = _likeliest(logits, torch.tensor([3, 2]), 3)
+    assert [pairs[0][0] for pairs in found] == [3, 2]
+    assert {token for token, _ in found[0]} == {1, 2, 3}
+    assert _likeliest(logits, torch.tensor([3, 2]), 0) == []

@@ -21,8 +21,9 @@ from engine.experiments import experiment_from_json
 from engine.experiments.ard import Ard
 from engine.experiments.run_z_patching import choose, pieces
 from engine.experiments.z_bases import make_bases, narrowest, principal
-from engine.experiments.z_outcomes import METRICS, Outcomes, rates, read
+from engine.experiments.z_outcomes import KEYS, METRICS, Outcomes, rates, read
 from engine.experiments.z_patching import Patch, ZPatching
+from engine.experiments.z_tokens import ZTokens
 from engine.intervene import JobCancelled
 from engine.pieces import model_pieces
 
@@ -301,3 +302,38 @@ def test_only_the_kernels_of_the_patched_blocks_are_read(basis: str) -> None:
     assert sorted(asked) == [
         (f"weights/base/{name}", layer) for name in ("kernel_right", "kernel_sigma") for layer in (4, 5)
     ]
+
+
+def test_one_problem_again_token_by_token(result: Any) -> None:
+    asked, found = result
+    there = lab(done={asked.content_hash(""): found})
+    wanted = ZTokens(of=asked, problem=3, layer=5, k=8)
+    again = wanted.run(there)
+    assert again.summary["differs"] == 0
+    assert again.summary["conditions"] == 1 + 3 + 6 + 4
+    best = again.table.filter(pl.col("rank") == 0)
+    rows = found.table.filter(
+        pl.col("problem") == 3, (pl.col("layer") == 5) | (pl.col("part") == "unpatched")
+    )
+    for row in rows.iter_rows(named=True):
+        here = pl.all_horizontal(pl.col(key).eq_missing(pl.lit(row[key])) for key in KEYS)
+        said = best.filter(here).sort("step")
+        assert said.height == len(row["tokens"]) + row["ended"], "one step more where the text ended"
+        assert "".join(said["token"].head(len(row["tokens"]))) == row["text"]
+    steps = again.table.partition_by([*KEYS, "step"], maintain_order=True)
+    assert all(part.height == 5 and part["probability"].is_sorted(descending=True) for part in steps)
+    assert experiment_from_json(wanted.to_json()) == wanted
+    assert ZTokens(of=asked, problem=3, layer=5, k=8).run(lab()).summary["differs"] is None
+
+
+@pytest.mark.parametrize("changes", [{"problem": N}, {"layer": 3}, {"k": 16}])
+def test_a_problem_or_cell_that_was_not_run_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(PatchError, match="no such problem, block or dimension"):
+        ZTokens(**{"of": experiment(), "problem": 0, "layer": 4, "k": 8, **changes})
+
+
+def test_one_problem_of_a_run_with_lengthscales_reads_the_fit_of_its_block() -> None:
+    there = with_fits()
+    asked = ard(problems=4, max_new_tokens=3)
+    there.done[asked.content_hash("")] = asked.run(there)
+    assert ZTokens(of=asked, problem=1, layer=5, k=9).run(there).summary["differs"] == 0
