@@ -20,7 +20,7 @@ from engine.results import SelfCheck
 from engine.subspace_capture import capture_labels, capture_streams
 from engine.subspace_checks import check_label, check_streams
 from engine.subspace_prompts import PERSONAS, SubspacePrompts
-from engine.subspace_weights import subspace_weight_names, subspace_weights
+from engine.subspace_weights import subspace_weights, weight_shapes
 from store.reader import Store
 from store.writer import StoreWriter
 
@@ -66,8 +66,7 @@ def _deltas(prepared: Prepared, store: Store) -> tuple[str, ...]:
 
 
 def _write_weights(writer: StoreWriter, lm: LoadedModel, chosen: SubspacePrompts) -> None:
-    names = subspace_weight_names(lm.taps)
-    wanted = names if chosen.start is None else (*names, "start_embedding")
+    wanted = weight_shapes(lm.taps, chosen.start is not None)
     if all(writer.has_array(f"{PLACE}/{name}") for name in wanted):
         return
     for piece, facts in subspace_weights(lm.taps, chosen.start):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from app import plan_subspaces
 from app.build_weights import check_comparable
 from app.words import size
 from engine.batching import capture_order
@@ -199,6 +200,7 @@ def describe_plan(prepared: Prepared) -> str:
         f"time: {_seconds(sum(cost.seconds for cost in costs))} of matrix products at the rate measured "
         "here, without loading models and writing."
     )
+    lines += plan_subspaces.describe(prepared)
     return "\n".join(lines)
 
 

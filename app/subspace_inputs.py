@@ -74,7 +74,7 @@ def inputs_of(store: Store, delta: str | None = None) -> Inputs:
     def stored(name: str) -> Item | None:
         return partial(_layer, store, name) if name in found else None
 
-    named = ("clean", "positive", "negative", "up_proj", "gate_proj", "v_proj", "q_norm", "k_norm")
+    named = ("clean", "positive", "negative", "up_proj", "gate_proj", "v_proj")
     items: dict[str, Item | None] = {name: stored(f"{PLACE}/{name}") for name in named}
     for persona in ("clean", "positive", "negative"):
         items[f"{persona}_mlp_input"] = stored(f"{PLACE}/{persona}_mlp_input")
@@ -88,6 +88,8 @@ def inputs_of(store: Store, delta: str | None = None) -> Inputs:
                 items[f"{persona}_{what}"] = partial(aligned, f"{PLACE}/{persona}_{what}")
     for name, array in (("q_proj", "w_q"), ("k_proj", "w_k")):
         items[name] = partial(_heads, store, f"{weights}/{array}")
+    for name in ("q_norm", "k_norm"):
+        items[name] = partial(_flat, store, f"{weights}/{name}_gain")
     for name in ("attn_norm", "mlp_norm"):
         items[name] = stored(f"{weights}/{name}_gain")
     for name, array in (("unembedding", "unembedding"), ("final_norm", "final_norm_gain")):
@@ -147,6 +149,10 @@ def _layer(store: Store, name: str, layer: int) -> Array:
 def _whole(store: Store, name: str, layer: int) -> Array:
     del layer
     return store.array(name)
+
+
+def _flat(store: Store, name: str, layer: int) -> Array:
+    return store.array(name, first=layer).ravel()
 
 
 def _heads(store: Store, name: str, layer: int) -> Array:

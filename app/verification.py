@@ -7,7 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from app.build import SAMPLED_PROMPTS, stored_equals_recomputed
+from app.build_subspaces import in_float32, subspace_checks
 from app.prepare import Prepared
+from app.subspace_inputs import deltas_of
 from engine.errors import StoreError
 from engine.model import load
 from engine.study import Study, diff_studies
@@ -45,8 +47,11 @@ def verify(study: Study, path: Path) -> int:
     failed = 0
     for name, spec in study.models.items():
         lm = load(spec, name)
-        check = stored_equals_recomputed(prepared, store, lm, prepared.sample(SAMPLED_PROMPTS))
-        failed += not check.passed
-        verdict = "ok" if check.passed else "FAILED"
-        tqdm.write(f"{verdict} {name}: {check.name}: {check.value:.3g} (limit {check.limit:.3g})")
+        checks = [stored_equals_recomputed(prepared, store, lm, prepared.sample(SAMPLED_PROMPTS))]
+        if prepared.subspaces is not None and name == store.models[0]:
+            checks += subspace_checks(prepared, store, in_float32(lm), deltas_of(store))
+        for check in checks:
+            failed += not check.passed
+            verdict = "ok" if check.passed else "FAILED"
+            tqdm.write(f"{verdict} {name}: {check.name}: {check.value:.3g} (limit {check.limit:.3g})")
     return 1 if failed else 0

@@ -15,7 +15,7 @@ from engine.activations import ACTIVATIONS
 from engine.pieces import Piece, gate_weight
 from engine.sites import LayerTaps, ModelTaps
 
-__all__ = ["mlp_weights", "subspace_weight_names", "subspace_weights"]
+__all__ = ["mlp_weights", "subspace_weights", "weight_shapes"]
 
 UP = ("up_proj", "c_fc", "dense_h_to_4h", "fc1")
 DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
@@ -51,12 +51,24 @@ def _module(layer: LayerTaps, names: tuple[str, ...]) -> Any:
     return next((part for part in parts if isinstance(getattr(part, "weight", None), Tensor)), None)
 
 
-def subspace_weight_names(model: ModelTaps) -> tuple[str, ...]:
-    """Names of what `subspace_weights` gives, in its order, but for the start token's embedding."""
-    names = ["v_proj", "o_proj", *_common(model)]
-    names += ["attn_write_gain"] * model.layers[0].attn_post_norm
-    names += ["mlp_write_gain"] * model.layers[0].mlp_post_norm
-    return tuple(names)
+def weight_shapes(model: ModelTaps, start: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what `subspace_weights` gives, in its order; the model may be without weights.
+
+    Args:
+        start: whether there is a start token.
+    """
+    layers, d = model.n_layers, model.d
+    found = {
+        "v_proj": (layers, model.n_kv_heads * model.head_dim, d),
+        "o_proj": (layers, d, model.n_heads * model.head_dim),
+    }
+    first = mlp_weights(model.layers[0])
+    shapes: dict[str, tuple[int, ...]] = {**found, **{n: (layers, *first[n].shape) for n in _common(model)}}
+    if model.layers[0].attn_post_norm:
+        shapes["attn_write_gain"] = (layers, d)
+    if model.layers[0].mlp_post_norm:
+        shapes["mlp_write_gain"] = (layers, d)
+    return shapes | ({"start_embedding": (d,)} if start else {})
 
 
 def subspace_weights(model: ModelTaps, start: int | None) -> Iterator[tuple[Piece, dict[str, Any]]]:

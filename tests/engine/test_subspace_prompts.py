@@ -76,7 +76,7 @@ def test_without_a_system_role_a_persona_stands_before_the_users_text(template: 
     assert ("plain" in found.notes[0]) == (template == "plain")
     text = found.encoded["negative"]["rendered"][1]
     assert "Be strict.\n\nIs 2 right?" in text
-    assert "Be strict.\n\nIs 2 right?" == text or template != "plain"
+    assert text == "Be strict.\n\nIs 2 right?" or template != "plain"
     assert "system" not in text
 
 
@@ -113,7 +113,7 @@ def test_prompts_come_from_their_splits_and_categories() -> None:
         (
             {"text": "^Is [1245] "},
             12,
-            r"too few prompts to evaluate.*at least 2 of the validation split that.*0 of 12",
+            r"to evaluate.*at least 2 of the validation split that.*0 of 12",
         ),
         (None, 3, r"too few prompts to evaluate.*at least 2 of the validation split.*1 of 3"),
         (None, 4, None),

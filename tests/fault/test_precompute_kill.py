@@ -18,6 +18,7 @@ from tiny_study import write_study
 pytestmark = pytest.mark.fault
 
 KILLS = 20
+SUBSPACES = '[subspaces]\npositive = "Agree."\nnegative = "Check."\nfit = 6\nevaluate = 4'
 
 
 def compute(study: str, store: str) -> None:
@@ -43,7 +44,7 @@ def contents(store: Path) -> dict[str, str]:
 def test_twenty_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A child imports its parent's main module again, and page tests leave a page there.
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
-    study = str(write_study(tmp_path / "study", pairs=10))
+    study = str(write_study(tmp_path / "study", pairs=10, extra=SUBSPACES))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["app.build"])
 
@@ -59,6 +60,7 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
     length = time.monotonic() - began
     reference = contents(tmp_path / "whole")
     assert len(reference) > 50  # arrays, tables and ledger entries of two models
+    assert any(name.startswith("subspaces/label") for name in reference)
 
     moments = random.Random(7)
     kills = rounds = 0
