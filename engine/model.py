@@ -291,16 +291,19 @@ def _merge_adapter(model: Any, spec: ModelSpec, notes: list[str]) -> Any:
             # peft reads a property that transformers has renamed; nothing the user can act on.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # refused below
+            warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm")  # a gain like any other
             wrapped = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False, **where)
             config: Any = wrapped.peft_config[wrapped.active_adapter]
             if not hasattr(wrapped.base_model, "merge_and_unload"):
                 raise ValueError(f"{config.peft_type} is no change of weights and cannot be merged into them")
+            _check_ties(model, wrapped)
             given = set(load_peft_weights(adapter, device="cpu", **where))
-            whole = any(key.endswith(("embed_tokens.weight", "lm_head.weight")) for key in given)
-            # not left to peft, which would ask the Hub whether the base's vocabulary was resized
-            fitted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=whole))
-            if given != fitted:
-                raise ValueError(f"tensors without a counterpart: {', '.join(sorted(given ^ fitted)[:4])}")
+            # peft saves embeddings beside an adapter that touches them; whether it has is not left to its own
+            # guess, which would ask the Hub about the base's vocabulary
+            fits = [set(get_peft_model_state_dict(wrapped, save_embedding_layers=w)) for w in (False, True)]
+            if given not in fits:
+                raise ValueError(f"tensors without a counterpart: {', '.join(sorted(given ^ fits[0])[:4])}")
             trained_on, source = str(config.base_model_name_or_path or ""), str(spec.hub or spec.path)
             if trained_on and Path(trained_on).name != Path(source).name:
                 notes.append(f"the adapter {adapter} was trained on {trained_on}, here it is put on {source}")
@@ -312,6 +315,18 @@ def _merge_adapter(model: Any, spec: ModelSpec, notes: list[str]) -> Any:
             given=" ".join(str(error).split())[:300],
             next_step="check which base adapter_config.json names, and that its files are complete.",
         ) from error
+
+
+def _check_ties(model: Any, wrapped: Any) -> None:
+    """ValueError for an adapter on one end of a tied embedding: merged, it would be on both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = wrapped.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    if getattr(model.config, "tie_word_embeddings", False) and any(
+        isinstance(e, BaseTunerLayer) for e in ends
+    ):
+        raise ValueError("it changes the embedding or the unembedding alone, but the base ties the two")
 
 
 def _load_tokenizer(spec: ModelSpec, source: str, revision: str | None, model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import warnings
@@ -13,11 +14,17 @@ import numpy as np
 import pytest
 import torch
 from peft import (
+    AdaLoraConfig,
+    FourierFTConfig,
+    HRAConfig,
     IA3Config,
+    LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    OFTConfig,
     PeftModel,
+    PrefixTuningConfig,
     PromptTuningConfig,
     VeraConfig,
     get_peft_model,
@@ -45,6 +52,25 @@ KINDS: dict[str, Any] = {
     "ia3": IA3Config(feedforward_modules=["down_proj"], init_ia3_weights=False, **ON),
     "vera": VeraConfig(r=4, target_modules=["o_proj"], init_weights=False, projection_prng_key=1),
 }
+OTHER_MODULES: dict[str, Any] = {
+    "every projection": LoraConfig(**LORA | {"target_modules": "all-linear"}),
+    "one block": LoraConfig(**LORA, layers_to_transform=[1]),
+    "norms": LNTuningConfig(target_modules=["input_layernorm"], task_type="CAUSAL_LM"),
+    "a saved norm": LoraConfig(**LORA, modules_to_save=["norm"]),
+    "rows of a tied embedding": LoraConfig(**LORA, trainable_token_indices=[3, 5]),
+    "keys, values and hidden units": IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+        init_ia3_weights=False,
+    ),
+}
+KINDS |= {
+    "adalora": AdaLoraConfig(init_r=4, target_r=2, total_step=10, init_lora_weights=False, **ON),
+    "oft": OFTConfig(r=4, oft_block_size=0, init_weights=False, **ON),
+    "hra": HRAConfig(r=4, init_weights=False, **ON),
+    "fourierft": FourierFTConfig(n_frequency=50, init_weights=False, **ON),
+}
+KINDS |= OTHER_MODULES
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +82,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def adapter(base: Path, folder: Path, config: Any) -> Path:
+def adapter(folder: Path, config: Any, **overrides: Any) -> Path:
     """A random adapter of a kind, saved as PEFT saves it."""
     torch.manual_seed(5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(tiny("qwen3", vocab_size=ROWS), config)
+        model = get_peft_model(tiny("qwen3", vocab_size=ROWS, **overrides), copy.deepcopy(config))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
@@ -76,10 +102,11 @@ def adapter(base: Path, folder: Path, config: Any) -> Path:
 def test_steering_by_an_adapters_difference_is_pefts_own_forward_pass(
     base: Path, tmp_path: Path, kind: str
 ) -> None:
-    place = adapter(base, tmp_path / kind, KINDS[kind])
+    place = adapter(tmp_path / kind, KINDS[kind])
     plain, tuned = (load(spec, "m") for spec in (ModelSpec(path=base), ModelSpec(path=base, adapter=place)))
     deltas = list(weight_deltas(plain.model, tuned.model))
-    assert {delta.name.split(".")[-2] for delta in deltas} <= {"o_proj", "down_proj"}
+    if kind not in OTHER_MODULES:
+        assert {delta.name.split(".")[-2] for delta in deltas} <= {"o_proj", "down_proj"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = PeftModel.from_pretrained(tiny("qwen3", vocab_size=ROWS), str(place)).eval()
@@ -97,7 +124,7 @@ def test_steering_by_an_adapters_difference_is_pefts_own_forward_pass(
 def test_a_lora_difference_is_its_scale_times_b_a_factored(
     base: Path, tmp_path: Path, kind: str, rank: int, scale: float
 ) -> None:
-    place = adapter(base, tmp_path / kind, KINDS[kind])
+    place = adapter(tmp_path / kind, KINDS[kind])
     models = [load(ModelSpec(path=base, adapter=a), "m").model for a in (None, place)]
     factors = load_file(place / "adapter_model.safetensors")
     deltas = list(weight_deltas(*models))
@@ -139,29 +166,77 @@ def widen(weights: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_a_damaged_adapter_is_refused(base: Path, tmp_path: Path, change: Any, says: str) -> None:
-    place = adapter(base, tmp_path / "lora", KINDS["lora"])
+    place = adapter(tmp_path / "lora", KINDS["lora"])
     break_weights(place, change)
     with pytest.raises(ModelError, match=says):
         load(ModelSpec(path=base, adapter=place), "tuned")
 
 
 def test_an_adapter_for_modules_that_are_not_there_is_refused(base: Path, tmp_path: Path) -> None:
-    place = adapter(base, tmp_path / "lora", KINDS["lora"])
+    place = adapter(tmp_path / "lora", KINDS["lora"])
     path = place / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["c_fc"]}))
     with pytest.raises(ModelError, match=r"doesn't fit the base model.*c_fc.*not found"):
         load(ModelSpec(path=base, adapter=place), "tuned")
 
 
-def test_an_adapter_that_is_no_change_of_weights_is_refused(base: Path, tmp_path: Path) -> None:
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    place = adapter(base, tmp_path / "prompt", config)
-    with pytest.raises(ModelError, match=r"PROMPT_TUNING.*cannot be merged"):
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_an_adapter_that_is_no_change_of_weights_is_refused(base: Path, tmp_path: Path, config: Any) -> None:
+    place = adapter(tmp_path / "prompt", config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ModelError, match=r"(PROMPT|PREFIX)_TUNING.*cannot be merged"):
+        load(ModelSpec(path=base, adapter=place), "tuned")
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_one_end_of_a_tied_embedding_is_refused(
+    base: Path, tmp_path: Path, module: str
+) -> None:
+    """Merged it would be on both ends, which is not what the adapter does."""
+    place = adapter(tmp_path / module, LoraConfig(**LORA | {"target_modules": [module]}))
+    with pytest.raises(ModelError, match=r"doesn't fit.*the embedding or the unembedding alone.*ties"):
+        load(ModelSpec(path=base, adapter=place), "tuned")
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("how", ["target_modules", "modules_to_save"])
+def test_an_adapter_on_an_untied_embedding_is_right(tmp_path: Path, module: str, how: str) -> None:
+    own = {"tie_word_embeddings": False}
+    tiny("qwen3", vocab_size=ROWS, **own).save_pretrained(tmp_path / "base")
+    chatml().save_pretrained(tmp_path / "base")
+    place = adapter(tmp_path / "a", LoraConfig(**LORA | {how: [module]}), **own)
+    plain, tuned = (load(ModelSpec(path=tmp_path / "base", adapter=given), "m") for given in (None, place))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(tiny("qwen3", vocab_size=ROWS, **own), str(place)).eval()
+    ids = random_tokens(2, 9)
+    deltas = list(weight_deltas(plain.model, tuned.model))
+    assert f"{module}.weight" in {delta.name.removeprefix("model.") for delta in deltas}
+    with torch.no_grad(), WeightShift(plain, deltas).at(1.0):
+        found = plain.model(ids).logits
+    with torch.no_grad():
+        assert (found - wrapped(input_ids=ids).logits).abs().max() < 1e-4  # as above
+        assert (found - plain.model(ids).logits).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"hidden_size": 24}, r"doesn't fit.*size mismatch"),
+        ({"num_hidden_layers": 4}, r"doesn't fit.*without a counterpart.*layers\.3"),
+        ({"num_hidden_layers": 2}, r"doesn't fit.*without a counterpart.*layers\.2"),
+    ],
+    ids=str,
+)
+def test_an_adapter_for_another_base_is_refused(
+    base: Path, tmp_path: Path, overrides: dict[str, Any], says: str
+) -> None:
+    place = adapter(tmp_path / "lora", KINDS["lora"], **overrides)
+    with pytest.raises(ModelError, match=says):
         load(ModelSpec(path=base, adapter=place), "tuned")
 
 
 def test_an_unknown_kind_of_adapter_is_refused(base: Path, tmp_path: Path) -> None:
-    place = adapter(base, tmp_path / "lora", KINDS["lora"])
+    place = adapter(tmp_path / "lora", KINDS["lora"])
     path = place / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "TELEPATHY"}))
     with pytest.raises(ModelError, match=r"doesn't fit.*TELEPATHY"):
@@ -169,7 +244,7 @@ def test_an_unknown_kind_of_adapter_is_refused(base: Path, tmp_path: Path) -> No
 
 
 def test_an_adapter_that_names_another_base_is_said(base: Path, tmp_path: Path) -> None:
-    place = adapter(base, tmp_path / "lora", KINDS["lora"])
+    place = adapter(tmp_path / "lora", KINDS["lora"])
     path = place / "adapter_config.json"
     said = json.loads(path.read_text()) | {"base_model_name_or_path": "somebody/another-model"}
     path.write_text(json.dumps(said))
