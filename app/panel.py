@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,9 +12,16 @@ from app.charts.palette import Palette
 from app.charts.spec import Spec
 
 
+def typeset(text: str) -> str:
+    """Numbers as they are printed: a minus sign before a number, a space before a percent sign."""
+    return re.sub(r"(?<=\d)%", " %", re.sub(r"(?<![\w.)\]])-(?=\.?\d)", "−", text))
+
+
 @dataclass(frozen=True)
 class Panel:
     """One finding: words, chart, table and how to get them again.
+
+    Title and caption are typeset.
 
     Args:
         name: short file name stem, also the key of the panel.
@@ -34,3 +42,7 @@ class Panel:
     caption: str
     models: tuple[str, ...]
     clickable: bool = True
+
+    def __post_init__(self) -> None:
+        for words in ("title", "caption"):
+            object.__setattr__(self, words, typeset(getattr(self, words)))

@@ -58,9 +58,7 @@ def span(value: Mapping[str, float] | None) -> str:
 
 def percent(value: Mapping[str, float]) -> str:
     """ "99.8 % (99.7 to 99.9)" with digits that tell the ends apart."""
-    digits = 0 if value["high"] - value["low"] >= 10 else 1
-    low, high = (f"{round(value[end], digits) + 0.0:.{digits}f}" for end in ("low", "high"))
-    return f"{round(value['estimate'], digits) + 0.0:.{digits}f} % ({low} to {high})"
+    return words.percent(value["estimate"], value["low"], value["high"])
 
 
 def verdict(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from app import words
+
 STEP = 10.0
 """A fall between neighbouring singular values from which on it is told."""
 
@@ -16,14 +18,7 @@ def percent(row: Mapping[str, Any]) -> str:
     """ "98.8 % (95.4 to 99.8)" from a row with value, low, high."""
     if row["value"] is None:
         return "undefined"
-    return f"{_digits(row['value'])} % ({_digits(row['low'])} to {_digits(row['high'])})"
-
-
-def _digits(value: float) -> str:
-    """One digit behind the point, more where a share is closer to nothing or to all than that."""
-    if value != 0 and abs(value) < 0.1:
-        return f"{value:.1g}" if abs(value) >= 1e-3 else "0.0"
-    return f"{value:.1f}"
+    return words.percent(row["value"], row["low"], row["high"])
 
 
 def cell(table: pl.DataFrame, kind: str, k: int, alpha: float) -> dict[str, Any]:

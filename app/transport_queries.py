@@ -22,7 +22,7 @@ from app.selection import Selection
 from engine.analysis import transport
 from engine.analysis.transport import Paired, PathErrors, Side, TransportMap, TransportScores
 from engine.errors import AnalysisError, StoreError
-from engine.experiments.maps import SAME_WIDTH, USES, MapSpec
+from engine.experiments.maps import NAMES, SAME_WIDTH, USES, MapSpec
 from store.files import crc32c
 from store.layout import slug
 from store.maps import MapLog
@@ -211,7 +211,7 @@ def unusable(opened: Opened, place: Place, spec: MapSpec) -> str:
     if not spec.fits(place.site):
         return "The unembedding reads the residual stream, not head values."
     if spec.method in SAME_WIDTH and widths[0] != widths[1]:
-        return f"{spec.method} needs one width; here they are {widths[0]} and {widths[1]}."
+        return f"{NAMES[spec.method]} needs one width; here they are {widths[0]} and {widths[1]}."
     return ""
 
 
@@ -228,7 +228,7 @@ def check(opened: Opened, place: Place, spec: MapSpec) -> None:
             "This map cannot be fitted here.",
             expected="another map or another site",
             given=why,
-            next_step="Choose RidgeTransport or ScaledProcrustes, which fit everywhere.",
+            next_step="Choose ridge or scaled Procrustes, which fit everywhere.",
         )
 
 

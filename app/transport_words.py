@@ -7,7 +7,7 @@ import math
 import polars as pl
 
 from app.words import number, span
-from engine.analysis.transport import TransportScores
+from engine.analysis.transport import TransportScores, decimals
 
 
 def map_title(scores: TransportScores, source: str, target: str, place: str, constant: str = "") -> str:
@@ -27,7 +27,7 @@ def map_title(scores: TransportScores, source: str, target: str, place: str, con
         )
     text = scores.words.rstrip(".")
     if not math.isnan(scores.r2_low) and text.startswith(("The map predicts", "The map carries")):
-        text += f"; 95 % interval{span(scores.r2_low, scores.r2_high)}"
+        text += f"; 95 % interval{span(scores.r2_low, scores.r2_high, decimals(scores.r2_validation))}"
     return start + text[0].lower() + text[1:]
 
 
@@ -70,8 +70,12 @@ def rank_title(table: pl.DataFrame, rank: int, full: int, tied: bool) -> str:
     path = table.filter(pl.col("series") == "validation").sort("x")
     own = _at(path, rank)
     if rank >= full:
-        return f"Full rank {full}: R² {number(own)} on validation"
-    return f"Rank {rank} of {full}: R² {number(own)} on validation, {number(_at(path, full))} at full rank"
+        return f"Full rank {full}: R² {number(own, decimals(own))} on validation"
+    whole = _at(path, full)
+    digits = max(decimals(own), decimals(whole))
+    return (
+        f"Rank {rank} of {full}: R² {number(own, digits)} on validation, {number(whole, digits)} at full rank"
+    )
 
 
 def _at(path: pl.DataFrame, x: float) -> float:

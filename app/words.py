@@ -39,6 +39,28 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
+def percent(value: float, low: float, high: float) -> str:
+    """ "99.8 % (99.7 to 99.9)" with the digits that tell the ends apart, and the value from 0.
+
+    Rule: no decimals where the ends are 10 or more apart, else the fewest that do it, 1 to 4. Ends that are
+    the same in 4 decimals are told as that.
+    """
+
+    def written(digits: int) -> list[str]:
+        return [minus(f"{round(end, digits) + 0.0:.{digits}f}") for end in (value, low, high)]
+
+    if high - low >= 10:
+        found = written(0)
+    else:
+        found = next(
+            (w for n in range(1, 5) if (w := written(n))[1] != w[2] and (value == 0 or w[0].strip("−.0"))),
+            written(4),
+        )
+    if found[1] == found[2]:
+        return minus(f"{round(value, 4) + 0.0:g}") + " % (± less than 0.0001)"
+    return f"{found[0]} % ({found[1]} to {found[2]})"
+
+
 def nats(value: float) -> str:
     """A KL for a sentence: three significant digits, 7e-7 rather than 0.0000007, 0 below 1e-9."""
     if abs(value) < 1e-9:

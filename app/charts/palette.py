@@ -41,7 +41,7 @@ DARK = Palette(
     mark="#e4e7ea",
     text="#e4e7ea",
     series=("#56b4e9", "#e8833a", "#2fbf94", "#d995bb", "#8fd0f5", "#f0b93a"),
-    scheme=("#1b1226", "#5c2c45", "#9c5038", "#cf8a4b", "#eec98f", "#fdf3e1"),
+    scheme=("#3b2d57", "#6e3a5c", "#a3553f", "#cf8a4b", "#eec98f", "#fdf3e1"),
 )
 
 

@@ -57,7 +57,7 @@ class MappedPatch(PatchExperiment):
         return self
 
     def describe(self) -> str:
-        """One line for lists of jobs: "tuned ← base, mlp_out@5 at decision, mapped by MeanShift"."""
+        """One line for lists of jobs: "tuned ← base, mlp_out@5 at decision, mapped by mean shift"."""
         where = f"{self.target} ← {self.source}, {self.site_text()} at {self.position}"
         return f"{where}, mapped by {self.map.describe()}"
 

@@ -24,6 +24,17 @@ USES: dict[str, tuple[str, ...]] = {
 }
 """Maps that can be asked for by name, with the parameters each one has."""
 
+NAMES = {
+    "ScaledProcrustes": "scaled Procrustes",
+    "PCAProcrustes": "Procrustes of principal components",
+    "RidgeTransport": "ridge",
+    "LogitSubspaceRidge": "ridge in the logit subspace",
+    "MomentMatching": "moment matching",
+    "MeanShift": "mean shift",
+    "Identity": "identity",
+}
+"""Maps in words."""
+
 NEEDS_STREAM = ("LogitSubspaceRidge",)
 """Maps of what an unembedding reads: the stream's coordinates, not head values even of the same width."""
 
@@ -68,7 +79,7 @@ class MapSpec(BaseModel):
         return {key: value for key, value in data.items() if key not in unused}
 
     def describe(self) -> str:
-        """One line for captions: "ScaledProcrustes, full rank, γ = 0.05"."""
+        """A few words for sentences: "scaled Procrustes, full rank, γ = 0.05"."""
         words = {
             "rank": "full rank" if self.rank == 0 else f"rank {self.rank}",
             "shrinkage": f"γ = {self.shrinkage:g}",
@@ -76,7 +87,7 @@ class MapSpec(BaseModel):
             "directions": f"{self.directions} logit directions",
             "clusters": "" if self.clusters == 1 else f"up to {self.clusters} clusters",
         }
-        return ", ".join([self.method, *(words[name] for name in USES[self.method] if words[name])])
+        return ", ".join([NAMES[self.method], *(words[name] for name in USES[self.method] if words[name])])
 
     def fits(self, component: str) -> bool:
         """Whether the map is defined at a component whatever the widths."""
@@ -86,8 +97,8 @@ class MapSpec(BaseModel):
         """Raises PatchError where the map is not defined at a component."""
         if not self.fits(component):
             raise PatchError(
-                f"{self.method} is not defined at {component}: the unembedding reads the residual stream, "
-                "not head values.",
+                f"{self.method} ({NAMES[self.method]}) is not defined at {component}: the unembedding reads "
+                "the residual stream, not head values.",
                 expected="a site of the stream, or another map",
                 given=f"{self.method} at {component}",
                 next_step="choose another site, or RidgeTransport, which fits everywhere.",

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.experiment import PatchExperiment
-from engine.experiments.maps import MapSpec
+from engine.experiments.maps import NAMES, MapSpec
 
 ALPHAS = (0.5, 0.75, 1.0, 1.25, 1.5)
 
@@ -67,7 +67,7 @@ class RankSweep(PatchExperiment):
         if self.basis == "map" and not self.truncates:
             raise PatchError(
                 f"{self.map.describe()} has no ranked output directions.",
-                expected="ScaledProcrustes without clusters, or the basis of the differences",
+                expected="scaled Procrustes without clusters, or the basis of the differences",
                 given=f"the map's own basis for {self.map.method}",
                 next_step="choose the basis 'difference', or ScaledProcrustes.",
             )
@@ -81,4 +81,4 @@ class RankSweep(PatchExperiment):
     def describe(self) -> str:
         """One line for lists of jobs."""
         site = f"{self.site_text()} at {self.position}"
-        return f"{self.target} ← {self.source}, {site}, rank k × α of {self.map.method}"
+        return f"{self.target} ← {self.source}, {site}, rank k × α of {NAMES[self.map.method]}"

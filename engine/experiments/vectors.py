@@ -28,7 +28,7 @@ from engine.experiment import (
     width_text,
 )
 from engine.experiments.mapped import MappedKind, MappedPatch
-from engine.experiments.maps import MapSpec, Readout
+from engine.experiments.maps import NAMES, MapSpec, Readout
 from engine.moments import fit_moments, match_moments
 from engine.patching import Vectors, replacement_vectors
 from engine.sites import Site
@@ -251,7 +251,7 @@ class _Maker:
 
     def _shuffled(self) -> np.ndarray | str:
         if not self.fit.map.uses_pairs:
-            return f"{self.experiment.map.method} does not look at which prompts belong together"
+            return f"{NAMES[self.experiment.map.method]} does not look at which prompts belong together"
         try:
             self.shuffled = fitted(self.lab, self.experiment, self.experiment.map, shuffled=True).map
         except AnalysisError as error:

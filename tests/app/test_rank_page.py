@@ -193,13 +193,9 @@ def sweep(best: dict[str, Any], smallest: dict[str, Any]) -> tuple[pl.DataFrame,
 def test_titles_tell_what_train_chose_and_validation_measured() -> None:
     table, summary = sweep({"k": 3, "alpha": 1.0}, {"k": 1, "alpha": 1.0})
     title = say.map_title(table, summary)
-    assert title.startswith(
-        "Rank 3 at α = 1, the best on train, disturbs the next token 60.0 % (55.0 to 65.0)"
-    )
+    assert title.startswith("Rank 3 at α = 1, the best on train, disturbs the next token 60 % (55 to 65)")
     assert "level" not in title
-    assert say.path_title(table, summary).startswith(
-        "Rank 1 of 8 is enough: drop 40.0 % (35.0 to 45.0) at α = 1"
-    )
+    assert say.path_title(table, summary).startswith("Rank 1 of 8 is enough: drop 40 % (35 to 45) at α = 1")
     table, summary = sweep({"k": 3, "alpha": 1.0}, {"k": 3, "alpha": 1.0})
     assert say.path_title(table, summary).startswith("No smaller rank comes up to rank 3 of 8: drop 60.0 %")
     summary["truncated"] |= {"reason": "the raw patch changes nothing", "smallest": None}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import polars as pl
+import pytest
 
 from app import words
+from app.panel import Panel, typeset
 
 
 def curve(values: list[float], half: float = 0.02) -> pl.DataFrame:
@@ -155,6 +157,32 @@ def test_a_verdict_becomes_a_statement_about_the_model() -> None:
     assert words.verdict_title("base", "Never Z-dominated: R stays.") == "base is never Z-dominated: R stays"
     assert words.verdict_title("base", "Z-dominated (R > 1) at 1→2.") == "base is Z-dominated (R > 1) at 1→2"
     assert words.verdict_title("base", "Something else.") == "base: Something else"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (99.8, 99.7, 99.9, "99.8 % (99.7 to 99.9)"),
+        (99.99, 99.98, 100.0, "99.99 % (99.98 to 100.00)"),
+        (0.03, 0.02, 0.05, "0.03 % (0.02 to 0.05)"),
+        (-0.04, -0.3, 0.2, "−0.04 % (−0.30 to 0.20)"),
+        (87.4, 73.1, 96.1, "87 % (73 to 96)"),
+        (100, 100 - 1e-7, 100 + 1e-7, "100 % (± less than 0.0001)"),
+        (0, 0, 0, "0 % (± less than 0.0001)"),
+    ],
+)
+def test_percentages_have_the_digits_that_tell_their_ends_apart(
+    value: float, low: float, high: float, said: str
+) -> None:
+    assert words.percent(value, low, high) == said
+
+
+def test_panels_are_typeset() -> None:
+    asked = "0.08 (-0.20 to 0.37), 95% at blocks 4-5, 1e-5, base-2, x (2026-11-21)"
+    panel = Panel("name", asked, pl.DataFrame(), lambda _: {}, "code -1", asked, ())
+    said = "0.08 (−0.20 to 0.37), 95 % at blocks 4-5, 1e-5, base-2, x (2026-11-21)"
+    assert (panel.title, panel.caption, panel.code) == (said, said, "code -1")
+    assert typeset(said) == said
 
 
 def test_kls_keep_three_digits_at_any_size() -> None:

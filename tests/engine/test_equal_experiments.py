@@ -102,7 +102,9 @@ def test_a_patch_without_a_source_needs_none_named() -> None:
 def test_a_logit_subspace_is_refused_among_head_values_of_the_stream_s_width(kind: type[Experiment]) -> None:
     """8 heads of width 16 are as wide as a stream of 128, and still no coordinates of it."""
     asked = {**PLACE, "component": "head_z", "map": MapSpec(method="LogitSubspaceRidge")}
-    with pytest.raises(PatchError, match=r"LogitSubspaceRidge is not defined at head_z: .* residual stream"):
+    with pytest.raises(
+        PatchError, match=r"LogitSubspaceRidge \(ridge .*\) is not defined at head_z: .* residual stream"
+    ):
         kind(**asked)
     basis = {"basis": "difference"} if kind is RankSweep else {}
     kind(**{**asked, "component": "attn_out", **basis})

@@ -368,7 +368,10 @@ def test_a_logit_subspace_takes_the_stored_unembedding(lab: MemoryLab) -> None:
         result = experiment(map=MapSpec(method="LogitSubspaceRidge", directions=8)).run(lab)
     finally:
         lab.arrays.clear()
-    assert result.summary["map"]["words"] == "LogitSubspaceRidge, 8 logit directions, λ by leave-one-out"
+    assert (
+        result.summary["map"]["words"]
+        == "ridge in the logit subspace, 8 logit directions, λ by leave-one-out"
+    )
     assert np.isfinite(kl_of(result, "mapped", 1.0)).all()
 
 
@@ -383,7 +386,7 @@ def test_two_descriptions_of_one_experiment_are_equal() -> None:
     assert back == wanted
     assert back.content_hash("f") == wanted.content_hash("f")
     assert wanted.content_hash("f") != experiment(seed=1).content_hash("f")
-    assert "RidgeTransport, λ = 3, up to 2 clusters" in wanted.describe()
+    assert "ridge, λ = 3, up to 2 clusters" in wanted.describe()
     assert [experiment(layer=i).borrowed(8) for i in (0, 5)] == [4, 1]
 
 

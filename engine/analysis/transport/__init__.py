@@ -11,6 +11,7 @@ from engine.analysis.transport.clustered import ClusteredTransport
 from engine.analysis.transport.evaluate import (
     TransportScores,
     alpha_auto,
+    decimals,
     describe,
     evaluate_pairs,
     evaluate_path,
@@ -47,6 +48,7 @@ __all__ = [
     "TransportScores",
     "alpha_auto",
     "compress_unembedding",
+    "decimals",
     "describe",
     "evaluate_pairs",
     "evaluate_path",

@@ -19,6 +19,7 @@ from engine.analysis.transport import (
     RidgeTransport,
     ScaledProcrustes,
     alpha_auto,
+    describe,
     evaluate_pairs,
     evaluate_transport,
     unembedding_basis,
@@ -198,3 +199,10 @@ def test_one_cluster_is_the_global_map() -> None:
     np.testing.assert_allclose(one.predict(xv), RidgeTransport().fit(x, y).predict(xv))
     with pytest.raises(AnalysisError, match="n_clusters ≥ 1"):
         ClusteredTransport(n_clusters=0).fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("r2", "said"), [(0.5, "0.50"), (0.979, "0.98"), (0.9855, "0.986"), (0.99823, "0.9982"), (1.0, "1.00")]
+)
+def test_an_r2_close_to_one_is_told_from_one(r2: float, said: str) -> None:
+    assert describe(1.0, r2, 0.0, 1.0, 1.0) == f"The map predicts new prompts: R² {said}."
