@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import PackedRun, packed_attention
-from engine.sites import first_tensor, record
+from engine.sites import first_tensor, record, replace_first
 from engine.taps import ModelTaps
 
 
@@ -113,6 +113,7 @@ def capture_pack(
     steps = torch.cat([torch.arange(length) for length in lengths]).to(device)
     with (
         packed_attention(modules, run),
+        _last_mlp_at(taps, tail),  # before the recorders: they see what it puts back in place
         record(taps, ("resid",), select=_rows(tail)) as stream,
         record(taps, ("attn_out", "mlp_out", "head_z"), select=_rows(patched)) as sites,
         _recorded_calls(taps, tail) as calls,
@@ -141,6 +142,32 @@ def _rows(rows: Tensor) -> Callable[[Tensor], Tensor]:
         return value[0].index_select(0, rows.to(value.device))
 
     return select
+
+
+@contextmanager
+def _last_mlp_at(taps: ModelTaps, rows: Tensor) -> Iterator[None]:
+    """Inside the block the last MLP runs on the given tokens alone and adds zeros to all others.
+
+    Behind it nothing mixes tokens, so those are never read.
+    """
+    mlp, places = taps.layers[-1].mlp, []
+
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        places.append((args[0].shape, rows.to(args[0].device)))
+        return (args[0].index_select(1, places[-1][1]), *args[1:])
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        shape, kept = places.pop()
+        found = first_tensor(output)
+        spread = found.new_zeros(*shape[:2], found.shape[-1])
+        return replace_first(output, spread.index_copy_(1, kept, found.reshape(1, len(kept), -1)))
+
+    handles = (mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass

@@ -27,7 +27,8 @@ class SweepResult:
 
     Attributes:
         kl: (C, n) nats, KL(patched || unpatched) or the reverse.
-        self_kl: (n,) nats, between the run with the model's own activation put back and the plain run.
+        self_kl: (n,) nats, between the run with the model's own activation put back and the plain run; an
+            upper bound of it, at least float32's rounding, where the bound settles the self-check.
         reverse_kl: which direction `kl` is.
         top_ids, top_log_probs: (C, n, k) most likely next tokens under the patch, None without `top_k`.
         unpatched_top_ids, unpatched_top_log_probs: (n, k).

@@ -7,7 +7,8 @@ of a patched run, Z = logsumexp, the two directions are
     KL(patched || reference) = sum softmax(b) (b - a) - (Z_b - Z_a)
     KL(reference || patched) = sum softmax(a) (a - b) - (Z_a - Z_b)
 
-which is the definition with both log-softmaxes written out; b = a gives exactly 0.
+which is the definition with both log-softmaxes written out; b = a gives exactly 0. Two states that hardly
+differ need no logits: `Unembedding.bound` says how far apart their distributions can be at most.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Unembedding:
         assert isinstance(weight, Tensor)
         self.device, self.dtype = weight.device, weight.dtype
         self._scale, self._softcap = taps.logit_scale, taps.logit_softcap
+        self._longest: float | None = None
         size = TILE if self.device.type == "cpu" else 16 * TILE
         self.tiles: list[tuple[Tensor, Product | None, Tensor | None]] = []
         for start in range(0, weight.shape[0], size):
@@ -85,6 +87,23 @@ class Unembedding:
         """Log-probabilities of (rows, d) states after the final norm: float32 (rows, V)."""
         parts = [self._finish(self._linear(normed, tile), tile) for tile in range(len(self.tiles))]
         return torch.cat(parts, dim=-1).log_softmax(-1)
+
+    def bound(self, normed: Tensor, other: Tensor) -> Tensor:
+        """The most that two states can be apart, KL in nats either way: (..., d) twice -> (...,), no logits.
+
+        With c = b - a the difference of two rows of logits, KL(softmax a || softmax b) = log E[exp(c - E[c])]
+        under softmax a, at most (max c - min c)^2 / 8 (Hoeffding 1963, inequality 4.16). An entry of c is at
+        most s |w_v| |x - y|, with s the logits' scale: biases cancel and a soft-cap's slope is at most 1. So
+
+            KL <= (s max_v |w_v| |x - y|)^2 / 2.
+
+        The rounding of logits is not in it; NaN where a state is not finite.
+        """
+        if self._longest is None:
+            norms = [torch.linalg.vector_norm(part.float(), dim=1).max() for part, _, _ in self.tiles]
+            self._longest = float(torch.stack(norms).max())
+        apart = torch.linalg.vector_norm(normed.to(_wide(normed.device)) - other, dim=-1)
+        return (self._scale * self._longest * apart).square() / 2
 
     def compare(
         self, normed: Tensor, *, reverse: bool, top_k: int, factor: bool, watch: Sequence[int] = ()
@@ -164,6 +183,7 @@ class _Sums:
         self.wide = _wide(device)
         self.total = torch.zeros(prompts, rows, dtype=self.wide, device=device)
         self.weighted = torch.zeros(prompts, rows - 1, dtype=self.wide, device=device)
+        self._room = torch.empty(0, device=device)
         self.top_values = torch.zeros(prompts, rows, top_k, device=device)
         self.top_ids = torch.zeros(prompts, rows, top_k, dtype=torch.int64, device=device)
 
@@ -176,13 +196,19 @@ class _Sums:
                 self.watched[part, :, column] = logits[..., token - start]
         peak = torch.maximum(self.peak[part], logits.amax(-1))
         shrink = (self.peak[part] - peak).exp().to(self.wide)
-        change = logits[:, 1:] - logits[:, :1]
+        change = torch.sub(logits[:, 1:], logits[:, :1], out=self._scratch(logits[:, 1:]))
         logits.sub_(peak[..., None]).exp_()
         # The weights of the sum: the reference's own, or each row's.
         row = slice(0, 1) if self.reverse else slice(1, None)
         self.total[part] = self.total[part] * shrink + logits.sum(-1)
         self.weighted[part] = self.weighted[part] * shrink[:, row] + change.mul_(logits[:, row]).sum(-1)
         self.peak[part] = peak
+
+    def _scratch(self, like: Tensor) -> Tensor:
+        """Room for a tensor of that shape, the same every time: asking anew costs as much as filling it."""
+        if self._room.numel() < like.numel():
+            self._room = torch.empty(like.numel(), device=like.device)
+        return self._room[: like.numel()].view(like.shape)
 
     def _add_top(self, logits: Tensor, part: slice, start: int) -> None:
         values, ids = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)
