@@ -205,4 +205,4 @@ def test_one_cluster_is_the_global_map() -> None:
     ("r2", "said"), [(0.5, "0.50"), (0.979, "0.98"), (0.9855, "0.986"), (0.99823, "0.9982"), (1.0, "1.00")]
 )
 def test_an_r2_close_to_one_is_told_from_one(r2: float, said: str) -> None:
-    assert describe(1.0, r2, 0.0, 1.0, 1.0) == f"The map predicts new prompts: R² {said}."
+    assert describe(r2, r2, 0.0, 1.0, 1.0) == f"The map predicts new prompts: R² {said}."
