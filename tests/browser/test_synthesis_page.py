@@ -1,4 +1,4 @@
-"""The synthesis in a real browser: every link leads to the page that it names, at the block that it is about."""
+"""The synthesis in a real browser: every link leads to the page it names, at the block it is about."""
 
 from __future__ import annotations
 
