@@ -14,6 +14,7 @@ from app import (
     patch_view,
     rank_view,
     steering_view,
+    subspaces_view,
     weight_steering_view,
     z_patching_tokens,
     z_patching_view,
@@ -121,6 +122,15 @@ WEIGHT_STEERING = Kind(
     weight_steering_view.selection_of,
     weight_steering_view.run_panels,
 )
+SUBSPACES = Kind(
+    "subspaces",
+    "Subspace scores",
+    "Which named subspace of the stream does a weight change write into, and is that more than chance?",
+    (subspaces_view.JOB,),
+    subspaces_view.PAGE,
+    subspaces_view.selection_of,
+    subspaces_view.run_panels,
+)
 Z_PATCHING = Kind(
     "z_patching",
     "Z-patching",
@@ -139,7 +149,19 @@ Z_TOKENS = Kind(
     z_patching_tokens.run_selection,
     z_patching_tokens.run_panels,
 )
-KINDS = (MAPPED, PATCHES, RANK, STEERING, HEADS, BEHAVIOUR, ARD, WEIGHT_STEERING, Z_PATCHING, Z_TOKENS)
+KINDS = (
+    MAPPED,
+    PATCHES,
+    RANK,
+    STEERING,
+    HEADS,
+    BEHAVIOUR,
+    ARD,
+    WEIGHT_STEERING,
+    SUBSPACES,
+    Z_PATCHING,
+    Z_TOKENS,
+)
 
 
 def kind_of(condition: Mapping[str, Any]) -> Kind:
