@@ -229,7 +229,6 @@ def defaults(facts: Facts) -> Selection:
         k=min(8, facts.max_k),
         q=min(16, facts.width),
         dims=min(8, facts.width),
-        broad=max(1, min(64, facts.width // 2)),
         clean=min(8, facts.width),
         report="validation" if "validation" in facts.splits else "all",
         parts="hidden" if facts.large else "shown",
@@ -272,7 +271,7 @@ def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
         "steps": (50.0, 1000.0),
         "cloud": (10.0, 1000.0),
         "dims": (1.0, float(facts.width)),
-        "broad": (0.0, float(facts.width)),
+        "broad": (0.0, max(64.0, float(facts.width))),
         "clean": (0.0, float(facts.width)),
     }
 

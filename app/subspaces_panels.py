@@ -228,6 +228,7 @@ def grid_panel(opened: Opened, shown: Shown) -> Panel:
     ends = (
         groups.group_by("group", maintain_order=True).agg(pl.col("candidate").last())["candidate"].to_list()
     )
+    ceilings = table.filter(pl.col("axis_kind") == "ceiling")["candidate"].unique().to_list()
 
     def draw(palette: Palette) -> Spec:
         return tall_grid(
@@ -237,10 +238,11 @@ def grid_panel(opened: Opened, shown: Shown) -> Panel:
             shade=measure.shade,
             selected=shown.candidate,
             ends=ends[:-1],
+            aside=ceilings,
         )
 
     colour = {
-        "ratio": "Logarithmic colours around 1, alike on both sides; what lies further below is one colour.",
+        "ratio": "Logarithmic colours around 1, alike on both sides; what lies further out is one colour.",
         "signed": "Colours around 0, compressed towards the ends.",
         "plain": "",
     }[measure.shade]
@@ -284,7 +286,8 @@ def specificity_panel(opened: Opened, shown: Shown) -> Panel:
     caption = (
         f"R_act after the {shown.clean} leading principal directions of the stream without persona are taken "
         "out of D and of each basis; both scores are over chance in the space that is left. A candidate that "
-        f"loses most of its R_act shares it with what the model always does. {method(shown)}."
+        f"loses most of its R_act shares it with what the model always does; one without a value has nothing "
+        f"left. {method(shown)}."
     )
     code = code_of(opened, shown, "q.specificity(scores)")
     title = say.specificity_title(shown.scores)

@@ -12,9 +12,10 @@ from app import subspaces_panels as panels
 from app import subspaces_parts as parts
 from app import subspaces_queries as q
 from app.jobs import JobResult
+from app.own_code import with_own_code
 from app.panel import Panel
-from app.resources import Opened
-from app.selection import Selection, defaults
+from app.resources import Opened, code_allowed
+from app.selection import Selection
 from app.subspace_inputs import has_subspaces
 from app.subspaces_panels import Shown
 from engine.analysis.subspace_scores import Scores, conclude
@@ -44,9 +45,9 @@ def can_score(opened: Opened) -> bool:
     return has_subspaces(opened.store)
 
 
-def experiment_of(selection: Selection) -> SubspaceScores:
-    """All candidates and weight changes of the study, with the selected broad rank."""
-    return SubspaceScores(broad=selection.broad)
+def experiment_of(opened: Opened, selection: Selection) -> SubspaceScores:
+    """All candidates and weight changes of the study, its own where they may run, at a broad rank."""
+    return with_own_code(SubspaceScores(broad=selection.broad), opened.store, code_allowed())
 
 
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def broads(opened: Opened) -> list[int]:
     """Broad ranks on offer: powers of two below the width, the page's default, and stored ones."""
     width = opened.facts.width
     usual = {2**power for power in range(2, 12) if 2**power < width}
-    return sorted(usual | set(scored(opened)) | {defaults(opened.facts).broad})
+    return sorted(usual | set(scored(opened)) | {SubspaceScores().broad})
 
 
 def scored(opened: Opened) -> list[int]:
@@ -188,7 +189,7 @@ def broad_control(opened: Opened) -> None:
     )
     known = runs_at(opened, controls.current().broad)
     if len(known) > 1:
-        run, own = controls.current().run, own_id(opened, experiment_of(controls.current()))
+        run, own = controls.current().run, own_id(opened, experiment_of(opened, controls.current()))
         shown = next(one for one in (run, own, *known) if one in known)
         _bound("run", "Stored run", list(known), shown, format_func=known.__getitem__)
 

@@ -16,7 +16,7 @@ subspaces_view.broad_control(opened)
 
 chosen = controls.current()
 with components.guard("subspace scores: runs"):
-    wanted = subspaces_view.experiment_of(chosen)
+    wanted = subspaces_view.experiment_of(opened, chosen)
     found = subspaces_view.stored(opened, wanted, chosen.run)
     if found is None:
         live_view.rejoin(opened, wanted)

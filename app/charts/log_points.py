@@ -15,7 +15,7 @@ STAR = (
     "L-0.588,0.809L-0.380,0.124L-0.951,-0.309L-0.235,-0.324Z"
 )
 """A shape of points, in the square from −1 to 1."""
-LETTER, LINE = 0.019, 0.05
+LETTER, LINE = 0.019, 0.058
 """Width of a letter and height of a line as shares of a plot of usual size."""
 
 
@@ -99,26 +99,54 @@ def _reference(name: str, x: Spec, y: Spec, palette: Palette) -> list[Spec]:
 def _names(
     table: pl.DataFrame, x: Spec, y: Spec, palette: Palette, domains: tuple[tuple[float, float], ...]
 ) -> list[Spec]:
-    """Names beside their points, right of them or left, left out where they would cover one another."""
+    """Names beside their points, moved up or down on a thin line to where they cover least.
+
+    A name is left out where it would lie over another one.
+    """
+    (left, right), (low, high) = domains
+
+    def places(column: str, start: float, end: float) -> list[float]:
+        return [math.log(value / start) / math.log(end / start) for value in table[column].to_list()]
+
+    points = list(zip(places("x", left, right), places("y", low, high), strict=True))
     taken: list[tuple[float, float, float]] = []
     sides: dict[str, list[dict[str, object]]] = {"left": [], "right": []}
-    for row in table.drop_nulls("label").iter_rows(named=True):
-        at_x, at_y = (
-            math.log(row[name] / low) / math.log(high / low)
-            for name, (low, high) in zip("xy", domains, strict=True)
-        )
-        long = LETTER * len(row["label"])
-        for align, start in (("left", at_x + 0.025), ("right", at_x - 0.025 - long)):
-            free = all(
-                start + long < begin or end < start or abs(at_y - other) > LINE for begin, end, other in taken
-            )
-            if start >= 0 and start + long <= 1 and free:
-                taken.append((start, start + long, at_y))
-                sides[align].append({"x": row["x"], "y": row["y"], "label": row["label"]})
-                break
+    for (at_x, at_y), row in zip(points, table.iter_rows(named=True), strict=True):
+        if row["label"] is None:
+            continue
+        best = _quietest(at_x, at_y, LETTER * len(row["label"]), points, taken)
+        if best is None:
+            continue
+        align, start, end, level = best
+        taken.append((start, end, level))
+        moved = low * (high / low) ** level
+        sides[align].append({"x": row["x"], "y": moved, "y2": row["y"], "label": row["label"]})
     text = {"type": "text", "baseline": "middle", "fontSize": 11, "color": palette.text}
+    line = {"type": "rule", "color": palette.text, "opacity": 0.35}
     said = {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}}
-    return [
+    lines = layer(values([*sides["left"], *sides["right"]]), line, {"x": x, "y": y, "y2": {"field": "y2"}})
+    return [lines] + [
         layer(values(rows), {**text, "align": align, "dx": 11 if align == "left" else -11}, said)
         for align, rows in sides.items()
     ]
+
+
+def _quietest(
+    at_x: float,
+    at_y: float,
+    long: float,
+    points: Sequence[tuple[float, float]],
+    taken: Sequence[tuple[float, float, float]],
+) -> tuple[str, float, float, float] | None:
+    """Side, begin, end and height of a name's free place that covers fewest points, near ones preferred."""
+    found: list[tuple[float, tuple[str, float, float, float]]] = []
+    for step in (0, 1, -1, 2, -2, 3, -3, 4, -4):
+        level = at_y + step * LINE
+        for align, start in (("left", at_x + 0.03), ("right", at_x - 0.03 - long)):
+            end = start + long
+            inside = start >= 0 and end <= 1 and LINE / 2 <= level <= 1 - LINE / 2
+            free = all(end < begin or other < start or abs(level - y) >= LINE for begin, other, y in taken)
+            if inside and free:
+                covered = sum(start < x < end and abs(level - y) < 0.6 * LINE for x, y in points)
+                found.append((covered + 0.4 * abs(step), (align, start, end, level)))
+    return min(found, key=lambda place: place[0])[1] if found else None

@@ -123,6 +123,7 @@ def tall_grid(
     shade: Shade,
     selected: str = "",
     ends: Sequence[str] = (),
+    aside: Sequence[str] = (),
     x_title: str = "Block ℓ",
 ) -> Spec:
     """A grid of rows × layers; a click picks row and layer, a cell without a value is an empty frame.
@@ -132,6 +133,7 @@ def tall_grid(
         shade: "ratio": logarithmic, two-sided around 1; "signed": two-sided around 0, compressed; "plain".
         selected: the row that is outlined.
         ends: last rows of groups, under which a line is drawn.
+        aside: rows that don't set the colours' ends; beyond them they have the end's colour.
     """
     names = table["candidate"].unique(maintain_order=True).to_list()
     y = _rows(names)
@@ -139,13 +141,15 @@ def tall_grid(
     axis = {"labelOverlap": True, "labelAngle": 0, "ticks": False, "domain": False, **UNDER_NAMES}
     x = channel("layer", "ordinal", x_title, axis=axis, scale={"domain": layers})
     found = table["value"].cast(pl.Float64).fill_nan(None)
-    shades, domain, told = _shades(found.to_numpy().astype(float), shade)
+    known = ~table["candidate"].is_in(list(aside)).to_numpy()
+    shades, domain, told = _shades(found.to_numpy().astype(float), known, shade)
     data = table.with_columns(pl.Series("shade", shades).fill_nan(None), value=found)
     full, blank = data.drop_nulls("value"), data.filter(pl.col("value").is_null())
     two = shade != "plain"
     middle = (palette.a, palette.scheme[0], palette.b)
     scale = {"domain": domain, "range": list(middle if two else palette.scheme), "interpolate": "rgb"}
-    legend = {"orient": "top", "gradientLength": 180, "gradientThickness": 10, "labelExpr": told}
+    long = {"expr": "max(60, min(180, width - 24))"}
+    legend = {"orient": "top", "gradientLength": long, "gradientThickness": 10, "labelExpr": told}
     legend |= {"values": domain} if two else {}
     hue = channel("shade", "quantitative", value_title, scale={**scale, "clamp": True}, legend=legend)
     tips = [channel("candidate", "nominal"), channel("layer", "ordinal", x_title)]
@@ -169,8 +173,12 @@ def tall_grid(
     return chart(parts, 110 + ROW * len(names))
 
 
-def _shades(found: np.ndarray, shade: Shade) -> tuple[np.ndarray, list[float], str]:
-    """What is coloured, the ends (and middle) of its scale, and how the legend writes it."""
+def _shades(found: np.ndarray, counts: np.ndarray, shade: Shade) -> tuple[np.ndarray, list[float], str]:
+    """What is coloured, the ends (and middle) of its scale, and how the legend writes it.
+
+    Args:
+        counts: which values set the ends.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         if shade == "ratio":
             shades, back = np.log2(found), "format(pow(2, datum.value), '.2~g')"
@@ -178,12 +186,12 @@ def _shades(found: np.ndarray, shade: Shade) -> tuple[np.ndarray, list[float], s
             shades = np.sign(found) * np.log1p(np.abs(found))
             back = "format((datum.value < 0 ? -1 : 1) * (exp(abs(datum.value)) - 1), '.2~g')"
         else:
-            known = found[np.isfinite(found)]
+            known = found[np.isfinite(found) & counts]
             low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
             low, high = (min(low, 0.0), high or 1.0) if low == high else (low, high)
             steps = [low + (high - low) * step / 5 for step in range(6)]
             return found, steps, f"format(datum.value, '{PLAIN}')"
     # Both sides reach as far as the larger one above the middle: what lies far below is one colour.
-    known = shades[np.isfinite(shades)]
+    known = shades[np.isfinite(shades) & counts]
     most = max(float(known.max(initial=0.0)), 1.0)
     return np.where(np.isneginf(shades), -most, shades), [-most, 0.0, most], back

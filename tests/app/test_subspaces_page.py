@@ -59,7 +59,7 @@ def opening(path: Path) -> Opened:
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     """A store with one stored run, at the page's own broad rank."""
     path = build_store(tmp_path_factory.mktemp("scored") / "store", subspaces=True)
-    store_run(path, view.experiment_of(defaults(opening(path).facts)))
+    store_run(path, view.experiment_of(opening(path), defaults(opening(path).facts)))
     return opening(path)
 
 
@@ -73,7 +73,7 @@ def chosen(opened: Opened, **changes: Any) -> Selection:
 
 
 def run_of(opened: Opened) -> JobResult:
-    found = view.stored(opened, view.experiment_of(chosen(opened)), "")
+    found = view.stored(opened, view.experiment_of(opened, chosen(opened)), "")
     assert found is not None
     return found
 
@@ -303,8 +303,11 @@ def test_names_lie_beside_points_and_never_over_each_other() -> None:
     )
     as_chart(spec)
     texts = [part for part in spec["layer"] if part["mark"].get("baseline") == "middle"]
-    sides = {part["mark"]["align"]: [v["label"] for v in part["data"]["values"]] for part in texts}
-    assert sides == {"left": ["first"], "right": ["second", "third"]}
+    placed = {v["label"]: (part["mark"]["align"], v) for part in texts for v in part["data"]["values"]}
+    assert set(placed) == {"first", "second", "third"}
+    assert placed["third"][0] == "right"  # at the right end, so on the left of its point
+    apart = abs(np.log(placed["first"][1]["y"] / placed["second"][1]["y"]))
+    assert placed["first"][0] != placed["second"][0] or apart > 0.05
     select = [part["params"][0]["select"] for part in spec["layer"] if "params" in part]
     assert select[0]["fields"] == ["candidate"]
     assert select[0]["nearest"] is True
@@ -364,12 +367,12 @@ def test_a_stored_run_leads_back_to_itself(opened: Opened) -> None:
     assert (seen.broad, seen.delta) == (6, DELTAS[1])
     assert kind_of(wanted.to_json()).page == view.PAGE
     assert experiment_from_json(wanted.to_json()) == wanted
-    assert "precompute.py run" in headless.command(opened.path, [view.experiment_of(chosen(opened))])
+    assert "precompute.py run" in headless.command(opened.path, [view.experiment_of(opened, chosen(opened))])
 
 
 def test_the_run_in_the_link_is_preferred_then_the_pages_own_then_the_newest(unscored: Path) -> None:
     at = opening(unscored)
-    wanted = view.experiment_of(chosen(at))
+    wanted = view.experiment_of(at, chosen(at))
     assert view.stored(at, wanted, "") is None
     assert not view.is_stored(at, wanted)
     other = store_run(unscored, wanted.model_copy(update={"ks": (1, 2)}))
@@ -504,7 +507,7 @@ def test_another_broad_rank_offers_the_job(open_app: Open, opened: Opened) -> No
 
 def test_what_was_left_out_is_named_with_its_reason(open_app: Open, unscored: Path) -> None:
     at = opening(unscored)
-    made, wanted = result(), view.experiment_of(chosen(at))
+    made, wanted = result(), view.experiment_of(at, chosen(at))
     reason = "The candidate mine is not finite. Expected numbers, given 48 NaN or inf at layer 2."
     bad = {"delta": None, "k": None, "name": "mine (own.py)", "layer": 2, "reason": reason}
     summary = {**made.summary, "left_out": [bad], "notes": ["The study's own candidates stopped early."]}
