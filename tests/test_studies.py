@@ -8,15 +8,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
-from transformers import AutoTokenizer, Qwen2Config
+from transformers import AutoTokenizer, Qwen2Config, Qwen3Config
 
 from app.headless import read_experiments
+from app.plan_subspaces import subspace_bytes
 from app.prepare import Prepared, describe_plan
 from engine.errors import StudyError
 from engine.experiments.ard import Ard
 from engine.experiments.z_patching import ZPatching
-from engine.prompts import read_prompts
+from engine.prompts import assign_splits, read_prompts
+from engine.prompts_spec import PromptsSpec
 from engine.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +31,17 @@ QWEN_3B: dict[str, Any] = {
     "num_attention_heads": 16,
     "num_key_value_heads": 2,
     "intermediate_size": 11008,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+
+QWEN_600M: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
     "vocab_size": 151936,
     "tie_word_embeddings": True,
 }
@@ -65,6 +79,53 @@ def test_the_two_language_study_is_planned(tmp_path: Path) -> None:
     # 37 states and 36 blocks of three more sites, 40 prompts, two positions, two bytes each
     stored = (37 + 36 * 2) * 2048 + 36 * 16 * 128
     assert f"{2 * 40 * stored * 2 / 1e6:.1f} MB" in plan
+
+
+def test_the_sycophancy_study_is_planned(tmp_path: Path) -> None:
+    """With the shape of the real model, the demo's tokenizer, and empty folders as adapters."""
+    Qwen3Config(**QWEN_600M, architectures=["Qwen3ForCausalLM"]).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(ROOT / "demo/base").save_pretrained(tmp_path / "model")
+    name = "qwen3-0.6b-sycophancy"
+    text = (ROOT / f"studies/{name}.toml").read_text(encoding="utf-8")
+    assert text.count('hub = "Qwen/Qwen3-0.6B"') == 3
+    text = text.replace('hub = "Qwen/Qwen3-0.6B"', 'path = "../model"')
+    (tmp_path / "studies").mkdir()
+    shutil.copy(ROOT / f"studies/{name}.jsonl", tmp_path / "studies")
+    (tmp_path / "studies/study.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(StudyError, match=r"models\.sycophantic\.adapter names something that isn't there"):
+        Study.load(tmp_path / "studies/study.toml")
+    for adapter in ("sycophantic", "candid"):
+        (tmp_path / "adapters" / adapter).mkdir(parents=True)
+    prepared = Prepared.of(Study.load(tmp_path / "studies/study.toml"))
+    plan = describe_plan(prepared)
+    chosen = prepared.subspaces
+    assert chosen is not None
+    assert chosen.notes == ()
+    tokens = sum(len(ids) for persona in ("positive", "negative") for ids in chosen.token_ids(persona))
+    d, layers, mlp = 1024, 28, 3 * 1024 * 3072
+    weights = 2 * (layers * (8 * 128 * d + d * 16 * 128 + mlp) + d)
+    streams = 4 * layers * ((40 * 6 + 3 * 80 + tokens) * d + tokens)
+    assert subspace_bytes(prepared) == weights + streams
+    taken = f"{(weights + streams) / 1e9:.1f} GB"
+    assert f"40 fit and 40 evaluate prompts, 3 weight changes: {taken} before compression" in plan
+
+
+def test_prompts_of_the_sycophancy_study_are_pairs_of_sides() -> None:
+    spec = PromptsSpec.model_validate({"files": [ROOT / "studies/qwen3-0.6b-sycophancy.jsonl"]})
+    table = assign_splits(read_prompts(spec), 0.35, 0)
+    assert table.height == 120
+    assert table["text"].n_unique() == 120
+    by_topic = table.group_by("pair_id").agg(pl.col("label", "category", "split").n_unique(), pl.len())
+    assert by_topic.height == 60
+    assert by_topic.select("label", "category", "split", "len").unique().row(0) == (2, 1, 1, 2)
+    assert by_topic.select("label", "category", "split", "len").n_unique() == 1
+    assert (table.group_by("category").len()["len"] == 30).all()
+    answers = table.filter(pl.col("category") != "opinion")
+    assert set(zip(answers["label"], answers["answer"], strict=True)) == {
+        *((label, "No") for label in ("wrong", "poor", "weak")),
+        *((label, "Yes") for label in ("right", "sound", "strong")),
+    }
+    assert table.filter(category="opinion")["answer"].is_null().all()
 
 
 def test_mgsm_is_read_in_pairs(tmp_path: Path) -> None:

@@ -33,11 +33,11 @@ def compute(study: str, store: str) -> None:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """Every file but the manifest (which holds times and process facts)."""
+    """Every file but the manifest and a run's record (which hold times and process facts)."""
     return {
         path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name not in ("manifest.json", ".writer.lock")
+        if path.is_file() and path.name not in ("manifest.json", "run.json", ".writer.lock")
     }
 
 
