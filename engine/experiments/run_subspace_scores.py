@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 
 from engine.analysis.subspace_scores import REGISTRY, Candidate, Inputs, Registry, Target, prepare_all
 from engine.analysis.subspace_scores.inputs import Item
@@ -15,6 +16,10 @@ from engine.experiment import ExperimentResult, Lab
 from engine.experiments.subspace_scores import SubspaceScores
 from engine.experiments.subspace_tables import DESCRIBED, tables_of
 from engine.own_candidates import OwnFile, load
+
+
+ONE_THREAD = 512
+"""Width up to which several threads lose more time than they gain: at 128, two took five times the CPU time."""
 
 
 def run(wanted: SubspaceScores, lab: Lab) -> ExperimentResult:
@@ -40,15 +45,12 @@ def run(wanted: SubspaceScores, lab: Lab) -> ExperimentResult:
     watched = _Watched(lab)
     inputs = watched.inputs(replace(inputs, target=targets[0]))
     lab.report(message="Building the candidates.")
-    prepared = prepare_all(
-        inputs,
-        [watched.target(target) for target in targets],
-        entries,
-        widest=max(*ks, *cleans, 1),
-        broad=min(wanted.broad, d),
-        on_step=watched.built,
-    )
-    summary, tables = tables_of(prepared, ks, cleans, watched.scored(len(ks)))
+    changes, broad = [watched.target(target) for target in targets], min(wanted.broad, d)
+    with threadpool_limits(1 if d <= ONE_THREAD else None):
+        prepared = prepare_all(
+            inputs, changes, entries, widest=max(*ks, *cleans), broad=broad, on_step=watched.built
+        )
+        summary, tables = tables_of(prepared, ks, cleans, watched.scored)
     summary |= {
         "subject": subject,
         "candidates": [
@@ -162,14 +164,11 @@ class _Watched:
         self.steps = total
         self.lab.report(done=4 * done, total=5 * total)
 
-    def scored(self, ranks: int) -> Callable[[int], None]:
-        def tell(done: int) -> None:
-            self.go_on()
-            message = f"Scoring rank {done + 1} of {ranks}." if done < ranks else None
-            total = 5 * self.steps
-            self.lab.report(done=4 * self.steps + self.steps * done // ranks, total=total, message=message)
-
-        return tell
+    def scored(self, done: int, layers: int) -> None:
+        """The rest is scoring."""
+        self.go_on()
+        done, total = 4 * self.steps + self.steps * done // layers, 5 * self.steps
+        self.lab.report(done=done, total=total, message="Scoring them at every rank.")
 
     def item(self, item: Item) -> Item:
         def read(layer: int) -> ArrayLike:

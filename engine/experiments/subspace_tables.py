@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from engine.analysis.subspace_scores import AtRank, Description, LeftOut, Prepared, Scores
+from engine.analysis.subspace_scores import AtRank, Description, LeftOut, Prepared, Scores, at_ranks
 from engine.errors import AnalysisError
 
 MEASURES = tuple(
@@ -39,14 +39,14 @@ def tables_of(
     prepared: Sequence[Prepared],
     ks: Sequence[int],
     cleans: Sequence[int],
-    on_rank: Callable[[int], None] = lambda _done: None,
+    on_layer: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
     """Everything that a sweep says about its weight changes at these ranks.
 
     Args:
         prepared: one for each weight change, of the same model and candidates.
         ks, cleans: as prepared; k itself is always one of the numbers of clean directions.
-        on_rank: told before each rank how many are done; what it raises ends the work.
+        on_layer: see `engine.analysis.subspace_scores.at_ranks`.
 
     Returns:
         summary: "deltas", "broad", "ks", "cleans", "d", "n_layers", "changed" (delta -> layers), "left_out"
@@ -55,19 +55,16 @@ def tables_of(
             layer, then `SPECIFIC`; "ceilings": delta, k, layer, which, fraction; "details": delta, k,
             candidate, layer, index, value. What each measure is: `engine.analysis.subspace_scores.Scores`.
     """
+    wanted = {k: sorted({*cleans, k}) for k in ks}
     parts: dict[str, list[pl.DataFrame]] = {"table": [], "specificity": [], "ceilings": [], "details": []}
-    left_out: dict[str, list[dict[str, Any]]] = {one.inputs.target.name: [] for one in prepared}
+    left_out: list[dict[str, Any]] = []
     changed: dict[str, list[int]] = {}
-    for done, k in enumerate(ks):
-        on_rank(done)
-        for one in prepared:
-            found = one.at(k, sorted({*cleans, k}))
+    for one, ranks in zip(prepared, at_ranks(prepared, wanted, on_layer), strict=True):
+        for found in ranks.values():
             for name, frame in _frames(found).items():
                 parts[name].append(frame)
-            left_out[found.target] += _left_out(one, found)
-            changed[found.target] = list(map(int, found.changed))
-            one.forget(k)
-    on_rank(len(ks))
+        left_out += _left_out(one, ranks.values())
+        changed[one.inputs.target.name] = list(map(int, next(iter(ranks.values())).changed))
     first = prepared[0].inputs
     summary = {
         "deltas": [one.inputs.target.name for one in prepared],
@@ -77,27 +74,20 @@ def tables_of(
         "d": first.d,
         "n_layers": first.n_layers,
         "changed": changed,
-        "left_out": [row for rows in left_out.values() for row in _once(rows)],
+        "left_out": left_out,
     }
     return summary, {name: pl.concat(frames) for name, frames in parts.items()}
 
 
-def _left_out(one: Prepared, found: AtRank) -> list[dict[str, Any]]:
-    """Candidates without scores at a rank; `k` is None where the rank doesn't matter."""
-    return [
-        {
-            "delta": found.target,
-            "k": None if failed.candidate in one.left_out else found.k,
-            "name": failed.candidate,
-            "layer": failed.layer,
-            "reason": failed.reason,
-        }
-        for failed in found.left_out
-    ]
-
-
-def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({(row["k"], row["name"]): row for row in rows}.values())
+def _left_out(one: Prepared, ranks: Iterable[AtRank]) -> list[dict[str, Any]]:
+    """Candidates without scores: at any rank, or at some."""
+    found: dict[tuple[int | None, str], dict[str, Any]] = {}
+    for at in ranks:
+        for failed in at.left_out:
+            k = None if failed.candidate in one.left_out else at.k
+            row = {"delta": at.target, "k": k, "name": failed.candidate, "layer": failed.layer}
+            found[k, failed.candidate] = row | {"reason": failed.reason}
+    return list(found.values())
 
 
 def _frames(found: AtRank) -> dict[str, pl.DataFrame]:

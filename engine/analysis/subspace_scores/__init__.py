@@ -8,6 +8,7 @@ from __future__ import annotations
 from engine.analysis.subspace_scores import ceilings, circuits, clean, persona, weights
 from engine.analysis.subspace_scores.inputs import Delta, Inputs, Target, per_layer, silu
 from engine.analysis.subspace_scores.linear import RANK_TOLERANCE
+from engine.analysis.subspace_scores.ranks import at_ranks
 from engine.analysis.subspace_scores.registry import (
     REGISTRY,
     Candidate,
@@ -41,6 +42,7 @@ __all__ = [
     "Stability",
     "Target",
     "Workspace",
+    "at_ranks",
     "candidate",
     "conclude",
     "definitions",

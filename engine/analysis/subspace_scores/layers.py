@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from engine.analysis.subspace_scores.inputs import TENSORS
@@ -151,8 +152,7 @@ def against(fraction: Array, mean: Array, variance: Array) -> dict[str, Array]:
 def specificity(frame: Frame, at: Projections, clean: int) -> dict[str, Array]:
     """Scores on D with the leading clean directions taken out of rows and bases, d → d − c.
 
-    `clean`: how many directions. With M = CᵀB: what is left of a basis has the Gram matrix I − MᵀM, and rows
-    meet it in XB − (XC)M.
+    `clean`: how many directions.
     """
     count, _, k = at.rows.shape
     undefined = np.full(count, np.nan)
@@ -164,18 +164,40 @@ def specificity(frame: Frame, at: Projections, clean: int) -> dict[str, Array]:
     if not keep.any() or d < 2:
         return dict.fromkeys(("r", "z", "p", "rank"), undefined) | {"taken": np.full(count, float(taken))}
     rows = (at.rows - on_clean @ inside)[:, keep] / np.sqrt(length[keep] * keep.sum())[None, :, None]
-    there = np.arange(k) < np.maximum(at.rank, 0)[:, None]
-    left = np.eye(k) * there[:, :, None] - inside.transpose(0, 2, 1) @ inside
-    values, vectors = np.linalg.eigh(left)
-    alive = values > RANK_TOLERANCE**2
-    scaled = (rows @ vectors) ** 2 / np.where(alive, values, 1.0)[:, None, :]
-    rank = alive.sum(axis=1)
+    energy, rank = outside(rows, inside, np.maximum(at.rank, 0))
     gram = frame.rows[keep] @ frame.rows[keep].T - on_clean[keep] @ on_clean[keep].T
     gram /= np.sqrt(np.outer(length[keep], length[keep])) * keep.sum()
     mean, variance = (m[rank] for m in null_moments(d, min(k, d), float((gram**2).sum())))
-    scores = against((scaled * alive[:, None, :]).sum(axis=(1, 2)), mean, variance)
+    scores = against(energy, mean, variance)
     found = {name: np.where(rank > 0, scores[name], np.nan) for name in ("r", "z", "p")}
     return found | {"rank": rank.astype(np.float64), "taken": np.full(count, float(taken))}
+
+
+def outside(
+    rows: Array, inside: Array, rank: NDArray[np.int64]
+) -> tuple[Float[np.ndarray, " C"], NDArray[np.int64]]:
+    """Energy of rows in what is left of bases outside the clean directions, and how many dimensions that has.
+
+    With M = CᵀB, what is left of a basis has the Gram matrix G = I − MᵀM (k × k), and rows x meet it in
+    xB − (xC)M: the energy is Σ x G⁺ xᵀ. With fewer clean directions than columns, the eigenvectors u of
+    I − MMᵀ (c × c), with eigenvalues λ, give it: Mᵀu are G's for λ < 1, all others of G have eigenvalue 1.
+
+    Args:
+        rows: x (C, n, k). inside: M (C, c, k). rank: columns that are there (C,); later ones are 0.
+    """
+    _, c, k = inside.shape
+    if c >= k:
+        there = np.arange(k) < rank[:, None]
+        gram = np.eye(k) * there[:, :, None] - inside.transpose(0, 2, 1) @ inside
+        values, vectors = np.linalg.eigh(gram)
+        alive = values > RANK_TOLERANCE**2
+        met = ((rows @ vectors) ** 2).sum(axis=1)
+        return (np.where(alive, met / np.where(alive, values, 1.0), 0.0)).sum(axis=1), alive.sum(axis=1)
+    values, vectors = np.linalg.eigh(np.eye(c) - inside @ inside.transpose(0, 2, 1))
+    alive = values > RANK_TOLERANCE**2
+    met = ((rows @ inside.transpose(0, 2, 1) @ vectors) ** 2).sum(axis=1)
+    changed = np.where(alive, met / np.where(alive, values, 1.0), -met / np.maximum(1.0 - values, 0.5))
+    return (rows**2).sum(axis=(1, 2)) + changed.sum(axis=1), rank - (~alive).sum(axis=1)
 
 
 def cosine_with_delta(at: Projections, rank: NDArray[np.int64], k: int) -> Array:

@@ -53,9 +53,9 @@ class Cache:
         for key in [key for key in self._held if key[1] > layer]:
             del self._held[key]
 
-    def drop(self, layer: int | None, *prefixes: str) -> None:
-        """Gives up a layer's (None: all layers') arrays whose names begin like this, other than kept ones."""
-        for key in [key for key in self._held if layer in (None, key[1]) and key[0].startswith(prefixes)]:
+    def drop(self, layer: int, *prefixes: str) -> None:
+        """Gives up a layer's arrays whose names begin like this, other than kept ones."""
+        for key in [key for key in self._held if key[1] == layer and key[0].startswith(prefixes)]:
             del self._held[key]
 
 
