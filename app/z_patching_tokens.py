@@ -51,6 +51,7 @@ def panel(opened: Opened, result: JobResult) -> Panel:
             colors=dict(zip(MAIN, hues, strict=True)),
             palette=palette,
             x_format="d",
+            limits=(0.0, 1.02),
             height=220,
         )
 
@@ -110,7 +111,8 @@ def _column(rows: Sequence[Mapping[str, Any]]) -> str:
 def _line(row: Mapping[str, Any], weight: str) -> str:
     token = str(row["token"])
     text = html.escape(token).replace(" ", "&nbsp;").replace("\n", "↵") or "·"
-    hue = COLOURS[language(token)]
+    special = token.startswith("<") and token.endswith(">")  # not what the answer says
+    hue = COLOURS["none" if special else language(token)]
     faint = 0.45 + 0.55 * float(row["probability"])
     mark = f'<span style="border-bottom:2px solid {hue};white-space:pre">{text}</span>'
     share = f'<span style="float:right;padding-left:8px">{say.percent(row["probability"])}</span>'

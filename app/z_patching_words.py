@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
+
+from engine.analysis.uncertainty import holm
 
 CERTAIN = 0.9
 """Probability from which a token counts as certain."""
@@ -101,25 +105,37 @@ def baseline(summary: Mapping[str, Any]) -> str:
 def compared_title(verdicts: Sequence[CELL], outcome: str) -> str:
     """Where Z changes an outcome beyond Z⊥ and its controls, where without being specific, and where not.
 
-    Rule: an outcome that stands (or doesn't) with Z as the stronger part, cell by cell.
+    Rule: cells where the parts are told apart, and where the stronger one stands beside its controls, by the
+    verdict's own tests with their p Holm-adjusted over the cells.
     """
-    mine = [v for v in verdicts if v["tests"][outcome]["told"] and v["tests"][outcome]["stronger"] == "Z"]
-    rest = [v for v in verdicts if v["tests"][outcome]["told"] and v["tests"][outcome]["stronger"] == "Z⊥"]
-    stands = [v for v in mine if v["tests"][outcome]["stands"]]
+    tests = [v["tests"][outcome] for v in verdicts]
+    apart = _over([t["p_holm"] for t in tests])
+    beside = _over([max(t["own"], t["random"]["p"]) for t in tests])
+    told = [(v, t, p) for v, t, q, p in zip(verdicts, tests, apart, beside, strict=True) if q < 0.05]
+    standing = [v for v, t, p in told if t["stands"] and p < 0.05]
+    mine, rest = ([v for v, t, _ in told if t["stronger"] == part] for part in ("Z", "Z⊥"))
+    stands = [v for v in mine if v in standing]
     parts = []
     if stands:
-        parts.append(f"Z changes {OUTCOMES[outcome]} at {listed(stands)}")
+        n = len(verdicts)
+        count = f", {len(stands)} of {n} cells where up to {0.05 * n:g} would by chance" if n > 1 else ""
+        parts.append(f"Z changes {OUTCOMES[outcome]} at {listed(stands)}{count}")
     if len(mine) > len(stands):
         parts.append(
             f"Z beyond Z⊥ but not beyond its controls at {listed([v for v in mine if v not in stands])}"
         )
     if rest:
-        named = [v for v in rest if v["tests"][outcome]["stands"]]
+        named = [v for v in rest if v in standing]
         does = "beyond" if len(named) == len(rest) else "not everywhere beyond" if named else "not beyond"
         parts.append(f"Z⊥ changes {OUTCOMES[outcome]} more at {listed(rest)}, {does} its controls")
     none = f"Nowhere do Z and Z⊥ differ in whether {OUTCOMES[outcome]} changes"
     text = "; ".join(parts) or none
     return text[0].upper() + text[1:]
+
+
+def _over(p: Sequence[float]) -> list[float]:
+    """Holm's p-values over cells."""
+    return [float(q) for q in holm(np.array(p, dtype=np.float64))]
 
 
 def listed(cells: Sequence[CELL]) -> str:
@@ -196,7 +212,8 @@ def tokens_title(
     kept = table.filter(pl.col("condition").is_in(list(shown)))
     least = kept.filter(pl.col("rank") == 0).sort("probability", maintain_order=True).row(0, named=True)
     if least["probability"] >= CERTAIN:
-        return f"{where}: every token is chosen with {percent(least['probability'])} or more"
+        least_percent = math.floor(1000 * least["probability"]) / 10  # never rounded up
+        return f"{where}: every token is chosen with {least_percent:g} % or more"
     here = (pl.col("condition") == least["condition"]) & (pl.col("step") == least["step"])
     other = kept.filter(here, pl.col("rank") == 1).row(0, named=True)
     return (

@@ -23,6 +23,7 @@ def numeric_lines(
     marks: Mapping[str, float] | None = None,
     null: pl.DataFrame | None = None,
     floor: float | None = None,
+    limits: tuple[float, float] | None = None,
     height: int = 300,
 ) -> Spec:
     """One line per series over x, with a band where a row has low and high.
@@ -34,10 +35,13 @@ def numeric_lines(
         null: columns x, low, high of the range expected when there is nothing to find.
         x_format: of the horizontal axis, in d3's notation.
         floor: the vertical axis does not go below this, whatever the values.
+        limits: ends of the vertical axis, whatever the values.
     """
     x = _x(table, x_title, log_x, marks, x_format)
     room = 0.06 + 0.075 * len(marks or {})  # names of the marks stand above the lines
     y = _y(table, null, y_title, log_y, floor, room)
+    if limits is not None:
+        y["scale"]["domain"] = list(limits)
     hue = color(list(colors), list(colors.values()))
     low, high = {**y, "field": "low"}, {"field": "high"}
     parts: list[Spec] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -159,3 +160,11 @@ def test_a_legend_takes_as_many_columns_as_its_names_have_room() -> None:
 
     assert lines_of_legend(900) == 1
     assert lines_of_legend(220) == 4
+
+
+def test_limits_hold_whatever_the_values() -> None:
+    rows = pl.DataFrame({"x": [1.0, 2.0], "series": ["a", "a"], "value": [0.9998, 0.9999]})
+    spec = numeric_lines(
+        rows, x_title="x", y_title="p", colors={"a": "#000000"}, palette=LIGHT, limits=(0.0, 1.0)
+    )
+    assert '"domain": [0.0, 1.0]' in json.dumps(spec)

@@ -157,8 +157,18 @@ def test_titles_say_the_verdict(answer: tuple[int, int], language: tuple[int, in
 
 def test_the_comparison_names_where_z_begins() -> None:
     cells = [found((0, 0), (0, 0)), {**found((18, 0), (0, 0)), "k": 16}]
-    assert say.compared_title(cells, "answer") == "Z changes the answer at block 4 (k 16)"
+    stands = "Z changes the answer at block 4 (k 16), 1 of 2 cells where up to 0.1 would by chance"
+    assert say.compared_title(cells, "answer") == stands
     assert say.compared_title(cells, "language").startswith("Nowhere do Z and Z⊥ differ")
+
+
+def test_cells_are_told_apart_over_all_of_them_together() -> None:
+    """6 of 6 discordant problems: p = 0.031 for one cell, 0.19 after Holm over six."""
+    one = found((18, 0), (0, 0))
+    one["tests"]["answer"]["p_holm"] = 0.031
+    nothing = [{**found((0, 0), (0, 0)), "k": k} for k in range(1, 6)]
+    assert say.compared_title([one], "answer").startswith("Z changes the answer")
+    assert say.compared_title([one, *nothing], "answer").startswith("Nowhere do Z and Z⊥ differ")
 
 
 def test_the_page_shows_a_stored_run(
@@ -265,10 +275,12 @@ def likely(rows: list[tuple[str, int, int, str, float]]) -> pl.DataFrame:
 
 
 def test_the_least_certain_token_is_named() -> None:
-    sure = [("Z", 0, 0, "a", 0.97), ("Z", 0, 1, "b", 0.01), ("full", 0, 0, "c", 0.93)]
+    sure = [("Z", 0, 0, "a", 0.97), ("Z", 0, 1, "b", 0.01), ("full", 0, 0, "c", 0.9999)]
     cell = {"layer": 4, "k": 8}
     title = say.tokens_title(likely(sure), ("Z", "full"), "p1", cell)
-    assert title == "Problem p1 at block 4, k = 8: every token is chosen with 93 % or more"
+    assert title == "Problem p1 at block 4, k = 8: every token is chosen with 97 % or more"
+    almost = say.tokens_title(likely(sure[2:]), ("full",), "p1", cell)
+    assert almost.endswith("99.9 % or more"), "never rounded up to certainty"
     torn = [*sure, ("Z", 1, 0, "31", 0.52), ("Z", 1, 1, "22", 0.4), ("other", 0, 0, "x", 0.1)]
     title = say.tokens_title(likely(torn), ("Z", "full"), "p1", cell)
     assert title.endswith("least certain under Z, token 2: “31” 52 % before “22” 40 %")
