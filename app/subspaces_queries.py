@@ -131,10 +131,6 @@ def points(scores: Scores, kinds: Sequence[str], top: int = 4) -> pl.DataFrame:
     known = wanted.filter((pl.col("r_act") > 0) & (pl.col("r_combined") > 0))
     named = pl.col("axis_kind").is_in(list(kinds)) & (pl.col("place") <= top)
 
-    def text(column: str, digits: int = 3) -> pl.Expr:
-        return pl.col(column).round_sig_figs(digits).cast(pl.String).fill_null("–")
-
-    rank = pl.col("rank").round(2)
     return known.select(
         "candidate",
         pl.col("r_act").alias("x"),
@@ -144,12 +140,10 @@ def points(scores: Scores, kinds: Sequence[str], top: int = 4) -> pl.DataFrame:
         pl.when(named).then("candidate").alias("label"),
         "family",
         "place",
-        text("r_act").alias("R_act"),
-        text("r_combined").alias("R_w"),
-        text("z_act").alias("z_act"),
-        text("z_combined").alias("z_w"),
-        text("joint").alias("joint"),
-        rank.alias("rank"),
+        "joint",
+        "z_act",
+        pl.col("z_combined").alias("z_w"),
+        "rank",
     )
 
 

@@ -42,8 +42,8 @@ def log_points(
     """One point per row; a click anywhere picks the nearest point's `candidate`.
 
     Args:
-        table: columns candidate, x, y (> 0), series, hollow, label (or null), shown in this order of
-            precedence where names would lie over each other; further columns are told in the tooltip.
+        table: columns candidate, x, y (> 0), series, hollow, label (or null; of names that would lie over
+            each other the first row's is shown); further columns are told in the tooltip.
         looks: colour and shape of each series, in legend order.
         domains: ends of both axes; points outside are drawn at the end.
         selected: the candidate with a ring.
@@ -56,8 +56,7 @@ def log_points(
     domain, colours = list(looks), [colour for colour, _ in looks.values()]
     scale = {"domain": domain, "range": colours}
     legend = {"orient": "top", "title": None, "symbolOpacity": 1} if len(domain) > 1 else None
-    told = [name for name in table.columns if name not in ("x", "y", "series", "hollow", "label")]
-    tips = [channel(name, "nominal", name.replace("_", " ")) for name in told]
+    tips = _tips(table, {"x": x_title, "y": y_title})
     shape = {"domain": domain, "range": [form for _, form in looks.values()]}
     point = {
         "x": x,
@@ -76,6 +75,18 @@ def log_points(
     parts.append(layer(values(inside.filter(pl.col("candidate") == selected)), ring, {"x": x, "y": y}))
     parts += _names(inside, x, y, palette, domains)
     return chart(parts, height)
+
+
+def _tips(table: pl.DataFrame, titles: Mapping[str, str]) -> list[Spec]:
+    """Every column of a point, numbers with three digits."""
+    tips = []
+    for name, dtype in table.schema.items():
+        if name in ("hollow", "label"):
+            continue
+        title = titles.get(name, name.replace("_", " ") if name != "series" else "kind")
+        number = {"format": ".3g"} if dtype.is_float() else {}
+        tips.append(channel(name, "quantitative" if dtype.is_numeric() else "nominal", title, **number))
+    return tips
 
 
 def _axis(field: str, title: str, domain: tuple[float, float]) -> Spec:

@@ -8,7 +8,7 @@ from functools import partial
 
 from app import components, overview, transport, transport_table
 from app import transport_queries as tq
-from app.report import closing, html, live, markdown, sections
+from app.report import closing, html, live, markdown, sections, subspaces
 from app.report.blocks import Report, Section
 from app.report.figures import Advance, draw_all
 from app.report.missing import not_run
@@ -33,6 +33,7 @@ SECTIONS: Sequence[Callable[[Opened, Selection], Section]] = (
     live.behaviour,
     sections.weight_differences,
     partial(live.section, WEIGHT_STEERING),
+    subspaces.chapter,
     closing.definitions,
     not_run,
     closing.provenance,

@@ -7,7 +7,16 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app import behaviour_view, heads_view, patch_table, patch_view, rank_view, steering_view, transport_table
+from app import (
+    behaviour_view,
+    heads_view,
+    patch_table,
+    patch_view,
+    rank_view,
+    steering_view,
+    subspaces_view,
+    transport_table,
+)
 from app import transport_queries as tq
 from app.report.blocks import Attached, Block, Section, Text
 from app.report.runs import compact, missing_of
@@ -39,6 +48,8 @@ def wanted(opened: Opened, selection: Selection) -> list[Wanted]:
         ("heads", "Heads of one block in depth", lambda o, _s: [heads_view.experiment_of(at)]),
         ("behaviour", "Behaviour", lambda o, s: behaviour_view.wanted(s, [], lead)),
     ]
+    if subspaces_view.can_score(opened):
+        asked.append(("subspaces", "Subspace scores", lambda o, s: [subspaces_view.experiment_of(o, s)]))
     found = []
     for name, title, make in asked:
         try:

@@ -173,6 +173,20 @@ TERMS = (
         "where the difference is low-rank.",
         "‖W_tuned − W_base‖ / ‖W_base‖",
     ),
+    Term(
+        "R_act, R_w",
+        "How much a k-dimensional subspace of the stream holds, over what a random one of its rank would: of "
+        "D, what ±ΔW does to the stream (R_act), or of the weight change itself (R_w; combined: o_proj and "
+        "down_proj at unit norm). 1 is chance. Candidates are named without looking at ΔW; ceilings look.",
+        "tr(BᵀSB) / (r/d);  S = mean of d̂d̂ᵀ over D's unit rows, or ΔWΔWᵀ/‖ΔW‖²;  D = stream(α=+1) − "
+        "stream(α=−1)",
+    ),
+    Term(
+        "joint, gap, specificity",
+        "One score of both, how far they differ, and R_act when the leading directions of the stream without "
+        "persona are taken out. Means over the blocks that ΔW changes.",
+        "√(R_act · R_w);  log₂ R_act − log₂ R_w",
+    ),
 )
 
 

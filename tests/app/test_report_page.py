@@ -47,7 +47,7 @@ def test_one_click_makes_what_the_command_makes(open_app: Open, own_store: Path)
     app = open_app(own_store, "report")
     button(app).click().run()
     said = text(app)
-    assert "17 chapters" in said
+    assert "18 chapters" in said
     assert "Similarity (CKA)" in said
     assert "tuned leaves base at block 2" in said  # titles of panels are in the contents
     opened = open_at(str(own_store))
