@@ -5,7 +5,7 @@ A contrast, ΔW of one model − ΔW of another, is kept as a model's difference
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -240,11 +240,12 @@ def steerable(store: Store, model: str) -> bool:
     return table.height > 0 and table["problem"].is_null().all() and not (table["stored"] == "nothing").any()
 
 
-def read_deltas(store: Store, name: str) -> Iterator[WeightDelta]:
+def read_deltas(store: Store, name: str, only: Collection[str] | None = None) -> Iterator[WeightDelta]:
     """A stored weight difference, tensor by tensor: a model's from the first one, or a contrast.
 
     Args:
         name: of a model or a contrast; the first model has no tensors that differ.
+        only: names of tensors, None for all.
 
     Raises:
         StoreError: the models have no such difference, tensor by tensor, or the store has none.
@@ -270,7 +271,8 @@ def read_deltas(store: Store, name: str) -> Iterator[WeightDelta]:
             next_step="choose a model that was made from the study's first one.",
         )
     for row in store.table(delta_table(name)).iter_rows(named=True):
-        yield _read(store, name, row)
+        if only is None or row["name"] in only:
+            yield _read(store, name, row)
 
 
 def _lost(store: Store, name: str) -> list[tuple[str, str]]:

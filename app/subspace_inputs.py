@@ -196,9 +196,7 @@ def _changes(store: Store, delta: str) -> Callable[[int], dict[str, Delta]]:
     def read(layer: int) -> dict[str, Delta]:
         tensors = {facts["tensors"][layer]: name for name, facts in about.items()}
         changes = {}
-        for change in read_deltas(store, delta):
-            if change.name not in tensors:
-                continue
+        for change in read_deltas(store, delta, tensors.keys()):
             name = tensors[change.name]
             left, right = (change.matrix(), None) if change.left is None else (change.left, change.right)
             if about[name]["transposed"]:

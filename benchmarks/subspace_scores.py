@@ -3,8 +3,9 @@
     python benchmarks/subspace_scores.py [--quick] [--dense] [--json FILE] [--markdown FILE]
 
 The notebook's way: float32, a full SVD for each candidate and layer, 120 sampled bases for each null. It is
-run at one layer, on an eighth of the length for the sums over all layers, and scaled. Here: float64. Both are
-given random weights and activations from memory. Process CPU seconds, one run of each.
+run at one layer, on an eighth of the length for the sums over all layers, and scaled; what it takes is in
+memory. Here: float64, everything read from a store that was just written, checksums included. Weights and
+activations are random. Process CPU seconds, one run of each.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import subspace_store
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from app.subspace_inputs import inputs_of
 from engine.analysis.subspace_scores import REGISTRY, Delta, Inputs, Target, per_layer, prepare, sweep
+from store.reader import Store
 
 Array = NDArray[np.float32]
 
@@ -219,15 +224,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a small model")
+    parser.add_argument("--folder", type=Path, default=None, help="where the store is written and removed")
     parser.add_argument("--dense", action="store_true", help="a change of full rank instead of factors")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--markdown", type=Path, default=None)
     chosen = parser.parse_args()
     shape = QUICK if chosen.quick else Shape()
     names = [name for name in REGISTRY if name not in COMPANIONS]
-    with threadpool_limits(1):  # two threads on a busy machine measure the scheduler
-        inputs = made(shape, chosen.dense)
-        seconds = measured(inputs, shape, names)
+    # two threads on a busy machine measure the scheduler
+    with threadpool_limits(1), TemporaryDirectory(dir=chosen.folder) as folder:
+        root = subspace_store.write(Path(folder) / "store", shape, dense=chosen.dense)
+        seconds = measured(root, made(shape, chosen.dense), shape, names)
     text = table(seconds, shape, names)
     print(text)
     if chosen.markdown:
@@ -236,11 +243,11 @@ def main() -> None:
         chosen.json.write_text(json.dumps({"workload": vars(shape), "seconds": seconds}, indent=1))
 
 
-def measured(inputs: Inputs, shape: Shape, names: list[str]) -> dict[str, float]:
-    """CPU seconds of every part."""
-    alone = cpu(lambda: sweep(inputs, names, k=8, broad=64))
+def measured(root: Path, inputs: Inputs, shape: Shape, names: list[str]) -> dict[str, float]:
+    """CPU seconds of every part; `inputs` for the plain way."""
+    alone = cpu(lambda: sweep(inputs_of(Store(root)), names, k=8, broad=64))
     start = time.process_time()
-    prepared = prepare(inputs, names, widest=64, broad=64)
+    prepared = prepare(inputs_of(Store(root)), names, widest=64, broad=64)
     built = time.process_time() - start
     first = cpu(lambda: prepared.scores(8))
     sliders = {f"k = {k}": cpu(lambda k=k: prepared.scores(k, clean=8)) for k in (4, 16, 32, 64)}
@@ -272,7 +279,7 @@ def table(seconds: dict[str, float], shape: Shape, names: list[str]) -> str:
             f"{shape.prompts} fit and {shape.prompts} eval prompts of {shape.tokens} tokens, "
             f"{shape.vocabulary} words; k = 8, broad 64; one thread, process CPU seconds.",
             "",
-            "| task | plain | here | ratio | the plain way |",
+            "| task | plain | here, from the store | ratio | the plain way |",
             "|---|---|---|---|---|",
             *(
                 f"| {task} | {plain:.0f} | {fast:.3g} | {plain / fast:.0f} | {how} |"
