@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import selection as sel
 from app.charts.spec import PICK
@@ -118,6 +119,11 @@ def switch(
         help=help,
     )
     return str(st.session_state[key])
+
+
+def row() -> DeltaGenerator:
+    """Small controls side by side, and close below one another where there is no room for that."""
+    return st.container(horizontal=True, gap="small", vertical_alignment="bottom")
 
 
 def slide(name: str, text: str, step: float | None = None, help: str | None = None) -> float | int:

@@ -77,7 +77,7 @@ def _one_controls(opened: Opened) -> None:
     if controls.current().site.startswith("head"):
         _heads(opened)
     controls.filter_controls("report")
-    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+    with controls.row():
         controls.switch("amplitude", "α scales", AMPLITUDE)
         controls.switch("read_at", "Read at", READ_AT)
         controls.switch("alphas", "Amplitudes", {"one": "this α", "curve": "0 to 2"})
@@ -155,7 +155,7 @@ def _table_controls(opened: Opened) -> None:
         _map_controls(opened)
         controls.slide("layer", "Block ℓ")
     controls.filter_controls(None)
-    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+    with controls.row():
         controls.switch("amplitude", "α scales", AMPLITUDE)
         controls.switch("raw_alpha", "Raw", {"fixed": "at α = 1", "scaled": "at the same α"})
         controls.switch("read_at", "Read at", READ_AT)

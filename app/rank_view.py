@@ -127,7 +127,7 @@ def rank_controls() -> None:
         controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__)
     with right:
         controls.slide("alpha", "Amplitude α shown", step=0.25, help=ALPHA_HELP)
-    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+    with controls.row():
         controls.switch("basis", "Directions swapped", BASES, bases(controls.current()))
         controls.switch("amplitude", "α scales", {"vector": "the vector", "deviation": "deviation"})
         controls.switch("raw_alpha", "Moment-matched patch", {"fixed": "at α = 1", "scaled": "at the same α"})

@@ -19,7 +19,7 @@ with second:
     controls.choose("site", "Site", only=ard_view.sites(opened))
 with third:
     ard_view.settings()
-with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+with controls.row():
     controls.switch("model", "Model", geometry.model_names(controls.current()))
     controls.switch("objective", "Objective", ard_view.OBJECTIVES, help=ard_view.OBJECTIVE_HELP)
     starts = list(ard_view.STARTS) if ard_view.ranks(opened) else ["cold"]
@@ -37,7 +37,7 @@ with components.guard("ard: fits"):
     if not any(layer == chosen.layer for layer, _ in fits) and not live_view.active():
         components.empty(*ard_view.not_run(chosen))
     if fits:
-        with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+        with controls.row():
             controls.switch("penalty", "Penalty shown", ard_view.PENALTY_NAMES)
             controls.switch("rule", "Threshold", ard_view.RULES)
         if chosen.rule == "fixed":

@@ -24,7 +24,7 @@ with left:
     controls.choose("site", "Stream", only=geometry.sites(opened))
 with right:
     controls.filter_controls(spoken=False)
-with st.container(horizontal=True, gap="medium"):
+with controls.row():
     controls.switch("model", "Model", geometry.model_names(controls.current()))
     controls.switch("way", "From → to", bridge.ways(opened))
     controls.switch("joined", "Heads joined", geometry.JOINED)

@@ -20,7 +20,7 @@ with second:
     controls.slide("layer", "Block ℓ")
 with third:
     controls.slide("ref", "Reference block")
-with st.container(horizontal=True, gap="medium"):
+with controls.row():
     controls.switch("model", "Model", geometry.model_names(controls.current()))
     controls.switch("joined", "Heads joined", geometry.JOINED)
     if compare:

@@ -22,7 +22,7 @@ with third:
     controls.choose("position", "Patched token", only=allowed)
 controls.slide("layer", "Block ℓ")
 controls.filter_controls(None)
-with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+with controls.row():
     controls.switch("vectors", "Vectors", heads_view.VECTORS)
     controls.switch("read_at", "Read at", {"patched": "patched token", "decision": "decision token"})
 

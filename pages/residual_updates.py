@@ -20,7 +20,7 @@ with middle:
 with right:
     controls.slide("ref", "Reference block of Z")
 controls.filter_controls()
-with st.container(horizontal=True, gap="medium"):
+with controls.row():
     controls.switch("model", "Model", updates.model_names(controls.current()))
     controls.switch("scale", "Show", {"r": "R", "r_over_chance": "R ÷ chance"})
     means = {"ratio_of_means": "ratio of means", "mean_of_ratios": "mean of ratios"}

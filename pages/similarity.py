@@ -17,7 +17,7 @@ with middle:
 with right:
     controls.slide("layer", "Block ℓ")
 controls.filter_controls()
-with st.container(horizontal=True, gap="large"):
+with controls.row():
     controls.switch("estimator", "Headline estimator", {"debiased": "debiased", "biased": "biased"})
     controls.switch("view", "Vertical axis", {"values": "fit to the values", "null": "down to the null"})
     controls.switch("interval", "Interval", {"bootstrap": "bootstrap", "jackknife": "jackknife"})

@@ -17,7 +17,7 @@ with left:
     controls.steps("k", "Rank k of Z", geometry_queries.ranks(opened))
 with right:
     controls.slide("layer", "Block ℓ, with the next one")
-with st.container(horizontal=True, gap="medium"):
+with controls.row():
     controls.switch("model", "Model", geometry.model_names(controls.current()))
     controls.switch("joined", "Heads joined", geometry.JOINED)
 controls.filter_controls(spoken=False)

@@ -25,7 +25,7 @@ with third:
 usable = False
 with (
     components.guard("transport: parameters"),
-    st.container(horizontal=True, gap="large", vertical_alignment="bottom"),
+    controls.row(),
 ):
     transport.check(opened, controls.current())
     if "rank" in uses:

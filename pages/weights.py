@@ -18,7 +18,7 @@ with left:
     controls.slide("layer", "Block ℓ")
 with right:
     weights_view.tensor_control(opened)
-with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+with controls.row():
     controls.switch("weights", "Shown per tensor", weights.MEASURES)
     controls.switch("head_part", "Heads of the projection", weights.PARTS)
 
