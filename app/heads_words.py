@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -14,6 +14,14 @@ NEEDED = 95.0
 PREDICTS = 0.025
 """p below which a predictor is said to order the heads: 5 % shared by the two that are tested."""
 PREDICTORS = {"gradient": "gradient × activation", "direct": "direct attribution"}
+
+
+class Standing(NamedTuple):
+    """The row that train puts first, and the others that validation leaves level with it or above it."""
+
+    top: dict[str, Any]
+    level: pl.DataFrame
+    above: pl.DataFrame
 
 
 def percent(row: Mapping[str, Any], prefix: str = "") -> str:
@@ -44,24 +52,53 @@ def whole(condition: Mapping[str, Any], effect: Mapping[str, Any]) -> str:
     return f"block {condition['layer']}'s effect on {condition['target']} ({words.nats(effect['kl'])} nats)"
 
 
-def singles_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Which heads cover most alone.
+def _first(rows: pl.DataFrame, column: str, low: str = "low", high: str = "high") -> Standing:
+    """The row that is largest on train, and where its interval on validation leaves the others.
 
-    Rule: the largest coverage, with every head whose interval overlaps its interval; only one that overlaps
-    none is called the largest.
+    Rule: level with it are those whose interval overlaps its own, above those whose interval lies beyond it.
     """
-    top = table.sort("coverage").row(-1, named=True)
-    level = table.filter((pl.col("low") <= top["high"]) & (pl.col("high") >= top["low"]))["head"].to_list()
-    of = whole(condition, summary["effect"])
-    if len(level) == 1:
-        return f"Head {top['head']} alone covers {percent(top)} of {of}, more than any other head"
-    if len(level) == table.height:
-        return f"No head is told apart by what it covers alone of {of}: the largest is {percent(top)}"
-    named = heads(sorted(level))
-    return (
-        f"{named[0].upper()}{named[1:]} cover most of {of} alone, level within the intervals: up to "
-        f"{percent(top)}"
-    )
+    order = rows.sort(column, descending=True, nulls_last=True)
+    top, others = order.row(0, named=True), order[1:]
+    above = others.filter(pl.col(low) > top[high])
+    level = others.filter((pl.col(high) >= top[low]) & (pl.col(low) <= top[high]))
+    return Standing(top, level, above)
+
+
+def _rest(found: Standing, name: Callable[[pl.DataFrame], str]) -> str:
+    """ "; heads 2 and 3 are level within the intervals, head 4 above", where there are any."""
+    parts = []
+    if found.level.height:
+        parts.append(f"{name(found.level)} {_be(found.level)} level within the intervals")
+    if found.above.height:
+        parts.append(f"{name(found.above)} {'' if parts else _be(found.above) + ' '}above")
+    return "; " + ", ".join(parts) if parts else ""
+
+
+def _be(rows: pl.DataFrame) -> str:
+    return "is" if rows.height == 1 else "are"
+
+
+def _named_heads(rows: pl.DataFrame) -> str:
+    return heads(sorted(rows["head"].to_list()))
+
+
+def _counted(rows: pl.DataFrame) -> str:
+    return "1 other" if rows.height == 1 else f"{rows.height} others"
+
+
+def singles_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What the head that covers most on train covers on validation, and which heads are level or above.
+
+    Rule: it is said to cover more than any other when its interval lies above all others'.
+    """
+    found, of = _first(table, "coverage_train"), whole(condition, summary["effect"])
+    covers = f"alone covers {percent(found.top)} of {of}"
+    name = f"ead {found.top['head']}, the first on train,"
+    if not found.level.height and not found.above.height:
+        return f"H{name} {covers}, more than any other head"
+    if found.level.height == table.height - 1:
+        return f"No head is told apart by what it covers alone: h{name} {covers}"
+    return f"H{name} {covers}{_rest(found, _named_heads)}"
 
 
 def curve_title(curve: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -84,50 +121,52 @@ def curve_title(curve: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
 
 
 def without_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Which head cannot be left out.
+    """Which heads cannot be left out, and what is left without the one that is missed most on train.
 
-    Rule: heads without which the interval of what is left ends below 95 %; the one with the least left is
-    called so only where its interval overlaps no other's.
+    Rule: a head is needed when the interval of what is left without it ends below 95 %.
     """
     of = whole(condition, summary["effect"])
-    needed = table.filter(pl.col("without_high") < NEEDED).sort("without_coverage")
-    if not needed.height:
-        least = percent(table.sort("without_coverage").row(0, named=True), "without_")
-        return f"No single head is needed: without any one of them at least {least} of {of} is left"
-    names = heads(sorted(needed["head"].to_list()))
-    first = needed.row(0, named=True)
-    text = f"{names[0].upper()}{names[1:]} can't be left out of {of}"
-    alone = table.filter(pl.col("without_low") <= first["without_high"]).height == 1
-    if alone:
-        return f"{text}: without head {first['head']} {percent(first, 'without_')} is left"
-    return f"{text}: without one of them as little as {percent(first, 'without_')} is left"
+    needed = table.filter(pl.col("without_high") < NEEDED)["head"].to_list()
+    names = heads(sorted(needed)) if needed else ""
+    text = (
+        f"{names[0].upper()}{names[1:]} can't be left out of {of}"
+        if needed
+        else f"No single head is needed for {of}"
+    )
+    if "without_train" not in table.columns:  # stored before
+        return text
+    row = table.sort("without_train").row(0, named=True)
+    return f"{text}: without head {row['head']}, missed most on train, {percent(row, 'without_')} is left"
 
 
 def both_title(pairs: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Which two heads cover most together.
+    """What the pair of heads that covers most on train covers on validation, and how many are level or above.
 
-    Rule: the largest coverage of a pair, with every pair whose interval overlaps its interval.
+    Rule: it is said to cover more than any other when its interval lies above all others'.
     """
-    top = pairs.sort("coverage").row(-1, named=True)
-    level = pairs.filter((pl.col("low") <= top["high"]) & (pl.col("high") >= top["low"])).height
-    of, named = whole(condition, summary["effect"]), f"eads {top['first']} and {top['second']}"
-    if level == 1:
-        return f"H{named} cover {percent(top)} of {of}, more than any other pair"
-    text = f"{level} of {pairs.height} pairs cover most of {of}, level within the intervals"
-    return f"{text}: h{named} {percent(top)}"
+    of = whole(condition, summary["effect"])
+    if "coverage_train" not in pairs.columns:  # stored before
+        return f"What {pairs.height} pairs of heads cover of {of}"
+    found = _first(pairs, "coverage_train")
+    text = f"Heads {found.top['first']} and {found.top['second']}, the first pair on train, cover "
+    text += f"{percent(found.top)} of {of}"
+    if not found.level.height and not found.above.height:
+        return f"{text}, more than any other pair"
+    return f"{text}{_rest(found, _counted)}"
 
 
 def pairs_title(pairs: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Whether two heads do more together than each alone.
 
     Rule: pairs whose interaction's interval, which holds for all pairs together, excludes 0 by at least half
-    a percent; the largest of them in size is named with its interval, not ranked.
+    a percent; that of them which is largest in size on train is named with its interval, not ranked.
     """
     of = whole(condition, summary["effect"])
     known = pairs.filter((pl.col("interaction_low") > 0.5) | (pl.col("interaction_high") < -0.5))
     if not known.height:
         return f"No pair of heads is shown to do more or less together than the sum of the two, of {of}"
-    top = known.sort(pl.col("interaction").abs()).row(-1, named=True)
+    by = "interaction_train" if "interaction_train" in pairs.columns else "interaction"  # stored before
+    top = known.sort(pl.col(by).abs()).row(-1, named=True)
     low, high = sorted(abs(top[f"interaction_{end}"]) for end in ("low", "high"))
     more = "more" if top["interaction"] > 0 else "less"
     text = (
@@ -181,35 +220,38 @@ def map_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mappin
 
 
 def cells_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Which head of all blocks moves most alone, in nats.
+    """How far the head that moves most on train, of all blocks, moves validation prompts, in nats.
 
-    Rule: the largest mean KL, with every head whose interval overlaps its interval; nothing is said to move
-    where no block's heads do.
+    Rule: it is said to move more than any other when its interval lies above all others'; nothing is said to
+    move where no block's heads do.
     """
     if not summary["top"]:
         return f"No head of any block moves {condition['target']} beyond rounding"
-    top = table.sort("kl").row(-1, named=True)
-    others = table.filter((pl.col("kl_low") <= top["kl_high"]) & (pl.col("kl_high") >= top["kl_low"]))
+    found = _first(table, "kl_train", "kl_low", "kl_high")
+    top = found.top
     span = words.nats_span({"kl": top["kl"], "low": top["kl_low"], "high": top["kl_high"]})
-    name = f"head {top['head']} of block {top['layer']}"
-    if others.height == 1:
-        return f"{name[0].upper()}{name[1:]} moves {condition['target']} more than any other head: {span}"
-    return (
-        f"{others.height} heads move {condition['target']} most, level within the intervals; {name}: {span}"
-    )
+    text = f"Head {top['head']} of block {top['layer']}, the first on train, moves {condition['target']}"
+    if not found.level.height and not found.above.height:
+        return f"{text} more than any other head: {span}"
+    return f"{text} by {span}{_rest(found, _counted)}"
 
 
 def kl_title(blocks: pl.DataFrame, condition: Mapping[str, Any]) -> str:
-    """Which block's heads do most, all together.
+    """How far all heads of the block that moves most on train move validation prompts.
 
-    Rule: the largest mean KL of all heads, with the blocks whose interval overlaps its interval.
+    Rule: it is said to be the most when its interval lies above those of all other blocks.
     """
-    top = blocks.sort("kl").row(-1, named=True)
+    target = condition["target"]
     if not blocks["shown"].any():
-        return (
-            f"All heads of a block together do nothing beyond rounding to {condition['target']}, in any block"
-        )
-    level = blocks.filter((pl.col("low") <= top["high"]) & (pl.col("high") >= top["low"]))["layer"].to_list()
-    text = f"All heads together move {condition['target']} most at {words.blocks(level)}"
-    tail = "" if len(level) == 1 else f" at block {top['layer']}, the others level within the intervals"
-    return f"{text}: {words.nats_span(top)}{tail}"
+        return f"All heads of a block together do nothing beyond rounding to {target}, in any block"
+    if "kl_train" not in blocks.columns:  # stored before
+        return f"What all heads of a block together do to {target}"
+    found = _first(blocks, "kl_train")
+    span, layer = words.nats_span(found.top), found.top["layer"]
+    if not found.level.height and not found.above.height:
+        return f"All heads together move {target} most at block {layer}: {span}; it is the first on train"
+
+    def named(rows: pl.DataFrame) -> str:
+        return words.blocks(rows["layer"].to_list())
+
+    return f"All heads of block {layer}, the first on train, move {target} by {span}{_rest(found, named)}"

@@ -50,15 +50,38 @@ def _moves(row: Mapping[str, float], what: str) -> str:
 
 
 def shift_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """What v does at the chosen α.
+    """What v does at the chosen α, and what random directions do at the same side effect.
 
-    Rule: it raises or lowers the log odds when the validation interval excludes 0.
+    Rule: it raises or lowers the log odds when the validation interval excludes 0; beside random directions
+    as `standing` says.
     """
     alpha = summary["chosen"]
     if alpha is None:
         return f"Every amplitude costs more than the budget of {condition['budget']:g} nats"
     at = words.minus(f"{alpha:g}")
-    return f"Adding v at α = {at} {_moves(_row(table, 'direction', alpha), odds(condition))}"
+    text = f"Adding v at α = {at} {_moves(_row(table, 'direction', alpha), odds(condition))}"
+    if summary.get("equal") is None:
+        return text
+    best = summary["equal"]["best"]
+    if best["difference"] is None:
+        return f"{text}; no random direction reaches its side effect"
+    random, found = f"{best['draws']} random directions of the same side effect", standing(best)
+    if found:
+        return f"{text}, {'further' if found > 0 else 'less far'} than all {random}"
+    ends = " to ".join(words.minus(f"{best[end]:+.2f}") for end in ("least", "most"))
+    return f"{text}, not told from {random}: {ends}"
+
+
+def standing(best: Mapping[str, Any]) -> int:
+    """1 where v moves the words further than random directions, −1 where less, 0 where that isn't told.
+
+    Rule: further, when the interval of the paired difference from the mean of the random directions lies
+    above 0 and v's shift is larger than every one of theirs, and than a further one of them would be with
+    95 % probability; less, when the interval lies below 0 and v's shift is smaller than every one of theirs.
+    """
+    more, own = best["difference"], best["direction"]["shift"]
+    most = max(end for end in (best["most"], best.get("limit")) if end is not None)
+    return int(more["low"] > 0 and own > most) - int(more["high"] < 0 and own < best["least"])
 
 
 def cost_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -89,22 +112,14 @@ def ablation_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: M
 
 
 def equal_title(summary: Mapping[str, Any]) -> str:
-    """Whether v moves the words more than random directions that cost as much.
-
-    Rule: more, when the interval of the paired difference from the mean of the random directions lies above 0
-    and v's shift is larger than every one of theirs; else not told apart, or less.
-    """
+    """Whether v moves the words more than random directions that cost as much; the rule is `standing`'s."""
     best, cost = summary["equal"]["best"], words.nats(summary["equal"]["level"])
     if best["difference"] is None:
         return f"No random direction reaches v's side effect of {cost} nats on the amplitudes tried"
-    more, own = best["difference"], best["direction"]
-    if more["low"] > 0 and own["shift"] > best["most"]:
-        text = (
-            f"At the same side effect ({cost} nats) v moves the words further than all {best['draws']} random"
-        )
-        return f"{text} directions: {signed(own)} against {signed(best['random'])}"
-    if more["high"] < 0:
-        return f"At the same side effect ({cost} nats) v moves the words less than random directions do"
-    text = f"At the same side effect ({cost} nats) v is not told from random directions: {signed(own)}"
-    most = words.minus(f"{best['most']:+.2f}")
-    return f"{text}, theirs reach {most}"
+    own, found = signed(best["direction"]), standing(best)
+    text = f"At the same side effect ({cost} nats) v"
+    if found:
+        text += f" moves the words {'further' if found > 0 else 'less'} than all {best['draws']} random"
+        return f"{text} directions: {own} against {signed(best['random'])}"
+    ends = " to ".join(words.minus(f"{best[end]:+.2f}") for end in ("least", "most"))
+    return f"{text} is not told from random directions: {own}, theirs {ends}"

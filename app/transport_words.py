@@ -9,6 +9,9 @@ import polars as pl
 from app.words import number, span
 from engine.analysis.transport import TransportScores, decimals
 
+TIED = 1e-9
+"""Two R² on train closer than this are the same: with few prompts a map fits them exactly everywhere."""
+
 
 def map_title(scores: TransportScores, source: str, target: str, place: str, constant: str = "") -> str:
     """What the scores of one map mean together.
@@ -104,12 +107,14 @@ def spectrum_title(values: list[float], what: str) -> str:
 
 
 def table_title(table: pl.DataFrame, source: str, target: str) -> str:
-    """At how many places a map carries over, and where best as far as intervals show.
+    """At how many places a map carries over, and what the first on train does on validation.
 
     Rule: it carries over where the interval of validation R² lies above 0 and above the largest R² of refits
-    on wrong pairs. The place with the largest R² is named alone only when no other interval reaches its own.
+    on wrong pairs. Of those places the one with the largest R² on train is named with its validation R²; it
+    is said to be above every other only when its interval lies above all others'. Equal ones on train are
+    all counted, and none of them is named.
     """
-    known = table.drop_nulls(["r2_validation", "r2_low", "r2_high"])
+    known = table.drop_nulls(["r2_train", "r2_validation", "r2_low", "r2_high"])
     if not known.height:
         return f"{source} → {target}: no place has a score"
     wins = known.filter(
@@ -118,11 +123,17 @@ def table_title(table: pl.DataFrame, source: str, target: str) -> str:
     start = f"{source} → {target}: new prompts are predicted at {wins.height} of {known.height} places"
     if not wins.height:
         return start
-    best = wins.sort("r2_validation", descending=True).row(0, named=True)
-    rivals = wins.filter(pl.col("r2_high") >= best["r2_low"]).height - 1
-    told = f"{best['site']} of block {best['layer']} (R² {number(best['r2_validation'])}"
-    told += f"{span(best['r2_low'], best['r2_high']).replace(' (', ', ').replace(')', '')})"
-    if rivals:
-        others = "another place" if rivals == 1 else f"{rivals} others"
-        return f"{start}; largest at {told}, not told apart from {others}"
-    return f"{start}, best at {told}"
+    best = wins.sort("r2_train", descending=True).row(0, named=True)
+    tied = wins.filter(pl.col("r2_train") >= best["r2_train"] - TIED).height
+    if tied > 1:
+        return f"{start}; {tied} of them are fitted alike on train, R² {number(best['r2_train'])} there"
+    told = f"{start}; the first on train, {best['site']} of block {best['layer']}, has "
+    told += f"R² {number(best['r2_validation'])}{span(best['r2_low'], best['r2_high'])}"
+    above = wins.filter(pl.col("r2_low") > best["r2_high"]).height
+    level = wins.filter(pl.col("r2_high") >= best["r2_low"]).height - 1 - above
+    if not level and not above:
+        return told + (", above every other" if wins.height > 1 else "")
+    parts = [
+        f"{count} {word}" for count, word in ((level, "level within the intervals"), (above, "above it"))
+    ]
+    return f"{told}; of the others, {' and '.join(p for p in parts if not p.startswith('0 '))}"

@@ -241,7 +241,9 @@ class _Study:
             **_band("", self.coverage(alone)),
             "coverage_train": self.coverage(alone, train=True).estimate,
         }
-        columns |= _band("without_", self.coverage(self.swap.kl(without)))
+        left = self.swap.kl(without)
+        columns |= _band("without_", self.coverage(left))
+        columns["without_train"] = self.coverage(left, train=True).estimate
         return table.with_columns(**{k: pl.Series(v) for k, v in {**columns, **self._predictors()}.items()})
 
     def _predictors(self) -> dict[str, np.ndarray]:
@@ -291,9 +293,12 @@ class _Study:
         both = self.swap.kl(pairs)
         names = [sorted(pair) for pair in pairs]
         first, second = (self.swap.kl([Heads([pair[i]]) for pair in names]) for i in (0, 1))
+        more = both - first - second
         columns = _band("", self.coverage(both))
-        extra = _band("interaction_", self.coverage(both - first - second, together=len(pairs)))
+        extra = _band("interaction_", self.coverage(more, together=len(pairs)))
         extra["interaction"] = extra.pop("interaction_coverage")
+        extra["coverage_train"] = self.coverage(both, train=True).estimate
+        extra["interaction_train"] = self.coverage(more, train=True).estimate
         ends = {"first": [pair[0] for pair in names], "second": [pair[1] for pair in names]}
         return pl.DataFrame({**ends, **columns, **extra})
 

@@ -152,27 +152,40 @@ CONDITION = {"layer": 4, "target": "tuned", "source": "base"}
 EFFECT = {"kl": 0.37, "low": 0.2, "high": 0.6, "floor": 1e-7, "shown": True}
 
 
-def singles(coverage: list[float], half: float = 5.0) -> pl.DataFrame:
+def singles(coverage: list[float], half: float = 5.0, train: list[float] | None = None) -> pl.DataFrame:
+    """Heads with what they cover alone on validation, and on train (the same unless given)."""
     return pl.DataFrame(
         {
             "head": range(len(coverage)),
             "coverage": coverage,
             "low": [c - half for c in coverage],
             "high": [c + half for c in coverage],
+            "coverage_train": coverage if train is None else train,
         }
     )
 
 
-def test_a_title_names_one_head_only_when_intervals_separate_it() -> None:
-    summary = {"effect": EFFECT}
-    alone = heads_words.singles_title(singles([1, 90, 2, 3]), CONDITION, summary)
-    assert alone.startswith("Head 1 alone covers 90 % (85 to 95)")
-    assert "more than any other head" in alone
-    two = heads_words.singles_title(singles([1, 60, 55, 3]), CONDITION, summary)
-    assert two.startswith("Heads 1 and 2 cover most")
-    assert "level within the intervals" in two
-    none = heads_words.singles_title(singles([10, 11, 12, 13]), CONDITION, summary)
-    assert none.startswith("No head is told apart")
+def test_a_title_says_more_than_any_other_only_when_intervals_separate_the_first_on_train() -> None:
+    def title(table: pl.DataFrame) -> str:
+        return heads_words.singles_title(table, CONDITION, {"effect": EFFECT})
+
+    of = "block 4's effect on tuned (0.37 nats)"
+    assert title(singles([1, 90, 2, 3])) == (
+        f"Head 1, the first on train, alone covers 90 % (85 to 95) of {of}, more than any other head"
+    )
+    assert title(singles([1, 60, 55, 3])) == (
+        f"Head 1, the first on train, alone covers 60 % (55 to 65) of {of}; head 2 is level within the "
+        "intervals"
+    )
+    assert title(singles([10, 11, 12, 13])).startswith(
+        "No head is told apart by what it covers alone: head 3"
+    )
+    other = singles([1, 60, 90, 62, 91], train=[1, 90, 60, 3, 4])
+    assert title(other) == (
+        f"Head 1, the first on train, alone covers 60 % (55 to 65) of {of}; head 3 is level within the "
+        "intervals, heads 2 and 4 above"
+    )
+    assert title(other.filter(pl.col("head") != 3)).endswith("; heads 2 and 4 are above")
 
 
 def test_the_curve_title_says_localised_only_when_it_is() -> None:
@@ -190,26 +203,55 @@ def test_the_curve_title_says_localised_only_when_it_is() -> None:
     assert none.startswith("No set of up to 7 heads carries block 4's effect")
 
 
-def without(left: list[float], half: float = 3.0) -> pl.DataFrame:
+def without(left: list[float], train: list[float], half: float = 3.0) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "head": range(len(left)),
             "without_coverage": left,
             "without_low": [v - half for v in left],
             "without_high": [v + half for v in left],
+            "without_train": train,
         }
     )
 
 
 def test_a_head_is_needed_only_when_little_is_left_without_it() -> None:
-    summary = {"effect": EFFECT}
-    assert heads_words.without_title(without([97, 99, 100]), CONDITION, summary).startswith("No single head")
-    one = heads_words.without_title(without([10, 99, 100]), CONDITION, summary)
-    assert one.startswith("Head 0 can't be left out")
-    assert "without head 0 10 % (7 to 13) is left" in one
-    level = heads_words.without_title(without([10, 12, 100]), CONDITION, summary)
-    assert level.startswith("Heads 0 and 1 can't be left out")
-    assert "without one of them as little as" in level
+    def title(table: pl.DataFrame) -> str:
+        return heads_words.without_title(table, CONDITION, {"effect": EFFECT})
+
+    of = "block 4's effect on tuned (0.37 nats)"
+    none = title(without([97, 99, 100], [99, 97, 100]))
+    assert none == (
+        f"No single head is needed for {of}: without head 1, missed most on train, 99 % (96 to 102) is left"
+    )
+    one = title(without([10, 99, 100], [12, 98, 100]))
+    assert one.startswith(f"Head 0 can't be left out of {of}: without head 0, missed most on train, 10 %")
+    both = without([10, 12, 100], [12, 10, 100])
+    assert title(both).startswith(f"Heads 0 and 1 can't be left out of {of}: without head 1, missed most")
+    assert title(both.drop("without_train")) == f"Heads 0 and 1 can't be left out of {of}"
+
+
+def both(coverage: list[float], train: list[float]) -> pl.DataFrame:
+    ends = [{"low": c - 5.0, "high": c + 5.0, "coverage": c} for c in coverage]
+    names = [{"first": 0, "second": i + 1, "coverage_train": t} for i, t in enumerate(train)]
+    return pl.DataFrame([a | b for a, b in zip(names, ends, strict=True)])
+
+
+def test_the_pair_that_is_named_is_the_first_on_train() -> None:
+    def title(table: pl.DataFrame) -> str:
+        return heads_words.both_title(table, CONDITION, {"effect": EFFECT})
+
+    of = "block 4's effect on tuned (0.37 nats)"
+    assert title(both([90.0, 20.0], [80.0, 70.0])) == (
+        f"Heads 0 and 1, the first pair on train, cover 90 % (85 to 95) of {of}, more than any other pair"
+    )
+    assert title(both([50.0, 90.0, 52.0], [80.0, 70.0, 1.0])) == (
+        f"Heads 0 and 1, the first pair on train, cover 50 % (45 to 55) of {of}; 1 other is level within the "
+        "intervals, 1 other above"
+    )
+    assert (
+        title(both([50.0, 90.0], [1.0, 2.0]).drop("coverage_train")) == f"What 2 pairs of heads cover of {of}"
+    )
 
 
 def pairs(values: list[tuple[float, float, float]]) -> pl.DataFrame:
@@ -227,6 +269,10 @@ def test_interactions_are_told_only_beyond_their_intervals() -> None:
     one = heads_words.pairs_title(pairs([(5, -1, 9), (-8, -12, -4)]), CONDITION, summary)
     assert one.startswith("Heads 0 and 2 together do 8.0 % (4.0 to 12.0) less of")
     assert one.endswith("no other pair does")
+    known = pairs([(5, 1, 9), (-8, -12, -4)]).with_columns(interaction_train=pl.Series([9.0, -2.0]))
+    named = heads_words.pairs_title(known, CONDITION, summary)
+    assert named.startswith("Heads 0 and 1 together do 5.0 % (1.0 to 9.0) more"), "larger on train"
+    assert named.endswith("1 other pairs of 2 interact")
 
 
 @pytest.mark.parametrize(
@@ -258,6 +304,7 @@ def test_the_maps_titles_rank_no_further_than_intervals() -> None:
             "kl": [0.1, 0.3],
             "kl_low": [0.08, 0.2],
             "kl_high": [0.12, 0.4],
+            "kl_train": [0.1, 0.2],
             "coverage": [None, 90.0],
             "low": [None, 80.0],
             "high": [None, 95.0],
@@ -267,14 +314,31 @@ def test_the_maps_titles_rank_no_further_than_intervals() -> None:
     summary = {"blocks": blocks, "top": [{"layer": 1, "head": 0}]}
     assert "more than any other head" in heads_words.cells_title(cells, CONDITION, summary)
     level = cells.with_columns(kl_low=pl.lit(0.0))
-    assert "2 heads move tuned most, level" in heads_words.cells_title(level, CONDITION, summary)
+    assert heads_words.cells_title(level, CONDITION, summary) == (
+        "Head 0 of block 1, the first on train, moves tuned by 0.3 nats (0 to 0.4); 1 other is level within "
+        "the intervals"
+    )
+    other = cells.with_columns(kl_train=pl.Series([0.2, 0.1]))
+    assert heads_words.cells_title(other, CONDITION, summary) == (
+        "Head 0 of block 0, the first on train, moves tuned by 0.1 nats (0.08 to 0.12); 1 other is above"
+    )
     title = heads_words.map_title(cells, CONDITION, summary)
     assert title.startswith("Head 0 of block 1, the first on train,")
     assert title.endswith("nothing to cover in block 0")
     assert "beyond rounding" in heads_words.map_title(cells, CONDITION, {**summary, "top": []})
     frame = pl.DataFrame({"layer": [0, 1], "kl": [0.1, 0.3], "low": [0.0, 0.2], "high": [0.15, 0.4]})
-    every = frame.with_columns(shown=pl.Series([False, True]))
-    assert "most at block 1: 0.3 nats" in heads_words.kl_title(every, CONDITION)
+    every = frame.with_columns(shown=pl.Series([False, True]), kl_train=pl.Series([0.1, 0.2]))
+    assert heads_words.kl_title(every, CONDITION) == (
+        "All heads together move tuned most at block 1: 0.3 nats (0.2 to 0.4); it is the first on train"
+    )
+    turned = every.with_columns(kl_train=pl.Series([0.2, 0.1]))
+    assert heads_words.kl_title(turned, CONDITION) == (
+        "All heads of block 0, the first on train, move tuned by 0.1 nats (0 to 0.15); block 1 is above"
+    )
+    assert (
+        heads_words.kl_title(every.drop("kl_train"), CONDITION)
+        == "What all heads of a block together do to tuned"
+    )
 
 
 def test_blocks_of_the_store_are_those_of_the_map(opened: Opened) -> None:

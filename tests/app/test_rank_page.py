@@ -215,10 +215,43 @@ def test_steering_is_ranked_only_where_it_is_told_apart() -> None:
     assert "further than all 5 random directions" in tell.equal_title(equal((0.6, 1.0), 0.4))
     assert "is not told from random directions" in tell.equal_title(equal((0.6, 1.0), 1.5))
     assert "is not told from random directions" in tell.equal_title(equal((-0.1, 1.0), 0.4))
-    assert "less than random directions" in tell.equal_title(equal((-1.0, -0.1), 2.0))
+    within = tell.equal_title(equal((-1.0, -0.1), 2.0))
+    assert within.endswith(
+        "v is not told from random directions: +1.00 nats (0.80 to 1.20), theirs −0.20 to +2.00"
+    )
+    below = equal((-1.0, -0.1), 2.0)
+    below["equal"]["best"]["least"] = 1.1
+    assert "moves the words less than all 5 random directions" in tell.equal_title(below)
+    further = equal((0.6, 1.0), 0.4)
+    further["equal"]["best"]["limit"] = 1.5  # of five draws the largest is no limit for a sixth
+    assert "is not told from random directions" in tell.equal_title(further)
     nothing = equal((0.6, 1.0), 0.4)
     nothing["equal"]["best"]["difference"] = None
     assert "No random direction reaches" in tell.equal_title(nothing)
+
+
+def test_a_shift_is_told_beside_random_directions() -> None:
+    row = {"series": "direction", "alpha": 0.4, "shift": 1.0, "shift_low": 0.8, "shift_high": 1.2}
+    table = pl.DataFrame([row | {"kl": 0.01, "kl_low": 0.0, "kl_high": 0.02}])
+    condition = {"wanted": ["yes"], "against": ["no"], "budget": 0.1}
+
+    def title(summary: dict[str, Any]) -> str:
+        return tell.shift_title(table, condition, {"chosen": 0.4} | summary)
+
+    raises = "Adding v at α = 0.4 raises log p(yes) − log p(no) by +1.00 nats (0.80 to 1.20)"
+    assert title(equal((0.6, 1.0), 0.4)) == (
+        f"{raises}, further than all 5 random directions of the same side effect"
+    )
+    assert title(equal((0.6, 1.0), 1.5)) == (
+        f"{raises}, not told from 5 random directions of the same side effect: −0.20 to +1.50"
+    )
+    below = equal((-1.0, -0.1), 2.0)
+    below["equal"]["best"]["least"] = 1.1
+    assert title(below).endswith("less far than all 5 random directions of the same side effect")
+    nothing = equal((0.6, 1.0), 0.4)
+    nothing["equal"]["best"]["difference"] = None
+    assert title(nothing) == f"{raises}; no random direction reaches its side effect"
+    assert title({"equal": None}) == raises
 
 
 @pytest.mark.parametrize("part", ["rank", "steering"])

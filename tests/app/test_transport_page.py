@@ -251,25 +251,30 @@ def test_a_rank_path_without_shrinkage_on_few_prompts_is_called_meaningless() ->
     )
 
 
-def test_the_best_place_is_named_only_when_it_stands_out() -> None:
-    def table(second: float) -> pl.DataFrame:
+def test_the_place_that_is_named_is_the_first_on_train() -> None:
+    def table(second: float, train: tuple[float, float] = (0.95, 0.93)) -> pl.DataFrame:
         rows = [("attn_out", 1, 0.9, 0.05), ("mlp_out", 2, second, 0.05), ("resid_post", 0, 0.02, 0.1)]
         return pl.DataFrame(
             [
                 {"site": s, "layer": b, "r2_validation": v, "r2_low": v - w, "r2_high": v + w}
-                | {"r2_shuffled_max": -0.1}
-                for s, b, v, w in rows
+                | {"r2_shuffled_max": -0.1, "r2_train": t}
+                for (s, b, v, w), t in zip(rows, (*train, 0.99), strict=True)
             ]
         )
 
+    start = "base → tuned: new prompts are predicted at 2 of 3 places"
     title = transport_words.table_title(table(0.5), "base", "tuned")
-    assert title == (
-        "base → tuned: new prompts are predicted at 2 of 3 places, best at attn_out of block 1 "
-        "(R² 0.90, 0.85 to 0.95)"
+    first = f"{start}; the first on train, attn_out of block 1, has R² 0.90 (0.85 to 0.95)"
+    assert title == f"{first}, above every other"
+    level = transport_words.table_title(table(0.88), "base", "tuned")
+    assert level == f"{first}; of the others, 1 level within the intervals"
+    other = transport_words.table_title(table(0.5, train=(0.93, 0.95)), "base", "tuned")
+    assert other == (
+        f"{start}; the first on train, mlp_out of block 2, has R² 0.50 (0.45 to 0.55); of the others, "
+        "1 above it"
     )
-    assert transport_words.table_title(table(0.88), "base", "tuned").endswith(
-        "not told apart from another place"
-    )
+    tied = transport_words.table_title(table(0.5, train=(1.0, 1.0)), "base", "tuned")
+    assert tied == f"{start}; 2 of them are fitted alike on train, R² 1.00 there"
     none = table(0.5).with_columns(r2_shuffled_max=pl.lit(1.0))
     assert transport_words.table_title(none, "base", "tuned").endswith("predicted at 0 of 3 places")
 
