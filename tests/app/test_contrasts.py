@@ -309,3 +309,54 @@ def test_the_pages_show_a_contrast(opened: Opened, open_app: Callable[..., AppTe
     steering = open_app(opened.path, "weight_steering", deltas="one/two")
     assert not steering.exception
     assert steering.multiselect(key="weights-deltas").value == ["one/two"]
+
+
+def plain_effective_rank(matrix: np.ndarray) -> float:
+    sigma = np.linalg.svd(matrix, compute_uv=False)
+    share = sigma / sigma.sum()
+    share = share[share > 1e-7]  # float32 noise of a low-rank matrix
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+@pytest.mark.parametrize(("name", "of", "from_"), [("one", "one", "base"), ("agreeable", "one", "two")])
+def test_the_pages_tables_are_those_of_the_models_weights(
+    folder: Path, opened: Opened, name: str, of: str, from_: str
+) -> None:
+    """Norm, relative norm, effective rank, spectrum, blocks and heads by NumPy from the models themselves."""
+    plus, minus, base = (weights_of(folder, model) for model in (of, from_, "base"))
+    changes = {key: plus[key].astype(np.float64) - minus[key] for key in (LOW, FULL, NORM)}
+    close = {"rtol": 2e-4}  # float32 weights of size 0.2 minus each other; ranks and heads amplify it
+    part_of = {q.part_of(key): (key, changes[key]) for key in changes}
+    for measure in weights.MEASURES:
+        shown = {
+            (row["part"], row["layer"]): row["value"] for row in q.grid(opened, name, measure).to_dicts()
+        }
+        assert {part for part, _ in shown} == set(part_of)
+        assert {layer for _, layer in shown} == {0, 1, 2}
+        for (part, layer), value in shown.items():
+            key, change = part_of[part]
+            if f".{layer}." not in key:
+                assert value == (None if measure == "effective_rank" else 0.0)
+                continue
+            wanted = {
+                "norm": np.linalg.norm(change),
+                "relative": np.linalg.norm(change) / np.linalg.norm(base[key]),
+                "effective_rank": plain_effective_rank(change) if change.ndim == 2 else None,
+            }[measure]
+            assert value == (None if wanted is None else pytest.approx(wanted, rel=2e-4)), (part, layer)
+
+    for key, part, layer in ((LOW, "self_attn.o_proj", 1), (FULL, "mlp.down_proj", 2)):
+        sigma = np.linalg.svd(changes[key], compute_uv=False)
+        shown_sigma = q.spectra(opened, (name,), layer, part)["value"].drop_nulls().to_numpy()
+        np.testing.assert_allclose(shown_sigma, sigma[: len(shown_sigma)], **close)
+        assert len(shown_sigma) == (np.linalg.matrix_rank(changes[key], tol=1e-4) if key == LOW else 32)
+
+    for row in q.by_block(opened, (name,)).iter_rows(named=True):
+        inside = [key for key in base if f"layers.{row['layer']}." in key]
+        change = np.sqrt(sum(np.linalg.norm(changes[key]) ** 2 for key in inside if key in changes))
+        whole = np.sqrt(sum(np.linalg.norm(base[key]) ** 2 for key in inside))
+        assert row["norm"] == pytest.approx(change, rel=2e-4)
+        assert row["value"] == pytest.approx(change / whole, rel=2e-4)
+
+    shares = (changes[LOW].reshape(32, 4, 16) ** 2).sum(axis=(0, 2))  # (d, heads · head width)
+    np.testing.assert_allclose(q.heads(opened, name, "o")["share"], shares / shares.sum(), **close)

@@ -176,7 +176,9 @@ def test_a_stored_result_opens_without_a_model(
     assert "Already run; the stored result is below" in [button.label for button in app.button]
     said = text(app)
     assert "the perplexity of the prompts" in said
-    app.slider(key="slide-strength").set_value(-2.0).run()
+    slider = app.slider(key="slide-strength")
+    assert (slider.min, slider.max, slider.value) == (-2.0, 2.0, 1.0)
+    slider.set_value(-2.0).run()
     assert not app.exception
     assert "At α = −2" in text(app)
     app.selectbox(key="weights-steered").set_value("language:en").run()

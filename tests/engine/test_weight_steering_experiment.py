@@ -55,6 +55,9 @@ SPEC = WeightSteering(
 )
 
 
+RATES = ("agrees", "refused")
+
+
 @pytest.fixture(scope="module")
 def result(lab: MemoryLab) -> ExperimentResult:
     return run(SPEC, lab)
@@ -100,6 +103,37 @@ def test_all_differences_are_compared_at_one_kl(result: ExperimentResult) -> Non
     # The curve is interpolated between α that are half apart.
     np.testing.assert_allclose(train["value"].to_numpy(), equal["level"], rtol=0.1)
     assert {row["series"] for row in equal["apart"]} <= set(SPEC.series()) - {SPEC.series()[0]}
+
+
+def test_at_one_every_figure_is_the_other_models_own(lab: MemoryLab) -> None:
+    """base + (tuned − base) against tuned as it is, and the other way round."""
+    changes = {"alphas": (1.0,), "draws": 0, "n_boot": 50}
+    there = run(SPEC.model_copy(update={**changes, "deltas": (Contrast(plus="tuned"),)}), lab)
+    back = run(SPEC.model_copy(update={**changes, "model": "tuned", "deltas": (Contrast(plus="base"),)}), lab)
+    for steered, plain in ((there, back), (back, there)):
+        for split in ("train", "validation"):
+            for figure in ("agrees", "agreement", "soft_refusal", "refused", "perplexity"):
+                here, own = (
+                    found.table.filter(
+                        (pl.col("figure") == figure) & (pl.col("split") == split) & (pl.col("alpha") == alpha)
+                    )
+                    for found, alpha in ((steered, 1.0), (plain, 0.0))
+                )
+                assert here.height == own.height == (split == "validation" or figure not in RATES)
+                if here.height:
+                    # Sums of log-probabilities in float32; rates are those of the same tokens.
+                    assert here["value"].item() == pytest.approx(own["value"].item(), rel=1e-4, abs=1e-4)
+        answers = [
+            found.tables["samples"].filter(pl.col("alpha") == alpha)["generated"].to_list()
+            for found, alpha in ((steered, 1.0), (plain, 0.0))
+        ]
+        assert answers[0] == answers[1]
+    kl, other = (
+        curve(found, "kl", name)[1.0]["value"]
+        for found, name in ((there, "tuned − base"), (back, "base − tuned"))
+    )
+    assert kl > 0.1
+    assert other != pytest.approx(kl, rel=0.01), "of opposite directions"
 
 
 def test_answers_are_kept_side_by_side(result: ExperimentResult) -> None:
