@@ -1,6 +1,7 @@
 """The null of a CKA curve: the same two sides with the prompts paired wrongly.
 
-Permuting one side's prompts keeps both self terms, so only the numerator is evaluated again. The
+Permuting one side's prompts keeps both self terms, so only the numerator is evaluated again. A prompt takes
+the place of another of its own language only: languages that lie apart are no shared geometry. The
 permutations are the cyclic shifts of one random arrangement of the units. They form a group, so
 the rank of the observed value among them is an exact p-value (Hemerik & Goeman 2018), and the
 numerators of all shifts are one correlation, evaluated by Fourier transforms for the price of a
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from engine.analysis.cka_basics import Grams, as_centred, as_layers, check_pair
-from engine.analysis.resampling import ordered_units, unit_index, unit_permutations
+from engine.analysis.resampling import ordered_units, unit_index, unit_kinds, unit_permutations
 from engine.errors import AnalysisError
 
 Array = NDArray[np.float64]
@@ -54,14 +55,23 @@ class CkaNull:
 
 def _arrangement(
     n: int, groups: NDArray[np.generic] | None, roles: NDArray[np.generic] | None, rng: np.random.Generator
-) -> tuple[NDArray[np.intp], bool]:
-    """Prompts as a (units, members) table in random unit order, and whether units are equally large."""
+) -> NDArray[np.intp] | None:
+    """Prompts as a (rows, members) table in random order, such that any row may take another one's place.
+
+    A row is a unit; where units are of several kinds (prompts of two languages without pairs), it is one unit
+    of each kind, put together at random. None where kinds have different numbers of units.
+    """
     unit = unit_index(n, groups)
-    order = ordered_units(unit, roles)
-    sizes = np.bincount(unit)
-    if (sizes != sizes[0]).any():
-        return order, False
-    return order.reshape(sizes.size, sizes[0])[rng.permutation(sizes.size)], True
+    order, sizes = ordered_units(unit, roles), np.bincount(unit)
+    kinds = unit_kinds(order, unit, roles)
+    counts = np.bincount(kinds)
+    if (counts != counts[0]).any():
+        return None
+    parts = []
+    for kind in range(counts.size):
+        members = order[np.repeat(kinds, sizes) == kind].reshape(counts[0], -1)
+        parts.append(members[rng.permutation(counts[0])])
+    return np.hstack(parts)
 
 
 def _spectra(k: NDArray[np.floating], table: NDArray[np.intp]) -> tuple[NDArray[np.complex64], Array]:
@@ -93,11 +103,7 @@ def _shifted(
 
 
 def _drawn(
-    a: NDArray[np.floating],
-    b: NDArray[np.floating],
-    unit: NDArray[np.intp],
-    order: NDArray[np.intp],
-    draws: list[NDArray[np.intp]],
+    a: NDArray[np.floating], b: NDArray[np.floating], draws: list[NDArray[np.intp]]
 ) -> tuple[Array, Array]:
     """The same for freely drawn permutations; the identity comes first."""
     da, db = np.diagonal(a).astype(np.float64), np.diagonal(b).astype(np.float64)
@@ -122,9 +128,10 @@ def permutation_null(
         grams_a, grams_b: Gram matrices (n, n) or stacks (L, n, n).
         debiased: which estimator.
         groups: unit of each prompt (its pair_id); whole units are moved, members stay together.
-        roles: label that orders the members of a unit (the language), so that a member is matched
-            with the member of the same role of another unit; default: order of appearance.
-        n_draws: wrong pairings wanted. With more units than that, all cyclic shifts are used
+        roles: label of each prompt (its language): a prompt is only ever matched with one of the same
+            label, and units are exchanged where their members have the same labels. Without, the members
+            of equally large units are matched in order of appearance.
+        n_draws: wrong pairings wanted. With more units of each kind than that, all cyclic shifts are used
             (their number is units − 1); else random permutations, this many.
         level: level of the quantiles and of the band.
 
@@ -140,16 +147,18 @@ def permutation_null(
             given=f"{len(a)} and {len(b)}",
         )
     n, rng = a[0].shape[0], np.random.default_rng(seed)
-    table, equal = _arrangement(n, groups, roles, rng)
-    cyclic = equal and table.shape[0] > n_draws
+    table = _arrangement(n, groups, roles, rng)
+    cyclic = table is not None and table.shape[0] > n_draws
     unit = unit_index(n, groups)
-    order = table if not equal else table[np.argsort(unit[table[:, 0]])].ravel()
-    draws = [] if cyclic else [np.arange(n), *unit_permutations(order, unit, n_draws, rng)]
+    wrong = [] if cyclic else unit_permutations(ordered_units(unit, roles), unit, n_draws, rng, roles)
     rows = []
     for p, q in zip(a, b, strict=True):
         check_pair(p, q, debiased)
         pc, qc = as_centred(p), as_centred(q)
-        full, diagonal = _shifted(pc, qc, table) if cyclic else _drawn(pc, qc, unit, order, draws)
+        if table is not None and cyclic:
+            full, diagonal = _shifted(pc, qc, table)
+        else:
+            full, diagonal = _drawn(pc, qc, [np.arange(n), *wrong])
         rows.append(_normalise(full, diagonal, pc, qc, debiased))
     return _summarise(np.array(rows), single, debiased, level, cyclic)
 

@@ -108,6 +108,22 @@ def ordered_units(unit: Int[np.ndarray, " n"], roles: NDArray[np.generic] | None
     return np.lexsort((np.arange(n), keys, unit))
 
 
+def unit_kinds(
+    order: Int[np.ndarray, " n"], unit: Int[np.ndarray, " n"], roles: NDArray[np.generic] | None = None
+) -> NDArray[np.intp]:
+    """Kind 0..K−1 of each unit: units of one kind have as many members, and members of the same roles.
+
+    Args:
+        order, unit, roles: as `unit_permutations` takes them.
+    """
+    sizes = np.bincount(unit)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    labels = np.zeros(len(unit), dtype=np.intp) if roles is None else np.unique(roles, return_inverse=True)[1]
+    members = [tuple(labels[order[a : a + size]].tolist()) for a, size in zip(starts, sizes, strict=True)]
+    number = {kind: i for i, kind in enumerate(sorted(set(members), key=lambda kind: (len(kind), kind)))}
+    return np.array([number[kind] for kind in members], dtype=np.intp)
+
+
 def unit_permutations(
     order: Int[np.ndarray, " n"],
     unit: Int[np.ndarray, " n"],
@@ -124,14 +140,11 @@ def unit_permutations(
     """
     sizes = np.bincount(unit)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    labels = np.zeros(len(unit), dtype=np.intp) if roles is None else np.unique(roles, return_inverse=True)[1]
-    members = [tuple(labels[order[a : a + size]].tolist()) for a, size in zip(starts, sizes, strict=True)]
-    number = {kind: i for i, kind in enumerate(sorted(set(members), key=lambda kind: (len(kind), kind)))}
-    kinds = np.array([number[kind] for kind in members])
+    kinds = unit_kinds(order, unit, roles)
     out = []
     for _ in range(count):
         image = np.arange(sizes.size)
-        for kind in range(len(number)):
+        for kind in range(kinds.max(initial=-1) + 1):
             same = np.flatnonzero(kinds == kind)
             image[same] = rng.permutation(same)
         moved = np.empty_like(order)

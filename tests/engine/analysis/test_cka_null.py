@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.analysis import cka
+from engine.analysis import cka, cka_null
 from engine.analysis.cka_null import _arrangement, _shifted
 
 
@@ -17,8 +17,8 @@ def test_each_shift_is_a_permutation_of_whole_units(n: int, groups: str | None) 
     k, m = (cka.gram(rng.normal(size=(n, 5))) for _ in range(2))
     pairs = np.arange(n) // 2
     label = None if groups is None else pairs
-    table, equal = _arrangement(n, label, None, np.random.default_rng(1))
-    assert equal
+    table = _arrangement(n, label, None, np.random.default_rng(1))
+    assert table is not None
     full, diagonal = _shifted(k, m, table)
     for shift in range(table.shape[0]):
         image = np.empty(n, int)
@@ -78,8 +78,63 @@ def test_roles_keep_languages_matched() -> None:
     flipped = language.copy()
     flipped[20:] = np.array(["en", "zh"] * 10)
     groups = np.arange(40) // 2
-    table, _ = _arrangement(40, groups, flipped, rng)
+    table = _arrangement(40, groups, flipped, rng)
+    assert table is not None
     assert (flipped[table] == np.array(["en", "zh"])).all()
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.25, 0.75)])
+@pytest.mark.parametrize("n_draws", [15, 99])
+def test_without_pairs_prompts_move_within_their_language(
+    shares: tuple[float, float], n_draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No draw and no shift puts a prompt of one language in the place of one of the other."""
+    language = np.repeat(["en", "zh"], [int(80 * share) for share in shares])
+    order = np.random.default_rng(0).permutation(80)
+    language = language[order]
+    seen: list[np.ndarray] = []
+    drawn, shifted = cka_null._drawn, cka_null._shifted
+    monkeypatch.setattr(cka_null, "_drawn", lambda a, b, p: seen.extend(p) or drawn(a, b, p))
+    monkeypatch.setattr(cka_null, "_shifted", lambda a, b, t: seen.extend(images(t)) or shifted(a, b, t))
+    x = np.random.default_rng(1).normal(size=(80, 5))
+    null = cka.permutation_null(cka.gram(x), cka.gram(x), roles=language, n_draws=n_draws)
+    assert null.exact == (shares == (0.5, 0.5) and n_draws == 15)
+    assert len(seen) == null.draws + 1
+    assert all((language[image] == language).all() for image in seen)
+    moved = [(image != np.arange(80)).mean() for image in seen[1:]]
+    assert np.mean(moved) > 0.9
+
+
+def images(table: np.ndarray) -> list[np.ndarray]:
+    """Every shift of a table's rows as a permutation of the prompts."""
+    found = []
+    for shift in range(len(table)):
+        image = np.empty(table.size, int)
+        image[table.ravel()] = np.roll(table, -shift, axis=0).ravel()
+        found.append(image)
+    return found
+
+
+@pytest.mark.parametrize("each", [20, 60])
+def test_languages_that_lie_apart_are_no_similarity(each: int) -> None:
+    """Two models that share nothing but the offset of a language: the null holds it, a mixing one doesn't."""
+    language, hits, mixing = np.repeat(["en", "zh"], each), 0, 0
+    trials = 100
+    for seed in range(trials):
+        rng = np.random.default_rng(seed)
+        offset = 3.0 * (language == "zh")[:, None]
+        x, y = (rng.normal(size=(2 * each, 4)) + offset for _ in range(2))
+        grams = cka.gram(x), cka.gram(y)
+        hits += bool(cka.permutation_null(*grams, roles=language, n_draws=39, seed=seed).p <= 0.05)
+        mixing += bool(cka.permutation_null(*grams, n_draws=39, seed=seed).p <= 0.05)
+    # 0.05 + 3 sqrt(0.05 * 0.95 / 100)
+    assert hits / trials < 0.116
+    assert mixing / trials > 0.9, "without languages the shared offset looks like a shared geometry"
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2 * each, 4)) + 3.0 * (language == "zh")[:, None]
+    y = x + 0.5 * rng.normal(size=x.shape)
+    found = cka.permutation_null(cka.gram(x), cka.gram(y), roles=language, n_draws=39)
+    assert found.p <= 0.05, "a similarity within languages is found"
 
 
 def test_units_of_different_sizes_move_among_their_size() -> None:
