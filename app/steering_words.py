@@ -60,9 +60,9 @@ def shift_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
         return f"Every amplitude costs more than the budget of {condition['budget']:g} nats"
     at = words.minus(f"{alpha:g}")
     text = f"Adding v at α = {at} {_moves(_row(table, 'direction', alpha), odds(condition))}"
-    if summary.get("equal") is None:
-        return text
     best = summary["equal"]["best"]
+    if best is None:  # there is no side effect to compare at
+        return text
     if best["difference"] is None:
         return f"{text}; no random direction reaches its side effect"
     random, found = f"{best['draws']} random directions of the same side effect", standing(best)

@@ -251,7 +251,7 @@ def test_a_shift_is_told_beside_random_directions() -> None:
     nothing = equal((0.6, 1.0), 0.4)
     nothing["equal"]["best"]["difference"] = None
     assert title(nothing) == f"{raises}; no random direction reaches its side effect"
-    assert title({"equal": None}) == raises
+    assert title({"equal": {"level": None, "best": None}}) == raises
 
 
 @pytest.mark.parametrize("part", ["rank", "steering"])
