@@ -13,9 +13,9 @@ from app.heads_panels import VECTORS
 from app.jobs import JobResult, JobStatus
 from app.panel import Panel
 from app.resources import Opened
+from app.run_code import read_run
 from app.selection import Selection, pair_changes
 from engine.experiment import Where
-from engine.experiments import experiment_from_json
 from engine.experiments.head_map import HeadMap
 from engine.experiments.heads import HeadSubsets
 
@@ -162,15 +162,4 @@ def _so_far(layer: int) -> None:
 
 def _code(opened: Opened, result: JobResult) -> Callable[[str], str]:
     """Notebook lines that read a table of this result from the store again."""
-    experiment = experiment_from_json(result.condition)
-    asked = {"job": experiment.job, **experiment.model_dump(mode="json", exclude_defaults=True)}
-    lines = (
-        "from engine.experiments import experiment_from_json",
-        "from store.reader import Store",
-        "from store.runs import RunLog",
-        "",
-        f"store, runs = Store({opened.path!r}), RunLog({opened.path!r})",
-        f"experiment = experiment_from_json({asked!r})",
-        "run = runs.open(runs.find(experiment.content_hash(store.fingerprint)))",
-    )
-    return lambda name: "\n".join((*lines, f"table = run.tables[{name!r}]"))
+    return lambda name: read_run(opened, result, f"table = run.tables[{name!r}]")

@@ -12,8 +12,7 @@ def read_run(opened: Opened, result: JobResult, *more: str) -> str:
     experiment = experiment_from_json(result.condition)
     asked = {"job": experiment.job, **experiment.model_dump(mode="json", exclude_defaults=True)}
     lines = (
-        "import polars as pl",
-        "",
+        *(("import polars as pl", "") if any("pl." in line for line in more) else ()),
         "from engine.experiments import experiment_from_json",
         "from store.reader import Store",
         "from store.runs import RunLog",

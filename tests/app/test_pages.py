@@ -13,7 +13,7 @@ from live_results import live_result
 from planted_store import CHECKS, build_store
 from streamlit.testing.v1 import AppTest
 
-from app import patch_view
+from app import main, patch_view
 from app.jobs import JobResult
 from app.resources import read_facts
 from app.selection import defaults, update
@@ -21,30 +21,8 @@ from store.reader import Store
 from store.runs import RunLog
 
 Open = Callable[..., AppTest]
-PAGES = (
-    "overview",
-    "about",
-    "prompts",
-    "report",
-    "similarity",
-    "transport",
-    "geometry",
-    "residual_updates",
-    "patching",
-    "rank",
-    "heads",
-    "behaviour",
-    "geometry",
-    "z_patching",
-    "ard",
-    "bridge",
-    "synthesis",
-    "weights",
-    "weight_steering",
-    "subspaces",
-    "runs",
-)
-ANALYSES = PAGES[4:]
+PAGES = [name for entries in main.PAGES.values() for name, *_ in entries]
+ANALYSES = [name for name in PAGES if name not in {name for name, *_ in main.PAGES["Study"]}]
 
 
 def text(app: AppTest) -> str:

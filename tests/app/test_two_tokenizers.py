@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import llama3
 
-from app import behaviour_view, heads_view, patch_table, rank_view, steering_view
+from app import behaviour_view, heads_view, main, patch_table, rank_view, steering_view
 from app.build import build
 from app.headless import run_all
 from app.report.command import report
@@ -23,28 +23,7 @@ from store.runs import RunLog
 
 Open = Callable[..., AppTest]
 PAIR = {"a": "base", "b": "other"}
-PAGES = (
-    "overview",
-    "about",
-    "prompts",
-    "report",
-    "similarity",
-    "transport",
-    "residual_updates",
-    "patching",
-    "rank",
-    "heads",
-    "behaviour",
-    "geometry",
-    "z_patching",
-    "ard",
-    "bridge",
-    "synthesis",
-    "weights",
-    "weight_steering",
-    "subspaces",
-    "runs",
-)
+PAGES = [name for entries in main.PAGES.values() for name, *_ in entries]
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import pytest
+from browser_steps import visit
 from playwright.sync_api import Page, expect
-
-
-def visit(tab: Page, address: str) -> None:
-    """Open an address and wait until the page has settled."""
-    tab.goto(address)
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
 
 
 def title(tab: Page) -> str:

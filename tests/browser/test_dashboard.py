@@ -9,53 +9,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from browser_steps import clean, settle, visit
 from playwright.sync_api import Download, Locator, Page, expect
+
+from app import main
 
 pytestmark = pytest.mark.browser
 
 PAGES = {
-    "Overview": "",
-    "About this study": "about",
-    "Prompts & fairness": "prompts",
-    "Report": "report",
-    "Similarity (CKA)": "similarity",
-    "Transport maps": "transport",
-    "Residual updates R(ℓ)": "residual_updates",
-    "Patching": "patching",
-    "Rank k × α": "rank",
-    "Heads": "heads",
-    "Behaviour": "behaviour",
-    "Z geometry": "geometry",
-    "Z-patching": "z_patching",
-    "ARD-MMD": "ard",
-    "Bridge": "bridge",
-    "Synthesis": "synthesis",
-    "Weight diffs": "weights",
-    "Weight steering α": "weight_steering",
-    "Subspace scores": "subspaces",
-    "Runs": "runs",
+    title: "" if name == "overview" else name for entries in main.PAGES.values() for name, title, _ in entries
 }
-
-
-def visit(tab: Page, address: str) -> None:
-    """Open an address and wait until the page has settled."""
-    tab.goto(address)
-    settle(tab)
-
-
-def settle(tab: Page) -> None:
-    """Wait until the script has run to its end."""
-    tab.wait_for_selector('[data-testid="stMain"] [data-testid="stMarkdown"], [data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
-
-
-def clean(tab: Page) -> None:
-    """No traceback, no unexpected error."""
-    said = tab.locator('[data-testid="stMain"]').inner_text()
-    assert "Traceback" not in said
-    assert "Something went wrong" not in said
-    assert tab.locator('[data-testid="stException"]').count() == 0
 
 
 def layer_shown(tab: Page) -> str:

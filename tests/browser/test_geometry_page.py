@@ -6,20 +6,10 @@ import re
 from collections.abc import Callable
 
 import pytest
+from browser_steps import visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
-
-
-def visit(tab: Page, address: str) -> None:
-    tab.goto(address)
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    settled(tab)
-
-
-def settled(tab: Page) -> None:
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
 
 
 def test_sliders_move_titles_and_the_link(tab: Page, dashboard: str) -> None:

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import pytest
+from browser_steps import clean, settle
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
 
 SETTINGS = "a=base&b=tuned&substitute=head_out&position=decision"
-
-
-def settle(tab: Page) -> None:
-    """Wait until the script has run to its end."""
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
-
-
-def clean(tab: Page) -> None:
-    """No traceback, no unexpected error."""
-    said = tab.locator('[data-testid="stMain"]').inner_text()
-    assert "Traceback" not in said
-    assert "Something went wrong" not in said
-    assert tab.locator('[data-testid="stException"]').count() == 0
 
 
 def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(

@@ -6,16 +6,10 @@ import re
 from collections.abc import Callable
 
 import pytest
+from browser_steps import visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
-
-
-def visit(tab: Page, address: str) -> None:
-    tab.goto(address)
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
 
 
 def test_the_threshold_is_live_and_in_the_link(tab: Page, live_dashboard: str) -> None:

@@ -7,18 +7,11 @@ from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
+from browser_steps import visit
 from playwright.sync_api import Page, expect
 
 PLANTED = {"position": "decision", "site": "attn_out", "layer": "4"}
 STEERED = {"part": "steering", "position": "decision", "words": "答 / T", "contrast": "language:zh/en"}
-
-
-def visit(tab: Page, address: str) -> None:
-    """Open an address and wait until the page has settled."""
-    tab.goto(address)
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from browser_steps import settle, visit
 from playwright.sync_api import Locator, Page, expect
 
 pytestmark = pytest.mark.browser
@@ -19,18 +20,6 @@ TITLES = {
     "bridge": "Bridge",
 }
 VIEW = "synthesis?layer=1&k=3"
-
-
-def visit(tab: Page, address: str) -> None:
-    """Open an address and wait until its script has run to the end."""
-    tab.goto(address)
-    settle(tab)
-
-
-def settle(tab: Page) -> None:
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
 
 
 def parts(tab: Page) -> Locator:

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browser_steps import clean, settle, visit
 from playwright.sync_api import Page, expect
 from safetensors.numpy import load
 
 pytestmark = pytest.mark.browser
-
-
-def visit(tab: Page, address: str) -> None:
-    """Open an address and wait until the page has settled."""
-    tab.goto(address)
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    settle(tab)
-
-
-def settle(tab: Page) -> None:
-    """Wait until the script has run to its end."""
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
-
-
-def clean(tab: Page) -> None:
-    """No unexpected error."""
-    assert "Something went wrong" not in tab.locator('[data-testid="stMain"]').inner_text()
-    assert tab.locator('[data-testid="stException"]').count() == 0
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])

@@ -7,17 +7,10 @@ from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
+from browser_steps import visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
-
-
-def visit(tab: Page, address: str) -> None:
-    """Open an address and wait until the page has settled."""
-    tab.goto(address)
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
 
 
 def heading(tab: Page, panel: str) -> str:

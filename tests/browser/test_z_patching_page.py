@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import pytest
+from browser_steps import visit
 from playwright.sync_api import Page, expect
 
 SETTINGS = "z=problems:8;tokens:40;ks:8;layers:1;draws:2&report=all&layer=4"
-
-
-def visit(tab: Page, address: str) -> None:
-    """Open an address and wait until the page has settled."""
-    tab.goto(address)
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
 
 
 def test_a_job_is_one_click_and_survives_a_reload(new_tab: Callable[..., Page], live_dashboard: str) -> None:
