@@ -17,9 +17,8 @@ from engine.experiments.subspace_scores import SubspaceScores
 from engine.experiments.subspace_tables import DESCRIBED, tables_of
 from engine.own_candidates import OwnFile, load
 
-
 ONE_THREAD = 512
-"""Width up to which several threads lose more time than they gain: at 128, two took five times the CPU time."""
+"""Width up to which threads lose more than they gain: at 128, two took five times the CPU time of one."""
 
 
 def run(wanted: SubspaceScores, lab: Lab) -> ExperimentResult:

@@ -6,6 +6,7 @@ Importing the package registers the built-in candidates; `@candidate` adds one's
 from __future__ import annotations
 
 from engine.analysis.subspace_scores import ceilings, circuits, clean, persona, weights
+from engine.analysis.subspace_scores.across import across
 from engine.analysis.subspace_scores.inputs import Delta, Inputs, Target, per_layer, silu
 from engine.analysis.subspace_scores.linear import RANK_TOLERANCE
 from engine.analysis.subspace_scores.ranks import at_ranks
@@ -42,6 +43,7 @@ __all__ = [
     "Stability",
     "Target",
     "Workspace",
+    "across",
     "at_ranks",
     "candidate",
     "conclude",

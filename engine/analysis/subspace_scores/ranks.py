@@ -13,7 +13,7 @@ from engine.analysis.subspace_scores.building import build, detail
 from engine.analysis.subspace_scores.inputs import TENSORS
 from engine.analysis.subspace_scores.layers import measures, specificity
 from engine.analysis.subspace_scores.scores import AtRank, LeftOut
-from engine.analysis.subspace_scores.workspace import MOMENTS, Workspace
+from engine.analysis.subspace_scores.workspace import MOMENTS
 from engine.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -127,24 +127,25 @@ class _Rank:
 
 
 def _add_layer(one: Prepared, ranks: Mapping[int, _Rank], layer: int, built: _Built) -> None:
-    """Scores a layer at every rank; its weight change is read once."""
+    """Scores a layer at every rank; its weight change is read once.
+
+    Each rank has its own products, so that no number depends on which others are asked for.
+    """
     frame, whole = one.frames[layer], one.projections[layer]
     bases = {k: rank.bases(layer, built) for k, rank in ranks.items()}
-    together = [basis for found in bases.values() for basis in found.values()]
-    energy = tensor_energy(one.inputs, layer, np.concatenate(together, axis=1)) if together else {}
-    start = 0
+    change = one.inputs.delta_columns(layer) if any(bases.values()) else {}
     for k, rank in ranks.items():
         narrow = whole.narrowed(k)
-        part = slice(start, start + sum(basis.shape[1] for basis in bases[k].values()))
-        narrow.put(frame, bases[k], {name: values[part] for name, values in energy.items()})
-        start = part.stop
+        if bases[k]:
+            together = np.concatenate(list(bases[k].values()), axis=1)
+            narrow.put(frame, bases[k], tensor_energy(change, together))
         rank.measures.append(measures(frame, narrow, k))
         rank.specific.append({clean: specificity(frame, narrow, clean) for clean in rank.cleans})
 
 
-def tensor_energy(inputs: Workspace, layer: int, basis: Array) -> dict[str, Array]:
-    """Share of each tensor's squared change along every column of a basis."""
+def tensor_energy(change: Mapping[str, Array], basis: Array) -> dict[str, Array]:
+    """Share of each tensor's squared change along every column of a basis; 0 where it isn't changed."""
     energy = {name: np.zeros(basis.shape[1]) for name in TENSORS}
-    for name, columns in inputs.delta_columns(layer).items():
+    for name, columns in change.items():
         energy[name] = ((columns.T @ basis) ** 2).sum(axis=0) / np.linalg.norm(columns) ** 2
     return energy
