@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from app import queries
 from app.resources import Opened
 from app.selection import Selection
 from engine import fairness
-from engine.analysis.uncertainty import Interval, bootstrap_ratio, wilson
+from engine.analysis.uncertainty import Interval, bootstrap_ratio, expanded_level, wilson
 
 LEVEL, SEED = 0.95, 0
 THRESHOLDS = tuple(step / 100 for step in range(101))
@@ -95,7 +96,13 @@ def length_ratio(opened: Opened, a: str, b: str, which: queries.Filter) -> Inter
         return None
     table = lengths(opened, (a, b), which)
     one, two = (table.filter(series=model)["value"].to_numpy() for model in (a, b))
-    return bootstrap_ratio(two, one, groups=units, level=LEVEL, seed=SEED)
+    return token_ratio(one, two, units)
+
+
+def token_ratio(one: np.ndarray, two: np.ndarray, units: np.ndarray | None = None) -> Interval:
+    """Σ two / Σ one over prompts, with an interval widened for few units (`uncertainty.expanded_level`)."""
+    level = expanded_level(LEVEL, len(one) if units is None else len(np.unique(units)))
+    return replace(bootstrap_ratio(two, one, groups=units, level=level, seed=SEED), level=LEVEL)
 
 
 def kept(opened: Opened, selection: Selection) -> pl.DataFrame:

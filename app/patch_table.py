@@ -207,12 +207,16 @@ def name_of(row: Mapping[str, Any], short: bool = False) -> str:
     return f"{row['hook']} {row['layer']} · {row['direction']}"
 
 
-def _top_words(rows: pl.DataFrame, short: bool = False) -> str:
+def top_words(rows: pl.DataFrame, short: bool = False) -> str:
     """What the run ranked first on train saves on validation, and which others its interval leaves level or
-    above; rows are `ranked`."""
+    above; rows are `ranked`.
+
+    Rule: it saves when its interval on validation lies above 0.
+    """
     top = rows.row(0, named=True)
     value = {"estimate": top["gain"], "low": top["gain_low"], "high": top["gain_high"]}
-    text = f"the map saves {say.span(value)} nats at {name_of(top, short)}"
+    saves = "saves" if top["gain_low"] > 0 else "is not shown to save anything:"
+    text = f"the map {saves} {say.span(value)} nats at {name_of(top, short)}"
     if rows.height == 1:
         return text
     above = rows.filter(pl.col("gain_low") > top["gain_high"]).height
@@ -236,7 +240,7 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
     shown = rows.filter(pl.col("over") == best["over"][0]).rename({"hook": "site"})
     shown = shown.sort(pl.col("site").replace_strict(named), "layer")
     zero = rows.filter(pl.col("kl_raw").abs() <= 1e-6)
-    title = f"{say.direction(side.to_json())}: {_top_words(best, True)}"
+    title = f"{say.direction(side.to_json())}: {top_words(best, True)}"
     if (best["gain_low"] <= 0).all():
         title = (
             f"{say.direction(side.to_json())}: the map is not shown to save anything at any site that was run"
@@ -272,7 +276,7 @@ def ranking_panel(runs: Sequence[Run], path: str) -> Panel | None:
     rows = ranked(table(runs))
     if rows.height < 2:
         return None
-    title = f"Top results of {rows.height} runs: {_top_words(rows)}"
+    title = f"Top results of {rows.height} runs: {top_words(rows)}"
     drawn = rows.head(TOP).with_columns(
         name=pl.concat_str(
             pl.lit("#"), pl.int_range(1, 1 + min(TOP, rows.height)).cast(pl.String), pl.lit(" ")

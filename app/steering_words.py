@@ -77,11 +77,12 @@ def standing(best: Mapping[str, Any]) -> int:
 
     Rule: further, when the interval of the paired difference from the mean of the random directions lies
     above 0 and v's shift is larger than every one of theirs, and than a further one of them would be with
-    95 % probability; less, when the interval lies below 0 and v's shift is smaller than every one of theirs.
+    95 % probability; less, the other way round.
     """
     more, own = best["difference"], best["direction"]["shift"]
     most = max(end for end in (best["most"], best.get("limit")) if end is not None)
-    return int(more["low"] > 0 and own > most) - int(more["high"] < 0 and own < best["least"])
+    least = min(end for end in (best["least"], best.get("floor")) if end is not None)
+    return int(more["low"] > 0 and own > most) - int(more["high"] < 0 and own < least)
 
 
 def cost_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

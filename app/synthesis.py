@@ -18,6 +18,7 @@ from app import synthesis_parts as sp
 from app.resources import Opened
 from app.selection import Selection
 from app.synthesis_parts import LEVELS, WHY_EMPTY, Finding, Level, Part, available, effective, prepare
+from engine.analysis.residual_updates import ResidualUpdates
 from engine.errors import PatchbayError
 
 __all__ = ["LEVELS", "WHY_EMPTY", "available", "effective", "parts", "prepare", "show", "table", "title"]
@@ -75,26 +76,34 @@ def transport_part(opened: Opened, selection: Selection, filled: Sequence[Part])
     return Part("gold", name, False, {}, "not run yet", page, {})
 
 
-def phases_part(opened: Opened, selection: Selection) -> Part:
-    """Whether R tells blocks apart.
+def told_apart(found: ResidualUpdates) -> tuple[int, int] | None:
+    """Two blocks whose R differs: the highest and the lowest.
 
-    Rule: the limits of R, which hold for all blocks together, of some block lie above those of another.
+    Rule: the limits of R, which hold for all blocks together, of one lie above those of the other.
     """
+    low, high = found.low_all, found.high_all
+    if not (np.isfinite(low).any() and np.isfinite(high).any()):
+        return None
+    top, bottom = int(np.nanargmax(low)), int(np.nanargmin(high))
+    return (top, bottom) if low[top] > high[bottom] else None
+
+
+def phases_part(opened: Opened, selection: Selection) -> Part:
+    """Whether R tells blocks apart; the rule is `told_apart`."""
 
     def read(block: int) -> Finding | None:
         found = sp.update_of(opened, selection, block)
         low, high = found.low_all, found.high_all
         if not (np.isfinite(low).any() and np.isfinite(high).any()):
             return None
-        top, bottom = int(np.nanargmax(low)), int(np.nanargmin(high))
-        told = bool(low[top] > high[bottom])
-        one, two = found.labels[top], found.labels[bottom]
-        ends = [
-            f"{words.number(low[i])} to {words.number(high[i])} at {found.labels[i]}" for i in (top, bottom)
-        ]
-        text = f"R of the update {one} lies above that of {two} ({' against '.join(ends)})"
-        said = text if told else "R is not shown to differ between any two blocks"
-        return Finding("told apart" if told else "not told apart", f"Z of block {block}: {said}", 0)
+        apart = told_apart(found)
+        if apart is None:
+            said = "R is not shown to differ between any two blocks"
+            return Finding("not told apart", f"Z of block {block}: {said}", 0)
+        one, two = (found.labels[i] for i in apart)
+        ends = [f"{words.number(low[i])} to {words.number(high[i])} at {found.labels[i]}" for i in apart]
+        said = f"R of the update {one} lies above that of {two} ({' against '.join(ends)})"
+        return Finding("told apart", f"Z of block {block}: {said}", 0)
 
     found = sp.each(opened, selection, read) if updates.available(opened) else {}
     holds = bool(found) and all(one.key == "told apart" for one in found.values())

@@ -178,7 +178,7 @@ def spectrum_panel(opened: Opened, selection: Selection, model: str, part: str) 
         f"Singular values of {'; '.join(q.label(opened, name) for name in models)}; at most "
         f"{q.SHOWN_DIRECTIONS}. "
         "Null: a random matrix of the same shape and norm (Marchenko-Pastur); a direction stands out above "
-        "the 95 % quantile of such a matrix's largest singular value (Tracy-Widom). Values of low-rank "
+        "the 99 % quantile of such a matrix's largest singular value (Tracy-Widom). Values of low-rank "
         "differences end at their rank."
     )
     found = q.standing_out(opened, model, layer, part)

@@ -65,7 +65,7 @@ def _tensor(row: Mapping[str, object]) -> str:
 def spectrum_title(found: Mapping[str, float] | None, model: str, layer: int, part: str) -> str:
     """How many directions stand out of a random difference of the same norm, and the effective rank.
 
-    Rule: a direction stands out above the 95 % quantile of a random matrix's largest singular value.
+    Rule: a direction stands out above the 99 % quantile of a random matrix's largest singular value.
     """
     if found is None:
         return f"{model} leaves {part} of block {layer} as it is"

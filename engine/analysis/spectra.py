@@ -49,8 +49,12 @@ def random_edge(m: int, n: int, norm: float, level: float = 0.95) -> float:
     return float(np.sqrt(centre + scale * TRACY_WIDOM[level]) * norm / np.sqrt(m * n))
 
 
-def above_edge(values: Float[np.ndarray, " r"], m: int, n: int, level: float = 0.95) -> int:
-    """How many singular values lie above what a random matrix of the same shape and norm stays below."""
+def above_edge(values: Float[np.ndarray, " r"], m: int, n: int, level: float = 0.99) -> int:
+    """How many singular values lie above what a random matrix of the same shape and norm stays below.
+
+    The law is that of Gaussian entries. At 99 % it also serves for heavier tails: of Laplace ones 3 to 5 % of
+    matrices with some hundred rows have a value above it, 9 % with 48.
+    """
     sigma = np.asarray(values, dtype=np.float64)
     norm = float(np.sqrt((sigma**2).sum()))
     return int((sigma > random_edge(m, n, norm, level)).sum()) if norm > 0 else 0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float, Int
 
+from engine.analysis.dissociation import prediction_limit
 from engine.analysis.ranks import ratio_bands
-from engine.analysis.uncertainty import Band
+from engine.analysis.uncertainty import Band, expanded_level
 from engine.experiments.steering import Steering
 from engine.experiments.steering_vectors import Move, Tokens
 
@@ -50,15 +51,20 @@ class Effects:
         return self.kls[self.moves.index(move)][self.members("neutral", split)]
 
     def band(self, role: str, split: str, values: Float[np.ndarray, "c m"]) -> Band:
-        """Means over a role's prompts with a bootstrap; the same prompts are drawn in every row."""
-        return ratio_bands(
+        """Means over a role's prompts with a bootstrap; the same prompts are drawn in every row.
+
+        The percentile interval is widened for few units (`uncertainty.expanded_level`).
+        """
+        groups, spec = self.groups[self.members(role, split)], self.spec
+        found = ratio_bands(
             values,
             np.ones_like(values),
-            groups=self.groups[self.members(role, split)],
-            n_boot=self.spec.n_boot,
-            level=self.spec.level,
-            seed=self.spec.seed,
+            groups=groups,
+            n_boot=spec.n_boot,
+            level=expanded_level(spec.level, np.unique(groups).size),
+            seed=spec.seed,
         )
+        return replace(found, level=spec.level)
 
     @property
     def unit(self) -> str:
@@ -99,7 +105,8 @@ def equal_table(effects: Effects) -> tuple[pl.DataFrame, dict[str, Any]]:
     Returns:
         a table with columns series, draw, alpha, split, shift, shift_low, shift_high, kl, kl_low, kl_high;
         and, on validation, {direction, random, difference: {shift, low, high}, least, most: shifts of the
-        random draws, draws: how many reached the level}. random and difference are None when none did.
+        random draws, limit, floor: what a further draw stays below, above with 95 % probability, draws: how
+        many reached the level}. random and difference are None when none did, limit when fewer than two did.
     """
     kept = [effects.moves[0]]
     for draw in sorted({move.draw for move in effects.moves} - {0}):
@@ -124,6 +131,8 @@ def equal_table(effects: Effects) -> tuple[pl.DataFrame, dict[str, Any]]:
         best[name] = {"shift": at.estimate, "low": at.low, "high": at.high}
     means = others.mean(axis=1)
     best["least"], best["most"] = (float(means.min()), float(means.max())) if means.size else (None, None)
+    best["limit"] = prediction_limit(means) if means.size > 1 else None
+    best["floor"] = -prediction_limit(-means) if means.size > 1 else None
     return pl.concat(parts), best
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from engine.analysis.behaviour import difference, summarise
 from engine.analysis.ranks import ratio_bands
+from engine.analysis.uncertainty import expanded_level
 from engine.experiments.weight_steering import FIGURES, Figure, WeightSteering
 
 SPLITS = ("train", "validation")
@@ -101,12 +102,14 @@ def _bands(
     own: Float[np.ndarray, " m"],
     kept: Bool[np.ndarray, " n"],
 ) -> Ends:
-    """Means with a bootstrap that draws the same prompts at every α."""
+    """Means with a bootstrap that draws the same prompts at every α, widened for few units."""
     spec, ratio = bench.spec, figure.kind == "perplexity"
     weight = np.broadcast_to(bench.tokens[kept] if ratio else np.ones(values.shape[1]), values.shape)
-    options: dict[str, Any] = {"n_boot": spec.n_boot, "level": spec.level, "seed": spec.seed}
+    groups = bench.groups[kept]
+    level = expanded_level(spec.level, np.unique(groups).size)
+    options: dict[str, Any] = {"n_boot": spec.n_boot, "level": level, "seed": spec.seed}
     bands = [
-        ratio_bands(top, weight.astype(np.float64), groups=bench.groups[kept], **options)
+        ratio_bands(top, weight.astype(np.float64), groups=groups, **options)
         for top in (values, values - own)
     ]
     ends = [end for band in bands for end in (band.estimate, band.low, band.high)]
@@ -147,10 +150,12 @@ def prompt_table(bench: Bench, measured: Measured, prompts: pl.DataFrame) -> pl.
 def against_first(bench: Bench, measured: Measured, keys: Sequence[Key]) -> list[dict[str, Any]]:
     """Figures at equal KL, each difference minus the first one, paired, on validation.
 
-    Rows {series, figure, value, low, high}; the first of `keys` is compared with.
+    Rows {series, figure, value, low, high}; the first of `keys` is compared with. The intervals of one
+    figure hold for all differences at once (Bonferroni): a title tells of all of them.
     """
     found = []
     first = measured[keys[0]]
+    level = 1 - (1 - bench.spec.level) / max(1, len(keys) - 1)
     for figure in FIGURES:
         if figure.role != "wanted" or figure.name not in first:
             continue
@@ -166,7 +171,7 @@ def against_first(bench: Bench, measured: Measured, keys: Sequence[Key]) -> list
                 bench.groups[kept],
                 binary=figure.kind == "rate",
                 n_boot=spec.n_boot,
-                level=spec.level,
+                level=level,
                 seed=spec.seed,
             ).interval
             row = {"value": apart.estimate, "low": apart.low, "high": apart.high}
