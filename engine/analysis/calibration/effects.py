@@ -264,4 +264,11 @@ ENTRIES = (
         {"a change without relation to the weights": change(False)},
         change(True),
     ),
+    Entry(
+        "Subspace scores: mlp_write",
+        "`mlp_write` comes out first among write and mixed candidates",
+        lambda given: conclude(sweep(given, k=4, broad=6)).winner == "mlp_write",
+        {"a change without relation to the weights": change(False)},
+        change(True),
+    ),
 )

@@ -1,7 +1,8 @@
-"""Calibration of the conclusions that titles draw themselves, by the titles' own functions."""
+"""Titles about similarity, residual updates and behaviour, by the titles' own functions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,15 +11,17 @@ from numpy.typing import NDArray
 
 from app import behaviour_words, heads_words, words
 from engine.analysis import behaviour, cka
-from engine.analysis.calibration import ENTRIES as ENGINE
 from engine.analysis.calibration import Entry
 from engine.analysis.calibration.entry import Make
 from engine.analysis.heads import rank_correlation
 from engine.analysis.residual_updates import residual_updates, update_norms
+from engine.experiments.behaviour import FIGURES
+from engine.experiments.behaviour_report import WHOLE
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator
 LAYERS, PROMPTS = 8, 24
+MARGIN = next(figure for figure in FIGURES if not figure.binary)
 
 
 class Pair(NamedTuple):
@@ -158,6 +161,27 @@ def ahead(sides: Sides) -> bool:
     return "is ahead" in behaviour_words.asymmetry("base", [line])
 
 
+def categories(gap: float, everywhere: bool = False) -> Make:
+    """Margins of four categories of 15 pairs under two models; they differ in the first, or in all alike."""
+
+    def make(rng: Rng) -> list[Sides]:
+        return [margins(gap if everywhere or number == 0 else 0.0)(rng) for number in range(4)]
+
+    return make
+
+
+def clearest_named(given: list[Sides]) -> bool:
+    def line(part: str, sides: Sequence[Sides]) -> dict[str, Any]:
+        one, two = (np.concatenate([getattr(s, side) for s in sides]) for side in ("one", "two"))
+        found = behaviour.difference(one, two, np.arange(len(one)) // 2)
+        ends = {"value": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
+        return {"part": part, "series": "tuned", **ends, "p": found.p}
+
+    rows = [line(WHOLE, given), *(line(f"category {i}", [sides]) for i, sides in enumerate(given))]
+    title = behaviour_words.difference_title(MARGIN, "base", pl.DataFrame(rows))
+    return "; clearest for" in title
+
+
 def predictors(own: float) -> Make:
     """What 16 heads cover, and two predictors of it."""
 
@@ -177,7 +201,7 @@ def order_heads(given: tuple[Array, Array, Array]) -> bool:
     return not heads_words.predictors_title({"correlations": found}).startswith("Neither")
 
 
-TITLES = (
+ENTRIES = (
     Entry(
         "CKA: models",
         "tuned leaves base at block …, differs from base",
@@ -205,6 +229,13 @@ TITLES = (
     Entry("Behaviour: means", "is higher (lower) than", differs, {"equal means": margins(0.0)}, margins(0.5)),
     Entry("Behaviour: languages", "is ahead", ahead, {"equal accuracy": rates(0.0)}, rates(0.3)),
     Entry(
+        "Behaviour: clearest",
+        "clearest for a category",
+        clearest_named,
+        {"no difference": categories(0.0), "alike in all categories": categories(0.5, everywhere=True)},
+        categories(1.5),
+    ),
+    Entry(
         "Predictors",
         "a predictor orders the heads as coverage does",
         order_heads,
@@ -212,5 +243,3 @@ TITLES = (
         predictors(2.0),
     ),
 )
-ENTRIES: tuple[Entry, ...] = (*ENGINE, *TITLES)
-"""Every conclusion, those of the engine first."""

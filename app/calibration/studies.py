@@ -1,0 +1,454 @@
+"""Titles of whole studies: prompts, weights, lengthscales over blocks, tables of Z-patching, phases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from app import (
+    ard_words,
+    fairness,
+    fairness_queries,
+    geometry_words,
+    splits,
+    synthesis,
+    transport_words,
+    weights_words,
+    words,
+)
+from app import z_patching_words as z_words
+from app.selection import Selection
+from engine.analysis.ard_spectrum import conclusion, energy_overlap, overlap, start_p
+from engine.analysis.calibration import Entry
+from engine.analysis.calibration.entry import Make
+from engine.analysis.calibration.geometry import Updates, basis, isotropic
+from engine.analysis.calibration.patched import BROADCAST, CONTENT, LARGE, RANDOM, SCAFFOLD, answers, same
+from engine.analysis.dissociation import Changes, paired_p, verdict
+from engine.analysis.language_energy import LanguageEnergy, language_energy
+from engine.analysis.residual_updates import residual_updates, split_updates, update_norms
+from engine.analysis.spectra import above_edge
+from engine.analysis.transport import RidgeTransport, TransportScores, evaluate_transport
+from engine.analysis.uncertainty import (
+    Interval,
+    energy_p_value,
+    holm,
+    random_subspace_moments,
+    wilson,
+)
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Rng = np.random.Generator
+PAIR = Selection(a="base", b="tuned")
+
+
+def token_counts(more: float) -> Make:
+    """Tokens of 30 prompts under two tokenizers."""
+
+    def make(rng: Rng) -> tuple[Array, Array]:
+        size = rng.integers(10, 60, 30).astype(float)
+        noise = rng.integers(-4, 5, (2, 30))
+        return size + noise[0], np.round(more * size) + noise[1]
+
+    return make
+
+
+def needs_more(given: tuple[Array, Array]) -> bool:
+    one, two = given
+    parts = [
+        pl.DataFrame({"row": np.arange(30), "value": values}).with_columns(series=pl.lit(name))
+        for name, values in (("base", one), ("tuned", two))
+    ]
+    return " needs " in fairness.lengths_title(pl.concat(parts), PAIR, fairness_queries.token_ratio(one, two))
+
+
+def copies(across: float, within: float) -> Make:
+    """Which of 30 validation and 60 train groups have a near copy in train."""
+    return lambda rng: (rng.random(30) < across, rng.random(60) < within)
+
+
+def leaks(given: tuple[Array, Array]) -> bool:
+    across, within = given
+    near: dict[str, Interval | None] = {
+        "across": wilson(int(across.sum()), len(across)),
+        "within": wilson(int(within.sum()), len(within)),
+    }
+    table = pl.DataFrame({"same": np.zeros(len(across), dtype=bool), "overlap": across.astype(float)})
+    return any(f": {word} than" in splits.leakage_title(table, near) for word in ("more", "fewer"))
+
+
+def _places(given: Sequence[TransportScores]) -> str:
+    names = ("r2_train", "r2_validation", "r2_low", "r2_high", "r2_shuffled_max")
+    rows = [{"site": "mlp_out", "layer": i} | {n: getattr(s, n) for n in names} for i, s in enumerate(given)]
+    return transport_words.table_title(pl.DataFrame(rows).fill_nan(None), "base", "tuned")
+
+
+def fits(share: float, last: float | None = None) -> Make:
+    """A map's scores at six places of which a share of the variance is linear; another at the last."""
+
+    def make(rng: Rng) -> list[TransportScores]:
+        found = []
+        for part in [share] * 5 + [share if last is None else last]:
+            turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+            x = rng.normal(size=(48, 6))
+            y = np.sqrt(part) * x @ turn + np.sqrt(1 - part) * rng.normal(size=(48, 6))
+            sides = (x[:32], y[:32], x[32:], y[32:])
+            found.append(evaluate_transport(RidgeTransport(), *sides, n_pairings=9))
+        return found
+
+    return make
+
+
+def predicted_somewhere(given: Sequence[TransportScores]) -> bool:
+    return " at 0 of " not in _places(given)
+
+
+def best_alone(given: Sequence[TransportScores]) -> bool:
+    return ", above every other" in _places(given)
+
+
+def change(spike: float, heavy: bool = False) -> Make:
+    """A weight difference of noise, with one direction beside it."""
+    size = (128, 256) if heavy else (48, 96)
+
+    def make(rng: Rng) -> Array:
+        noise = rng.laplace(size=size) if heavy else rng.normal(size=size)
+        return np.asarray(noise + spike * np.outer(rng.normal(size=size[0]), rng.normal(size=size[1])))
+
+    return make
+
+
+def stands_out(delta: Array) -> bool:
+    sigma = np.linalg.svd(delta, compute_uv=False)
+    found = {"count": float(above_edge(sigma, *delta.shape)), "directions": 48.0, "rank": np.nan}
+    title = weights_words.spectrum_title({**found, "effective_rank": 40.0}, "tuned", 0, "up_proj")
+    return "; none stands out" not in title
+
+
+BLOCKS, HEADS, WIDTH = 4, 4, 8
+
+
+def by_heads(rank: int, held: float = 0.0) -> Make:
+    """Differences of four blocks' output projections, heads side by side; one head holds more, if wanted."""
+
+    def make(rng: Rng) -> list[Array]:
+        found = []
+        for block in range(BLOCKS):
+            rows = rng.normal(size=(HEADS * WIDTH, rank)) * rng.exponential(size=rank)
+            if block == 0:
+                rows[:WIDTH] *= 1 + held
+            found.append(rows @ rng.normal(size=(rank, 24)))
+        return found
+
+    return make
+
+
+def head_holds_more(given: Sequence[Array]) -> bool:
+    rows: list[dict[str, Any]] = []
+    for layer, delta in enumerate(given):
+        total, gram = float((delta**2).sum()), delta @ delta.T
+        moments = random_subspace_moments(HEADS * WIDTH, WIDTH, 1.0, float((gram**2).sum()) / total**2)
+        parts = (delta.reshape(HEADS, -1) ** 2).sum(axis=1) / total
+        rows += [
+            {"layer": layer, "head": head, "share": share, "p": energy_p_value(share, *moments)}
+            for head, share in enumerate(parts.tolist())
+        ]
+    table = pl.DataFrame(rows)
+    table = table.with_columns(p_holm=pl.Series(holm(table["p"].to_numpy())))
+    titles = [weights_words.heads_title(table, "tuned", "o", layer) for layer in range(BLOCKS)]
+    return any(title.endswith("more than chance") for title in titles)
+
+
+def halves(stretch: float) -> Make:
+    """What attention and the MLP of one block write; attention more inside the first directions."""
+
+    def make(rng: Rng) -> tuple[Array, Array]:
+        attn, mlp = rng.normal(size=(2, 30, 32))
+        attn[:, :4] *= stretch
+        return attn, mlp
+
+    return make
+
+
+def part_lies_more(given: tuple[Array, Array]) -> bool:
+    found = split_updates([given[0]], [given[1]], np.eye(32)[:, :4], n_boot=400)
+    table = {"layer": [0, 0], "series": ["attention", "MLP"]}
+    bands = (found.attn, found.mlp)
+    ends = {
+        name: [float(getattr(b, of)[0]) for b in bands]
+        for name, of in (("value", "estimate"), ("low", "low"), ("high", "high"))
+    }
+    return "lies more in Z than" in words.split_title(pl.DataFrame(table | ends), "base", 0)
+
+
+def phases_told(given: Updates) -> bool:
+    k = given.z.shape[1]
+    found = residual_updates(update_norms(given.deltas, given.z, [k]), k, n_boot=200)
+    return synthesis.told_apart(found) is not None
+
+
+def own_blocks(noise: float) -> Make:
+    """How alike six blocks of two models are, six by six: related blocks, or none."""
+
+    def make(rng: Rng) -> Array:
+        found: Array = noise * rng.random((6, 6)) + (1 - noise) * np.eye(6)
+        return found
+
+    return make
+
+
+def each_its_own(values: Array) -> bool:
+    layers = [{"layer": i, "other": j, "value": values[i, j]} for i in range(6) for j in range(6)]
+    return words.heatmap_title(pl.DataFrame(layers), "base", "tuned").startswith("Each block of")
+
+
+def shifts_of_blocks(inside: float) -> Make:
+    """The language shift of eight blocks, each with its own Z; some of it inside the last one's."""
+
+    def make(rng: Rng) -> list[LanguageEnergy]:
+        from engine.analysis.separation import Problems
+
+        found = []
+        for block in range(8):
+            z, one = basis(rng, 24, 3), rng.normal(size=(8, 24))
+            more = inside * rng.normal(size=3) @ z.T if block == 7 else 0.0
+            moved = rng.normal(size=24) + 0.2 * rng.normal(size=(8, 24)) + more
+            found.append(language_energy(Problems.of(one, one + moved), {3: z}, n_boot=2))
+        return found
+
+    return make
+
+
+def energy_somewhere(given: Sequence[LanguageEnergy]) -> bool:
+    p, low = (np.array([getattr(one, name)[0] for one in given]) for name in ("p", "p_low"))
+    ratio = np.array([float(one.ratio.estimate[0]) for one in given])
+    title = geometry_words.energy_every_title("base", ratio, p, low, range(len(given)))
+    return "than random subspaces do" in title
+
+
+def held_out(found: int, blocks: int = 6) -> Make:
+    """Held-out p of fits at six blocks: one of 200 ranks, small where something is there."""
+    return lambda rng: [1 / 200 if i < found else float(rng.integers(1, 201)) / 200 for i in range(blocks)]
+
+
+def pairs_somewhere(p: list[float]) -> bool:
+    said = [conclusion("graded", collapsed=False, p=q) for q in holm(np.array(p)).tolist()]
+    rows = [{"layer": i, "found": one, "under": 12} for i, one in enumerate(said)]
+    return "lengthscales pair held-out problems at" in ard_words.layers_title("base", rows, "mixture")
+
+
+class Survivors(NamedTuple):
+    """Surviving dimensions of fits at six blocks, each with its p."""
+
+    p: list[float]
+    start: str
+
+
+def blocks_of_survivors(among: bool) -> Make:
+    """Ten of 64 dimensions at six blocks; at one of them most are where Z has its energy, if wanted."""
+
+    def make(rng: Rng) -> Survivors:
+        found = []
+        for block in range(6):
+            z, kept = basis(rng, 64, 8), np.zeros(64, dtype=bool)
+            if among and block == 0:
+                kept[np.argsort(-(z**2).sum(axis=1))[:6]] = True
+            kept[rng.choice(np.flatnonzero(~kept), 10 - int(kept.sum()), replace=False)] = True
+            found.append(overlap(kept, z).p)
+        return Survivors(found, "cold")
+
+    return make
+
+
+def warm_starts(own: float, count: int = 99) -> Make:
+    """Fits that keep some of the subspace that they start from: Z, and random ones, at two blocks."""
+
+    def make(rng: Rng) -> Survivors:
+        def kept(strength: float) -> int:
+            energy = rng.exponential(size=64)
+            survives = rng.random(64) < 1 / (1 + np.exp(3 - strength * energy))
+            return energy_overlap(survives, energy, 8).shared
+
+        found = []
+        for block in range(2):
+            z = kept(own if block == 0 else 1.0)
+            found.append(start_p(z, [kept(1.0) for _ in range(count)]))
+        return Survivors(found, "svd")
+
+    return make
+
+
+def survivors_are_z(given: Survivors) -> bool:
+    adjusted = holm(np.array(given.p))
+    rows = [{"layer": layer, "survivors": 10, "p_adjusted": p} for layer, p in enumerate(adjusted)]
+    title = ard_words.overlap_title("base", 8, rows, given.start)
+    return " is not shown " not in title and " are not shown " not in title
+
+
+def cells(*made: Make) -> Make:
+    """The outcomes of a table of Z-patching, cell by cell."""
+    return lambda rng: [make(rng) for make in made]
+
+
+def _compared(given: Sequence[dict[str, Changes]]) -> list[str]:
+    rows = []
+    for number, outcomes in enumerate(given):
+        found = verdict(outcomes)
+        tests = {name: asdict(test) for name, test in found.tests.items()}
+        rows.append({"layer": number // 3, "k": 4 * (1 + number % 3), "tests": tests})
+    return [z_words.compared_title(rows, outcome) for outcome in ("answer", "language")]
+
+
+def cell_stands(given: Sequence[dict[str, Changes]]) -> bool:
+    """Z (or its complement) is said to change an outcome at some cell, beyond its controls."""
+    said = ("Z changes the", ", beyond its", "not everywhere beyond")
+    return any(words_ in title for title in _compared(given) for words_ in said)
+
+
+def cell_differs(given: Sequence[dict[str, Changes]]) -> bool:
+    return not all(title.startswith("Nowhere") for title in _compared(given))
+
+
+def right(ahead: float) -> Make:
+    """The same 40 problems in two languages, unpatched."""
+
+    def make(rng: Rng) -> tuple[Flags, Flags]:
+        luck = rng.random(40)
+        return rng.random(40) < luck, rng.random(40) < np.minimum(luck + ahead, 1)
+
+    return make
+
+
+def better_in_one(given: tuple[Flags, Flags]) -> bool:
+    one, two = given
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    only = [int((one & ~two).sum()), int((two & ~one).sum())]
+    found = {"accuracy": {"en": share, "zh": share}, "only": only, "p": paired_p(one, two)}
+    return "the model is better in" in z_words.baseline({"baseline": found, "n": 40})
+
+
+NOTHING = same(0.5)
+SIX_ALIKE = cells(*[answers(NOTHING, NOTHING)] * 6)
+
+ENTRIES = (
+    Entry(
+        "Token counts",
+        "needs … times the tokens",
+        needs_more,
+        {"as many": token_counts(1.0)},
+        token_counts(1.2),
+    ),
+    Entry(
+        "Leakage",
+        "more (or fewer) copies than train texts are among themselves",
+        leaks,
+        {"none is a copy, or few": copies(0.05, 0.05), "every other is one": copies(0.5, 0.5)},
+        copies(0.5, 0.02),
+    ),
+    Entry(
+        "Transport: places",
+        "new prompts are predicted at some place",
+        predicted_somewhere,
+        {"unrelated at six places": fits(0.0)},
+        fits(0.0, 0.9),
+    ),
+    Entry(
+        "Transport: best place",
+        "the first on train … above every other",
+        best_alone,
+        {"six places alike": fits(0.6), "unrelated at six places": fits(0.0)},
+        fits(0.4, 0.98),
+    ),
+    Entry(
+        "Weights: directions",
+        "directions stand out of a random difference",
+        stands_out,
+        {"noise": change(0.0), "noise with heavy tails": change(0.0, heavy=True)},
+        change(0.6),
+    ),
+    Entry(
+        "Weights: heads",
+        "heads hold more of the difference than chance",
+        head_holds_more,
+        {"dense, in all heads alike": by_heads(24), "of rank 2, in all heads alike": by_heads(2)},
+        by_heads(8, 2.0),
+    ),
+    Entry(
+        "R(ℓ): attention and MLP",
+        "attention's output lies more in Z than the MLP's (or less)",
+        part_lies_more,
+        {"alike": halves(1.0)},
+        halves(2.0),
+    ),
+    Entry(
+        "R(ℓ): phases",
+        "R of one update lies above that of another",
+        phases_told,
+        {"alike at six blocks": isotropic(32, 4)},
+        isotropic(32, 4, 4.0),
+    ),
+    Entry(
+        "CKA: blocks",
+        "each block is most similar to the same block",
+        each_its_own,
+        {"unrelated blocks": own_blocks(1.0)},
+        own_blocks(0.4),
+    ),
+    Entry(
+        "Language energy: blocks",
+        "Z of some block holds more (or less) of the shift than random subspaces do",
+        energy_somewhere,
+        {"every block's Z is random": shifts_of_blocks(0.0)},
+        shifts_of_blocks(6.0),
+    ),
+    Entry(
+        "Lengthscales: blocks",
+        "lengthscales pair held-out problems at block …",
+        pairs_somewhere,
+        {"fits of noise at six blocks": held_out(0)},
+        held_out(2),
+    ),
+    Entry(
+        "Overlap: blocks",
+        "survivors are dimensions of Z more often than by chance at block …",
+        survivors_are_z,
+        {"random dimensions at six blocks": blocks_of_survivors(False)},
+        blocks_of_survivors(True),
+    ),
+    Entry(
+        "Overlap: warm start",
+        "a start from Z keeps more of itself than random starts do",
+        survivors_are_z,
+        {"Z keeps what any subspace keeps": warm_starts(1.0)},
+        warm_starts(6.0),
+    ),
+    Entry(
+        "Z-patching: cells",
+        "Z (or Z⊥) changes an outcome at block …, beyond its controls",
+        cell_stands,
+        {
+            "every patch breaks half, six cells": SIX_ALIKE,
+            "Z is a random subspace, one cell": cells(answers(RANDOM, RANDOM, 1.0)),
+        },
+        cells(*[answers(NOTHING, NOTHING)] * 5, answers(CONTENT, SCAFFOLD)),
+    ),
+    Entry(
+        "Z-patching: differ",
+        "Z and Z⊥ differ at some cell",
+        cell_differs,
+        {"every patch breaks half, six cells": SIX_ALIKE},
+        cells(*[answers(NOTHING, NOTHING)] * 5, answers(BROADCAST, {**BROADCAST, "rest": LARGE})),
+    ),
+    Entry(
+        "Z-patching: baseline",
+        "the model is better in one language",
+        better_in_one,
+        {"alike": right(0.0)},
+        right(0.5),
+    ),
+)
