@@ -181,9 +181,10 @@ class StoreLab:
 
     def subspaces(self) -> tuple[str, Inputs, Sequence[Target]]:
         """The first model's name, what a sweep over subspaces takes of it, and the study's weight changes."""
-        from app.subspace_inputs import deltas_of, inputs_of, target_of
+        from app.subspace_inputs import deltas_of, inputs_of, notes_of, target_of
 
         inputs = inputs_of(self.store)
+        self.notes += [note for note in notes_of(self.store) if note not in self.notes]
         return self.store.models[0], inputs, [target_of(self.store, name) for name in deltas_of(self.store)]
 
     def own_file(self) -> OwnFile | None:

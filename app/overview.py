@@ -192,7 +192,7 @@ def disk_panel(opened: Opened) -> Panel:
     code = f"from store.reader import Store\n\ntable = Store({opened.path!r}).disk_use()"
     caption = (
         "activations: what the models computed; grams: what similarity needs; "
-        "weights: what analyses need without a model."
+        "weights: what analyses need without a model; subspaces: what subspace scores need."
     )
     return Panel("disk", title, table, draw, code, caption, (), False)
 

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from app.words import size
 from engine.deltas import unmatched
+from engine.errors import StudyError
 from engine.plan import BYTES
+from engine.study import Study
 from engine.subspace_prompts import PERSONAS
 from engine.subspace_weights import weight_shapes
+from engine.taps import ModelTaps
 
 if TYPE_CHECKING:
     from app.prepare import Prepared
 
-__all__ = ["delta_bytes", "describe", "subspace_bytes"]
+__all__ = ["check_deltas", "delta_bytes", "describe", "subspace_bytes"]
+
+
+def check_deltas(study: Study, shapes: Mapping[str, ModelTaps]) -> None:
+    """StudyError for a weight change of a model that has other tensors than the first one.
+
+    Args:
+        shapes: the models' parts, without weights.
+    """
+    assert study.subspaces is not None
+    first = next(iter(study.models))
+    for name in study.subspaces.deltas:
+        found = {} if name in study.contrasts else unmatched(shapes[first].model, shapes[name].model)
+        if found:
+            some = [f"{tensor} ({problem})" for tensor, problem in list(found.items())[:3]]
+            raise StudyError(
+                f"subspaces.deltas names {name!r}, which has other tensors than {first!r}.",
+                expected=f"models that were made from {first!r}, or contrasts",
+                given=", ".join(some) + (f" and {len(found) - 3} more" if len(found) > 3 else ""),
+                next_step="leave it out of subspaces.deltas.",
+            )
 
 
 def describe(prepared: Prepared) -> Iterator[str]:

@@ -157,6 +157,7 @@ def _subspaces(
 ) -> SubspacePrompts | None:
     if study.subspaces is None:
         return None
+    plan_subspaces.check_deltas(study, shapes)
     first = next(iter(study.models))
     return subspace_prompts(
         table,

@@ -22,7 +22,17 @@ from engine.errors import StoreError
 from store.layout import slug
 from store.reader import Store
 
-__all__ = ["PLACE", "PROMPTS", "TOKENS", "deltas_of", "has_subspaces", "inputs_of", "label_name", "target_of"]
+__all__ = [
+    "PLACE",
+    "PROMPTS",
+    "TOKENS",
+    "deltas_of",
+    "has_subspaces",
+    "inputs_of",
+    "label_name",
+    "notes_of",
+    "target_of",
+]
 
 PLACE = "subspaces"
 """Group of the arrays: `PLACE/<item>`, items named as in `Inputs`."""
@@ -55,6 +65,11 @@ def deltas_of(store: Store) -> tuple[str, ...]:
     found = set(store.array_names())
     names = (*store.models[1:], *study.get("contrasts", {}))
     return tuple(name for name in names if label_name(name) in found)
+
+
+def notes_of(store: Store) -> tuple[str, ...]:
+    """What a reader needs to know of how the personas were put on."""
+    return tuple(store.attrs(f"{PLACE}/positive")["notes"])
 
 
 def inputs_of(store: Store, delta: str | None = None) -> Inputs:

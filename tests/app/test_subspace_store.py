@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import precompute
 from app.build import build
-from app.subspace_inputs import deltas_of, has_subspaces, inputs_of, target_of
+from app.plan_subspaces import subspace_bytes
+from app.prepare import Prepared
+from app.subspace_inputs import deltas_of, has_subspaces, inputs_of, notes_of, target_of
 from engine.analysis.subspace_scores import Delta, Inputs, Target, per_layer, prepare_all, sweep
-from engine.errors import PatchbayError, StoreError
+from engine.errors import StoreError, StudyError
 from engine.study import Study
 from store.reader import Store
 
@@ -56,7 +58,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "base")
     save_low_rank(folder / "low", folder / "base")
     file = write_study(folder, pairs=20, positions=["decision"], components=["resid"], extra=SECTION)
-    file.write_text(file.read_text().replace("[prompts]", '[models.low]\npath = "low"\n[prompts]'))
+    save_model(folder / "other", num_hidden_layers=2)
+    more = "".join(f'[models.{name}]\npath = "{name}"\n' for name in ("low", "other"))
+    file.write_text(file.read_text().replace("[prompts]", f"{more}[prompts]"))
     return file
 
 
@@ -287,9 +291,6 @@ def test_verify_runs_the_captured_prompts_again(
 def test_a_plan_counts_what_will_be_written(
     study: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from app.plan_subspaces import subspace_bytes
-    from app.prepare import Prepared
-
     store = Store(finished)
     planned = subspace_bytes(Prepared.of(Study.load(study)))
     written = 0
@@ -304,21 +305,14 @@ def test_a_plan_counts_what_will_be_written(
     assert "weight differences, at most" in told
 
 
-def test_a_weight_change_that_is_not_defined_is_named(study: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(study.parent, tmp_path / "study"))
-    save_model(folder / "other", num_hidden_layers=2)
-    text = (
-        (folder / "study.toml").read_text().replace("[prompts]", '[models.other]\npath = "other"\n[prompts]')
-    )
-    named = text.replace("[subspaces]", '[subspaces]\ndeltas = ["low", "other"]')
-    (folder / "study.toml").write_text(named)
-    with pytest.raises(PatchbayError, match="other is not base with other weights"):
-        build(Study.load(folder / "study.toml"), tmp_path / "named", quiet=True)
-    (folder / "study.toml").write_text(text)
-    store = build(Study.load(folder / "study.toml"), tmp_path / "all", quiet=True)
-    assert deltas_of(store) == ("tuned", "low", "more")
+def test_a_weight_change_that_is_not_defined_is_named(study: Path, finished: Path) -> None:
+    """Left out where none are named, refused before anything is captured where it is."""
     with pytest.raises(StoreError, match=r"no label of the weight change 'other'.*tuned, low, more"):
-        target_of(store, "other")
+        target_of(Store(finished), "other")
+    text = study.read_text().replace("[subspaces]", '[subspaces]\ndeltas = ["low", "other"]')
+    (study.parent / "named.toml").write_text(text)
+    with pytest.raises(StudyError, match=r"names 'other', which has other tensors.*layers\.2.*\(missing\)"):
+        Prepared.of(Study.load(study.parent / "named.toml"))
 
 
 def test_a_store_without_the_section_says_so(tmp_path: Path) -> None:
@@ -345,7 +339,10 @@ def test_what_a_family_lacks_is_left_out_by_name(family: str, tmp_path: Path) ->
     file = write_study(
         folder, pairs=20, positions=["decision"], components=["resid"], extra=f"[subspaces]\n{section}"
     )
+    if family == "gpt2":
+        file.write_text(file.read_text().replace("[prompts]", '[prompts]\ntemplate = "plain"'))
     store = build(Study.load(file), tmp_path / "store", quiet=True)
+    assert len(notes_of(store)) == (family == "gpt2")
     inputs = inputs_of(store)
     found = sweep(inputs, k=4, broad=4)
     reasons = {entry.candidate: entry.reason for entry in found.left_out}
