@@ -24,7 +24,13 @@ NOTHING = (
     "with the same tensors, or was written by an earlier version: run precompute.py on the same study into a "
     "new folder.",
 )
-ALPHA_HELP = "A run measures α = 0 and " + ", ".join(f"{a:g}" for a in ALPHAS) + "; the nearest is shown."
+
+
+def _signed(alpha: float) -> str:
+    return f"{alpha:g}".replace("-", "−")
+
+
+ALPHA_HELP = f"A run measures α = 0 and {', '.join(map(_signed, ALPHAS))}; the nearest is shown."
 
 
 def contrasts_of(selection: Selection) -> tuple[Contrast, ...]:
@@ -151,7 +157,8 @@ def not_run(spec: WeightSteering) -> tuple[str, str]:
     return (
         "These differences have not been run over α",
         f"**Run** gives {spec.model} the weights W + αΔW for {names} and a random difference of the same "
-        f"size, at {len(spec.alphas)} values of α from {spec.alphas[0]:g} to {spec.alphas[-1]:g}, without "
+        f"size, at {len(spec.alphas)} values of α from {_signed(spec.alphas[0])} to "
+        f"{_signed(spec.alphas[-1])}, without "
         "copying the model. It reads agreement, refusal and answers on the prompts chosen, KL and perplexity "
         "on those that should stay, and compares all differences where they cost the same KL.",
     )
@@ -170,9 +177,10 @@ def answers(result: JobResult, selection: Selection) -> None:
     names = [name for name in table.columns if name not in ("text", "α = 0")]
     with st.container(border=True, key="panel-weight-answers"):
         count = sum(table[names[0]] != table["α = 0"]) if names else 0
-        nearest = min((0.0, *ALPHAS), key=lambda at: abs(at - selection.strength))
-        at = f"{nearest:g}".replace("-", "−")
-        said = f"At α = {at}, {count} of {table.height} answers differ with {names[0]}" if names else ""
+        grid = (0.0, *weight_steering_panels.spec_of(result).alphas)
+        nearest = _signed(min(grid, key=lambda at: (abs(at - selection.strength), at)))
+        differ = f"{count} of {table.height} answers differ"
+        said = f"At α = {nearest}, {differ} with {names[0]}" if names else ""
         st.markdown(f"#### {said or f'{table.height} answers at α = 0'}")
         columns = {name: st.column_config.TextColumn(name, width="medium") for name in table.columns}
         st.dataframe(table, hide_index=True, width="stretch", height=360, column_config=columns)
