@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def run_all(
         if known is not None:
             _say(f"{name}: stored already, run {known}", quiet)
             continue
+        begun = time.perf_counter()
         with tqdm(desc=name, unit="run", disable=quiet, leave=False) as bar:
             try:
                 result = compute(store, experiment, cache, _Progress(bar), lambda: False, allow_code)
@@ -101,7 +103,7 @@ def run_all(
                 failed.append((experiment, error))
                 _say(f"{name}: failed. {error}", quiet)
                 continue
-        run_id = save(store_path, store.fingerprint, experiment, result)
+        run_id = save(store_path, store.fingerprint, experiment, result, time.perf_counter() - begun)
         _say(f"{name}: run {run_id}", quiet)
         for note in result.summary.get("notes", []):
             _say(f"  {note}", quiet)

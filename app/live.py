@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,11 @@ class LiveRunner:
         self, store_path: str, condition: Experiment, report: Report, should_stop: Callable[[], bool]
     ) -> Outcome:
         """Runs an experiment and appends its result to the store."""
-        store = Store(store_path)
+        store, begun = Store(store_path), time.perf_counter()
         result = compute(store, condition, self._cache, report, should_stop, self._allow_code)
+        seconds = time.perf_counter() - begun
         try:
-            run_id, message = save(store_path, store.fingerprint, condition, result), ""
+            run_id, message = save(store_path, store.fingerprint, condition, result, seconds), ""
         except (StoreError, OSError) as error:
             log.warning("a result could not be stored: %s", error)
             kept = JobResult(condition.to_json(), result.summary, result.tables)
@@ -83,18 +85,22 @@ def run_live(
     """
     from app.model_cache import ModelCache
 
-    store = Store(store_path)
+    store, begun = Store(store_path), time.perf_counter()
     experiment = with_own_code(experiment, store, allow_code)
     result = compute(store, experiment, ModelCache(device), report or _silent, _never, allow_code)
-    return save(store_path, store.fingerprint, experiment, result), result
+    return save(store_path, store.fingerprint, experiment, result, time.perf_counter() - begun), result
 
 
-def save(store_path: str, fingerprint: str, experiment: Experiment, result: Result) -> str:
+def save(
+    store_path: str, fingerprint: str, experiment: Experiment, result: Result, seconds: float | None = None
+) -> str:
     """Appends a result to the store's runs and returns its id, the start of its content hash."""
     key = experiment.content_hash(fingerprint)
     tables = dict(result.tables)
     table = tables.pop(MAIN_TABLE)
-    return RunLog(store_path).append(experiment.to_json(), result.summary, table, tables, content_hash=key)
+    return RunLog(store_path).append(
+        experiment.to_json(), result.summary, table, tables, content_hash=key, seconds=seconds
+    )
 
 
 def compute(

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
-from app import components, headless
+from app import components, durations, headless
 from app.jobs import JobResult, JobStatus
 from app.resources import Opened, code_allowed
 from app.worker import Worker
@@ -126,7 +126,10 @@ def run_button(
             width="stretch",
         )
         if wanted:
-            as_command(opened, wanted, key)
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                as_command(opened, wanted, key)
+                if not done and (said := durations.told(wanted, runs_of(opened, None))):
+                    st.caption(said)
 
 
 def as_command(opened: Opened, wanted: Sequence[Experiment], key: str) -> None:
@@ -214,7 +217,8 @@ def _outcome(now: Sequence[JobStatus]) -> None:
 def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(condition, summary) of every intact stored run of a job (None: of all), newest first.
 
-    The summary has the run's id under `run_id` and its time under `created`.
+    The summary has the run's id under `run_id`, its time under `created`, how long it took under
+    `seconds`.
     """
     every = _runs(opened.path, _written(opened.path))
     return [run for run in every if job is None or run[0].get("job", "patch") == job]
@@ -233,5 +237,6 @@ def _runs(path: str, written: Any) -> list[tuple[dict[str, Any], dict[str, Any]]
     found = []
     for line in listed.filter(pl.col("problem").is_null()).iter_rows(named=True):
         condition, summary = json.loads(line["condition"]), json.loads(line["summary"])
-        found.append((condition, {**summary, "run_id": line["run_id"], "created": line["created"]}))
+        kept = {key: line[key] for key in ("run_id", "created", "seconds")}
+        found.append((condition, {**summary, **kept}))
     return found

@@ -83,6 +83,7 @@ class RunLog:
         extra_tables: Mapping[str, pl.DataFrame] | None = None,
         *,
         content_hash: str | None = None,
+        seconds: float | None = None,
     ) -> str:
         """Keeps a result and returns its run id. A run that is there already stays as it is.
 
@@ -90,6 +91,7 @@ class RunLog:
             condition, summary: JSON objects.
             table, extra_tables: the result; extra ones by name.
             content_hash: what the run is found by; default `condition_hash(condition)`.
+            seconds: how long it took.
 
         Raises:
             StoreError: disk full, read-only, or a store at a URL.
@@ -112,7 +114,7 @@ class RunLog:
             "condition": condition,
             "summary": summary,
             "tables": {n: {"size": len(d), "crc32c": f"{crc32c(d):08x}"} for n, d in data.items()},
-        }
+        } | ({} if seconds is None else {"seconds": round(seconds, 3)})
         self._publish(root, run_id, {f"{n}.parquet": d for n, d in data.items()} | {RECORD: seal(record)})
         return run_id
 
@@ -156,7 +158,7 @@ class RunLog:
         )
 
     def list(self) -> pl.DataFrame:
-        """One line per run, newest first: run_id, created, problem (null when intact), condition and
+        """One line per run, newest first: run_id, created, seconds, problem (null when intact), condition and
         summary as JSON text, and each of their plain values as a column of its own."""
         lines: list[dict[str, Any]] = []
         for run_id in self.ids():
@@ -166,7 +168,7 @@ class RunLog:
                 lines.append({"run_id": run_id, "problem": str(error)})
                 continue
             line = {key: record[key] for key in ("created", "content_hash")}
-            line |= {"run_id": run_id, "problem": None}
+            line |= {"run_id": run_id, "problem": None, "seconds": record.get("seconds")}
             for part in ("condition", "summary"):
                 line[part] = canonical(record[part]).decode()
                 leaves = {k: v for k, v in record[part].items() if not isinstance(v, dict | list)}
