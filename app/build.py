@@ -93,6 +93,8 @@ def build(
             _capture_elsewhere(prepared, writer, say, workers)
         checks, infos = _capture_models(prepared, writer, say)
         write_contrasts(writer, study.contrasts, next(iter(prepared.shapes.values())))
+        if prepared.subspaces is not None:
+            say.stage("subspace scores: running the first model in float32")
         checks += write_subspaces(prepared, writer)
         store = Store(path)
         derive(store, writer, quiet=quiet)
