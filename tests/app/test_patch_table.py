@@ -55,7 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pair = {name: study.models[name] for name in ("base", "tuned")}
     path = tmp_path_factory.mktemp("mapped") / "store"
-    build(study.model_copy(update={"models": pair}), path, quiet=True)
+    build(study.model_copy(update={"models": pair, "contrasts": {}, "subspaces": None}), path, quiet=True)
     opened, cache = Store(path), ModelCache("cpu")
     wanted = [patch_table.experiment_of(START, s, b) for s in ("attn_out", "mlp_out") for b in RUN]
     wanted += [patch_table.experiment_of(START, target="a")]

@@ -216,7 +216,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pair = {name: study.models[name] for name in ("base", "tuned")}
     path = tmp_path_factory.mktemp("heads") / "store"
-    build(study.model_copy(update={"models": pair}), path, quiet=True)
+    build(study.model_copy(update={"models": pair, "contrasts": {}, "subspaces": None}), path, quiet=True)
     return path
 
 
