@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from demo_files import DEMO
 from planted_store import build_store
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from app.build import build
+from engine.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -104,6 +108,23 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def live_dashboard(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the dashboard on the demo's models, for live patches."""
     with serve(demo_store, tmp_path_factory.mktemp("log") / "live.log") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def problems_dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the dashboard on 20 problems in both languages and the demo's base model."""
+    folder = tmp_path_factory.mktemp("problems")
+    lines = (DEMO / "problems.jsonl").read_text().splitlines()[:40]
+    (folder / "problems.jsonl").write_text("\n".join(lines) + "\n")
+    data = {
+        "name": "problems",
+        "models": {"base": {"path": str(DEMO / "base"), "device": "cpu"}},
+        "prompts": {"files": ["problems.jsonl"], "template": "chat"},
+        "capture": {"components": ["resid"], "positions": ["last_content"], "dtype": "float32"},
+    }
+    build(Study.from_dict(data, folder), folder / "store", quiet=True)
+    with serve(folder / "store", folder / "server.log") as url:
         yield url
 
 

@@ -28,6 +28,29 @@ def test_a_job_is_one_click_and_survives_a_reload(new_tab: Callable[..., Page], 
     assert again.locator(".st-key-panel-z-verdict h4").inner_text() == title.inner_text()
 
 
+def test_the_whole_job_shows_rows_as_they_finish_and_outlives_a_reload(
+    new_tab: Callable[..., Page], problems_dashboard: str
+) -> None:
+    """20 problems, two blocks, two dimensions, every condition and control, up to 100 tokens: one click."""
+    tab = new_tab()
+    visit(tab, f"{problems_dashboard}/z_patching?z=tokens:100;problems:20;draws:4&report=all&layer=4")
+    tab.get_by_role("button", name="Run", exact=True).click()
+    growing = tab.locator(".st-key-z-so-far h4")
+    expect(growing).to_contain_text("problems so far", timeout=120_000)
+    assert int(growing.inner_text().split()[0]) < 20, "rows are shown before the job is over"
+    tab.reload()
+    title = tab.locator(".st-key-panel-z-verdict h4")
+    expect(title).to_be_visible(timeout=240_000)
+    expect(tab.locator(".st-key-panel-z-outputs")).to_contain_text("20 of 20 problems")
+    shown = tab.locator(".st-key-z-show button")
+    expect(shown).to_have_text([f"block {layer}, k = {k}" for layer in (4, 5) for k in (8, 16)])
+    expect(tab.get_by_text("no asymmetry is told apart")).to_be_visible()
+    tab.get_by_role("button", name="Show the likeliest tokens of this problem").click()
+    expect(tab.locator(".st-key-panel-z-tokens h4")).to_contain_text("block 4, k = 8", timeout=120_000)
+    expect(tab.locator(".st-key-z-tokens-steps")).to_contain_text("100 %")
+    assert "Something went wrong" not in tab.locator('[data-testid="stMain"]').inner_text()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_the_page_fits_the_window(
     new_tab: Callable[..., Page], live_dashboard: str, width: int, scheme: str
