@@ -89,7 +89,15 @@ def chosen_heads(selection: Selection) -> tuple[int, ...] | None:
 
 
 def conditions(opened: Opened, selection: Selection) -> list[Condition]:
-    """What one click runs: the selected block, or every block."""
+    """What one click runs: the selected block, or every block; PatchError for heads that a model lacks."""
+    heads = min(int(opened.store.model_info(model)["n_heads"]) for model in (selection.a, selection.b))
+    if max(chosen_heads(selection) or (0,)) >= heads:
+        raise PatchError(
+            "The heads of the link cannot be used.",
+            expected=f"0 to {heads - 1}",
+            given=selection.heads,
+            next_step="choose heads on the page.",
+        )
     if selection.layers == "one":
         return [condition_of(selection)]
     count = min(opened.facts.n_layers[m] for m in (selection.a, selection.b))

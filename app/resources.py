@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import traceback
 import uuid
@@ -21,7 +22,6 @@ LARGE = 20_000_000
 
 log = logging.getLogger("patchbay.app")
 
-HOW_TO_MAKE = "python precompute.py studies/demo.toml --store runs/demo"
 HOW_TO_OPEN = "streamlit run app/main.py -- --store runs/demo"
 
 
@@ -77,7 +77,8 @@ def open_at(path: str) -> Opened:
             "The activation store does not exist.",
             expected="a folder written by precompute.py",
             given=path,
-            next_step=f"write it with: {HOW_TO_MAKE}",
+            next_step="name another folder, or write the demo into this one with: "
+            f"python precompute.py studies/demo.toml --store {shlex.quote(path)}",
         )
     return _open(path, _stamp(path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_a_wrong_path_says_which_and_how_to_make_it(open_app: Open, tmp_path: Pa
     app = open_app(tmp_path / "nowhere")
     assert "does not exist" in text(app)
     assert "nowhere" in text(app)
-    assert [c.value for c in app.code] == ["python precompute.py studies/demo.toml --store runs/demo"]
+    place = shlex.quote(str(tmp_path / "nowhere"))
+    assert [c.value for c in app.code] == [f"python precompute.py studies/demo.toml --store {place}"]
 
 
 def test_a_folder_that_is_no_store(open_app: Open, tmp_path: Path) -> None:
@@ -262,3 +264,9 @@ def test_a_model_against_itself_shows_the_grid_of_its_blocks(open_app: Open, pla
     assert went_well(app)
     assert "Each block of base is most similar to the same block of base" in said
     assert "in every block" not in said
+
+
+def test_heads_of_a_link_that_no_model_has_are_refused_before_a_run(open_app: Open, own_store: Path) -> None:
+    app = open_app(own_store, "patching", patch="one", site="head_z", heads="0,99")
+    assert "The heads of the link cannot be used" in text(app)
+    assert not any(button.label == "Run" for button in app.button)
