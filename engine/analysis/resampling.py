@@ -141,15 +141,15 @@ def unit_permutations(
     sizes = np.bincount(unit)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     kinds = unit_kinds(order, unit, roles)
+    tables = []
+    for kind in range(kinds.max(initial=-1) + 1):
+        same = np.flatnonzero(kinds == kind)
+        tables.append(order[starts[same][:, None] + np.arange(sizes[same[0]])])
     out = []
     for _ in range(count):
-        image = np.arange(sizes.size)
-        for kind in range(kinds.max(initial=-1) + 1):
-            same = np.flatnonzero(kinds == kind)
-            image[same] = rng.permutation(same)
         moved = np.empty_like(order)
-        for u, v in enumerate(image):
-            moved[order[starts[u] : starts[u] + sizes[u]]] = order[starts[v] : starts[v] + sizes[u]]
+        for table in tables:
+            moved[table] = table[rng.permutation(len(table))]
         out.append(moved)
     return out
 

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from engine.analysis.cka import centre, cka_from_grams, permutation_null
 from engine.analysis.resampling import resamples, unit_index
-from engine.analysis.transport.base import TransportMap
+from engine.analysis.transport.base import TransportMap, r2
 from engine.analysis.transport.paths import MappedLengths, PathErrors
 from engine.analysis.transport.sides import CONSTANT_RTOL, Array, Paired
 from engine.errors import AnalysisError
@@ -158,12 +158,12 @@ def evaluate_pairs(
     _enough(validation)
     mean, yt, yv = train.y.moments[0], train.y.rows, validation.y.rows
     rows = validation.x.rows
-    own = MappedLengths.of(fitted.predict(train.x.rows), yt, mean)
-    new = MappedLengths.of(fitted.predict(rows), yv, mean)
+    own, r2_train = _judged(fitted, train.x.rows, yt, mean)
+    new, r2_validation = _judged(fitted, rows, yv, mean)
     whitened = getattr(fitted, "score_whitened", lambda *_: float("nan"))
     fit = {
-        "r2_train": fitted.score(train.x.rows, yt),
-        "r2_validation": fitted.score(rows, yv),
+        "r2_train": r2_train,
+        "r2_validation": r2_validation,
         "r2_train_whitened": whitened(train.x.rows, yt),
         "r2_validation_whitened": whitened(rows, yv),
     }
@@ -303,6 +303,15 @@ def _fitted(estimator: TransportMap, train: Paired) -> TransportMap:
     except NotFittedError:
         return clone(estimator).fit_sides(train.x, train.y, train.groups)
     return estimator
+
+
+def _judged(fitted: Any, x: Array, y: Array, mean: Array) -> tuple[MappedLengths, float]:
+    """Lengths and R² of mapped rows: from the map's own products where it keeps them, else by predicting."""
+    if hasattr(fitted, "judged"):
+        found: tuple[MappedLengths, float] = fitted.judged(x, y)
+        return found
+    mapped = np.asarray(fitted.predict(x)).reshape(len(x), -1)
+    return MappedLengths.of(mapped, y, mean), r2(y, mapped)
 
 
 def _enough(validation: Paired) -> None:

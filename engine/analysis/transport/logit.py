@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from scipy import linalg
 from sklearn.utils.validation import check_is_fitted
 
 from engine.analysis.transport.base import TransportMap, check_choice
-from engine.analysis.transport.paths import PathErrors
+from engine.analysis.transport.paths import MappedLengths, PathErrors
 from engine.analysis.transport.ridge import DEFAULT_ALPHAS, RidgeTransport
-from engine.analysis.transport.sides import CONSTANT_RTOL, Array, Side
+from engine.analysis.transport.sides import CONSTANT_RTOL, KEPT, Array, Side
 from engine.analysis.transport.simple import Identity, MomentMatching
 from engine.errors import AnalysisError
 
@@ -83,6 +84,81 @@ def _leading(
     return vectors[:, ::-1], np.sqrt(np.maximum(values[::-1], 0.0))
 
 
+@dataclass(frozen=True)
+class _View:
+    """Source and target rows (n, d) with what no number of directions changes; μ is the train target's mean.
+
+    Attributes:
+        off, kept: y − μ and b(x) − μ. source, off_inside, kept_inside: (n, k) coordinates of x, off and kept
+            in all fitted directions. mean_inside: μ's (k,).
+        total: Σ‖y − ȳ‖², 0 where the target doesn't vary.
+    """
+
+    x: Array
+    y: Array
+    off: Array
+    kept: Array
+    source: Array
+    off_inside: Array
+    kept_inside: Array
+    mean: Array
+    mean_inside: Array
+    total: float
+
+    @classmethod
+    def of(cls, x: Array, y: Array, kept: Array, mean: Array, basis: Array) -> _View:
+        """From the rows, what the outside map makes of them, μ and the basis."""
+        off, inside = y - mean, kept - mean
+        total = float(((y - y.mean(axis=0)) ** 2).sum())
+        varies = total > CONSTANT_RTOL**2 * float((y**2).sum())
+        one, two, three = (rows @ basis for rows in (x, off, inside))
+        return cls(x, y, off, inside, one, two, three, mean, mean @ basis, total if varies else 0.0)
+
+    @cached_property
+    def missed(self) -> float:
+        """Σ‖y − b(x)‖²."""
+        return float(((self.off - self.kept) ** 2).sum())
+
+    @cached_property
+    def products(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Row by row: |off|², |kept|², off·kept, μ·off, μ·kept."""
+        pairs = ((self.off, self.off), (self.kept, self.kept), (self.off, self.kept))
+        one, two, both = (np.einsum("nd,nd->n", a, b) for a, b in pairs)
+        return one, two, both, self.off @ self.mean, self.kept @ self.mean
+
+    @cached_property
+    def gram(self) -> Array:
+        """(n, n) inner products of kept."""
+        return np.asarray(self.kept @ self.kept.T)
+
+    def errors(self, moved: Array) -> Array:
+        """‖y − ŷ‖² (n,); `moved` as for `lengths`."""
+        k = moved.shape[1]
+        off, kept = self.off_inside[:, :k], self.kept_inside[:, :k]
+        own, outside, both = self.products[:3]
+        left = own - 2 * both + outside - ((off - kept) ** 2).sum(axis=1)
+        return np.asarray(np.maximum(left, 0.0) + ((off - moved) ** 2).sum(axis=1))
+
+    def lengths(self, moved: Array) -> MappedLengths:
+        """Of ŷ, which is b(x) but for its first k coordinates; `moved` (n, k) are those, less μ's."""
+        k = moved.shape[1]
+        off, kept, mean = self.off_inside[:, :k], self.kept_inside[:, :k], self.mean_inside[:k]
+        own, outside, both, along, toward = self.products
+        deviation = np.maximum(outside - (kept**2).sum(axis=1) + (moved**2).sum(axis=1), 0.0)
+        dot = both - (off * kept).sum(axis=1) + (off * moved).sum(axis=1)
+        toward = toward + (moved - kept) @ mean
+        size = float(self.mean @ self.mean)
+        return MappedLengths(
+            deviation=np.sqrt(deviation),
+            target_deviation=np.sqrt(own),
+            deviation_dot=dot,
+            length=np.sqrt(np.maximum(size + 2 * toward + deviation, 0.0)),
+            target_length=np.sqrt(np.maximum(size + 2 * along + own, 0.0)),
+            dot=size + toward + along + dot,
+            product=lambda: self.gram - kept @ kept.T + moved @ moved.T,
+        )
+
+
 class LogitSubspaceRidge(TransportMap):
     """Ridge inside the leading right singular directions of the unembedding, a simple map outside.
 
@@ -145,6 +221,7 @@ class LogitSubspaceRidge(TransportMap):
         self._whole_basis = self.basis_
         self.outside_ = (MomentMatching() if self.outside == "moments" else Identity()).fit_sides(x, y)
         self._fitted_on = (x.rows @ self.basis_, y.rows @ self.basis_, groups)
+        self._views: list[_View] = []  # shared by the maps of fewer directions
         self._fit_inside()
 
     def _fit_inside(self) -> None:
@@ -184,14 +261,33 @@ class LogitSubspaceRidge(TransportMap):
     def scorer(self, X: Any, y: Any) -> PathErrors:
         """Errors on these rows, in the whole space, at any λ of the inner ridge."""
         check_is_fitted(self, "ridge_")
-        x = np.asarray(X, dtype=np.float64)
-        target = np.asarray(y, dtype=np.float64).reshape(len(x), -1)
-        missed = target - self.outside_.predict(x)
-        left = float((missed**2).sum() - ((missed @ self.basis_) ** 2).sum())
-        inner = self.ridge_.scorer(x @ self.basis_, target @ self.basis_)
-        total = float(((target - target.mean(axis=0)) ** 2).sum())
-        varies = total > CONSTANT_RTOL**2 * float((target**2).sum())
-        return replace(inner, total=total if varies else 0.0, outside=max(left, 0.0))
+        seen, k = self._view(X, y), self.basis_.shape[1]
+        off, kept = seen.off_inside[:, :k], seen.kept_inside[:, :k]
+        left = seen.missed - float(((off - kept) ** 2).sum())
+        inner = self.ridge_.scorer(seen.source[:, :k], off + seen.mean_inside[:k])
+        return replace(inner, total=seen.total, outside=max(left, 0.0))
+
+    def judged(self, X: Any, y: Any) -> tuple[MappedLengths, float]:
+        """Lengths and angles of the mapped rows about the train target's mean, and R², without the rows."""
+        check_is_fitted(self, "ridge_")
+        seen, k = self._view(X, y), self.basis_.shape[1]
+        moved = self.ridge_.predict(seen.source[:, :k]) - seen.mean_inside[:k]
+        missed = float(seen.errors(moved).sum())
+        return seen.lengths(moved), 1 - missed / seen.total if seen.total > 0 else float("nan")
+
+    def _view(self, X: Any, y: Any) -> _View:
+        """Rows in all fitted directions; kept for the arrays that were asked for last, whatever k."""
+        x, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        target = target if target.ndim == 2 else target.reshape(len(x), -1)
+        views: list[_View] = self.__dict__.get("_views", [])
+        for view in views:
+            if view.x is x and view.y is target:
+                return view
+        basis = getattr(self, "_whole_basis", self.basis_)
+        found = _View.of(x, target, self.outside_.predict(x), self.outside_.target_mean_, basis)
+        views.append(found)
+        del views[:-KEPT]
+        return found
 
     def _predict(self, x: Array) -> Array:
         kept = self.outside_.predict(x)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from engine.analysis.transport.sides import CONSTANT_RTOL, Array
+from engine.analysis.transport.sides import CONSTANT_RTOL, Along, Array
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,24 @@ class PathErrors:
             0.0 if constant else total,
         )
 
+    @classmethod
+    def inside(
+        cls, weights: Callable[[Any], Array], coordinates: Array, written: Array, target: Along
+    ) -> PathErrors:
+        """From C (n, r) and a P that lies in the target's span: `written` (r, s) is P·v, and PPᵀ, (y − μ)Pᵀ
+        and μPᵀ don't meet the width. μ is the span's mean."""
+        return cls(
+            weights,
+            coordinates,
+            written @ written.T,
+            target.coordinates @ written.T,
+            written @ target.mean_coordinates,
+            target.sizes,
+            target.along,
+            target.mean_size,
+            target.total,
+        )
+
     @cached_property
     def _linear(self) -> Array:
         return np.asarray((self.coordinates * self.cross).sum(axis=0))
@@ -92,7 +110,7 @@ class PathErrors:
             length=np.sqrt(np.maximum(self.mean_size + 2 * toward + own, 0.0)),
             target_length=np.sqrt(np.maximum(self.mean_size + 2 * self.along + self.sizes, 0.0)),
             dot=self.mean_size + toward + self.along + dot,
-            gram=half @ scaled.T,
+            product=lambda: half @ scaled.T,
         )
 
 
@@ -104,7 +122,7 @@ class MappedLengths:
         deviation, target_deviation: ‖ŷ − μ‖, ‖y − μ‖ (n,), μ the train target's mean. deviation_dot: their
             inner products.
         length, target_length, dot: the same of ŷ and y themselves.
-        gram: (n, n) of ŷ − μ, not centred over the rows.
+        product: makes `gram` when it is asked for.
     """
 
     deviation: Array
@@ -113,7 +131,12 @@ class MappedLengths:
     length: Array
     target_length: Array
     dot: Array
-    gram: Array
+    product: Callable[[], Array]
+
+    @cached_property
+    def gram(self) -> Array:
+        """(n, n) inner products of ŷ − μ, not centred over the rows."""
+        return self.product()
 
     @property
     def errors(self) -> Array:
@@ -132,5 +155,5 @@ class MappedLengths:
             np.linalg.norm(mapped, axis=1),
             np.linalg.norm(y, axis=1),
             (mapped * y).sum(axis=1),
-            off @ off.T,
+            lambda: off @ off.T,
         )

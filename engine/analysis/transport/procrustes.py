@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -81,8 +81,24 @@ class ScaledProcrustes(TransportMap):
         self.n_components = n_components
         self.scale = scale
 
+    def fit(self, X: Any, y: Any, groups: NDArray[Any] | None = None) -> Self:
+        """See `TransportMap.fit`."""
+        super().fit(X, y, groups)
+        self.__dict__ |= {"left_": self.left_, "right_": self.right_}
+        return self
+
     def _fit(self, x: Side, y: Side, groups: NDArray[Any] | None) -> None:
         self._solve(x.span, y.span)
+
+    @cached_property
+    def left_(self) -> Array:
+        """Computed when it is first asked for: moving γ or k takes only its coordinates in the span."""
+        return np.asarray(self._spans[0].v @ self._inside[0])
+
+    @cached_property
+    def right_(self) -> Array:
+        """See `left_`."""
+        return np.asarray(self._inside[1] @ self._spans[1].v.T)
 
     def _solve(self, x: Span, y: Span) -> None:
         check_choice("scale", self.scale, ("fit", "seed"))
@@ -101,8 +117,9 @@ class ScaledProcrustes(TransportMap):
         below = energy if self.scale == "fit" else np.full(self.rank_, float((a**2).sum()))
         self.scales_ = np.cumsum(self.singular_values_) / below
         self.source_mean_, self.target_mean_ = x.mean, y.mean
-        self.left_ = x.v @ (left / np.sqrt(ex)[:, None])
-        self.right_ = (right * np.sqrt(ey)) @ y.v.T
+        self._inside = (left / np.sqrt(ex)[:, None], right * np.sqrt(ey))
+        for name in ("left_", "right_"):  # of the solution before
+            self.__dict__.pop(name, None)
         self.target_basis_, self.target_eigenvalues_, self.target_outside_ = y.v, ey, outside
         self._spans = (x, y)
         self.n_components_ = self._clip(self.n_components)
@@ -145,9 +162,13 @@ class ScaledProcrustes(TransportMap):
     def scorer(self, X: Any, y: Any) -> PathErrors:
         """Everything that the error on these rows needs, so that a moved k costs r² operations."""
         check_is_fitted(self, "rank_")
-        target = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
-        coordinates = self._coordinates(np.asarray(X, dtype=np.float64), self.rank_)
+        rows, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        target = target if target.ndim == 2 else target.reshape(len(target), -1)
         weights = partial(rank_weights, self.scales_)  # not a method, which would keep the whole map
+        if hasattr(self, "_inside"):
+            (x, out), (left, right) = self._spans, self._inside
+            return PathErrors.inside(weights, x.along(rows).coordinates @ left, right, out.along(target))
+        coordinates = self._coordinates(rows, self.rank_)
         return PathErrors.of(weights, coordinates, self.right_, self.target_mean_, target)
 
     def with_shrinkage(self, shrinkage: float) -> ScaledProcrustes:
@@ -174,6 +195,7 @@ class ScaledProcrustes(TransportMap):
         other.left_ = x.v @ (u / np.sqrt(ex)[:, None])
         other.right_ = (v.T * np.sqrt(self.target_eigenvalues_)) @ y.v.T
         other.rank_, other.scales_ = k, np.full(k, self._scale(k))
+        del other._inside
         return other
 
     def output_basis(self, k: int | None = None) -> Float[np.ndarray, "d k"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,46 @@ def column_moments(x: Array) -> tuple[Array, Array]:
     return mean, np.where(sd <= CONSTANT_RTOL * np.sqrt((x**2).mean(axis=0)), 0.0, sd)
 
 
+KEPT = 4
+"""Arrays whose view from a span is kept: train and validation rows, twice."""
+
+
+@dataclass(frozen=True)
+class Along:
+    """Rows z (m, d) seen from a span: everything about them that no shrinkage, rank or penalty changes.
+
+    Attributes:
+        coordinates: (z − mean)·v (m, r). mean_coordinates: mean·v (r,).
+        sizes: ‖z − mean‖² (m,). along: mean·(z − mean) (m,). mean_size: ‖mean‖².
+        total: Σ‖z − z̄‖² about the rows' own mean, 0 where they don't vary.
+    """
+
+    rows: Array
+    coordinates: Array
+    mean_coordinates: Array
+    sizes: Array
+    along: Array
+    mean_size: float
+    total: float
+
+    @classmethod
+    def of(cls, span: Span, rows: Array) -> Along:
+        """From the rows themselves: one product with the span."""
+        off, mean = rows - span.mean, span.mean
+        sizes, apart = (off**2).sum(axis=1), rows.mean(axis=0) - mean
+        total = float(sizes.sum()) - len(rows) * float(apart @ apart)
+        constant = total <= CONSTANT_RTOL**2 * float((rows**2).sum())
+        return cls(
+            rows,
+            off @ span.v,
+            mean @ span.v,
+            sizes,
+            off @ mean,
+            float(mean @ mean),
+            0.0 if constant else total,
+        )
+
+
 @dataclass(frozen=True)
 class Span:
     """Thin decomposition of centred activations, x − mean = u · diag(sigma) · vᵀ.
@@ -39,6 +79,7 @@ class Span:
     u: Array
     sigma: Array
     v: Array
+    _seen: list[Along] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, x: Float[np.ndarray, "n d"]) -> Span:
@@ -81,7 +122,17 @@ class Span:
 
     def reordered(self, order: Int[np.ndarray, " n"]) -> Span:
         """The decomposition of the same rows in another order."""
-        return Span(self.mean, self.u[order], self.sigma, self.v)
+        return Span(self.mean, self.u[order], self.sigma, self.v, self._seen)
+
+    def along(self, rows: Float[np.ndarray, "m d"]) -> Along:
+        """Any rows seen from this span; kept for the arrays that were asked for last."""
+        for kept in self._seen:
+            if kept.rows is rows:
+                return kept
+        found = Along.of(self, rows)
+        self._seen.append(found)
+        del self._seen[:-KEPT]
+        return found
 
 
 class Side:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,9 @@ def import_map(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray[A
 
 
 def _encode_map(fitted: TransportMap, prefix: str, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    names = [k for k in vars(fitted) if k.endswith("_") and k != "feature_names_in_"]
+    made = [k for k, v in vars(type(fitted)).items() if isinstance(v, cached_property) and hasattr(fitted, k)]
+    names = [k for k in {**vars(fitted), **dict.fromkeys(made)} if k.endswith("_")]
+    names = [k for k in names if k != "feature_names_in_"]
     return {
         "map": type(fitted).__name__,
         "params": {k: _encode_parameter(v) for k, v in fitted.get_params(deep=False).items()},
