@@ -45,6 +45,8 @@ SELF_LIMIT_HALF = 2e-2
 """The same for bfloat16 and float16, where two batch shapes alone differ by up to about 1e-3 nats."""
 CERTAIN_SHARE = 0.01
 """A self-patch that provably stays below this share of the limit is not compared over the vocabulary."""
+PACK_TOKENS = 3072
+"""Tokens of prompts that are captured together, at least: what is captured together can share a batch."""
 MEMORY_SHARE = 0.4
 """Share of the free memory that captured prompts may take; the rest is captured again when needed."""
 
@@ -61,7 +63,7 @@ class PatchEngine:
         token_ids: per prompt, BOS included if the model wants it. No padding.
         positions: index of the patched token in each prompt.
         read_at: "patched" reads the next-token distribution at the patched token, "decision" at the last one.
-        batch_tokens: rows (prompt x condition x tail token) per batch; by default 640 on a CPU, 8192 else.
+        batch_tokens: rows (prompt x condition x tail token) per batch; by default 1024 on a CPU, 8192 else.
 
     Raises:
         PatchError: empty prompts, positions outside them, or a model whose packed run differs from its own
@@ -89,13 +91,15 @@ class PatchEngine:
         self._seen = [ids[: read + 1] for ids, read in zip(self.token_ids, self.reads, strict=True)]
         self._tails = [read - p + 1 for read, p in zip(self.reads, self.positions, strict=True)]
         self.dtype = next(lm.model.parameters()).dtype
-        default = 640 if lm.device.type == "cpu" else 8192
+        default = 1024 if lm.device.type == "cpu" else 8192
         self.batch_tokens = max(2, batch_tokens or default)
         self._modules = configured_modules(lm.model)
         self._linears = PackedLinears(packing_pays(lm.device, self.dtype))
         self._head = Unembedding(self.taps, self._linears)
         lengths = [len(ids) for ids in self._seen]
-        self._groups = group_prompts(lengths, self.positions, self._tails, max(self.batch_tokens, 2048))
+        self._groups = group_prompts(
+            lengths, self.positions, self._tails, max(self.batch_tokens, PACK_TOKENS)
+        )
         self._place = {p: (g, i) for g, group in enumerate(self._groups) for i, p in enumerate(group)}
         self._packs: OrderedDict[int, Pack] = OrderedDict()
         self._self_kl: dict[Site, np.ndarray] = {}
