@@ -135,5 +135,5 @@ def command(store_path: str, experiments: Sequence[Experiment]) -> str:
     """The shell command that runs these experiments on this store."""
     data = [experiment.to_json() for experiment in experiments]
     text = json.dumps(data[0] if len(data) == 1 else data, ensure_ascii=False)
-    allow = " --allow-code" if any(one.get("code") for one in data) else ""
+    allow = " --allow-code" if any(one.get("of", one).get("code") for one in data) else ""
     return f"python precompute.py run {shlex.quote(store_path)} --condition {shlex.quote(text)}{allow}"

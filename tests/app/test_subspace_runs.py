@@ -21,6 +21,7 @@ from app.own_code import own_file, with_own_code
 from app.worker import Worker
 from engine.errors import StudyError
 from engine.experiments.behaviour import Behaviour
+from engine.experiments.repeat import Repeat
 from engine.experiments.subspace_scores import SubspaceScores
 from engine.experiments.subspace_tables import scores_of
 from engine.study import Study
@@ -162,6 +163,7 @@ def test_commands(store: Path, study: Path, marker: Path, capsys: pytest.Capture
     assert precompute.main(["run", str(store), "--condition", parts, "--part", "2/3"]) == 0
     assert "k = 2: run" in capsys.readouterr().out
     assert "--allow-code" not in headless.command(str(store), [SubspaceScores()])
+    assert headless.command(str(store), [Repeat(of=asked.to_json())]).endswith(" --allow-code")
 
 
 def test_other_experiments_and_stores_without_own_code_are_left_alone(store: Path) -> None:
