@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from app.weight_tables import NORMS, delta_table, heads_table
 from engine.contrasts_spec import ContrastSpec
 from engine.delta_heads import head_shares
 from engine.deltas import IN_BLOCK, WeightDelta, tensor_difference, unmatched, weight_deltas
@@ -21,7 +22,6 @@ from engine.pieces import model_pieces, piece_names
 from engine.study import Study
 from engine.taps import ModelTaps
 from store.bfloat16 import widen
-from store.layout import slug
 from store.reader import Store
 from store.writer import StoreWriter
 
@@ -34,9 +34,6 @@ __all__ = [
     "write_contrasts",
     "write_weights",
 ]
-
-NORMS = "weight-norms"
-"""Table of the first model's tensors: name, layer, shape, norm."""
 
 DELTA_SCHEMA: dict[str, Any] = {
     "name": pl.String,
@@ -64,16 +61,6 @@ HEADS_SCHEMA: dict[str, Any] = {
     "p": pl.Float64,
 }
 NORMS_SCHEMA: dict[str, Any] = {k: DELTA_SCHEMA[k] for k in ("name", "layer", "shape", "norm")}
-
-
-def delta_table(model: str) -> str:
-    """Name of the table with a model's weight differences."""
-    return f"weight-delta-{slug(model)}"
-
-
-def heads_table(model: str) -> str:
-    """Name of the table with the heads' shares of them."""
-    return f"weight-delta-heads-{slug(model)}"
 
 
 def write_weights(writer: StoreWriter, lm: LoadedModel, first: LoadedModel | None) -> None:

@@ -188,7 +188,7 @@ def profile_panel(opened: Opened, shown: Shown) -> Panel:
 
 def ranking_panel(opened: Opened, shown: Shown) -> Panel:
     """All candidates by joint score, write and mixed, read and ceilings apart."""
-    table = q.ranked(shown.scores, shown.agreement)
+    table = q.ranked(shown.scores, shown.changes)
     series = {"R_act": "r_act", "R_w": "r_combined", "joint": "joint"}
     long = pl.concat(
         [
@@ -206,15 +206,16 @@ def ranking_panel(opened: Opened, shown: Shown) -> Panel:
             selected=shown.candidate,
         )
 
-    spread = f" Over {len(shown.changes)} weight changes: mean and sd." if shown.agreement is not None else ""
+    several = shown.agreement is not None
+    names = ", ".join(one.target for one in shown.changes)
+    spread = f" Over {names}: mean, sd and Student's 95 % interval of the mean." if several else ""
     caption = (
         f"joint = √(R_act · R_w), gap = log₂ R_act − log₂ R_w; percent: of the most that a subspace of the "
         f"candidate's rank can have. Read-side candidates are placed apart, a high R_w there is "
         f"{say.READ_SIDE}; so are ceilings, which look at ΔW or D and are no hypotheses.{spread} "
         f"{method(shown)}."
     )
-    several = shown.agreement is not None
-    call = "q.ranked(scores, q.agreement_of(changes))" if several else "q.ranked(scores)"
+    call = "q.ranked(scores, changes)" if several else "q.ranked(scores)"
     code = code_of(opened, shown, call, every=several)
     title = say.ranking_title(shown.found)
     return Panel("subspace-ranking", title, table, draw, code, caption, models_of(opened, shown))
@@ -298,7 +299,7 @@ def stability_panel(opened: Opened, shown: Shown) -> Panel:
     """The joint score under every weight change."""
     if shown.agreement is None:
         raise ValueError("one weight change has no stability")
-    agreement, table = shown.agreement, q.across(shown.changes)
+    agreement, table = shown.agreement, q.by_change(shown.changes)
     names = [one.target for one in shown.changes]
 
     def draw(palette: Palette) -> Spec:
@@ -319,6 +320,6 @@ def stability_panel(opened: Opened, shown: Shown) -> Panel:
         f"Kendall's W of all candidates but ceilings, 1 where the orders are the same: {tested}. Null: "
         f"independent orders, by χ². {setting(shown)}."
     )
-    code = code_of(opened, shown, "q.across(changes)", every=True)
+    code = code_of(opened, shown, "q.by_change(changes)", every=True)
     title = say.stability_title(agreement, len(names))
     return Panel("subspace-stability", title, table, draw, code, caption, models_of(opened, shown))

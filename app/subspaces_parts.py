@@ -100,7 +100,7 @@ def definitions(shown: Shown) -> None:
 
 def files(shown: Shown) -> None:
     """Every table in three formats, definitions and conclusion as Markdown; made when asked for."""
-    with st.popover("All files", icon=":material/download:", key="subspaces-files"):
+    with st.expander("All files", icon=":material/download:"):
         for name, make in q.FILES.items():
             st.markdown(f"**{name.capitalize()}**")
             with st.container(horizontal=True, gap="small"):

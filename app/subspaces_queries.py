@@ -11,13 +11,16 @@ import polars as pl
 import polars.selectors as cs
 
 from app.charts.tall import Shade
-from engine.analysis.subspace_scores import Scores, Stability, stability
+from engine.analysis.subspace_scores import Scores, Stability, across, stability
 from engine.errors import AnalysisError
 
 WRITE, READ, CEILING = ("write", "mixed"), ("read",), ("ceiling",)
 GROUPS = (WRITE, READ, CEILING)
 """Axis kinds that are ranked together."""
 LEVEL = 0.05
+SPREAD = {"r_act": "R_act", "r_combined": "R_w", "joint": "joint"}
+PARTS = ("mean", "sd", "low", "high")
+"""What is told of weight changes together, of each score."""
 DRAWN = {"act": "R_act", "o_proj": "R_o_proj", "down_proj": "R_down_proj"}
 """What a candidate's profile shows: moment -> series."""
 
@@ -78,15 +81,15 @@ def summary(scores: Scores) -> pl.DataFrame:
     return found.sort(group, unknown, "place", maintain_order=True)
 
 
-def ranked(scores: Scores, agreement: Stability | None = None) -> pl.DataFrame:
-    """The summary, with mean and sd over all weight changes where there are several."""
+def ranked(scores: Scores, changes: Sequence[Scores] = ()) -> pl.DataFrame:
+    """The summary, with mean, sd and Student's 95 % interval over weight changes where there are several."""
     found = summary(scores)
-    if agreement is None:
+    if len(changes) < 2:
         return found
-    columns: dict[str, Any] = {"candidate": list(agreement.names)}
-    for name in ("r_act", "r_combined", "joint"):
-        columns |= {f"{name}_mean": agreement.mean[name], f"{name}_sd": agreement.sd[name]}
-    return found.join(frame(columns), on="candidate", how="left", maintain_order="left")
+    spread = frame(across(changes)).select(
+        "candidate", *(f"{name}_{part}" for name in SPREAD for part in PARTS)
+    )
+    return found.join(spread, on="candidate", how="left", maintain_order="left")
 
 
 def per_layer(scores: Scores) -> pl.DataFrame:
@@ -197,7 +200,7 @@ def agreement_of(changes: Sequence[Scores]) -> Stability | None:
     return stability(changes) if len(changes) > 1 else None
 
 
-def across(changes: Sequence[Scores]) -> pl.DataFrame:
+def by_change(changes: Sequence[Scores]) -> pl.DataFrame:
     """Scores of every candidate under every weight change: candidate, series, value (joint), R_act, R_w."""
     order = {name: number for number, name in enumerate(summary(changes[0])["candidate"])}
     frames = [
@@ -280,8 +283,8 @@ def ranking_shown(table: pl.DataFrame, k: int, blocks: int) -> tuple[pl.DataFram
     }
     spread = {
         f"{name}_{part}": f"{title}, {part} of ΔW"
-        for name, title in (("r_act", "R_act"), ("r_combined", "R_w"), ("joint", "joint"))
-        for part in ("mean", "sd")
+        for name, title in SPREAD.items()
+        for part in PARTS
         if f"{name}_{part}" in table.columns
     }
     columns = names | spread

@@ -16,7 +16,6 @@ from app.own_code import with_own_code
 from app.panel import Panel
 from app.resources import Opened, code_allowed
 from app.selection import Selection
-from app.subspace_inputs import has_subspaces
 from app.subspaces_panels import Shown
 from engine.analysis.subspace_scores import Scores, conclude
 from engine.errors import AnalysisError
@@ -25,6 +24,8 @@ from engine.experiments.subspace_tables import scores_of
 from store.runs import ID_LENGTH, RunLog
 
 PAGE, JOB = "subspaces", "subspace_scores"
+PROMPTS = "subspace-prompts"
+"""Stored table of the prompts that were used."""
 NOTHING = (
     "This store holds nothing to score subspaces with",
     "Scores need the stream under two opposite personas, and what each weight change does to it. Add the "
@@ -41,8 +42,9 @@ evaluate = 40        # at most so many validation prompts show what the weight c
 
 
 def can_score(opened: Opened) -> bool:
-    """Whether the store was made from a study with `[subspaces]`."""
-    return has_subspaces(opened.store)
+    """What `app.subspace_inputs.has_subspaces` says, without loading torch for it."""
+    labels = (name for name in opened.store.array_names() if name.startswith("subspaces/label/"))
+    return PROMPTS in opened.store.table_names() and any(labels)
 
 
 def experiment_of(opened: Opened, selection: Selection) -> SubspaceScores:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
-from app.build_weights import NORMS, delta_table, heads_table
 from app.resources import Opened
+from app.weight_tables import NORMS, delta_table, heads_table
 from engine.analysis.spectra import above_edge, random_values
 from engine.analysis.uncertainty import holm
 

@@ -61,7 +61,7 @@ def _conclusion(shown: Shown) -> Iterator[Text]:
 
 
 def _tables(shown: Shown) -> Iterator[Table]:
-    summary, _ = q.ranking_shown(q.ranked(shown.scores, shown.agreement), shown.k, len(shown.scores.averaged))
+    summary, _ = q.ranking_shown(q.ranked(shown.scores, shown.changes), shown.k, len(shown.scores.averaged))
     yield Table("subspace-summary", "All candidates", summary, subspaces_panels.method(shown) + ".")
     percent = "Of the most that a subspace of the candidate's rank can have; two ceilings are not exact."
     yield Table("subspace-percent", "Percent of ceilings", q.percent(shown.scores), percent, folded=True)

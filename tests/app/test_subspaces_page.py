@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -32,11 +34,13 @@ from app.jobs import JobResult
 from app.resources import Opened, read_facts
 from app.run_kinds import kind_of
 from app.selection import Selection, defaults, update
+from app.subspace_inputs import has_subspaces
 from engine.analysis.subspace_scores import conclude
 from engine.errors import AnalysisError
 from engine.experiments import experiment_from_json
 from engine.experiments.subspace_scores import SubspaceScores
 from engine.experiments.subspace_tables import scores_of
+from engine.own_candidates import OwnFile
 from engine.subspaces_spec import SubspacesSpec
 from store.reader import Store
 from store.runs import RunLog
@@ -82,7 +86,7 @@ def shown(opened: Opened, **changes: Any) -> panels.Shown:
     return view.shown_of(opened, run_of(opened), chosen(opened, **changes))
 
 
-def planted(strength: float = 1.0, seed: int = 3) -> JobResult:
+def planted_run(strength: float = 1.0, seed: int = 3) -> JobResult:
     """A run in which change and label lie where W_down writes most (or, at 0, in random directions)."""
     arrays, rng = Arrays(seed=seed), np.random.default_rng(seed)
     for layer in arrays.changed:
@@ -121,7 +125,7 @@ def test_tables_hold_what_the_run_holds(opened: Opened, changes: dict[str, Any])
         name: {one: group[name].drop_nans().mean() for (one,), group in rows.group_by("candidate")}
         for name in ("r_act", "r_combined", "r_o_proj", "cosine", "rank")
     }
-    table = q.ranked(at.scores, at.agreement)
+    table = q.ranked(at.scores, at.changes)
     assert set(table["candidate"]) == set(rows["candidate"])
     for row in table.iter_rows(named=True):
         for name, values in expected.items():
@@ -183,27 +187,28 @@ def test_specificity_percent_and_cells_are_those_of_the_run(opened: Opened) -> N
     assert both["value"].equals(both["r_act"].fill_nan(None), null_equal=True)
 
 
-def test_several_changes_have_mean_and_sd(opened: Opened) -> None:
+def test_several_changes_have_mean_sd_and_interval(opened: Opened) -> None:
     at = shown(opened)
     assert at.agreement is not None
     each = [q.ranked(scores).sort("candidate")["joint"] for scores in at.changes]
-    table = q.ranked(at.scores, at.agreement).sort("candidate")
+    table = q.ranked(at.scores, at.changes).sort("candidate")
     both = pl.DataFrame({"one": each[0], "two": each[1]})
     mean = both.mean_horizontal(ignore_nulls=False)
     for found, expected in (
         (table["joint_mean"], mean),
         (table["joint_sd"], (each[0] - each[1]).abs() / np.sqrt(2)),
+        (table["joint_high"] - table["joint_low"], 12.7062 * (each[0] - each[1]).abs()),  # t(0.975; 1)
     ):
         known = expected.is_not_null()
-        np.testing.assert_allclose(found.filter(known), expected.filter(known), rtol=1e-12)
-    assert q.across(at.changes).filter(pl.col("series") == DELTAS[1])["value"].null_count() < 10
+        np.testing.assert_allclose(found.filter(known), expected.filter(known), rtol=1e-6)
+    assert q.by_change(at.changes).filter(pl.col("series") == DELTAS[1])["value"].null_count() < 10
 
 
 # Words
 
 
 def test_a_candidate_is_called_first_only_where_the_conclusion_does() -> None:
-    found = planted()
+    found = planted_run()
     scores = scores_of(found.summary, found.tables, "tuned", 4, clean=2)
     said = conclude(scores)
     assert said.winner == "mlp_write"
@@ -212,7 +217,7 @@ def test_a_candidate_is_called_first_only_where_the_conclusion_does() -> None:
     assert "holds more than chance of the weight change at blocks 1-3, of what it does" in (
         say.profile_title(scores, "mlp_write")
     )
-    nothing = planted(0.0)
+    nothing = planted_run(0.0)
     scores = scores_of(nothing.summary, nothing.tables, "tuned", 4, clean=2)
     said = conclude(scores)
     assert said.winner == ""
@@ -388,6 +393,27 @@ def test_the_run_in_the_link_is_preferred_then_the_pages_own_then_the_newest(uns
         assert (found.condition == wanted.to_json()) == (condition is not None)
     assert view.stored(at, SubspaceScores(broad=3), own) is None  # another broad rank
     assert set(view.runs_at(at, wanted.broad)) == {own, other}
+
+
+def test_own_candidates_are_asked_for_only_where_code_may_run(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = OwnFile(Path("own.py"), "a" * 64, True)
+    monkeypatch.setattr("app.own_code.own_file", lambda store, allowed=False: file)
+    assert view.experiment_of(opened, chosen(opened)).code == ""
+    monkeypatch.setattr(view, "code_allowed", lambda: True)
+    wanted = view.experiment_of(opened, chosen(opened))
+    assert wanted.code == "a" * 64
+    assert view.stored(opened, wanted, "") is not None  # the run without them is shown meanwhile
+    assert not view.is_stored(opened, wanted)
+
+
+def test_a_page_of_stored_numbers_loads_no_torch(opened: Opened, planted: Path) -> None:
+    code = "import sys, app.run_kinds, app.report.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    for at in (opened, opening(planted)):
+        assert view.can_score(at) == has_subspaces(at.store)
+    assert view.can_score(opened)
 
 
 def test_links_name_blocks_and_nonsense_is_left_out() -> None:

@@ -1,0 +1,81 @@
+"""The report's chapter of subspace scores: what the page shows, or why there is nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from planted_store import build_store
+from subspace_runs import DELTAS, store_run
+
+from app import subspaces_panels, subspaces_view
+from app.panel import Panel
+from app.report import html
+from app.report.blocks import Report, Table, Text
+from app.report.figures import draw_all
+from app.report.missing import wanted
+from app.report.subspaces import chapter
+from app.resources import Opened, read_facts
+from app.selection import defaults
+from engine.experiments.subspace_scores import SubspaceScores
+from store.reader import Store
+
+
+def opening(path: Path) -> Opened:
+    found = Store(path)
+    return Opened(str(path), found, read_facts(found))
+
+
+@pytest.fixture
+def unscored(tmp_path: Path) -> Opened:
+    return opening(build_store(tmp_path / "store", subspaces=True))
+
+
+def test_without_a_run_it_says_so_and_names_the_command(unscored: Opened) -> None:
+    selection = defaults(unscored.facts)
+    section = chapter(unscored, selection)
+    assert not section.blocks
+    assert section.missing == "No run of this kind is stored."
+    (asked,) = [one for one in wanted(unscored, selection) if one.name == "subspaces"]
+    assert asked.experiments == [SubspaceScores()]
+
+
+def test_without_the_section_in_the_study_it_says_what_to_add(planted: Path) -> None:
+    opened = opening(planted)
+    section = chapter(opened, defaults(opened.facts))
+    assert "[subspaces]" not in section.missing  # the lines to add are on the page
+    assert section.missing.startswith("This store holds nothing to score subspaces with.")
+    assert "subspaces" not in [one.name for one in wanted(opened, defaults(opened.facts))]
+
+
+def test_it_shows_what_the_page_shows(unscored: Opened) -> None:
+    store_run(unscored.path, SubspaceScores(broad=5))
+    newest = store_run(unscored.path)
+    selection = defaults(unscored.facts)
+    section = chapter(unscored, selection)
+    result = subspaces_view.stored(unscored, SubspaceScores(), "")
+    assert result is not None
+    shown = subspaces_view.shown_of(unscored, result, selection)
+    assert shown.delta == DELTAS[0]
+    panels = [block for block in section.blocks if isinstance(block, Panel)]
+    expected = subspaces_panels.run_panels(unscored, shown)
+    assert [(p.name, p.title, p.caption, p.code) for p in panels] == [
+        (p.name, p.title, p.caption, p.code) for p in expected
+    ]
+    assert all(one.table.equals(two.table) for one, two in zip(panels, expected, strict=True))
+    texts = [block.text for block in section.blocks if isinstance(block, Text)]
+    assert newest in texts[0]
+    assert shown.found.text.split("\n")[0].replace("`", "") in texts
+    assert any(text.startswith("Fragile: ") for text in texts)
+    assert any(text.startswith("1 more of this kind") for text in texts)
+    tables = {block.name: block.frame for block in section.blocks if isinstance(block, Table)}
+    assert tables["subspace-summary"].height == len(shown.scores.names)
+    assert tables["subspace-definitions"]["candidate"].to_list() == list(shown.scores.names)
+
+
+def test_it_becomes_a_document(unscored: Opened) -> None:
+    store_run(unscored.path)
+    report = Report("t", "l", (), (chapter(unscored, defaults(unscored.facts)),))
+    page = html.render(report, draw_all(report, lambda *_: None))
+    assert page.count("<svg") >= 7
+    assert "up_proj_output_written_contrast" in page

@@ -1,0 +1,95 @@
+"""Subspace scores in a real browser: click a point, move a slider, take files, score with another rank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+
+def settle(tab: Page) -> None:
+    """Wait until the script has run to its end."""
+    tab.wait_for_selector('[data-testid="stMain"] h1')
+    app = tab.locator('[data-testid="stApp"]')
+    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
+
+
+def visit(tab: Page, address: str) -> None:
+    tab.goto(address)
+    settle(tab)
+
+
+def heading(tab: Page, panel: str) -> str:
+    return tab.locator(f".st-key-panel-{panel} h4").inner_text()
+
+
+def test_a_click_on_a_point_shows_its_profile_and_the_link_keeps_it(
+    new_tab: Callable[..., Page], live_dashboard: str
+) -> None:
+    tab = new_tab()
+    visit(tab, f"{live_dashboard}/subspaces?delta=full")
+    chart = tab.locator('.st-key-panel-subspace-map [data-testid="stVegaLiteChart"]')
+    chart.scroll_into_view_if_needed()
+    chart.locator("canvas, svg").first.wait_for()
+    box = chart.bounding_box()
+    assert box is not None
+    before = heading(tab, "subspace-profile")
+    tab.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.2 * box["height"])  # where ceilings are
+    tab.wait_for_url(re.compile("candidate="))
+    settle(tab)
+    expect(tab.locator(".st-key-panel-subspace-profile h4")).to_contain_text(
+        "looks at the weight change itself"
+    )
+    after = heading(tab, "subspace-profile")
+    assert after != before
+    rank = tab.locator(".st-key-steps-dims").get_by_role("slider")
+    rank.focus()
+    tab.keyboard.press("ArrowLeft")
+    tab.wait_for_url(re.compile("dims=7"))
+    settle(tab)
+    expect(tab.locator(".st-key-panel-subspace-map")).to_contain_text("k = 7")
+    for width, scheme in ((1280, "light"), (400, "dark")):
+        again = new_tab(width, scheme)
+        visit(again, tab.url)
+        expect(again.locator(".st-key-panel-subspace-profile h4")).to_contain_text(after.split(" ")[0])
+        assert again.evaluate("document.scrollingElement.scrollWidth") <= width
+        assert again.locator('[data-testid="stException"]').count() == 0
+
+
+def test_tables_are_taken_away_as_files(new_tab: Callable[..., Page], live_dashboard: str) -> None:
+    tab = new_tab()
+    visit(tab, f"{live_dashboard}/subspaces")
+    tab.get_by_text("All files").click()
+    found: dict[str, bytes] = {}
+    for name in ("summary-tsv", "per-layer-parquet", "conclusion-md", "definitions-md"):
+        with tab.expect_download() as waiting:
+            tab.locator(f".st-key-file-subspaces-{name}").get_by_role("button").click()
+        found[name] = Path(waiting.value.path()).read_bytes()
+    summary = pl.read_csv(found["summary-tsv"], separator="\t")
+    layers = pl.read_parquet(found["per-layer-parquet"])
+    assert summary.height * 8 == layers.height
+    assert {"joint", "holm_combined", "percent_act"} <= set(summary.columns)
+    assert "| `mlp_write` |" in found["definitions-md"].decode()
+    first = tab.locator(".st-key-panel-subspace-conclusion h4").inner_text()
+    assert first in found["conclusion-md"].decode().replace("`", "")
+
+
+def test_another_broad_rank_is_scored_by_one_click_and_survives_a_reload(
+    new_tab: Callable[..., Page], live_dashboard: str
+) -> None:
+    tab = new_tab()
+    visit(tab, f"{live_dashboard}/subspaces?broad=16")
+    expect(tab.locator('[data-testid="stMain"]')).to_contain_text("Not scored with broad rank 16")
+    tab.get_by_role("button", name="Score all candidates").click()
+    tab.get_by_role("button", name="Cancel").wait_for()
+    tab.reload()
+    panel = tab.locator(".st-key-panel-subspace-map")
+    expect(panel).to_contain_text("broad 16", timeout=240_000)
+    expect(tab.get_by_role("button", name="Already run")).to_be_disabled()
+    assert tab.locator('[data-testid="stException"]').count() == 0
