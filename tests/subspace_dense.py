@@ -102,7 +102,7 @@ class Dense:
         rows = np.concatenate([self.x(n) for n in ("clean", "positive", "negative")])
         centred = rows - rows.mean(axis=0)
         u, sigma, _ = np.linalg.svd(centred, full_matrices=False)
-        found = KMeans(k + 1, n_init=4, random_state=0).fit(u * sigma)
+        found = KMeans(k + 1, n_init=1, random_state=0).fit(u * sigma)
         centres = np.array([centred[found.labels_ == c].mean(axis=0) for c in range(k + 1)])
         return plain_pca(centres, k)
 

@@ -71,7 +71,7 @@ def clusters(samples: Float[np.ndarray, "m d"], k: int) -> Array:
     count = min(k + 1, len(np.unique(samples, axis=0)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(count, n_init=4, random_state=0).fit(samples)
+        found = KMeans(count, n_init=1, random_state=0).fit(samples)
     return pca(found.cluster_centers_ - samples.mean(axis=0), k)
 
 
