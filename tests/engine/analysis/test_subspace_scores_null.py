@@ -27,7 +27,7 @@ from engine.analysis.subspace_scores import (
     stability,
     sweep,
 )
-from engine.analysis.subspace_scores.layers import Frame, Projections, measures, specificity
+from engine.analysis.subspace_scores.layers import Frame, Projections, measures, outside, specificity
 from engine.analysis.subspace_scores.workspace import Moment
 from engine.errors import AnalysisError
 
@@ -380,3 +380,27 @@ def test_agreement_of_several_changes() -> None:
     with pytest.raises(AnalysisError, match="no spread"):
         stability([one])
     assert "one weight change" not in conclude(one, spread).text.lower()
+
+
+@pytest.mark.parametrize(
+    ("c", "k", "swallowed"), [(3, 7, 0), (3, 7, 2), (7, 3, 0), (7, 3, 1), (4, 4, 4), (0, 5, 0)]
+)
+def test_what_is_left_outside_clean_directions(c: int, k: int, swallowed: int) -> None:
+    """Against a projector from an SVD; some of a basis may lie in the clean directions."""
+    rng = np.random.default_rng(c + 10 * k)
+    d, n = 20, 6
+    clean = haar(rng, d, c, 1)[0] if c else np.zeros((d, 0))
+    basis = np.linalg.qr(
+        np.concatenate([clean[:, :swallowed], rng.standard_normal((d, k - swallowed))], axis=1)
+    )[0]
+    padded = np.zeros((2, d, k))
+    padded[0], padded[1, :, : k - 1] = basis, basis[:, : k - 1]
+    x = rng.standard_normal((n, d)) @ (np.eye(d) - clean @ clean.T)
+    energy, rank = outside(x @ padded, clean.T @ padded, np.array([k, k - 1]))
+    for index in range(2):
+        left = padded[index] - clean @ (clean.T @ padded[index])
+        u, sigma, _ = np.linalg.svd(left)
+        u = u[:, : len(sigma)][:, sigma > 1e-8]  # columns had length 1
+        projector = u @ u.T
+        assert rank[index] == round(float(np.trace(projector)))
+        np.testing.assert_allclose(energy[index], ((x @ projector) ** 2).sum(), rtol=1e-10, atol=1e-12)
