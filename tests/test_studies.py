@@ -81,6 +81,20 @@ def test_the_two_language_study_is_planned(tmp_path: Path) -> None:
     assert f"{2 * 40 * stored * 2 / 1e6:.1f} MB" in plan
 
 
+@pytest.mark.parametrize(("name", "problems"), [("qwen2.5-3b-zh-en", 20), ("mgsm-zh-en", 250)])
+def test_both_studies_ask_for_the_same_cells_in_both_directions(name: str, problems: int) -> None:
+    asked = read_experiments([str(ROOT / f"studies/{name}.experiments.json")])
+    patches = [one for one in asked if isinstance(one, ZPatching)]
+    assert {(one.layers, one.ks, one.problems) for one in patches} == {((32, 33), (20, 50), problems)}
+    directions = {(one.target_language, one.source_language, one.mode) for one in patches}
+    assert {(a, b) for a, b, _ in directions} == {("en", "zh"), ("zh", "en")}
+    assert {mode for *_, mode in directions} == {"replace", "shift"}
+    fits = [one for one in asked if isinstance(one, Ard)]
+    assert {(one.layer, one.penalty) for one in fits} == {
+        (at, p) for at in (32, 33) for p in (0.001, 0.01, 0.1)
+    }
+
+
 def test_the_sycophancy_study_is_planned(tmp_path: Path) -> None:
     """With the shape of the real model, the demo's tokenizer, and empty folders as adapters."""
     Qwen3Config(**QWEN_600M, architectures=["Qwen3ForCausalLM"]).save_pretrained(tmp_path / "model")
@@ -143,3 +157,11 @@ def test_mgsm_is_read_in_pairs(tmp_path: Path) -> None:
     assert all(sorted(languages) == ["en", "zh"] for languages in by_pair["language"])
     same = [len({answer.replace(",", "") for answer in answers}) == 1 for answers in by_pair["answer"]]
     assert sum(same) >= 249
+    Qwen2Config(**QWEN_3B, architectures=["Qwen2ForCausalLM"]).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(ROOT / "demo/base").save_pretrained(tmp_path / "model")
+    text = text.replace('hub = "Qwen/Qwen2.5-3B"', 'path = "../model"')
+    (tmp_path / "studies/mgsm.toml").write_text(text, encoding="utf-8")
+    prepared = Prepared.of(Study.load(tmp_path / "studies/mgsm.toml"))
+    assert prepared.table.height == 500
+    # 37 states and 36 blocks of two more sites, 500 prompts, two positions, two bytes each
+    assert f"{2 * 500 * (37 + 36 * 2) * 2048 * 2 / 1e6:.1f} MB" in describe_plan(prepared)

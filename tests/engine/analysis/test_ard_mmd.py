@@ -92,6 +92,22 @@ def test_contrastive_finds_the_planted_dimensions() -> None:
     assert min(precision) >= 0.9
 
 
+def test_the_count_under_the_threshold_is_rougher_than_the_order() -> None:
+    """As the page fits them: nearly all planted dimensions come first, the two groups part less sharply."""
+    precision, recall, ranked = [], [], []
+    for seed in range(2):
+        source, target, mask = planted(seed)
+        fit = fit_ard(source, target, penalty=0.01, steps=600, seed=seed)
+        kept, _ = surviving(fit.log_lengthscales)
+        precision.append(mask[kept].mean())
+        recall.append(kept[mask].mean())
+        ranked.append(mask[np.argsort(fit.log_lengthscales)[: mask.sum()]].mean())
+    assert min(ranked) >= 0.9
+    # Over 20 seeds: precision 0.84 (least 0.59), recall 0.86 (least 0.4); chance is 10 of 64.
+    assert np.mean(precision) >= 0.5
+    assert np.mean(recall) >= 0.5
+
+
 def test_the_paired_objective_collapses_whatever_is_there() -> None:
     """Nothing in it rewards a finite lengthscale: even with planted shared dimensions ℓ runs off."""
     for seed in range(3):
@@ -151,8 +167,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown = float(done.stdout)
-    # float64 copies of four clouds while standardising (26 MB each, a few times), float32 work on one pair
-    assert grown < 400
+    # float64 copies of four clouds while standardising (26 MB together, a few times) and float32 work on one
+    # pair: 97 MB measured; 131 MB would be a tenth of that tensor
+    assert grown < 200
 
 
 def test_bimodal_graded_and_nothing() -> None:
