@@ -24,6 +24,13 @@ from engine.errors import PatchbayError
 __all__ = ["LEVELS", "WHY_EMPTY", "available", "effective", "parts", "prepare", "show", "table", "title"]
 
 SAID = {"block": pl.Int64, "problems": pl.Int64, "finding": pl.String}
+RULE = (
+    "A part of the first two levels is met when it was measured, whatever it says; one of the third when "
+    f"it holds. Answers under patches count from {sp.PROBLEMS} problems. Each block is judged by itself "
+    "with the tests, nulls and intervals of the page behind the link. Both blocks say the same when "
+    "their conclusions are equal; that is no test of its own."
+)
+"""When a part is met."""
 ICONS = {True: ":material/check_circle:", False: ":material/radio_button_unchecked:"}
 
 
@@ -195,12 +202,7 @@ def show(opened: Opened, selection: Selection) -> None:
             st.markdown(f"##### {question}")
             for number, part in enumerate(p for p in found if p.level == level):
                 _line(part, f"{level}-{number}", selection)
-    st.caption(
-        "A part of the first two levels is met when it was measured, whatever it says; one of the third when "
-        f"it holds. Answers under patches count from {sp.PROBLEMS} problems. Each block is judged by itself "
-        "with the tests, nulls and intervals of the page behind the link. Both blocks say the same when "
-        "their conclusions are equal; that is no test of its own."
-    )
+    st.caption(RULE)
     with st.popover("Code and data", icon=":material/code:"):
         st.code(code(opened, selection), language="python")
         st.download_button(

@@ -8,13 +8,13 @@ from functools import partial
 
 from app import components, overview, transport, transport_table
 from app import transport_queries as tq
-from app.report import closing, html, live, markdown, sections, subspaces
+from app.report import closing, html, languages, live, markdown, sections, subspaces
 from app.report.blocks import Report, Section
 from app.report.figures import Advance, draw_all
 from app.report.missing import not_run
 from app.report.summary import summary
 from app.resources import Opened, failed_checks
-from app.run_kinds import HEADS, RANK, STEERING, WEIGHT_STEERING
+from app.run_kinds import ARD, HEADS, RANK, STEERING, WEIGHT_STEERING, Z_PATCHING
 from app.selection import Selection, defaults, update
 from engine.errors import StoreError
 
@@ -31,6 +31,11 @@ SECTIONS: Sequence[Callable[[Opened, Selection], Section]] = (
     partial(live.section, STEERING),
     partial(live.section, HEADS),
     live.behaviour,
+    languages.z_geometry,
+    partial(live.section, Z_PATCHING),
+    partial(live.section, ARD),
+    languages.bridge_between,
+    languages.what_stands,
     sections.weight_differences,
     partial(live.section, WEIGHT_STEERING),
     subspaces.chapter,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app import (
+    ard_view,
     behaviour_view,
+    geometry,
     heads_view,
     patch_table,
     patch_view,
@@ -16,6 +19,8 @@ from app import (
     steering_view,
     subspaces_view,
     transport_table,
+    weight_steering_view,
+    z_patching_view,
 )
 from app import transport_queries as tq
 from app.report.blocks import Attached, Block, Section, Text
@@ -48,6 +53,12 @@ def wanted(opened: Opened, selection: Selection) -> list[Wanted]:
         ("heads", "Heads of one block in depth", lambda o, _s: [heads_view.experiment_of(at)]),
         ("behaviour", "Behaviour", lambda o, s: behaviour_view.wanted(s, [], lead)),
     ]
+    if weight_steering_view.can_steer(opened):
+        asked.append(("weight-steering", "Weight steering α", _weights))
+    if geometry.available(opened) and geometry.comparable(opened):
+        asked.append(("z-patching", "Z-patching", lambda o, s: [z_patching_view.experiment_of(o, s)]))
+    if ard_view.available(opened):
+        asked.append(("ard", "ARD-MMD", lambda o, s: ard_view.grid(o, ard_view.effective(o, s))))
     if subspaces_view.can_score(opened):
         asked.append(("subspaces", "Subspace scores", lambda o, s: [subspaces_view.experiment_of(o, s)]))
     found = []
@@ -57,6 +68,16 @@ def wanted(opened: Opened, selection: Selection) -> list[Wanted]:
         except PatchbayError:  # a place that this experiment does not know, or nothing to measure
             continue
     return found
+
+
+def _weights(opened: Opened, selection: Selection) -> Sequence[Experiment]:
+    """The first model steered by the other one's difference; none for a pair without one."""
+    first = opened.facts.models[0]
+    others = [name for name in (selection.a, selection.b) if name != first]
+    if len(others) != 1 or first not in (selection.a, selection.b):
+        return []
+    at = dataclasses.replace(selection, a=first, b=others[0])
+    return [weight_steering_view.experiment_of(at, weight_steering_view.lead(opened))]
 
 
 def not_run(opened: Opened, selection: Selection) -> Section:
