@@ -24,6 +24,10 @@ WHY_EMPTY = (
 )
 
 
+ROW = 84
+"""Pixels of a row: four lines, in which long findings wrap."""
+
+
 def table(opened: Opened) -> pl.DataFrame:
     """One row per stored run, newest first: what was run, and what it found."""
     rows = [
@@ -95,7 +99,10 @@ def pick(listed: pl.DataFrame, open_now: str) -> None:
         on_select=selected,
         selection_mode="single-row",
         key="runs-list",
+        row_height=ROW,
+        height=min(620, 40 + ROW * listed.height),
         column_config={
+            "kind": st.column_config.TextColumn(width=130),
             "experiment": st.column_config.TextColumn(width="medium"),
             "finding": st.column_config.TextColumn(width="large"),
         },
