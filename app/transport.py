@@ -21,6 +21,7 @@ from app.panel import Panel
 from app.queries import paired
 from app.resources import Opened
 from app.selection import Selection
+from app.words import sentence
 from engine.analysis.transport import DEFAULT_ALPHAS, TransportScores
 from engine.experiments.maps import USES, MapSpec
 
@@ -124,9 +125,9 @@ def scores_panel(opened: Opened, selection: Selection) -> Panel:
 def _score_caption(opened: Opened, place: tq.Place, spec: MapSpec, found: TransportScores) -> str:
     repeated = tq.pair(opened, place).repeated
     parts = [
-        f"{spec.describe()}. Fitted on {found.n_train} train prompts, judged on {found.n_validation} "
-        f"validation prompts. Line: bootstrap over {_units(opened)}, 95 %. Grey: {_null(opened, found)}"
-        f"for the mapped CKA, the central 95 % of {tq.PAIRINGS} wrong pairings.",
+        f"{sentence(spec.describe())}. Fitted on {found.n_train} train prompts, judged on "
+        f"{found.n_validation} validation prompts. Line: bootstrap over {_units(opened)}, 95 %. "
+        f"Grey: {_null(opened, found)}for the mapped CKA, the central 95 % of {tq.PAIRINGS} wrong pairings.",
         "α that restores the target's length, from train: "
         f"{_number(found.alpha_vector)} for the vector, {_number(found.alpha_deviation)} for its deviation "
         "from the target's mean.",
@@ -364,8 +365,8 @@ def table_panel(opened: Opened, selection: Selection, table: pl.DataFrame) -> Pa
         )
 
     caption = (
-        f"{spec.describe()}, fitted anew at every place on train prompts. R² below 0 is drawn as 0; an empty "
-        "cell has no score and the table says why. The table has every score, interval and null; "
+        f"{sentence(spec.describe())}, fitted anew at each place on train prompts. R² below 0 is drawn as 0; "
+        "an empty cell has no score and the table says why. The table has every score, interval and null; "
         f"intervals are bootstraps over {_units(opened)}, nulls {tq.SHUFFLES} refits with them exchanged."
     )
     title = words.table_title(table, *names)

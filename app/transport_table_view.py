@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import components, transport, transport_table
+from app import components, transport, transport_table, words
 from app import transport_queries as tq
 from app.resources import Opened
 from app.selection import Selection
@@ -25,7 +25,7 @@ def section(opened: Opened, selection: Selection) -> None:
         transport_table.compute(opened, place, spec, components.progress)
         st.rerun()
     if table is None:
-        st.caption(f"{spec.describe()}: not fitted at every site and block yet.")
+        st.caption(f"{words.sentence(spec.describe())}: not fitted at every site and block yet.")
         return
     components.show(opened, transport.table_panel(opened, selection, table))
     with st.expander("All scores, place by place", icon=":material/table:"):

@@ -7,7 +7,7 @@ import math
 import polars as pl
 
 from app.words import number, span
-from engine.analysis.transport import TransportScores, decimals
+from engine.analysis.transport import EXACT, TransportScores, decimals
 
 TIED = 1e-9
 """Two R² on train closer than this are the same: with few prompts a map fits them exactly everywhere."""
@@ -29,7 +29,8 @@ def map_title(scores: TransportScores, source: str, target: str, place: str, con
             "here), so there is nothing to map"
         )
     text = scores.words.rstrip(".")
-    if not math.isnan(scores.r2_low) and text.startswith(("The map predicts", "The map carries")):
+    known = not math.isnan(scores.r2_low) and "within" not in text
+    if known and text.startswith(("The map predicts", "The map carries")):
         text += f"; 95 % interval{span(scores.r2_low, scores.r2_high, decimals(scores.r2_validation))}"
     return start + text[0].lower() + text[1:]
 
@@ -72,6 +73,8 @@ def rank_title(table: pl.DataFrame, rank: int, full: int, tied: bool) -> str:
         )
     path = table.filter(pl.col("series") == "validation").sort("x")
     own = _at(path, rank)
+    if rank >= full and own > 1 - EXACT:
+        return f"Full rank {full}: R² 1 on validation (within {EXACT:.0e})"
     if rank >= full:
         return f"Full rank {full}: R² {number(own, decimals(own))} on validation"
     whole = _at(path, full)

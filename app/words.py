@@ -25,6 +25,11 @@ def number(value: float, digits: int = 2) -> str:
     return minus(f"{value:.{digits}f}")
 
 
+def sentence(text: str) -> str:
+    """A text with a capital at its start."""
+    return text[:1].upper() + text[1:]
+
+
 def minus(text: str) -> str:
     """A written number with a typographic minus sign; the sign of an exponent stays."""
     return "−" + text[1:] if text.startswith("-") else text

@@ -9,6 +9,7 @@ from __future__ import annotations
 from engine.analysis.transport.base import TransportMap, r2
 from engine.analysis.transport.clustered import ClusteredTransport
 from engine.analysis.transport.evaluate import (
+    EXACT,
     TransportScores,
     alpha_auto,
     decimals,
@@ -30,6 +31,7 @@ from engine.analysis.transport.state import TRANSPORTS, export_map, import_map, 
 
 __all__ = [
     "DEFAULT_ALPHAS",
+    "EXACT",
     "TRANSPORTS",
     "ClusteredTransport",
     "Identity",

@@ -335,9 +335,13 @@ def _alpha(wanted: Array, given: Array, length: Array) -> float:
     return float(np.median(wanted[ok] / given[ok])) if ok.any() else float("nan")
 
 
+EXACT = 1e-5
+"""1 − R² below this is told as 1: more digits are rounding."""
+
+
 def decimals(r2: float) -> int:
-    """Decimals that tell an R² from 1: two digits of 1 − R² close to 1, at most 6; else 2."""
-    return min(max(1 - int(np.floor(np.log10(1 - r2))), 2), 6) if 0.98 < r2 < 1 else 2
+    """Decimals that tell an R² from 1: two digits of 1 − R² close to 1; else 2."""
+    return max(1 - int(np.floor(np.log10(1 - r2))), 2) if 0.98 < r2 <= 1 - EXACT else 2
 
 
 def describe(r2_train: float, r2_validation: float, r2_shuffled: float, cka: float, cosine: float) -> str:
@@ -365,4 +369,5 @@ def describe(r2_train: float, r2_validation: float, r2_shuffled: float, cka: flo
             f"The map carries over in part: R² {r2_validation:.2f} on new prompts, against {r2_train:.2f} on "
             "the prompts that it was fitted on. More prompts or more regularisation would help."
         )
-    return f"The map predicts new prompts: R² {r2_validation:.{decimals(r2_validation)}f}."
+    near = f"1 (within {EXACT:.0e})" if r2_validation > 1 - EXACT else ""
+    return f"The map predicts new prompts: R² {near or f'{r2_validation:.{decimals(r2_validation)}f}'}."

@@ -202,7 +202,8 @@ def test_one_cluster_is_the_global_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("r2", "said"), [(0.5, "0.50"), (0.979, "0.98"), (0.9855, "0.986"), (0.99823, "0.9982"), (1.0, "1.00")]
+    ("r2", "said"),
+    [(0.5, "0.50"), (0.979, "0.98"), (0.9855, "0.986"), (0.99823, "0.9982"), (1.0, "1 (within 1e-05)")],
 )
 def test_an_r2_close_to_one_is_told_from_one(r2: float, said: str) -> None:
     assert describe(r2, r2, 0.0, 1.0, 1.0) == f"The map predicts new prompts: R² {said}."
