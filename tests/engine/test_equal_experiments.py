@@ -114,3 +114,19 @@ def test_a_logit_subspace_is_refused_among_head_values_of_the_stream_s_width(kin
 def test_heads_of_a_block_are_read_once_too() -> None:
     asked = {**PLACE, "component": "head_z", "position": "decision"}
     assert HeadSubsets(**asked) == HeadSubsets(**asked, read_at="decision")
+
+
+def test_mapped_patches_and_their_maps_keep_what_they_were_asked() -> None:
+    assert MapSpec(method="MeanShift", shrinkage=0.3, rank=4) == MapSpec(method="MeanShift")
+    assert MapSpec(shrinkage=0.3) != MapSpec()
+    with pytest.raises(PatchError, match="no such transport map"):
+        MapSpec(method="Magic")
+    ridge = MapSpec(method="RidgeTransport", penalty=3.0, clusters=2)
+    wanted = MappedPatch(**PLACE, alphas=(1.5, 0.5), map=ridge)
+    assert wanted.alphas == (0.5, 1.0, 1.5)
+    back = experiment_from_json(wanted.to_json())
+    assert back == wanted
+    assert back.content_hash("f") == wanted.content_hash("f")
+    assert wanted.content_hash("f") != wanted.model_copy(update={"seed": 1}).content_hash("f")
+    assert "ridge, λ = 3, up to 2 clusters" in wanted.describe()
+    assert [MappedPatch(**{**PLACE, "layer": i}).borrowed(8) for i in (0, 5)] == [4, 1]
