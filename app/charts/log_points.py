@@ -120,12 +120,13 @@ def _names(
         return [math.log(value / start) / math.log(end / start) for value in table[column].to_list()]
 
     points = list(zip(places("x", left, right), places("y", low, high), strict=True))
+    chance = math.log(1 / low) / math.log(high / low)
     taken: list[tuple[float, float, float]] = []
     sides: dict[str, list[dict[str, object]]] = {"left": [], "right": []}
     for (at_x, at_y), row in zip(points, table.iter_rows(named=True), strict=True):
         if row["label"] is None:
             continue
-        best = _quietest(at_x, at_y, LETTER * len(row["label"]), points, taken)
+        best = _quietest((at_x, at_y), LETTER * len(row["label"]), points, chance, taken)
         if best is None:
             continue
         align, start, end, level = best
@@ -143,21 +144,27 @@ def _names(
 
 
 def _quietest(
-    at_x: float,
-    at_y: float,
+    at: tuple[float, float],
     long: float,
     points: Sequence[tuple[float, float]],
+    chance: float,
     taken: Sequence[tuple[float, float, float]],
 ) -> tuple[str, float, float, float] | None:
-    """Side, begin, end and height of a name's free place that covers fewest points, near ones preferred."""
+    """Side, begin, end and height of a name's free place that covers fewest points, near ones preferred.
+
+    Args:
+        at: its point. long: its width. chance: height of a line that it had better not cover either. taken:
+            begin, end and height of the names that have a place.
+    """
     found: list[tuple[float, tuple[str, float, float, float]]] = []
     for step in (0, 1, -1, 2, -2, 3, -3, 4, -4):
-        level = at_y + step * LINE
-        for align, start in (("left", at_x + 0.03), ("right", at_x - 0.03 - long)):
+        level = at[1] + step * LINE
+        for align, start in (("left", at[0] + 0.03), ("right", at[0] - 0.03 - long)):
             end = start + long
             inside = start >= 0 and end <= 1 and LINE / 2 <= level <= 1 - LINE / 2
             free = all(end < begin or other < start or abs(level - y) >= LINE for begin, other, y in taken)
             if inside and free:
                 covered = sum(start < x < end and abs(level - y) < 0.6 * LINE for x, y in points)
+                covered += abs(level - chance) < 0.5 * LINE
                 found.append((covered + 0.4 * abs(step), (align, start, end, level)))
     return min(found, key=lambda place: place[0])[1] if found else None
