@@ -54,7 +54,7 @@ def wanted(opened: Opened, selection: Selection) -> list[Wanted]:
         ("behaviour", "Behaviour", lambda o, s: behaviour_view.wanted(s, [], lead)),
     ]
     if weight_steering_view.can_steer(opened):
-        asked.append(("weight-steering", "Weight steering α", _weights))
+        asked.append(("weight-steering", "Weight steering α", steered_by_the_other))
     if geometry.available(opened) and geometry.comparable(opened):
         asked.append(("z-patching", "Z-patching", lambda o, s: [z_patching_view.experiment_of(o, s)]))
     if ard_view.available(opened):
@@ -70,7 +70,7 @@ def wanted(opened: Opened, selection: Selection) -> list[Wanted]:
     return found
 
 
-def _weights(opened: Opened, selection: Selection) -> Sequence[Experiment]:
+def steered_by_the_other(opened: Opened, selection: Selection) -> Sequence[Experiment]:
     """The first model steered by the other one's difference; none for a pair without one."""
     first = opened.facts.models[0]
     others = [name for name in (selection.a, selection.b) if name != first]

@@ -22,7 +22,7 @@ from app.panel import Panel
 from app.report import languages
 from app.report.blocks import Attached, Section, Table, Text
 from app.report.build import SECTIONS, build, documents
-from app.report.missing import not_run, wanted
+from app.report.missing import not_run, steered_by_the_other, wanted
 from app.resources import Opened, open_at
 from app.selection import Selection, defaults
 from engine.experiments import experiment_from_json
@@ -95,7 +95,9 @@ def test_the_whole_report_has_them_in_order(opened: Opened, chosen: Selection) -
         assert f'id="{name}"' in document
 
 
-def test_what_was_not_run_names_the_languages_and_the_weights(opened: Opened, chosen: Selection) -> None:
+def test_what_was_not_run_names_the_languages_and_thesteered_by_the_other(
+    opened: Opened, chosen: Selection
+) -> None:
     asked = {one.name: one.experiments for one in wanted(opened, chosen)}
     assert {e.to_json()["job"] for e in asked["z-patching"]} == {"z_patching"}
     assert {e.to_json()["job"] for e in asked["ard"]} == {"ard"}
@@ -114,10 +116,10 @@ def test_what_was_not_run_names_the_languages_and_the_weights(opened: Opened, ch
 def test_weights_are_steered_by_the_other_models_difference(opened: Opened, chosen: Selection) -> None:
     from app.report.missing import _weights
 
-    (one,) = _weights(opened, chosen)
+    (one,) = steered_by_the_other(opened, chosen)
     given = one.to_json()
     assert given["model"] == "base"
     assert [delta["plus"] for delta in given["deltas"]] == ["tuned"]
-    (turned,) = _weights(opened, dataclasses.replace(chosen, a=chosen.b, b=chosen.a))
+    (turned,) = steered_by_the_other(opened, dataclasses.replace(chosen, a=chosen.b, b=chosen.a))
     assert turned == one
-    assert not _weights(opened, dataclasses.replace(chosen, b=chosen.a))
+    assert not steered_by_the_other(opened, dataclasses.replace(chosen, b=chosen.a))
