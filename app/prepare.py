@@ -78,7 +78,7 @@ class Prepared:
             }
             for name, frame in encoded.items()
         }
-        subspaces = _subspaces(study, table, encoded, tokenizers, shapes)
+        subspaces = _subspaces(study, table, tokenizers, shapes)
         overlap = vocabulary_overlap(tokenizers)
         return Prepared(study, table, encoded, known, overlap, resolved, shapes, subspaces)
 
@@ -151,7 +151,6 @@ class Prepared:
 def _subspaces(
     study: Study,
     table: pl.DataFrame,
-    encoded: Mapping[str, pl.DataFrame],
     tokenizers: Mapping[str, Any],
     shapes: Mapping[str, ModelTaps],
 ) -> SubspacePrompts | None:
@@ -161,7 +160,6 @@ def _subspaces(
     first = next(iter(study.models))
     return subspace_prompts(
         table,
-        encoded[first],
         tokenizers[first],
         study.prompts,
         study.subspaces,

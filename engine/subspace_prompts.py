@@ -27,8 +27,7 @@ class SubspacePrompts:
         fit, evaluate: ascending rows of the prompts table, of the train and of the validation split.
         entries: per fit prompt, which message of both personas it takes.
         encoded: per persona, fit prompts as `engine.prompts.encode` gives them.
-        start: the token that attention sinks into: the one that every prompt begins with, or where they begin
-            differently the tokenizer's BOS, else its EOS; None without any.
+        start: the token that attention sinks into: the tokenizer's BOS, else its EOS; None without either.
         notes: what a reader needs to know of the rendering.
     """
 
@@ -114,7 +113,6 @@ def _matching(table: pl.DataFrame, spec: SubspacesSpec) -> pl.Series:
 
 def subspace_prompts(
     table: pl.DataFrame,
-    encoded: pl.DataFrame,
     tokenizer: Any,
     prompts: PromptsSpec,
     spec: SubspacesSpec,
@@ -125,7 +123,7 @@ def subspace_prompts(
     """Chooses prompts and renders the fit ones under both personas.
 
     Args:
-        table: prompts with their split. encoded: the same, rendered without a persona by the first model.
+        table: prompts with their split.
         tokenizer, max_length: of the first model.
 
     Raises:
@@ -140,8 +138,7 @@ def subspace_prompts(
         put_on = _with_persona(chosen, [texts[i] for i in entries], as_system)
         rendered[persona] = encode(put_on, tokenizer, prompts, max_length)
     notes = () if as_system else (_why(prompts),)
-    every = [encoded["token_ids"], *(frame["token_ids"] for frame in rendered.values())]
-    return SubspacePrompts(fit, evaluate, entries, rendered, _start(every, tokenizer), notes)
+    return SubspacePrompts(fit, evaluate, entries, rendered, _start(tokenizer), notes)
 
 
 def _why(prompts: PromptsSpec) -> str:
@@ -186,9 +183,6 @@ def _prefixed(messages: list[dict[str, str]], persona: str) -> dict[str, Any]:
     return {"messages": messages, "text": messages[last]["content"]}
 
 
-def _start(encoded: Sequence[pl.Series], tokenizer: Any) -> int | None:
-    first = set(pl.concat([tokens.list.first() for tokens in encoded]))
-    if len(first) == 1:
-        return int(first.pop())
+def _start(tokenizer: Any) -> int | None:
     special = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return None if special is None else int(special)

@@ -105,7 +105,7 @@ def subspace_weights(model: ModelTaps, start: int | None) -> Iterator[tuple[Piec
     if start is not None:
         embed: Any = model.embed
         row = embed.weight[start].detach().float().cpu()
-        meaning = "embedding of the token that every prompt begins with, or else of BOS or EOS"
+        meaning = "embedding of BOS, or of EOS where there is no BOS"
         yield _piece("start_embedding", row, ("feature",), meaning), {"token": start}
 
 

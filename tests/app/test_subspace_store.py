@@ -170,7 +170,7 @@ class Memory:
         for name in ("q_norm", "k_norm"):
             items[name] = per_layer([getattr(b.self_attn, name).weight.detach().numpy() for b in blocks])
         unembedding = self.base.lm_head.weight.detach().numpy()
-        start = int(self.ids("x")[0, 0])
+        start = self.tokenizer.eos_token_id  # without BOS
         items |= {
             "unembedding": lambda _: unembedding,
             "final_norm": lambda _: self.base.model.norm.weight.detach().numpy(),

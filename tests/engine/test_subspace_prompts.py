@@ -12,7 +12,7 @@ import pytest
 from tiny_tokenizers import chatml, gemma, llama3
 
 from engine.errors import PromptsError, StudyError
-from engine.prompts import COLUMNS, encode
+from engine.prompts import COLUMNS
 from engine.prompts_spec import PromptsSpec
 from engine.study import Study, diff_studies
 from engine.subspace_prompts import SubspacePrompts, choose_rows, subspace_prompts
@@ -36,9 +36,7 @@ def made(
     table = prompts() if table is None else table
     said = {"files": ["x.jsonl"], "date": "2024-07-26"} | said
     how = PromptsSpec.model_validate(said)
-    return subspace_prompts(
-        table, encode(table, tokenizer, how, 512), tokenizer, how, spec, seed=0, max_length=512
-    )
+    return subspace_prompts(table, tokenizer, how, spec, seed=0, max_length=512)
 
 
 def test_a_persona_takes_the_place_of_the_system_message() -> None:
@@ -80,13 +78,12 @@ def test_without_a_system_role_a_persona_stands_before_the_users_text(template: 
     assert "system" not in text
 
 
-def test_the_start_token_is_what_every_prompt_begins_with() -> None:
+def test_the_start_token_is_bos_or_without_one_eos() -> None:
     tokenizer = llama3()
     assert made(tokenizer).start == tokenizer.bos_token_id
     chat = chatml()
-    assert made(chat).start == chat.convert_tokens_to_ids("<|im_start|>")
     assert chat.bos_token_id is None
-    assert made(chat, template="plain").start == chat.eos_token_id  # texts and personas begin differently
+    assert made(chat).start == chat.eos_token_id
 
 
 def test_prompts_come_from_their_splits_and_categories() -> None:

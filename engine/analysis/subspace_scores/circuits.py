@@ -59,7 +59,7 @@ def attn_ov_write(inputs: Workspace, layer: int, k: int) -> Array:
     axis_kind="write",
     source="weights",
     needs=("o_proj", "v_proj", "start_embedding"),
-    definition="PCA over heads of W_o,h W_v,h e, e the first (else the end) token's embedding",
+    definition="PCA over heads of W_o,h W_v,h e, e the embedding of BOS (else EOS)",
     nested=True,
 )
 def attention_sink(inputs: Workspace, layer: int, k: int) -> Array:

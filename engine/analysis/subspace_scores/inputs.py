@@ -97,7 +97,7 @@ class Inputs:
         attn_norm, mlp_norm: gains (d,) in front of attention and MLP, folded into what reads the stream;
             final_norm: folded into the unembedding. None: weights as they are.
         q_norm, k_norm: gains (d_h,) of the query and key norms.
-        start_embedding: (d,), embedding of the first token that every prompt has (or of the end token).
+        start_embedding: (d,), embedding of BOS, or of EOS where there is none.
         clean, positive, negative: stream leaving the layer (n, d), under no persona and under the two, row i
             of both personas being the same prompt.
         clean_mlp_input, positive_mlp_input, negative_mlp_input: what up_proj receives, after its norm (n, d).
