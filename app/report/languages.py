@@ -88,7 +88,8 @@ def what_stands(opened: Opened, selection: Selection) -> Section:
 
 def _part(part: Part) -> Text:
     """One part: whether it is met, what it says at either block, what is missing."""
-    said = [one.words for one in part.findings.values()]
+    said = [f"{one.words}." for one in part.findings.values()]
     told = [text for text in (synthesis.agreement(part), part.missing) if text]
-    sentences = [f"{text[0].upper()}{text[1:]}." for text in (*said, *told)]
-    return Text(" ".join(sentences), f"{part.level}, {'met' if part.met else 'not met'}: {part.name}")
+    said += [f"{text[0].upper()}{text[1:]}." for text in told]
+    title = f"{part.level.capitalize()}, {'met' if part.met else 'not met'}: {part.name}"
+    return Text(" ".join(said), title)

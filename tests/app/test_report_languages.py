@@ -76,9 +76,9 @@ def test_the_synthesis_is_its_page(opened: Opened, chosen: Selection) -> None:
     assert texts[0].title == synthesis.title(parts, model, blocks)
     assert len(texts) == 1 + len(parts)
     for part, text in zip(parts, texts[1:], strict=True):
-        assert text.title == f"{part.level}, {'met' if part.met else 'not met'}: {part.name}"
+        assert text.title == f"{part.level.capitalize()}, {'met' if part.met else 'not met'}: {part.name}"
         for finding in part.findings.values():
-            assert finding.words[1:] in text.text
+            assert finding.words in text.text
         assert part.missing[1:] in text.text
     (table,) = [block for block in section.blocks if isinstance(block, Table)]
     assert table.frame.equals(synthesis.table(opened, at), null_equal=True)
@@ -114,8 +114,6 @@ def test_what_was_not_run_names_the_languages_and_thesteered_by_the_other(
 
 
 def test_weights_are_steered_by_the_other_models_difference(opened: Opened, chosen: Selection) -> None:
-    from app.report.missing import _weights
-
     (one,) = steered_by_the_other(opened, chosen)
     given = one.to_json()
     assert given["model"] == "base"
