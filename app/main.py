@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:
 
 from app import components, controls, resources  # noqa: E402
 
-LOGO = ROOT / "app" / "logo.svg"
+LOGO, ICON = (ROOT / "app" / f"{name}.svg" for name in ("logo", "icon"))
 PAGES = {
     "Study": [
         ("overview", "Overview", "dashboard"),
@@ -50,7 +50,7 @@ PAGES = {
 
 def main() -> None:
     """Open the store, bring selection and URL together, run the chosen page."""
-    st.set_page_config(page_title="Patchbay", page_icon=":material/cable:", layout="wide")
+    st.set_page_config(page_title="Patchbay", page_icon=str(ICON), layout="wide")
     st.logo(LOGO, size="large")
     page = st.navigation(
         {

@@ -60,12 +60,14 @@ def test_every_page_is_reached_from_the_navigation(tab: Page, dashboard: str) ->
 
 @pytest.mark.parametrize("path", PAGES.values())
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-def test_pages_fit_the_window(
+def test_pages_fit_the_window_and_ask_no_other_server(
     new_tab: Callable[..., Page], dashboard: str, path: str, width: int, scheme: str
 ) -> None:
-    tab = new_tab(width, scheme)
+    tab, asked = new_tab(width, scheme), []
+    tab.on("request", lambda request: asked.append(request.url))
     visit(tab, f"{dashboard}/{path}")
     clean(tab)
+    assert [url for url in asked if not url.startswith((dashboard, "data:", "blob:"))] == []
     overflow = tab.evaluate(
         "(() => { const m = document.querySelector('[data-testid=\"stMain\"]');"
         " return m.scrollWidth - m.clientWidth; })()"
