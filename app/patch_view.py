@@ -226,9 +226,6 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
     rows = pl.DataFrame(result.summary["curve"])
     if rows.height < 2:
         return None
-    best, worst = rows.sort("kl").row(0, named=True), rows.sort("kl").row(-1, named=True)
-    ends = (("largest", worst), ("smallest", best))
-    title = "The effect is " + " and ".join(_extreme(rows, name, row) for name, row in ends)
     steps = rows.with_columns(layer=pl.int_range(rows.height), value=pl.col("kl"), series=pl.lit("mean KL"))
     chosen = rows["alpha"].to_list().index(point(result, alpha)["alpha"])
 
@@ -248,14 +245,23 @@ def alpha_panel(result: JobResult, alpha: float, code: str) -> Panel | None:
         f"{rows['n'][0]} prompts ({reported(result.condition)}). Band: bootstrap interval of the mean, for "
         "each α by itself. Every α ran in the same batches, so they share the null."
     )
-    return Panel("patch-alpha", title, rows, draw, code, caption, models, False)
+    return Panel("patch-alpha", alpha_title(rows), rows, draw, code, caption, models, False)
 
 
-def _extreme(rows: pl.DataFrame, name: str, row: Mapping[str, Any]) -> str:
-    """ "largest at α = 2 (0.4 nats)", and how many other α can't be told from it."""
-    others = level_with(rows, row).height - 1
-    level = f", level with {others} other α within the intervals" if others else ""
-    return f"{name} at α = {row['alpha']:g} ({words.nats(row['kl'])} nats{level})"
+def alpha_title(rows: pl.DataFrame) -> str:
+    """What the amplitudes at both ends do, and how far the others go beyond them.
+
+    No amplitude is called the best: all of them are measured on the prompts that are told of.
+    """
+    ordered = rows.sort("alpha")
+    first, last = ordered.row(0, named=True), ordered.row(-1, named=True)
+    text = f"From α = {first['alpha']:g} to {last['alpha']:g} the effect goes from {words.nats_span(first)} "
+    text += f"to {words.nats_span(last)}"
+    between, ends = ordered["kl"].to_list()[1:-1], sorted((first["kl"], last["kl"]))
+    outside = [kl for kl in between if not ends[0] <= kl <= ends[1]]
+    if not outside:
+        return text
+    return f"{text}, between {words.nats(min(between))} and {words.nats(max(between))} on the way"
 
 
 def layer_panel(runs: pl.DataFrame, condition: Condition, alpha: float, code: str) -> Panel | None:

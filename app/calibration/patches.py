@@ -10,7 +10,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app import patch_drill, patch_table, patch_view, patch_words
-from app.jobs import JobResult
 from engine.analysis.calibration import Entry
 from engine.analysis.calibration.entry import Make
 from engine.analysis.mapped import Resampling, best_alpha, correlation, reduction
@@ -169,14 +168,6 @@ def one_block(rows: pl.DataFrame) -> bool:
     return any(f"most at block {layer}:" in title for title in titles for layer in range(PLACES))
 
 
-def one_amplitude(rows: pl.DataFrame) -> bool:
-    """A single amplitude is said to have the largest, or the smallest, effect."""
-    summary = {"curve": rows.drop("layer").to_dicts()}
-    panel = patch_view.alpha_panel(JobResult(CONDITION.to_json(), summary, {}), 1.0, "")
-    assert panel is not None
-    return panel.title.count("level with") < 2
-
-
 ENTRIES = (
     Entry(
         "Mapped",
@@ -218,13 +209,6 @@ ENTRIES = (
         "the patch matters most at block …",
         one_block,
         {"six blocks alike": levels(1.0)},
-        levels(4.0),
-    ),
-    Entry(
-        "Patch: α",
-        "the effect is largest (smallest) at α = …, level with no other",
-        one_amplitude,
-        {"six amplitudes alike": levels(1.0)},
         levels(4.0),
     ),
 )

@@ -118,7 +118,7 @@ def test_an_alpha_curve_is_its_own_panel() -> None:
     many = patch_view.condition_of(update(defaults(FACTS), FACTS, alphas="curve"))
     panel = patch_view.alpha_panel(live_result(many), 1.0, "")
     assert panel is not None
-    assert panel.title.startswith("The effect is largest at α = 2 ")
+    assert panel.title.startswith("From α = 0 to 2 the effect goes from ")
     as_chart(panel.draw(LIGHT)).to_dict()
 
 
@@ -162,9 +162,10 @@ def test_titles_do_not_rank_what_intervals_do_not_separate() -> None:
     alphas = patch_view.alpha_panel(made, 1.0, "")
     assert alphas is not None
     assert alphas.title == (
-        "The effect is largest at α = 0 (12 nats) and "
-        "smallest at α = 2 (0.7 nats, level with 1 other α within the intervals)"
+        "From α = 0 to 2 the effect goes from 12 nats (11 to 13) to 0.7 nats (0.3 to 1.1)"
     )
+    rows = pl.DataFrame(curve).with_columns(kl=pl.Series([12.0, 0.5, 0.7]))
+    assert patch_view.alpha_title(rows).endswith(" nats (0.3 to 1.1), between 0.5 and 0.5 on the way")
 
 
 def test_a_profile_of_zeros_is_said_to_be_nothing() -> None:
