@@ -11,7 +11,11 @@ from app.calibration import ENTRIES
 from engine.analysis.calibration import PLANTED, Entry, Measured, measure, table
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "calibration.md"
-SLOW = {"Lengthscales", "Collapse", "CKA: models", "CKA: pairing", "CKA: languages"}
+SLOW = {
+    *("Lengthscales", "Collapse", "CKA: models", "CKA: pairing", "CKA: languages", "Behaviour: clearest"),
+    *("Mapped: saves", "Mapped: best site", "Rank: map", "Rank: swap", "Transport: places"),
+    *("Transport: best place", "Weights: directions"),
+}
 """Entries of which a repeat takes a tenth of a second or more: fits, and bootstraps of whole curves."""
 
 
