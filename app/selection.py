@@ -218,7 +218,7 @@ _INTEGERS = (
 def defaults(facts: Facts) -> Selection:
     """The selection a fresh visitor sees."""
     pair = (facts.models[0], facts.models[1] if len(facts.models) > 1 else facts.models[0])
-    middle = facts.max_layer // 2
+    middle = (facts.max_layer + 1) // 2
     return Selection(
         a=pair[0],
         b=pair[1],
