@@ -60,9 +60,13 @@ def test_the_notebook_call_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_example_study_is_valid() -> None:
-    (text,) = blocks("toml")
+    text, further = blocks("toml")
     study = Study.from_dict(tomllib.loads(text), ROOT)
     assert list(study.models) == ["base", "tuned"]
+    third = '[models.critical]\nhub = "Qwen/Qwen2.5-0.5B"\nadapter = "someone/critical"\n'
+    longer = Study.from_dict(tomllib.loads(text + third + further), ROOT)
+    assert set(longer.contrasts) == {"agreeable"}
+    assert longer.subspaces is not None
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.-]+)\)|`(benchmarks/\w+\.py)`", README))))
