@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from app import terminal
 from app.build_subspaces import write_subspaces
 from app.build_weights import read_deltas, steerable, write_contrasts, write_weights
 from app.derive import derive
@@ -58,7 +59,9 @@ class Progress:
             tqdm.write(text)
 
     def bar(self, total: int, done: int, what: str) -> Any:
-        return tqdm(total=total, initial=done, desc=what, unit="prompt", disable=self.quiet, smoothing=0.1)
+        return terminal.bar(
+            total=total, initial=done, desc=what, unit="prompt", disable=self.quiet, smoothing=0.1
+        )
 
 
 def build(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
+from app import terminal
 from engine.analysis.cka import gram
 from store.layout import gram_name
 from store.reader import Store
@@ -27,7 +27,7 @@ def derive(store: Store, writer: StoreWriter, *, quiet: bool = False) -> None:
         if store.position_kind(position) != "many"
         and not writer.has_array(gram_name(model, position, component))
     ]
-    for model, position, component in tqdm(todo, desc="Grams", unit="site", disable=quiet):
+    for model, position, component in terminal.bar(todo, desc="Grams", unit="site", disable=quiet):
         layers = store.states(model) if component == "resid" else store.layers(model)
         grams = [gram(store.activations(model, component, at, position)) for at in layers]
         writer.write_grams(model, position, component, np.stack(grams).astype(np.float32))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from app.live import compute, save
 from app.own_code import with_own_code
+from app.terminal import Share, say
 from engine.errors import PatchbayError, PatchError
 from engine.experiment import Experiment
 from engine.experiments import experiment_from_json
+from engine.experiments.subspace_scores import SubspaceScores
 from store.reader import Store
 from store.runs import RunLog
 
@@ -91,44 +90,31 @@ def run_all(
         name = f"[{number}/{len(experiments)}] {experiment.describe()}"
         known = RunLog(store_path).find(key)
         if known is not None:
-            _say(f"{name}: stored already, run {known}", quiet)
+            say(f"{name}: stored already, run {known}", quiet)
             continue
         begun = time.perf_counter()
-        with tqdm(desc=name, unit="run", disable=quiet, leave=False) as bar:
+        with Share(name, quiet) as share:
             try:
-                result = compute(store, experiment, cache, _Progress(bar), lambda: False, allow_code)
+                result = compute(store, experiment, cache, share, lambda: False, allow_code)
             except Exception as error:
                 if not isinstance(error, PatchbayError):
                     log.exception("%s: not foreseen", name)
                 failed.append((experiment, error))
-                _say(f"{name}: failed. {error}", quiet)
+                say(f"{name}: failed. {error}", quiet)
                 continue
         run_id = save(store_path, store.fingerprint, experiment, result, time.perf_counter() - begun)
-        _say(f"{name}: run {run_id}", quiet)
-        for note in result.summary.get("notes", []):
-            _say(f"  {note}", quiet)
+        say(f"{name}: run {run_id}", quiet)
+        for note in (*result.summary.get("notes", []), *_unscored(experiment, result.summary)):
+            say(f"  {note}", quiet)
     return failed
 
 
-class _Progress:
-    """Moves a terminal's bar; messages become its suffix."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def __call__(self, **changes: Any) -> None:
-        if changes.get("total") is not None:
-            self._bar.total = changes["total"]
-        if changes.get("message") is not None:
-            self._bar.set_postfix_str(changes["message"])
-        if changes.get("done") is not None:
-            self._bar.n = changes["done"]
-            self._bar.refresh()
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        tqdm.write(text, file=sys.stdout)
+def _unscored(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
+    """Candidates of subspace scores that were left out, each with its first reason."""
+    reasons: dict[str, str] = {}
+    for row in summary["left_out"] if isinstance(experiment, SubspaceScores) else []:
+        reasons.setdefault(row["name"], row["reason"])
+    return [f"Left out: {name}. {reason}" for name, reason in reasons.items()]
 
 
 def command(store_path: str, experiments: Sequence[Experiment]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shlex
+import time
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +15,7 @@ from live_study import CHANGED, make_store
 
 import precompute
 from app.headless import command, part_of, read_experiments
+from app.terminal import Share
 from engine.condition import Condition
 from engine.errors import PatchError
 from engine.experiment import ExperimentResult
@@ -101,3 +105,37 @@ def test_what_cannot_be_read_is_said(
 ) -> None:
     assert precompute.main(["run", str(store), "--condition", text]) == 1
     assert said in capsys.readouterr().err
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_of_a_job_shows_its_share_and_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that count anew, and smaller totals, hold it; what is drawn is percent, not a count of runs."""
+    screen = _Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    with Share("job", quiet=False) as share:
+        for done, total in ((0, 4), (3, 4), (1, 4), (1, 2), (4, 4)):
+            share(done=done, total=total, message=f"step {done}")
+            time.sleep(0.11)
+    drawn = [int(one) for one in re.findall(r"(\d+) %", screen.getvalue())]
+    assert drawn == sorted(drawn)
+    assert {0, 75, 100} <= set(drawn)
+    assert "step 3" in screen.getvalue()
+    assert "run/s" not in screen.getvalue()
+
+
+def test_a_log_gets_few_lines_of_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr("app.terminal.time.monotonic", lambda: float(next(clock)))
+    for quiet in (False, True):
+        with Share("job", quiet) as share:
+            for done in range(100):
+                share(done=done, total=100, message="busy")
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == (0 if quiet else 3)
+        assert all(re.fullmatch(r"job: \d+% after \d+ s\. busy", line) for line in told)

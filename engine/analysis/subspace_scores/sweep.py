@@ -98,8 +98,8 @@ def prepare_all(
     """`prepare` for several weight changes; what doesn't look at the change is built once.
 
     Args:
-        on_step: told before each candidate is built at a layer how many steps are done, and of how many; what
-            it raises ends the preparation.
+        on_step: told before each candidate of each weight change is built at a layer how many such steps are
+            done, and of how many; what it raises ends the preparation.
     """
     entries = chosen(candidates)
     d = inputs.d
@@ -118,12 +118,12 @@ def prepare_all(
             reason = f"needs {', '.join(missing)}"
             for prepared in out:
                 prepared.left_out[entry.name] = LeftOut(entry.name, None, reason)
-    total = inputs.n_layers * len(entries)
+    done, total = 0, inputs.n_layers * len(out) * len(entries)
     for layer in reversed(range(inputs.n_layers)):  # sums over later layers grow from the last one
         built: dict[int, Array] | None = None
-        before = total - (layer + 1) * len(entries)
         for prepared in out:
-            built = _prepare_layer(prepared, layer, built, partial(_tell, on_step, before, total))
+            built = _prepare_layer(prepared, layer, built, partial(_tell, on_step, done, total))
+            done += len(entries)
         first.cache.drop_above(layer)
     first.cache.drop_above(-1)
     _tell(on_step, total, total, 0)

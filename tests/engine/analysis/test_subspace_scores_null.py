@@ -152,7 +152,13 @@ def test_a_change_in_random_subspaces_is_significant_for_no_candidate() -> None:
             for layer in (1, 2)
         }
         targets.append(changed(arrays, delta, rng))
-    every = [one.scores(4) for one in prepare_all(arrays.inputs(), targets, widest=4, broad=6)]
+    told: list[tuple[int, int]] = []
+    prepared = prepare_all(
+        arrays.inputs(), targets, widest=4, broad=6, on_step=lambda *step: told.append(step)
+    )
+    done = [step for step, _ in told]
+    assert (done == sorted(done), done[0], {total for _, total in told}) == (True, 0, {done[-1]})
+    every = [one.scores(4) for one in prepared]
     silent = [not (scores.tables["holm_combined"] < 0.05).any() for scores in every]
     named = [conclude(scores).winner for scores in every]
     assert np.isfinite(every[0].tables["holm_combined"]).sum() > 40
