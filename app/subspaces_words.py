@@ -50,7 +50,7 @@ def map_title(scores: Scores, kinds: Sequence[str], found: Conclusion) -> str:
     if not known:
         return f"No {side} have both scores"
     if not weight.any():
-        return f"None of {len(known)} {side} holds more of the weight change than chance"
+        return f"None of {len(known)} {side} holds significantly more of the weight change than chance (Holm)"
     count = int(weight.sum())
     text = f"{counted(count, len(known), side)} more of the weight change than chance"
     if read:
@@ -71,7 +71,7 @@ def profile_title(scores: Scores, name: str) -> str:
         return f"{name} looks at the weight change itself: {figures}"
     weight, act = (q.above(scores, name, moment) for moment in ("combined", "act"))
     if not weight and not act:
-        return f"{name} is nowhere above chance: {figures}"
+        return f"{name} is nowhere significantly above chance (Holm): {figures}"
     parts = [
         f"of {what} {'at ' + words.blocks(at) if at else 'nowhere'}"
         for what, at in (("the weight change", weight), ("what it does to the stream", act))
@@ -87,7 +87,7 @@ def grid_title(scores: Scores, measure: q.Measure) -> str:
         tested, held = np.isfinite(adjusted), np.nan_to_num(adjusted, nan=1.0) < q.LEVEL
         blocks = words.blocks([int(at) for at in scores.layers[held.any(axis=0)]])
         where = f", at {blocks}" if held.any() else ""
-        return f"{measure.title} is above chance in {held.sum()} of {tested.sum()} cells{where}"
+        return f"{measure.title}: above chance (Holm) in {held.sum()} of {tested.sum()} cells{where}"
     values = scores.tables[measure.name][real]
     known = values[np.isfinite(values)]
     if not known.size:
@@ -106,9 +106,9 @@ def specificity_title(scores: Scores) -> str:
         return "No candidate's R_act is above chance, so there is nothing to keep"
     before, after = scores.mean("r_act")[held], scores.mean("r_specific")[held]
     kept = int((np.nan_to_num(after) >= before / 2).sum())
-    names = "direction" if clean == 1 else f"{clean} directions"
+    names = "leading clean direction" if clean == 1 else f"{clean} leading clean directions"
     return (
-        f"Without the leading clean {names}, {kept} of {held.sum()} candidates above chance keep at least "
+        f"Without the {names}, {kept} of {held.sum()} candidates above chance keep at least "
         "half of their R_act"
     )
 

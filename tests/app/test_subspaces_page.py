@@ -511,7 +511,7 @@ def test_a_stored_run_opens_and_every_control_works(
     assert "k = 6" in text(app)
     assert app.query_params["dims"] == "6"
     app.select_slider(key="steps-clean").set_value(2).run()
-    assert "Without the leading clean 2 directions" in text(app) or "No candidate's R_act" in text(app)
+    assert "Without the 2 leading clean directions" in text(app) or "No candidate's R_act" in text(app)
     app.selectbox(key="subspaces-delta").set_value(DELTAS[1]).run()
     assert f"ΔW: {DELTAS[1]}" in text(app)
     app.multiselect(key="subspaces-averaged").set_value([2, 1]).run()

@@ -86,8 +86,8 @@ def headline(scores: Scores, best: int, held: NDArray[np.bool_], winner: str) ->
     ranked = [i for i, entry in enumerate(scores.candidates) if entry.axis_kind in ("write", "mixed")]
     if not held[ranked].any():
         return (
-            "No write or mixed candidate holds more of the weight change than a random subspace of its rank; "
-            f"the best joint score is `{name}`'s ({figures})."
+            "No write or mixed candidate holds significantly more of the weight change than a random "
+            f"subspace of its rank (Holm); the best joint score is `{name}`'s ({figures})."
         )
     return f"No candidate stands out: `{name}` has the best joint score ({figures}), but see below."
 
@@ -129,7 +129,7 @@ def doubts(scores: Scores, best: int, kept: int, agreement: Stability | None) ->
             "its share of the weight change is not above chance (Holm)",
         ),
         (not significant(scores, "act")[best], "its share of the steering label is not above chance (Holm)"),
-        (kept < count, f"without one layer it is first in {kept} of {count} cases only"),
+        (kept < count, _without_one(kept, count)),
         (count == 1, "only one layer is averaged"),
         (abs(np.log2(r_act / r_w)) > 1, f"R_act and R_w differ {2 ** abs(np.log2(r_act / r_w)):.2g}-fold"),
         (below > 0, f"its rank is below {scores.k} at {below} of {count} layers"),
@@ -144,6 +144,12 @@ def doubts(scores: Scores, best: int, kept: int, agreement: Stability | None) ->
         ),
     ]
     return tuple(f"{sentence[0].upper()}{sentence[1:]}." for applies, sentence in found if applies)
+
+
+def _without_one(kept: int, count: int) -> str:
+    if not kept:
+        return f"leave out any one of the {count} layers, and another candidate is first"
+    return f"with one layer left out it stays first in {kept} of {count} cases"
 
 
 @dataclass(frozen=True)
