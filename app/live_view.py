@@ -192,7 +192,7 @@ def _progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
     if job.message:
         parts.append(job.message)
     elif job.total:
-        parts.append(f"{job.done} of {job.total} patches")
+        parts.append(f"{job.done} of {job.total} steps")
     return components.plain(" · ".join(parts))
 
 
