@@ -67,4 +67,5 @@ def test_the_page_shows_every_conclusion_and_null() -> None:
     for entry in ENTRIES:
         for case in entry.nulls:
             assert f"| {entry.name} | “{entry.sentence}” | {case} |" in text
+    assert text.count(" | “") == sum(len(entry.nulls) for entry in ENTRIES)
     assert "**above 5 %**" not in text
