@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,13 +133,28 @@ def subspace_prompts(
     fit, evaluate = choose_rows(table, spec, seed)
     entries = np.arange(len(fit)) % len(spec.positive)
     chosen = table.select("id", "text", "messages")[fit]
-    as_system = prompts.template == "chat" and _takes_system(chosen, tokenizer, prompts, spec, max_length)
+    as_system = prompts.template == "chat" and _takes_system(chosen, tokenizer, prompts, spec)
     rendered = {}
     for persona, texts in zip(PERSONAS, (spec.positive, spec.negative), strict=True):
         put_on = _with_persona(chosen, [texts[i] for i in entries], as_system)
-        rendered[persona] = encode(put_on, tokenizer, prompts, max_length)
+        rendered[persona] = _encode(put_on, persona, tokenizer, prompts, max_length)
     notes = () if as_system else (_why(prompts),)
     return SubspacePrompts(fit, evaluate, entries, rendered, _start(tokenizer), notes)
+
+
+def _encode(
+    table: pl.DataFrame, persona: str, tokenizer: Any, prompts: PromptsSpec, max_length: int
+) -> pl.DataFrame:
+    """`encode`, whose errors are told of the persona: the prompt alone may be fine."""
+    try:
+        return encode(table, tokenizer, prompts, max_length)
+    except PromptsError as error:
+        raise PromptsError(
+            f"A prompt can't take the {persona} persona of [subspaces]. {error.what}",
+            expected=error.expected,
+            given=f"{error.given} with the persona",
+            next_step=f"shorten subspaces.{persona}, or leave the prompt out with subspaces.where.",
+        ) from error
 
 
 def _why(prompts: PromptsSpec) -> str:
@@ -150,13 +166,11 @@ def _why(prompts: PromptsSpec) -> str:
     return f"Personas stand in front of the user's text, with a blank line between: {because}."
 
 
-def _takes_system(
-    chosen: pl.DataFrame, tokenizer: Any, prompts: PromptsSpec, spec: SubspacesSpec, max_length: int
-) -> bool:
+def _takes_system(chosen: pl.DataFrame, tokenizer: Any, prompts: PromptsSpec, spec: SubspacesSpec) -> bool:
     """Whether the template puts a system message into the prompt; some refuse one, some drop it."""
     probe = spec.positive[0]
-    try:
-        made = encode(_with_persona(chosen[:1], [probe], as_system=True), tokenizer, prompts, max_length)
+    try:  # of any length: a persona that is too long is another error
+        made = encode(_with_persona(chosen[:1], [probe], as_system=True), tokenizer, prompts, sys.maxsize)
     except PromptsError:
         return False
     return probe.strip() in made["rendered"][0]

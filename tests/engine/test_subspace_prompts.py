@@ -210,3 +210,21 @@ def test_a_study_without_the_section_keeps_its_fingerprint(tmp_path: Path) -> No
 def test_a_missing_file_of_candidates_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"subspaces\.candidates names something that isn't there"):
         study(tmp_path, candidates="mine.py").check_files()
+
+
+def test_a_persona_that_makes_a_prompt_too_long_is_named_as_such() -> None:
+    wordy = SubspacesSpec(positive=("You agree.",), negative=("You check every claim. " * 200,))
+    with pytest.raises(
+        PromptsError, match=r"negative persona.*'p1'.*at most 512.*shorten subspaces\.negative"
+    ):
+        made(chatml(), wordy)
+
+
+def test_a_first_persona_that_is_too_long_does_not_pass_for_a_template_without_system_messages() -> None:
+    tokenizer = chatml()
+    how = PromptsSpec.model_validate({"files": ["x.jsonl"]})
+    bare = subspace_prompts(prompts(), tokenizer, how, SPEC, seed=0, max_length=512)
+    longest = max(len(ids) for persona in ("positive", "negative") for ids in bare.token_ids(persona))
+    # A persona before the user's text would fit, as it needs no turn of its own.
+    with pytest.raises(PromptsError, match="persona of"):
+        subspace_prompts(prompts(), tokenizer, how, SPEC, seed=0, max_length=longest - 1)
