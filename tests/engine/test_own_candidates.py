@@ -237,3 +237,66 @@ def test_the_worked_example_is_scored(tmp_path: Path) -> None:
     rows = [scores.names.index(name) for name in loaded.names]
     assert np.isfinite(scores.tables["r_act"][rows]).all()
     assert f"own_candidates_{str(file.digest)[:12]}" in sys.modules
+
+
+def test_own_names_of_what_is_kept_never_meet_the_built_in_ones(tmp_path: Path) -> None:
+    """A candidate that began as a copy of a built-in one keeps its intermediates under the same names."""
+    text = (
+        HEAD
+        + """
+@candidate(name="mine", nested=True, **FACTS)
+def mine(inputs, layer, k):
+    if layer:  # also those that are still to come
+        inputs.leading("contrast", layer - 1, k, lambda wide: np.eye(inputs.d)[:, :wide], True)
+        inputs.once("input/down_proj", layer - 1, lambda: np.zeros((inputs.d, 7)))
+    return inputs.leading("contrast", layer, k, lambda wide: np.eye(inputs.d)[:, :wide])
+
+@candidate(name="plain", nested=True, **FACTS)
+def plain(inputs, layer, k):
+    return np.eye(inputs.d)[:, :k]
+"""
+    )
+    names = ("TaskDiff_contrast", "WNR_union_TaskDiff", "mlp_write")
+    file = own(tmp_path / "mine.py", text)
+    found = SubspaceScores(
+        ks=(3,), cleans=(0,), broad=4, candidates=("mine", "plain", *names), code=file.digest or ""
+    )
+    alone = SubspaceScores(ks=(3,), cleans=(0,), broad=4, candidates=names)
+    result, wanted = found.run(synthetic_lab(own=file)), alone.run(synthetic_lab())  # type: ignore[arg-type]
+    assert result.summary["left_out"] == []
+    one, two = (scores_of(each.summary, each.tables, DELTAS[0], 3) for each in (result, wanted))
+    assert np.array_equal(one.tables["r_act"][0], one.tables["r_act"][1])
+    # Products of more columns side by side round differently.
+    np.testing.assert_allclose(one.tables["r_act"][2:], two.tables["r_act"], rtol=1e-10)
+    np.testing.assert_allclose(one.tables["r_combined"][2:], two.tables["r_combined"], rtol=1e-10)
+
+
+def test_complex_numbers_nameless_entries_and_changed_error_handling_stay_with_their_candidate(
+    tmp_path: Path,
+) -> None:
+    text = (
+        HEAD
+        + """
+@candidate(name="half_real", **FACTS)
+def half_real(inputs, layer, k):
+    return np.eye(inputs.d)[:, :k] + 1j * np.eye(inputs.d)[:, :k]
+
+@candidate(name="real_after_all", **FACTS)
+def real_after_all(inputs, layer, k):
+    np.seterr(all="raise")
+    return np.eye(inputs.d)[:, :k] + 0j
+
+@candidate(name=3, **FACTS)
+def three(inputs, layer, k):
+    return np.eye(inputs.d)[:, :k]
+"""
+    )
+    file, before = own(tmp_path / "mine.py", text), np.geterr()
+    wanted = SubspaceScores(ks=(3,), cleans=(0,), broad=4, code=file.digest or "")
+    summary = wanted.run(synthetic_lab(own=file)).summary  # type: ignore[arg-type]
+    reasons = {row["name"]: row["reason"] for row in summary["left_out"]}
+    assert set(reasons) == {"half_real", f"3 ({file.path.name})"}
+    assert "is complex" in reasons["half_real"]
+    assert "a text for name" in reasons[f"3 ({file.path.name})"]
+    assert summary["code"]["names"] == ["half_real", "real_after_all"]
+    assert np.geterr() == before

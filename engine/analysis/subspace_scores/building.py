@@ -51,7 +51,8 @@ def _guarded(
     entry: Candidate, layer: int, compute: Callable[[], Array], left_out: dict[str, LeftOut]
 ) -> Array | None:
     try:
-        return compute()
+        with np.errstate():  # what a candidate changes of it ends with it
+            return compute()
     except JobError:  # cancelled
         raise
     except (Exception, SystemExit) as error:

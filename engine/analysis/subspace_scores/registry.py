@@ -64,9 +64,17 @@ class Candidate(Description):
         """Builds the basis and refuses what is none.
 
         Raises:
-            AnalysisError: wrong width, more than k columns, not finite, not orthonormal.
+            AnalysisError: complex, wrong width, more than k columns, not finite, not orthonormal.
         """
-        basis = np.asarray(self.build(inputs, layer, k), dtype=np.float64)
+        built = np.asarray(self.build(inputs, layer, k))
+        if np.iscomplexobj(built) and np.any(built.imag):
+            raise AnalysisError(
+                f"The candidate {self.name} is complex.",
+                expected="real numbers",
+                given=f"imaginary parts up to {np.abs(built.imag).max():.2g} at layer {layer}",
+                next_step="of a complex pair of directions, take the real and the imaginary part as two.",
+            )
+        basis = np.asarray(built.real if np.iscomplexobj(built) else built, dtype=np.float64)
         if basis.ndim != 2 or basis.shape[0] != inputs.d or basis.shape[1] > k:
             raise AnalysisError(
                 f"The candidate {self.name} gave no basis of the stream.",
@@ -104,9 +112,17 @@ class Registry(Mapping[str, Candidate]):
         """Adds a candidate.
 
         Raises:
-            AnalysisError: a name that is taken, an unknown axis kind or need, a definition of several lines,
-                or a need that only a ceiling may have.
+            AnalysisError: words that are no text, a name that is taken, an unknown axis kind or need, a
+                definition of several lines, or a need that only a ceiling may have.
         """
+        for what in ("name", "family", "source", "definition"):
+            said = getattr(entry, what)
+            if not isinstance(said, str) or not said.strip():
+                raise AnalysisError(
+                    f"The candidate {entry.name!r} is not described well.",
+                    expected=f"a text for {what}",
+                    given=repr(said),
+                )
         if entry.name in self._entries:
             raise AnalysisError(
                 "This candidate name is taken.",
@@ -194,5 +210,6 @@ def definitions(registry: Mapping[str, Description] = REGISTRY) -> str:
     lines = ["| name | family | axis kind | source | needs | definition |", "|---|---|---|---|---|---|"]
     for entry in registry.values():
         cells = (entry.family, entry.axis_kind, entry.source, ", ".join(entry.needs), entry.definition)
-        lines.append(f"| `{entry.name}` | {' | '.join(cells)} |")
+        escaped = (cell.replace("|", "\\|") for cell in cells)
+        lines.append(f"| `{entry.name}` | {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"

@@ -129,16 +129,29 @@ class Workspace:
             raise AnalysisError(f"There is no {name}.", expected="inputs that hold it", given="none")
         return self.once(f"input/{name}", layer, lambda: checked(item(layer), f"{name} of layer {layer}"))
 
-    def once(self, name: str, layer: int, compute: Callable[[], Array], keep: bool = False) -> Array:
-        """Computed once for all candidates: see `Cache.once`."""
-        return self.cache.once(name, layer, compute, keep)
+    def once(
+        self,
+        name: str,
+        layer: int,
+        compute: Callable[[], Array],
+        keep: bool = False,
+        owner: Callable[..., Array] | None = None,
+    ) -> Array:
+        """Computed once for all candidates: see `Cache.once`.
+
+        Names are those of the module that `owner` (by default `compute`) is from, so that a user's own never
+        meet the built-in ones.
+        """
+        module = getattr(owner or compute, "__module__", None) or ""
+        own = "" if module.startswith(f"{__package__}.") else f"{module}:"
+        return self.cache.once(f"{own}{name}", layer, compute, keep)
 
     def leading(
         self, name: str, layer: int, k: int, build: Callable[[int], Array], keep: bool = False
     ) -> Array:
         """The first k columns of a nested basis that several candidates take from; built for `widest`."""
         wide = max(k, self.widest)
-        return self.once(f"{name}/{wide}", layer, lambda: build(wide), keep)[:, :k]
+        return self.once(f"{name}/{wide}", layer, lambda: build(wide), keep, owner=build)[:, :k]
 
     def read_weight(self, name: str, layer: int) -> Array:
         """q/k/v/up/gate_proj with the gains of its norms folded in: its rows read the stream."""
