@@ -100,9 +100,9 @@ class Experiment(BaseModel):
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "condition"
             raise PatchError(
-                f"The patch condition cannot be used: {key}: {first['msg']}.",
+                f"The experiment cannot be used: {key}: {first['msg']}.",
                 given=repr(first["input"]),
-                next_step=f"correct {key!r}.",
+                next_step=f"{'add' if first['type'] == 'missing' else 'correct'} {key!r}.",
             ) from error
 
     def content_hash(self, fingerprint: str) -> str:

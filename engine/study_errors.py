@@ -38,8 +38,9 @@ def _explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[str, Any, 
     if kind == "missing":
         return f"the key {key!r} is missing.", f"a value for {key!r}", "nothing", f"add {location[-1]!r}."
     message = str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
-    where = f"{key!r} has" if key else "it has"
-    return f"{where} an impossible value.", message, _shown(problem.get("input")), f"correct {key!r}."
+    if not key:  # of the whole study: what was given is all of it
+        return "parts of it don't fit together.", message, "something else", "correct what is named."
+    return f"{key!r} has an impossible value.", message, _shown(problem.get("input")), f"correct {key!r}."
 
 
 def _shown(value: Any) -> str:

@@ -58,6 +58,9 @@ def test_a_study_is_read_with_its_defaults_and_paths_of_its_own_folder(folder: P
         study.seed = 4
 
 
+SUBSPACES = '[subspaces]\ndeltas = ["tuend"]\npositive = "a"\nnegative = "b"\n[prompts]'
+
+
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
@@ -78,6 +81,12 @@ def test_a_study_is_read_with_its_defaults_and_paths_of_its_own_folder(folder: P
         ("prompts.jsonl", "nowhere.jsonl", ["prompts.files[0]", "nowhere.jsonl"]),
         ("../models/adapter", "../models/adaptor", ["models.tuned.adapter", "models/adaptor"]),
         ("[models.tuned]", '[models."a/b"]', ["'a/b'", "letters, digits"]),
+        (
+            "[prompts]",
+            '[contrasts]\nodd = { plus = "tuned", minus = "tunde" }\n[prompts]',
+            ["no model 'tunde'", "tuned"],
+        ),
+        ("[prompts]", SUBSPACES, ["parts of it don't fit together", "'tuend' is not in the study"]),
         ('name = "pair"', 'name = "pair', ["not valid TOML", "line 2"]),
     ],
 )
