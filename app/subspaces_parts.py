@@ -94,40 +94,53 @@ def definitions(shown: Shown) -> None:
     """What each candidate is, as its registry entry says."""
     table = q.definitions(shown.scores)
     with st.expander(f"Definitions of the {table.height} candidates"):
+        order = ["candidate", "axis kind", "definition", "needs", "source", "family"]
         config = {"definition": st.column_config.TextColumn(width="large")}
-        st.dataframe(table, hide_index=True, width="stretch", column_config=config)
+        st.dataframe(table, hide_index=True, width="stretch", column_order=order, column_config=config)
 
 
-def files(shown: Shown) -> None:
-    """Every table in three formats, definitions and conclusion as Markdown; made when asked for."""
+def files(opened: Opened, shown: Shown) -> None:
+    """Every table in three formats, definitions and conclusion as Markdown; made when asked for.
+
+    Files say by themselves which weight change they are of, and how it is scored.
+    """
+    of = f"{shown.delta}-k{shown.k}"
     with st.expander("All files", icon=":material/download:"):
         for name, make in q.FILES.items():
             st.markdown(f"**{name.capitalize()}**")
             with st.container(horizontal=True, gap="small"):
                 for suffix, (title, write) in FORMATS.items():
-                    _file(name, title, suffix, partial(_written, make, write, shown))
+                    _file(name, title, suffix, of, partial(_written, make, write, shown))
         st.markdown("**Words**")
         with st.container(horizontal=True, gap="small"):
-            _file("definitions", "Definitions", "md", partial(_definitions, shown))
-            _file("conclusion", "Conclusion", "md", shown.found.text.encode)
+            _file("definitions", "Definitions", "md", "", partial(_definitions, shown))
+            _file("conclusion", "Conclusion", "md", of, partial(_conclusion, opened, shown))
 
 
 def _written(
     make: Callable[[Scores], pl.DataFrame], write: Callable[[pl.DataFrame], bytes], shown: Shown
 ) -> bytes:
-    return write(make(shown.scores))
+    scores = shown.scores
+    setting = {"delta": shown.delta, "k": shown.k, "broad": scores.broad, "clean": shown.clean}
+    table = make(scores)
+    return write(table.select(*(pl.lit(value).alias(name) for name, value in setting.items()), pl.all()))
+
+
+def _conclusion(opened: Opened, shown: Shown) -> bytes:
+    where = components.provenance(opened, panels.models_of(opened, shown))
+    return f"{shown.found.text}\n{panels.method(shown)}.\n\n{where}\n".encode()
 
 
 def _definitions(shown: Shown) -> bytes:
     return shown.scores.definitions().encode()
 
 
-def _file(name: str, title: str, suffix: str, make: Callable[[], bytes]) -> None:
+def _file(name: str, title: str, suffix: str, of: str, make: Callable[[], bytes]) -> None:
     stem = name.replace(" ", "-")
     st.download_button(
         title,
         make,
-        file_name=f"patchbay-subspaces-{stem}.{suffix}",
+        file_name="-".join(part for part in ("patchbay-subspaces", of, stem) if part) + f".{suffix}",
         key=f"file-subspaces-{stem}-{suffix}",
         on_click="ignore",
     )

@@ -279,4 +279,4 @@ def show(opened: Opened, shown: Shown) -> None:
         components.show(opened, panels.stability_panel(opened, shown))
     parts.without_scores(shown)
     parts.definitions(shown)
-    parts.files(shown)
+    parts.files(opened, shown)

@@ -165,6 +165,6 @@ def _quietest(
             free = all(end < begin or other < start or abs(level - y) >= LINE for begin, other, y in taken)
             if inside and free:
                 covered = sum(start < x < end and abs(level - y) < 0.6 * LINE for x, y in points)
-                covered += abs(level - chance) < 0.5 * LINE
+                covered += 2 * (abs(level - chance) < 0.5 * LINE)
                 found.append((covered + 0.4 * abs(step), (align, start, end, level)))
     return min(found, key=lambda place: place[0])[1] if found else None

@@ -78,6 +78,8 @@ def test_tables_are_taken_away_as_files(new_tab: Callable[..., Page], live_dashb
     assert "| `mlp_write` |" in found["definitions-md"].decode()
     first = tab.locator(".st-key-panel-subspace-conclusion h4").inner_text()
     assert first in found["conclusion-md"].decode().replace("`", "")
+    assert "ΔW: tuned. k = 8, broad" in found["conclusion-md"].decode()
+    assert summary.row(0, named=True).items() >= {"delta": "tuned", "k": 8}.items()
 
 
 def test_another_broad_rank_is_scored_by_one_click_and_survives_a_reload(

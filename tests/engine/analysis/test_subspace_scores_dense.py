@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from subspace_dense import BROAD, Dense, K, close, dense_scores
@@ -96,3 +98,5 @@ def test_there_are_the_44_and_their_companions() -> None:
     companions = {"qk_circuit_per_head", "qk_and_chars_clusters", "act_ceiling", "dW_o_proj_ceiling"}
     assert companions | {"dW_down_proj_ceiling", "dW_combined_ceiling"} <= set(REGISTRY)
     assert all(f"`{name}`" in subspace_scores.definitions() for name in REGISTRY)
+    bars = {len(re.findall(r"(?<!\\)\|", line)) for line in subspace_scores.definitions().splitlines()}
+    assert bars == {7}  # six cells in every row: bars of a definition, as in |h|, are escaped
