@@ -64,13 +64,17 @@ def follow() -> None:
 
 
 def rejoin(opened: Opened, wanted: Experiment) -> None:
-    """Take up a job again that the worker is at and that this session forgot, as after a reload."""
+    """Take up a job again that the worker is at and that this session forgot, as after a reload.
+
+    It is the same submission, not another one of the same work: that would outlive its own cancelling.
+    """
     if active():
         return
     key = wanted.content_hash(opened.store.fingerprint)
-    going = (job for job in worker().jobs() if job.key == key and not job.over)
-    if any(job.store_path == str(opened.path) for job in going):
-        start(opened, [wanted])
+    going = [job for job in worker().jobs() if job.key == key and not job.over]
+    mine = [job.job_id for job in going if job.store_path == str(opened.path)]
+    if mine:
+        st.session_state[_JOBS] = mine
 
 
 def forget() -> None:

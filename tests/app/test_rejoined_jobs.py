@@ -1,0 +1,47 @@
+"""A page that is loaded again: its job is taken up, and cancelling it ends the work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from app import live_view
+from engine.experiments.subspace_scores import SubspaceScores
+
+
+class Worker:
+    """Submissions of one work; it goes on while one of them waits for it."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.waiting = key, ["first"]
+
+    def jobs(self) -> list[SimpleNamespace]:
+        return [self.status(name) for name in self.waiting]
+
+    def status(self, name: str) -> SimpleNamespace:
+        over = name not in self.waiting
+        return SimpleNamespace(job_id=name, key=self.key, over=over, store_path="store")
+
+    def submit(self, *_work: object) -> str:
+        self.waiting.append(f"again {len(self.waiting)}")
+        return self.waiting[-1]
+
+    def cancel(self, name: str) -> None:
+        self.waiting.remove(name)
+
+
+def test_cancelling_after_a_reload_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = SubspaceScores(broad=16)
+    opened = SimpleNamespace(path="store", store=SimpleNamespace(fingerprint="f" * 64))
+    worker = Worker(wanted.content_hash("f" * 64))
+    monkeypatch.setattr(live_view, "worker", lambda: worker)
+    monkeypatch.setattr(live_view.st, "session_state", {})
+    live_view.rejoin(opened, wanted)  # type: ignore[arg-type]
+    assert len(live_view.active()) == 1
+    live_view.cancel()
+    assert worker.waiting == []
+    live_view.rejoin(opened, wanted)  # type: ignore[arg-type]
+    assert live_view.active() == []
+    live_view.rejoin(opened, SubspaceScores(broad=8))  # type: ignore[arg-type]
+    assert live_view.active() == []
