@@ -74,4 +74,5 @@ class SubspaceScores(Experiment):
         which = ", ".join(self.deltas) or "all weight changes"
         ranks = f"k = {self.ks[0]}" + (f" to {self.ks[-1]}" if len(self.ks) > 1 else "")
         own = ", with own candidates" if self.code else ""
-        return f"subspace scores of {which}, {ranks}{own}"
+        broad = "" if self.broad == type(self).model_fields["broad"].default else f", broad rank {self.broad}"
+        return f"subspace scores of {which}, {ranks}{broad}{own}"

@@ -235,6 +235,7 @@ def test_a_description_comes_back_and_is_told_apart_by_its_content() -> None:
     assert SubspaceScores(ks=(64, 1, 64)).ks == (1, 64)
     assert every[0].ks == KS
     assert every[1].describe() == "subspace scores of all weight changes, k = 1 to 64, with own candidates"
+    assert SubspaceScores(broad=16).describe().endswith("k = 1 to 64, broad rank 16")
 
 
 @pytest.mark.parametrize(
