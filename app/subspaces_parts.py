@@ -87,7 +87,12 @@ def without_scores(shown: Shown) -> None:
         return
     with st.container(border=True, key="panel-subspace-left-out"):
         st.markdown(f"#### {say.left_out_title(table)}")
-        st.dataframe(table, hide_index=True, width="stretch")
+        lines = (
+            f"- **{components.plain(name)}**{'' if block is None else f', block {block}'}: "
+            f"{components.plain(reason)}"
+            for name, block, reason in table.iter_rows()
+        )
+        st.markdown("\n".join(lines))
 
 
 def definitions(shown: Shown) -> None:

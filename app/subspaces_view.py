@@ -260,8 +260,35 @@ def not_run(opened: Opened, wanted: SubspaceScores) -> tuple[str, str]:
     )
 
 
+def substituted(shown: Shown, chosen: Selection) -> list[str]:
+    """What a link names and the run doesn't have, and what is shown instead."""
+    pairs = (
+        ("weight change", chosen.delta, shown.delta),
+        ("candidate", chosen.candidate, shown.candidate),
+        ("measure", chosen.measure, shown.measure),
+    )
+    told = [
+        f"This run has no {what} {given!r}; showing {at}."
+        for what, given, at in pairs
+        if given not in ("", at)
+    ]
+    if chosen.averaged and shown.layers is None:
+        told.append(
+            f"The model has no blocks {chosen.averaged!r}; scores are averaged over {shown.averaged}."
+        )
+    changed = [int(layer) for layer in shown.result.summary["changed"].get(shown.delta, [])]
+    if shown.layers is not None and not set(shown.layers) & set(changed):
+        told.append(
+            f"{shown.delta} changes nothing at {words.blocks(list(shown.layers))}, so nothing has both "
+            f"scores there; it changes {words.blocks(changed)}."
+        )
+    return told
+
+
 def show(opened: Opened, shown: Shown) -> None:
     """Everything about one weight change at one rank."""
+    for text in substituted(shown, controls.current()):
+        st.warning(components.plain(text), icon=":material/link_off:")
     parts.conclusion(opened, shown)
     write, read = panels.maps(opened, shown)
     left, right = st.columns(2)

@@ -443,8 +443,23 @@ def test_a_change_that_is_zero_says_so_and_leaves_the_others(opened: Opened) -> 
     assert len(panels.run_panels(opened, at)) == 6
 
 
+def test_what_a_link_names_in_vain_is_told(opened: Opened) -> None:
+    wanted = chosen(opened, delta="nobody", candidate="none", measure="foo", averaged="77")
+    told = view.substituted(
+        shown(opened, delta="nobody", candidate="none", measure="foo", averaged="77"), wanted
+    )
+    assert [next(name for name in ("nobody", "none", "foo", "77") if name in text) for text in told] == [
+        "nobody",
+        "none",
+        "foo",
+        "77",
+    ]
+    assert view.substituted(shown(opened), chosen(opened)) == []
+
+
 def test_blocks_that_a_change_leaves_alone_give_no_scores(opened: Opened) -> None:
     at = shown(opened, averaged="0")
+    assert "changes nothing at block 0" in view.substituted(at, chosen(opened, averaged="0"))[0]
     assert at.found.best == ""
     for panel in panels.run_panels(opened, at):
         as_chart(panel.draw(LIGHT))
@@ -544,9 +559,7 @@ def test_what_was_left_out_is_named_with_its_reason(open_app: Open, unscored: Pa
     said = text(app)
     assert "1 candidate left out" in said
     assert "The study's own candidates stopped early." in said
-    assert reason in [
-        row for frame in app.dataframe if "reason" in frame.value for row in frame.value["reason"]
-    ]
+    assert reason in said
 
 
 def test_the_list_of_runs_opens_it(open_app: Open, opened: Opened) -> None:
