@@ -6,6 +6,7 @@ Arrays are written one by one; what a killed run left whole is not computed agai
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from app.build_weights import read_deltas, steerable
 from app.prepare import Prepared
 from app.subspace_inputs import PLACE, label_name
+from engine.errors import ModelError
 from engine.model import LoadedModel, load
 from engine.results import SelfCheck
 from engine.subspace_capture import capture_labels, capture_streams
@@ -26,6 +28,8 @@ from store.writer import StoreWriter
 
 __all__ = ["in_float32", "subspace_checks", "write_subspaces"]
 
+log = logging.getLogger(__name__)
+
 CHECKED_PROMPTS = 4
 STREAM = ("layer", "prompt", "feature")
 
@@ -34,7 +38,8 @@ def write_subspaces(prepared: Prepared, writer: StoreWriter) -> list[dict[str, A
     """Writes what is missing for a study with [subspaces]; returns the self-checks, none without.
 
     Raises:
-        PatchbayError: a weight change that is not defined for every tensor, or that can't be steered.
+        PatchbayError: a weight change that the study names and that is not defined for every tensor, or
+            can't be steered.
     """
     chosen = prepared.subspaces
     if chosen is None:
@@ -44,9 +49,8 @@ def write_subspaces(prepared: Prepared, writer: StoreWriter) -> list[dict[str, A
     deltas = _deltas(prepared, Store(writer.root))
     _write_weights(writer, lm, chosen)
     _write_streams(prepared, writer, lm, chosen)
-    for delta in deltas:
-        _write_labels(prepared, writer, lm, chosen, delta)
-    checks = subspace_checks(prepared, Store(writer.root), lm, deltas)
+    labelled = [delta for delta in deltas if _could_label(prepared, writer, lm, chosen, delta)]
+    checks = subspace_checks(prepared, Store(writer.root), lm, labelled)
     return [check.to_json() | {"model": name} for check in checks]
 
 
@@ -98,6 +102,21 @@ def _write_streams(prepared: Prepared, writer: StoreWriter, lm: LoadedModel, cho
         for name, (values, dims, meaning) in arrays.items():
             attrs = {"meaning": f"{meaning}, under {under}", "notes": list(chosen.notes)}
             writer.write_array(f"{PLACE}/{name}", values, dims, attrs)
+
+
+def _could_label(
+    prepared: Prepared, writer: StoreWriter, lm: LoadedModel, chosen: SubspacePrompts, delta: str
+) -> bool:
+    """Writes a label; one that the study doesn't ask for by name may be left out, which is logged."""
+    assert prepared.study.subspaces is not None
+    try:
+        _write_labels(prepared, writer, lm, chosen, delta)
+    except ModelError as error:
+        if delta in prepared.study.subspaces.deltas:
+            raise
+        log.warning("subspace scores leave out %s: %s", delta, error)
+        return False
+    return True
 
 
 def _write_labels(
