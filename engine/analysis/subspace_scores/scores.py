@@ -226,10 +226,10 @@ class AtRank:
     def _averaged(self, layers: Sequence[int] | None) -> NDArray[np.int64]:
         if layers is None and not self.changed:
             raise AnalysisError(
-                "The weight change is zero.",
+                "The weight change is zero in what writes into the stream, which R_w is about.",
                 expected="o_proj or down_proj changed in some layer",
-                given="no change",
-                next_step="choose another diff, or pass the layers to average.",
+                given=f"neither in {self.target}, whatever it changes elsewhere (embeddings, reads, norms)",
+                next_step="choose another diff, or the layers to average: R_act there is defined.",
             )
         chosen = self.changed if layers is None else layers
         if not len(chosen) or not np.isin(chosen, self.layers).all():
