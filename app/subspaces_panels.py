@@ -23,7 +23,9 @@ from engine.analysis.subspace_scores import Conclusion, Scores, Stability
 
 NULL = (
     "Null: random subspaces of the same rank, at R = 1, by exact moments; p from the Beta with these, Holm "
-    "over candidates × averaged blocks. Nothing is sampled, so there is no interval"
+    "over candidates × averaged blocks. Nothing is sampled, so there is no interval. Above chance means no "
+    "random direction, as most that a trained network uses are not: it sets neither a candidate nor its "
+    "block apart from others"
 )
 
 

@@ -577,3 +577,10 @@ def test_a_click_chooses_the_candidate(opened: Opened, monkeypatch: pytest.Monke
     controls.clicked("chart")
     assert controls.current().candidate == "mlp_write"
     assert components.plain("mlp_write") == "mlp\\_write"
+
+
+def test_captions_say_what_above_chance_does_not_mean(opened: Opened) -> None:
+    by_name = {panel.name: panel for panel in panels.run_panels(opened, shown(opened))}
+    for name in ("subspace-map", "subspace-profile", "subspace-ranking", "subspace-grid"):
+        assert "Above chance means no random direction" in by_name[name].caption
+        assert "sets neither a candidate nor its block apart" in by_name[name].caption
