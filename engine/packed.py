@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import PackedRun, packed_attention
+from engine.gated import gated_in_place
 from engine.sites import first_tensor, record, replace_first
 from engine.taps import ModelTaps
 
@@ -113,6 +114,7 @@ def capture_pack(
     steps = torch.cat([torch.arange(length) for length in lengths]).to(device)
     with (
         packed_attention(modules, run),
+        gated_in_place([layer.block for layer in taps.layers]),
         _last_mlp_at(taps, tail),  # before the recorders: they see what it puts back in place
         record(taps, ("resid",), select=_rows(tail)) as stream,
         record(taps, ("attn_out", "mlp_out", "head_z"), select=_rows(patched)) as sites,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import RowsRun, packed_attention
+from engine.gated import gated_in_place
 from engine.linear import PackedLinears
 from engine.packed import Pack
 from engine.sites import Site, first_tensor, replace_first
@@ -199,7 +200,7 @@ def resume(
     )
     skipped = site.component in ("resid_post", "mlp_out")
     needed = [layer.block for layer in taps.layers[site.layer + skipped :]]
-    with packed_attention(modules, run), linears.lent_to(needed):
+    with packed_attention(modules, run), linears.lent_to(needed), gated_in_place(needed):
         stream, start = inject(taps, site, block, vectors)
         stream = stream.reshape(1, -1, taps.d)
         for layer in taps.layers[start:]:
