@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from engine.analysis.subspace_scores import Candidate, Registry, registering_in
 from engine.errors import AnalysisError, StudyError
 
@@ -105,7 +107,7 @@ def _execute(content: bytes, path: Path, digest: str, registry: Registry) -> str
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        with registering_in(registry):
+        with registering_in(registry), np.errstate():
             exec(compile(content, str(path), "exec"), module.__dict__)
     except SyntaxError as error:
         return f"{path.name}, line {error.lineno}: {type(error).__name__}: {error.msg}"

@@ -277,6 +277,8 @@ def test_complex_numbers_nameless_entries_and_changed_error_handling_stay_with_t
     text = (
         HEAD
         + """
+np.seterr(all="raise")
+
 @candidate(name="half_real", **FACTS)
 def half_real(inputs, layer, k):
     return np.eye(inputs.d)[:, :k] + 1j * np.eye(inputs.d)[:, :k]
