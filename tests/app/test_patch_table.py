@@ -264,7 +264,7 @@ def test_the_first_place_is_chosen_on_train_and_told_by_validation() -> None:
     assert rows["layer"].to_list() == [0, 1]
     assert rows["rank"].to_list() == ["2", "1"]
     said = "the map saves 0.3 (0.29 to 0.31) nats at mlp_out 0 · t ← s, the first on train, 1 above"
-    assert patch_table._top_words(rows) == said
+    assert patch_table.top_words(rows) == said
 
 
 def _validation(summary: dict[str, Any]) -> dict[str, Any]:

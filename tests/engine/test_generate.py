@@ -150,9 +150,8 @@ def test_the_likeliest_tokens_are_those_of_a_forward_pass_over_the_text() -> Non
     lm, ids = from_parts(tiny("qwen3")), prompts()
     vectors = PatchEngine(lm, ids, POSITIONS).activations(SITE).roll(1, 0)
     stop = generate(lm, ids, max_new_tokens=4, stop=[]).tokens[0][1][2]
-    made = generate(
-        lm, ids, [None, replace_at(SITE, POSITIONS, vectors)], max_new_tokens=4, top=3, stop=[stop]
-    )
+    edits = [None, replace_at(SITE, POSITIONS, vectors)]
+    made = generate(lm, ids, edits, max_new_tokens=4, top=3, stop=[stop])
     plain = generate(lm, ids, edits, max_new_tokens=4, stop=[stop])
     assert (made.tokens, made.ended) == (plain.tokens, plain.ended)
     assert plain.top == []
