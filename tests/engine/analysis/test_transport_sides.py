@@ -277,7 +277,7 @@ def test_sliders_move_under_a_tenth_of_a_second() -> None:
 
 
 def test_a_fit_costs_a_twentieth_of_the_dense_formulas() -> None:
-    """Through d x d covariances, their roots and a d x d decomposition, at a quarter of a 7B model's width."""
+    """Through d x d covariances, their roots and a d x d decomposition, at a width of 1024."""
     rng = np.random.default_rng(0)
     n, d = 112, 1024
     x, y = (rng.standard_normal((n, d)) / np.arange(1, d + 1) ** 0.3 for _ in range(2))
