@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,21 +107,6 @@ def test_too_few_problems_for_so_many_coordinates_is_said(opened: Opened) -> Non
     few = fit_bridge(rng.normal(size=(8, 9)), rng.normal(size=(8, 9)), method="minimum_norm", draws=19)
     assert few.underdetermined
     assert bridge_words.underdetermined(few).startswith("N = 8 problems and k = 9 coordinates")
-
-
-def test_a_move_of_k_costs_less_than_a_tenth_of_a_second(opened: Opened) -> None:
-    """Everything that a move computes, drawing included; the first look may cost more."""
-    first = view(opened, k=2)
-    bridge_queries.prepare(opened, first, lambda text: lambda done, total: None)
-    bridge.panels(opened, first)
-    costs = []
-    for k in (3, 4, 5, 6):
-        chosen = view(opened, k=k)
-        start = time.process_time()
-        for panel in bridge.panels(opened, chosen):
-            panel.draw(LIGHT)
-        costs.append(time.process_time() - start)
-    assert np.median(costs) < 0.1
 
 
 def test_prepare_reports_only_what_it_computes(opened: Opened) -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ import pytest
 from planted_store import build_store
 from streamlit.testing.v1 import AppTest
 from subspace_inputs import Arrays, haar
-from subspace_runs import DELTAS, SMALL, SyntheticLab, result, store_run, synthetic_lab
+from subspace_runs import DELTAS, SMALL, SyntheticLab, result, store_run
 
 from app import components, export, headless, subspaces_parts
 from app import subspaces_panels as panels
@@ -464,26 +463,6 @@ def test_blocks_that_a_change_leaves_alone_give_no_scores(opened: Opened) -> Non
     for panel in panels.run_panels(opened, at):
         as_chart(panel.draw(LIGHT))
         assert "nan" not in panel.title
-
-
-def test_a_slider_moves_within_its_budget(opened: Opened) -> None:
-    """50 candidates × 28 blocks × 2 changes: scores, tables and charts at a new rank."""
-    wanted = SubspaceScores(ks=(3, 4), cleans=(2,), broad=12)
-    made = wanted.run(synthetic_lab(28))  # type: ignore[arg-type]
-    run = JobResult(wanted.to_json(), made.summary, made.tables)
-    took = []
-    for k in (3, 4):
-        start = time.process_time()
-        scores = [scores_of(run.summary, run.tables, name, k, clean=2) for name in DELTAS]
-        agreement = q.agreement_of(scores)
-        said = conclude(scores[0], agreement)
-        at = panels.Shown(
-            run, DELTAS[0], k, 2, None, scores[0], tuple(scores), "mlp_write", "r_act", agreement, said
-        )
-        for panel in panels.run_panels(opened, at):
-            json.dumps(panel.draw(LIGHT))
-        took.append(time.process_time() - start)
-    assert min(took) < 1.0
 
 
 # The page

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -57,18 +55,13 @@ def test_a_silent_head_does_not_spoil_its_group() -> None:
     np.testing.assert_allclose(lifted, sp.multi_head_basis(found.right, found.sigma, 2), atol=1e-8)
 
 
-def test_thin_factors_are_far_cheaper_than_the_dense_kernel_and_as_exact() -> None:
+def test_thin_factors_are_as_exact_as_the_dense_kernel() -> None:
     rng = np.random.default_rng(0)
     d, d_h = 512, 32
     w_q, w_k = rng.normal(size=(1, d_h, d)), rng.normal(size=(1, d_h, d))
-    begin = time.process_time()
     found = sp.head_kernel_svd(w_q, w_k)
-    thin = time.process_time() - begin
-    begin = time.process_time()
     dense = np.linalg.svd(w_q[0].T @ w_k[0])[2][:d_h].T
     assert sp.principal_angles(found.right[0], dense).max() < 1e-5
-    # 36 × at this size on one thread; benchmarks/subspace.py measures the size of a 3B model
-    assert time.process_time() - begin > 5 * thin
 
 
 @pytest.mark.parametrize("conditioning", [1.0, 1e3, 1e6, 1e9, np.inf])
