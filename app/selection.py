@@ -225,6 +225,7 @@ def defaults(facts: Facts) -> Selection:
         site="resid_post" if "resid_post" in facts.sites else facts.sites[0],
         layer=middle,
         ref=middle,
+        substitute="head_z" if pair[0] == pair[1] else "head_out",
         position="last_content" if "last_content" in facts.positions else facts.positions[0],
         k=min(8, facts.max_k),
         q=min(16, facts.width),

@@ -63,8 +63,8 @@ def curve_title(table: pl.DataFrame, figure: Figure, series: str, alpha: float) 
         )
     sign = moved(figure, here)
     if sign == 0:
-        there, before = with_span(figure, here), value_of(figure, zero["value"])
-        return f"{series} at {here_text} is not shown to change {figure.said}: {there}, at α = 0 {before}"
+        both = f"{with_span(figure, here)} against {value_of(figure, zero['value'])} at α = 0"
+        return f"{series} at {here_text} is not shown to change {figure.said}: {both}"
     text = (
         f"{series} {'raises' if sign > 0 else 'lowers'} {figure.said} from {value_of(figure, zero['value'])} "
     )
