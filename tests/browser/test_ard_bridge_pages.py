@@ -21,6 +21,7 @@ def test_the_bridge_follows_k_the_direction_and_a_click_on_the_profile(
     before = tab.locator(".st-key-panel-bridge-map").inner_text()
     tab.get_by_role("slider", name="Rank k of Z").press("ArrowRight")
     expect(tab.locator(".st-key-panel-bridge-map")).not_to_have_text(before, timeout=30_000)
+    settle(tab)
     tab.get_by_role("radio", name="zh → en").click()
     expect(scores).to_contain_text("block 1, zh → en", timeout=30_000)
     settle(tab)
