@@ -192,12 +192,7 @@ def ranking_panel(opened: Opened, shown: Shown) -> Panel:
     """All candidates by joint score, write and mixed, read and ceilings apart."""
     table = q.ranked(shown.scores, shown.changes)
     series = {"R_act": "r_act", "R_w": "r_combined", "joint": "joint"}
-    long = pl.concat(
-        [
-            table.select("candidate", pl.lit(name).alias("series"), value=column)
-            for name, column in series.items()
-        ]
-    )
+    long = q.long(table, series)
 
     def draw(palette: Palette) -> Spec:
         return dot_rows(
@@ -269,12 +264,7 @@ def specificity_panel(opened: Opened, shown: Shown) -> Panel:
     table = q.specificity(shown.scores)
     without = f"without {shown.clean} clean directions"
     series = {"R_act": "r_act", without: "r_specific"}
-    long = pl.concat(
-        [
-            table.select("candidate", pl.lit(name).alias("series"), value=column)
-            for name, column in series.items()
-        ]
-    )
+    long = q.long(table, series)
 
     def draw(palette: Palette) -> Spec:
         return dot_rows(

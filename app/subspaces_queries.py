@@ -327,3 +327,13 @@ FILES: dict[str, Callable[[Scores], pl.DataFrame]] = {
     "specificity": specificity,
 }
 """Tables that a page hands out."""
+
+
+def long(table: pl.DataFrame, series: Mapping[str, str]) -> pl.DataFrame:
+    """candidate, series, value: columns of a table of candidates, one below the other, by their names."""
+    return pl.concat(
+        [
+            table.select("candidate", pl.lit(name).alias("series"), value=column)
+            for name, column in series.items()
+        ]
+    )
