@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Page, expect
+import time
+
+from playwright.sync_api import Page
 
 PATIENCE = 60_000
+QUIET = 300
+"""Milliseconds without a run after which a page counts as settled: a click takes a while to start one."""
+
+SETTLED = """([quiet, call]) => {
+    const app = document.querySelector('[data-testid="stApp"]');
+    const drawn = document.querySelector(
+        '[data-testid="stMain"] [data-testid="stMarkdown"], [data-testid="stMain"] h1');
+    const still = drawn && app && app.dataset.testScriptState === "notRunning";
+    const seen = window.settling;
+    if (!still || !seen || seen.call !== call || seen.since === Infinity)
+        window.settling = {call, since: still ? performance.now() : Infinity};
+    return performance.now() - window.settling.since >= quiet;
+}"""
 
 
 def visit(tab: Page, address: str) -> None:
@@ -14,10 +29,20 @@ def visit(tab: Page, address: str) -> None:
 
 
 def settle(tab: Page) -> None:
-    """Wait until the script has run to its end."""
-    tab.wait_for_selector('[data-testid="stMain"] [data-testid="stMarkdown"], [data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", "notRunning", timeout=PATIENCE)
+    """Wait until the script has run to its end and no other run has begun for a moment."""
+    call = str(time.monotonic_ns())
+    tab.wait_for_function(SETTLED, arg=[QUIET, call], polling=50, timeout=PATIENCE)
+
+
+def click_chart(tab: Page, panel: str, across: float, down: float) -> None:
+    """Click into a panel's first drawing, at these fractions of its width and height."""
+    drawings = tab.locator(f".st-key-panel-{panel} [data-testid='stVegaLiteChart']")
+    drawing = drawings.locator("canvas, svg.marks").first
+    drawing.scroll_into_view_if_needed()
+    settle(tab)
+    box = drawing.bounding_box()
+    assert box is not None
+    drawing.click(position={"x": across * box["width"], "y": down * box["height"]})
 
 
 def clean(tab: Page) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from browser_steps import PATIENCE
 from demo_files import DEMO
 from planted_store import build_store
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from app.build import build
 from engine.study import Study
@@ -33,6 +34,8 @@ QUIET = (
     "--no-first-run",
     "--no-default-browser-check",
 )
+expect.set_options(timeout=PATIENCE)  # five seconds are short where everything else runs too
+
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -149,7 +152,7 @@ def new_tab(browser: Browser) -> Iterator[Callable[..., Page]]:
             viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
         )
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(PATIENCE)
         return context.new_page()
 
     yield open_tab

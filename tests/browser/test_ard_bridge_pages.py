@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from browser_steps import clean, settle
+from browser_steps import clean, click_chart, settle, visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
@@ -14,27 +14,21 @@ pytestmark = pytest.mark.browser
 def test_the_bridge_follows_k_the_direction_and_a_click_on_the_profile(
     tab: Page, dashboard: str, new_tab: Callable[..., Page]
 ) -> None:
-    tab.goto(f"{dashboard}/bridge?layer=1&k=3&position=mean")
-    settle(tab)
+    visit(tab, f"{dashboard}/bridge?layer=1&k=3&position=mean")
     scores = tab.locator(".st-key-panel-bridge-scores")
     expect(scores).to_contain_text("block 1, en → zh")
     before = tab.locator(".st-key-panel-bridge-map").inner_text()
     tab.get_by_role("slider", name="Rank k of Z").press("ArrowRight")
-    expect(tab.locator(".st-key-panel-bridge-map")).not_to_have_text(before, timeout=30_000)
+    expect(tab.locator(".st-key-panel-bridge-map")).not_to_have_text(before)
     settle(tab)
     tab.get_by_role("radio", name="zh → en").click()
-    expect(scores).to_contain_text("block 1, zh → en", timeout=30_000)
+    expect(scores).to_contain_text("block 1, zh → en")
     settle(tab)
-    profile = tab.locator(".st-key-panel-bridge-profile [data-testid='stVegaLiteChart']").first
-    profile.scroll_into_view_if_needed()
-    box = profile.locator("canvas, svg").first.bounding_box()
-    assert box is not None
-    tab.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.4 * box["height"])
-    expect(scores).to_contain_text("block 4, zh → en", timeout=30_000)
+    click_chart(tab, "bridge-profile", 0.95, 0.4)
+    expect(scores).to_contain_text("block 4, zh → en")
     clean(tab)
     phone = new_tab(400, "dark")
-    phone.goto(f"{dashboard}/bridge?k=3")
-    settle(phone)
+    visit(phone, f"{dashboard}/bridge?k=3")
     expect(phone.locator(".st-key-panel-bridge-map")).to_be_visible(timeout=60_000)
     assert phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 400
     clean(phone)
@@ -43,8 +37,7 @@ def test_the_bridge_follows_k_the_direction_and_a_click_on_the_profile(
 def test_lengthscales_are_fitted_watched_and_opened_again(
     tab: Page, live_dashboard: str, new_tab: Callable[..., Page]
 ) -> None:
-    tab.goto(f"{live_dashboard}/ard?layer=3&steps=60")
-    settle(tab)
+    visit(tab, f"{live_dashboard}/ard?layer=3&steps=60")
     main = tab.locator('[data-testid="stMain"]')
     expect(main).to_contain_text("Block 3 has not been fitted under these settings")
     tab.get_by_role("button", name="Fit 3 lengthscale sets").click()
@@ -52,11 +45,10 @@ def test_lengthscales_are_fitted_watched_and_opened_again(
     settle(tab)
     expect(tab.get_by_role("button", name="Already run")).to_be_disabled()
     tab.get_by_role("radio", name="median").click()
-    expect(tab.locator(".st-key-panel-ard-sorted")).to_contain_text("by construction", timeout=30_000)
+    expect(tab.locator(".st-key-panel-ard-sorted")).to_contain_text("by construction")
     clean(tab)
     phone = new_tab(400, "dark")
-    phone.goto(f"{live_dashboard}/ard?layer=3&steps=60&rule=fixed&cut=1")
-    settle(phone)
-    expect(phone.locator(".st-key-panel-ard-sorted")).to_contain_text("chosen by hand", timeout=60_000)
+    visit(phone, f"{live_dashboard}/ard?layer=3&steps=60&rule=fixed&cut=1")
+    expect(phone.locator(".st-key-panel-ard-sorted")).to_contain_text("chosen by hand")
     assert phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 400
     clean(phone)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from browser_steps import clean, settle, visit
+from browser_steps import clean, click_chart, settle, visit
 from playwright.sync_api import Download, Locator, Page, expect
 
 from app import main
@@ -103,11 +103,7 @@ def test_clicking_a_block_in_a_chart_selects_it_everywhere(tab: Page, dashboard:
     visit(tab, f"{dashboard}/similarity")
     assert layer_shown(tab) == "2"
     for fraction, block in ((0.97, "4"), (0.15, "0")):
-        drawing = chart(tab, "cka")
-        drawing.scroll_into_view_if_needed()
-        box = drawing.bounding_box()
-        assert box is not None
-        tab.mouse.click(box["x"] + fraction * box["width"], box["y"] + 0.5 * box["height"])
+        click_chart(tab, "cka", fraction, 0.5)
         tab.wait_for_url(f"**layer={block}**")
         settle(tab)
         assert layer_shown(tab) == block
@@ -192,14 +188,15 @@ def test_two_tabs_get_their_own_results(new_tab: Callable[..., Page], live_dashb
 
 
 def test_cancelling_in_one_tab_leaves_the_other(new_tab: Callable[..., Page], live_dashboard: str) -> None:
+    """The work that is cancelled takes many seconds where all else is loaded: it can't be over before."""
     one, two = new_tab(), new_tab()
-    visit(one, f"{live_dashboard}/patching?patch=one&site=mlp_out&kind=literal&layers=every&alphas=curve")
+    visit(one, f"{live_dashboard}/weight_steering?neutral=language:zh")
     visit(two, f"{live_dashboard}/patching?patch=one&site=attn_out&kind=mean&layer=0")
-    one.get_by_role("button", name="Run every block").click()
+    one.get_by_role("button", name="Run", exact=True).click()
     one.get_by_role("button", name="Cancel").click()
     two.get_by_role("button", name="Run", exact=True).click()
     expect(two.locator(".st-key-panel-patch h4")).to_contain_text("attn_out of block 0", timeout=120_000)
-    expect(one.get_by_role("button", name="Run every block")).to_be_visible(timeout=120_000)
+    expect(one.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=120_000)
     settle(one)
     clean(one)
     expect(one.get_by_text("Cancelled:").first).to_be_visible()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from browser_steps import clean, settle
+from browser_steps import clean, click_chart, settle, visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
@@ -16,8 +16,7 @@ SETTINGS = "a=base&b=tuned&substitute=head_out&position=decision"
 def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
     tab: Page, live_dashboard: str, new_tab: Callable[..., Page]
 ) -> None:
-    tab.goto(f"{live_dashboard}/heads?layer=4&{SETTINGS}")
-    settle(tab)
+    visit(tab, f"{live_dashboard}/heads?layer=4&{SETTINGS}")
     tab.get_by_role("button", name="Run this block").click()
     panel = tab.locator(".st-key-panel-heads-sets")
     expect(panel).to_contain_text("block 4's effect on tuned", timeout=120_000)
@@ -27,19 +26,13 @@ def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
     expect(cells).to_contain_text("the first on train", timeout=120_000)
     settle(tab)
     clean(tab)
-    chart = cells.locator("[data-testid='stVegaLiteChart'] canvas, [data-testid='stVegaLiteChart'] svg").first
-    chart.scroll_into_view_if_needed()
-    box = chart.bounding_box()
-    assert box is not None
-    # a cell near the right end, half way up: one of the last blocks
-    chart.click(position={"x": 0.97 * box["width"], "y": 0.55 * box["height"]})
-    expect(tab.get_by_role("slider", name="Block ℓ")).to_have_value("7", timeout=30_000)
+    click_chart(tab, "heads-map", 0.97, 0.55)  # a cell near the right end: the last block
+    expect(tab.get_by_role("slider", name="Block ℓ")).to_have_value("7")
     settle(tab)
     expect(tab.locator('[class*="st-key-empty-the-heads-of-block-7"]')).to_be_visible()
     clean(tab)
     phone = new_tab(400, "dark")
-    phone.goto(f"{live_dashboard}/heads?layer=4&{SETTINGS}")
-    settle(phone)
+    visit(phone, f"{live_dashboard}/heads?layer=4&{SETTINGS}")
     expect(phone.locator(".st-key-panel-heads-alone")).to_be_visible(timeout=60_000)
     wide = phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
     assert wide <= 400
@@ -47,8 +40,7 @@ def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
 
 
 def test_a_block_without_an_effect_says_why(tab: Page, live_dashboard: str) -> None:
-    tab.goto(f"{live_dashboard}/heads?layer=1&{SETTINGS}")
-    settle(tab)
+    visit(tab, f"{live_dashboard}/heads?layer=1&{SETTINGS}")
     tab.get_by_role("button", name="Run this block").click()
     main = tab.locator('[data-testid="stMain"]')
     expect(main).to_contain_text("There is no effect of block 1's heads to divide up", timeout=120_000)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+from browser_steps import clean, settle, visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
@@ -14,23 +15,9 @@ WAIT = 120_000
 HERE = "patching?position=decision&site=mlp_out&layer=5"
 
 
-def settle(tab: Page) -> None:
-    """Wait until the script of the page has run."""
-    expect(tab.get_by_role("heading", level=1)).to_contain_text("Patching", timeout=WAIT)
-    expect(tab.get_by_test_id("stApp")).to_have_attribute(
-        "data-test-script-state", "notRunning", timeout=WAIT
-    )
-
-
-def clean(tab: Page) -> None:
-    """Nothing of an error is on the page."""
-    assert tab.locator(".stException, [class*=st-key-problem], [class*=st-key-unexpected]").count() == 0
-
-
 def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_dashboard: str) -> None:
     tab = new_tab()
-    tab.goto(f"{live_dashboard}/{HERE}")
-    settle(tab)
+    visit(tab, f"{live_dashboard}/{HERE}")
     expect(tab.get_by_text("This site has not been run under these settings")).to_be_visible()
     tab.get_by_role("button", name="Run this site").click()
     title = tab.locator(".st-key-panel-patch-alphas h4")
@@ -42,8 +29,7 @@ def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_da
     tab.get_by_role("button", name="Run again and compare").click()
     expect(tab.get_by_text("Run again (1): ")).to_be_visible(timeout=WAIT)
     again = new_tab(width=400)
-    again.goto(tab.url)
-    settle(again)
+    visit(again, tab.url)
     assert again.locator(".st-key-panel-patch-alphas h4").inner_text() == title.inner_text()
     assert again.evaluate("document.documentElement.scrollWidth") <= 400
 
@@ -52,8 +38,7 @@ def test_the_whole_table_can_be_started_and_cancelled(
     new_tab: Callable[..., Page], live_dashboard: str
 ) -> None:
     tab = new_tab()
-    tab.goto(f"{live_dashboard}/patching?position=last_content&site=attn_out&layer=4&method=MeanShift")
-    settle(tab)
+    visit(tab, f"{live_dashboard}/patching?position=last_content&site=attn_out&layer=4&method=MeanShift")
     tab.get_by_role("button", name="Run the whole table (66)").click()
     expect(tab.get_by_text("of 66 done")).to_be_visible(timeout=WAIT)
     tab.reload()  # the work goes on; a page loaded again finds it

@@ -8,21 +8,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from browser_steps import click_chart, settle, visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
-
-
-def settle(tab: Page) -> None:
-    """Wait until the script has run to its end."""
-    tab.wait_for_selector('[data-testid="stMain"] h1')
-    app = tab.locator('[data-testid="stApp"]')
-    expect(app).to_have_attribute("data-test-script-state", re.compile("notRunning"), timeout=60_000)
-
-
-def visit(tab: Page, address: str) -> None:
-    tab.goto(address)
-    settle(tab)
 
 
 def heading(tab: Page, panel: str) -> str:
@@ -34,13 +23,8 @@ def test_a_click_on_a_point_shows_its_profile_and_the_link_keeps_it(
 ) -> None:
     tab = new_tab()
     visit(tab, f"{live_dashboard}/subspaces?delta=full")
-    chart = tab.locator('.st-key-panel-subspace-map [data-testid="stVegaLiteChart"]')
-    chart.scroll_into_view_if_needed()
-    chart.locator("canvas, svg").first.wait_for()
-    box = chart.bounding_box()
-    assert box is not None
     before = heading(tab, "subspace-profile")
-    tab.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.2 * box["height"])  # where ceilings are
+    click_chart(tab, "subspace-map", 0.95, 0.2)  # where ceilings are
     tab.wait_for_url(re.compile("candidate="))
     settle(tab)
     expect(tab.locator(".st-key-panel-subspace-profile h4")).to_contain_text(
@@ -89,9 +73,9 @@ def test_another_broad_rank_is_scored_by_one_click_and_survives_a_reload(
     visit(tab, f"{live_dashboard}/subspaces?broad=16")
     expect(tab.locator('[data-testid="stMain"]')).to_contain_text("Not scored with broad rank 16")
     tab.get_by_role("button", name="Score all candidates").click()
-    tab.get_by_role("button", name="Cancel").wait_for()
-    tab.reload()
     panel = tab.locator(".st-key-panel-subspace-map")
+    tab.get_by_role("button", name="Cancel").or_(panel).wait_for()
+    tab.reload()
     expect(panel).to_contain_text("broad 16", timeout=240_000)
     expect(tab.get_by_role("button", name="Already run")).to_be_disabled()
     assert tab.locator('[data-testid="stException"]').count() == 0

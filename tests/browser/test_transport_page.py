@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browser_steps import clean, settle, visit
+from browser_steps import clean, click_chart, settle, visit
 from playwright.sync_api import Page, expect
 from safetensors.numpy import load
 
@@ -44,13 +44,7 @@ def test_a_click_on_the_heatmap_selects_block_and_site(new_tab: Callable[..., Pa
     tab = new_tab()
     visit(tab, f"{dashboard}/transport?layer=2")
     tab.get_by_role("button", name="Fit this map at all 25 places").click()
-    panel = tab.locator(".st-key-panel-map-places")
-    drawing = panel.locator("canvas, svg.marks").first
-    drawing.scroll_into_view_if_needed()
-    settle(tab)
-    box = drawing.bounding_box()
-    assert box is not None
-    drawing.click(position={"x": box["width"] * 0.9, "y": box["height"] * 0.6})
+    click_chart(tab, "map-places", 0.9, 0.6)
     tab.wait_for_url("**site=**")
     settle(tab)
     clean(tab)

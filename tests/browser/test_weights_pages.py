@@ -7,7 +7,7 @@ from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
-from browser_steps import visit
+from browser_steps import click_chart, settle, visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
@@ -24,13 +24,10 @@ def test_the_planted_heads_are_told_and_a_click_selects_a_block(
     visit(tab, f"{live_dashboard}/weights?layer=4")
     assert heading(tab, "weight-heads").startswith("Block 4: heads 2, 6 hold 100 %")
     assert "rank 4 of 128" in heading(tab, "weight-spectrum")
-    chart = tab.locator('.st-key-panel-weight-blocks [data-testid="stVegaLiteChart"]')
-    chart.scroll_into_view_if_needed()
-    box = chart.bounding_box()
-    assert box is not None
-    tab.mouse.click(box["x"] + 0.72 * box["width"], box["y"] + 0.5 * box["height"])  # block 5 of 0 to 7
+    click_chart(tab, "weight-blocks", 0.72, 0.5)  # block 5 of 0 to 7
     expect(tab.locator(".st-key-panel-weight-spectrum h4")).to_contain_text("mlp.down_proj of block 5")
-    assert "layer=5" in tab.url
+    expect(tab).to_have_url(re.compile("layer=5"))
+    settle(tab)
     for width, scheme in ((1280, "light"), (400, "dark")):
         other = new_tab(width, scheme)
         visit(other, tab.url)
