@@ -24,7 +24,6 @@ from engine.experiments import experiment_from_json
 
 MOST_POINTS = 400
 """Points of a loss curve that are drawn."""
-RULES = {"mixture": "where two Gaussians cross", "fixed": "chosen", "median": "the median"}
 KINDS = ("under the threshold", "others")
 
 
@@ -117,7 +116,7 @@ def spectrum_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
         counts(values[mask], least, most, 36).with_columns(series=pl.lit(name))
         for mask, name in zip((kept, ~kept), KINDS, strict=True)
     )
-    marks = {f"threshold, {RULES[selection.rule]}": limit} if np.isfinite(limit) else {}
+    marks = {f"threshold, {words.RULES[selection.rule]}": limit} if np.isfinite(limit) else {}
 
     def draw(palette: Palette) -> Spec:
         colors = dict(zip(KINDS, (palette.b, palette.null), strict=True))
@@ -225,10 +224,9 @@ def layers_panel(opened: Opened, fits: Sequence[Fit], penalty: float, selection:
         return layer_curve(curve if curve.height else frame, look, palette)
 
     caption = (
-        f"Dimensions under the threshold ({RULES[selection.rule]}). A point stands only where the fitted "
-        "kernel "
-        "pairs held-out problems (p < 0.05, Holm-adjusted over the blocks of one λ) and did not "
-        "collapse; without "
+        f"Dimensions under the threshold ({words.RULES[selection.rule]}). A point stands only where the "
+        "fitted kernel pairs held-out problems (p < 0.05, Holm-adjusted over the blocks of one λ) and did "
+        "not collapse; without "
         "held-out problems nothing is tested. The null is that pairing; |Z| itself has no interval. A click "
         f"selects a block. {setting(fits[0])}"
     )

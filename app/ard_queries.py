@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -60,7 +60,7 @@ class Fit:
         if selection.rule == "mixture":  # the spectrum is known: nothing is fitted again
             limit = -np.inf if self.spectrum.crossing is None else self.spectrum.crossing
             return self.log_lengthscales / np.log(10.0) < limit, limit
-        rule = cast(Literal["mixture", "fixed", "median"], selection.rule)
+        rule = cast(ard_spectrum.Rule, selection.rule)
         return ard_spectrum.surviving(self.log_lengthscales, rule, selection.cut)
 
     def draws(self) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -22,7 +22,7 @@ PAGE = "ard"
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 OBJECTIVES = {"contrastive": "contrastive", "paired": "paired"}
 STARTS = {"cold": "cold", "svd": "Z of the block", "random": f"{RANDOM_DRAWS} random subspaces"}
-RULES = {"mixture": "mixture", "fixed": "by hand", "median": "median"}
+RULES = {"outlier": "outliers", "mixture": "mixture", "fixed": "by hand", "median": "median"}
 PENALTY_NAMES = {text: f"λ = {text}" for text in FIXED["penalty"]}
 LAYERS = {"one": "this block", "every": "every block"}
 OBJECTIVE_HELP = (

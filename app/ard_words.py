@@ -7,8 +7,15 @@ from typing import Any
 
 from app.geometry_words import p_text
 from app.words import blocks, number
-from engine.analysis.ard_spectrum import LEVEL, Found, Overlap
+from engine.analysis.ard_spectrum import LEVEL, OUTLYING, Found, Overlap
 
+RULES = {
+    "outlier": f"{OUTLYING} robust sd below the median",
+    "mixture": "where two Gaussians cross",
+    "fixed": "chosen by hand",
+    "median": "the median",
+}
+"""How each rule of `ard_spectrum.surviving` sets the threshold."""
 MEDIAN = "the median leaves half of all dimensions under it by construction"
 NO_HELD_OUT = "there are no held-out problems to test it on"
 
@@ -80,8 +87,7 @@ def sorted_title(under: int, d: int, limit: float, rule: str) -> str:
         return f"{under} of {d} dimensions lie under the median, log₁₀ ℓ = {number(limit)}: {MEDIAN}"
     if limit == float("-inf"):
         return f"No threshold: one Gaussian describes the {d} lengthscales as well as two"
-    by = "where two Gaussians cross" if rule == "mixture" else "chosen by hand"
-    return f"{under} of {d} dimensions lie under log₁₀ ℓ = {number(limit)}, {by}"
+    return f"{under} of {d} dimensions lie under log₁₀ ℓ = {number(limit)}, {RULES[rule]}"
 
 
 def layers_title(where: str, rows: Sequence[Mapping[str, Any]], rule: str) -> str:

@@ -25,16 +25,9 @@ class Standing(NamedTuple):
 
 
 def percent(row: Mapping[str, Any], prefix: str = "") -> str:
-    """ "98 % (95 to 101)" from coverage, low and high, or from the columns with a prefix."""
+    """ "98 % (95 to 105)" from coverage, low and high, or from the columns with a prefix."""
     value, low, high = (float(row[prefix + name]) for name in ("coverage", "low", "high"))
-    digits = 0 if high >= 10 else 1 if high >= 1 else 2
-    around = f"{_plain(low, digits)} to {_plain(high, digits)}"
-    return f"{_plain(value, digits)} % ({around})"
-
-
-def _plain(value: float, digits: int) -> str:
-    """Fixed digits without a negative zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}"
+    return words.percent(value, low, high)
 
 
 def heads(numbers: Sequence[int]) -> str:

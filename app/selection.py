@@ -55,7 +55,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "objective": ("contrastive", "paired"),
     "penalty": ("0.001", "0.01", "0.1"),
     "start": ("cold", "svd", "random"),
-    "rule": ("mixture", "fixed", "median"),
+    "rule": ("outlier", "mixture", "fixed", "median"),
 }
 FREE = (
     "run",
@@ -173,7 +173,7 @@ class Selection:
     objective: str = "contrastive"
     penalty: str = "0.01"
     start: str = "cold"
-    rule: str = "mixture"
+    rule: str = "outlier"
     cut: float = 0.5
     steps: int = 600
     cloud: int = 400

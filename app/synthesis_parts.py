@@ -23,6 +23,7 @@ from app import (
     live_view,
     update_queries,
     updates,
+    words,
     z_patching_view,
 )
 from app import z_patching_words as z_words
@@ -226,7 +227,7 @@ def rates_words(rates: pl.DataFrame, block: int, k: int) -> str:
 
 
 def _rate(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['value']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+    return words.percent(*(100 * row[name] for name in ("value", "low", "high")))
 
 
 def link(run: Run, selection: Selection) -> dict[str, Any]:
@@ -277,8 +278,8 @@ def ard_parts(opened: Opened, selection: Selection) -> list[Part]:
     shared: dict[int, Finding] = {}
     changes: dict[str, Any] = {}
     if condition is not None:
-        changes = ard_view.selection_of(condition, selection) | {"layer": selection.layer, "rule": "mixture"}
-        chosen = dataclasses.replace(selection, rule="mixture")
+        chosen = dataclasses.replace(selection, rule=Selection.rule)
+        changes = ard_view.selection_of(condition, chosen) | {"layer": chosen.layer, "rule": chosen.rule}
         fits = _fits(opened, chosen, condition)
         said = dict(zip(fits, ard_queries.adjusted(list(fits.values())), strict=True))
         compared = {

@@ -47,14 +47,14 @@ def size(count: float) -> str:
 def percent(value: float, low: float, high: float) -> str:
     """ "99.8 % (99.7 to 99.9)" with the digits that tell the ends apart, and the value from 0.
 
-    Rule: no decimals where the ends are 10 or more apart, else the fewest that do it, 1 to 4. Ends that are
+    Rule: no decimals where the ends are 5 or more apart, else the fewest that do it, 1 to 4. Ends that are
     the same in 4 decimals are told as that.
     """
 
     def written(digits: int) -> list[str]:
         return [minus(f"{round(end, digits) + 0.0:.{digits}f}") for end in (value, low, high)]
 
-    if high - low >= 10:
+    if high - low >= 5:
         found = written(0)
     else:
         found = next(

@@ -62,7 +62,7 @@ def held_out(found: int, blocks: int = 6) -> Make:
 def pairs_somewhere(p: list[float]) -> bool:
     said = [conclusion("graded", collapsed=False, p=q) for q in holm(np.array(p)).tolist()]
     rows = [{"layer": i, "found": one, "under": 12} for i, one in enumerate(said)]
-    return "lengthscales pair held-out problems at" in ard_words.layers_title("base", rows, "mixture")
+    return "lengthscales pair held-out problems at" in ard_words.layers_title("base", rows, "outlier")
 
 
 class Survivors(NamedTuple):

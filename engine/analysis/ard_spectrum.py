@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 SEPARATED = 2.0
 """Ashman's D from which two components count as apart (Ashman, Bird & Zepf 1994)."""
 LEVEL = 0.05
+OUTLYING = 3.5
+"""Modified z-score from which a value counts as an outlier (Iglewicz & Hoaglin 1993)."""
 SPREAD = 0.05
 """Standard deviation of log₁₀ ℓ below which nothing was told apart."""
 
@@ -88,17 +90,23 @@ def conclusion(kind: str, *, collapsed: bool, p: float | None) -> Found:
     return "bimodal" if kind == "bimodal" else "graded"
 
 
+Rule = Literal["outlier", "mixture", "fixed", "median"]
+
+
 def surviving(
     log_lengthscales: Float[np.ndarray, " d"],
-    rule: Literal["mixture", "fixed", "median"] = "mixture",
+    rule: Rule = "outlier",
     threshold: float | None = None,
     seed: int = 0,
 ) -> tuple[Bool[np.ndarray, " d"], float]:
     """Dimensions whose log₁₀ ℓ is under a threshold, and the threshold.
 
     Args:
-        rule: "mixture": the crossing of two components, no dimension where BIC prefers one. "fixed": at
-            `threshold`. "median": half of all dimensions by construction, whatever was found.
+        rule: "outlier": 3.5 robust standard deviations (1.4826 median absolute deviations) below the median,
+            round which the penalty gathers every dimension that the objective does not need; for fewer
+            survivors than half of the dimensions. "mixture": the crossing of two components, no dimension
+            where BIC prefers one. "fixed": at `threshold`. "median": half of all dimensions by construction,
+            whatever was found.
     """
     values = np.asarray(log_lengthscales, dtype=np.float64) / np.log(10.0)
     if rule == "fixed":
@@ -107,6 +115,8 @@ def surviving(
         limit = float(threshold)
     elif rule == "median":
         limit = float(np.median(values))
+    elif rule == "outlier":
+        limit = float(np.median(values) - OUTLYING * stats.median_abs_deviation(values, scale="normal"))
     else:
         crossing = spectrum(log_lengthscales, seed).crossing
         limit = -np.inf if crossing is None else crossing

@@ -72,7 +72,7 @@ def check(panels: list[Panel]) -> None:
         assert "eld-out" in panel.caption or "Held out" in panel.caption
 
 
-@pytest.mark.parametrize("rule", ["mixture", "fixed", "median"])
+@pytest.mark.parametrize("rule", ["outlier", "mixture", "fixed", "median"])
 def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, rule: str) -> None:
     selection = view(opened, rule=rule, cut=0.1)
     panels = ard_view.panels(opened, selection, ard_view.fits_of(opened, selection))
@@ -99,10 +99,12 @@ def test_counts_are_those_of_the_engine(opened: Opened) -> None:
     table = ard_queries.layers_table([fit], selection)
     assert table["under"].item() == kept.sum()
     assert limit == table["threshold"].item() == 0.2
-    mixed, crossing = surviving(fit.log_lengthscales)
-    own, at = fit.surviving(view(opened))
-    np.testing.assert_array_equal(own, mixed)
-    assert at == crossing
+    for rule in ("outlier", "mixture"):
+        mask, limit = surviving(fit.log_lengthscales, rule)
+        own, at = fit.surviving(view(opened, rule=rule))
+        np.testing.assert_array_equal(own, mask)
+        assert at == limit
+    assert view(opened).rule == "outlier"
 
 
 def test_an_interrupted_grid_goes_on_where_it_stopped(opened: Opened) -> None:

@@ -15,11 +15,11 @@ def test_the_bridge_follows_k_the_direction_and_a_click_on_the_profile(
     tab: Page, dashboard: str, new_tab: Callable[..., Page]
 ) -> None:
     visit(tab, f"{dashboard}/bridge?layer=1&k=3&position=mean")
-    scores = tab.locator(".st-key-panel-bridge-scores")
+    scores = tab.locator(".st-key-panel-bridge-scores").first
     expect(scores).to_contain_text("block 1, en → zh")
-    before = tab.locator(".st-key-panel-bridge-map").inner_text()
+    before = tab.locator(".st-key-panel-bridge-map").first.inner_text()
     tab.get_by_role("slider", name="Rank k of Z").press("ArrowRight")
-    expect(tab.locator(".st-key-panel-bridge-map")).not_to_have_text(before)
+    expect(tab.locator(".st-key-panel-bridge-map").first).not_to_have_text(before)
     settle(tab)
     tab.get_by_role("radio", name="zh → en").click()
     expect(scores).to_contain_text("block 1, zh → en")
@@ -29,7 +29,7 @@ def test_the_bridge_follows_k_the_direction_and_a_click_on_the_profile(
     clean(tab)
     phone = new_tab(400, "dark")
     visit(phone, f"{dashboard}/bridge?k=3")
-    expect(phone.locator(".st-key-panel-bridge-map")).to_be_visible(timeout=60_000)
+    expect(phone.locator(".st-key-panel-bridge-map").first).to_be_visible(timeout=60_000)
     assert phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 400
     clean(phone)
 
@@ -41,14 +41,14 @@ def test_lengthscales_are_fitted_watched_and_opened_again(
     main = tab.locator('[data-testid="stMain"]')
     expect(main).to_contain_text("Block 3 has not been fitted under these settings")
     tab.get_by_role("button", name="Fit 3 lengthscale sets").click()
-    expect(tab.locator(".st-key-panel-ard-loss")).to_contain_text("λ = 0.001", timeout=240_000)
+    expect(tab.locator(".st-key-panel-ard-loss").first).to_contain_text("λ = 0.001", timeout=240_000)
     settle(tab)
     expect(tab.get_by_role("button", name="Already run")).to_be_disabled()
     tab.get_by_role("radio", name="median").click()
-    expect(tab.locator(".st-key-panel-ard-sorted")).to_contain_text("by construction")
+    expect(tab.locator(".st-key-panel-ard-sorted").first).to_contain_text("by construction")
     clean(tab)
     phone = new_tab(400, "dark")
     visit(phone, f"{live_dashboard}/ard?layer=3&steps=60&rule=fixed&cut=1")
-    expect(phone.locator(".st-key-panel-ard-sorted")).to_contain_text("chosen by hand")
+    expect(phone.locator(".st-key-panel-ard-sorted").first).to_contain_text("chosen by hand")
     assert phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 400
     clean(phone)

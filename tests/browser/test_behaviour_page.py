@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 
 def title(tab: Page) -> str:
-    return tab.locator(".st-key-panel-behaviour-difference h4").inner_text()
+    return tab.locator(".st-key-panel-behaviour-difference h4").first.inner_text()
 
 
 def test_answers_are_generated_kept_and_shown_again(
@@ -20,10 +20,10 @@ def test_answers_are_generated_kept_and_shown_again(
     visit(tab, f"{live_dashboard}/behaviour?measure=right&report=all")
     expect(tab.get_by_text("Not run yet")).to_be_visible()
     tab.get_by_role("button", name="Run", exact=True).click()
-    expect(tab.locator(".st-key-panel-behaviour-difference h4")).to_be_visible(timeout=120_000)
+    expect(tab.locator(".st-key-panel-behaviour-difference h4").first).to_be_visible(timeout=120_000)
     said = title(tab)
     assert said.startswith("Right answer: tuned")
-    expect(tab.locator(".st-key-panel-answers h4")).to_contain_text("answers")
+    expect(tab.locator(".st-key-panel-answers h4").first).to_contain_text("answers")
     assert "Something went wrong" not in tab.locator('[data-testid="stMain"]').inner_text()
     again = new_tab()
     visit(again, tab.url)  # the link shows the stored runs, nothing runs

@@ -28,7 +28,7 @@ def layer_shown(tab: Page) -> str:
 
 def download(tab: Page, panel: str, menu: str, kind: str) -> Download:
     """Take a file from a panel's menu."""
-    tab.locator(f".st-key-panel-{panel}").get_by_role("button", name=menu).first.click()
+    tab.locator(f".st-key-panel-{panel}").first.get_by_role("button", name=menu).first.click()
     with tab.expect_download() as waiting:
         tab.locator(f".st-key-file-{panel}-{kind}").get_by_role("button").click()
     tab.keyboard.press("Escape")
@@ -142,13 +142,13 @@ def test_the_trust_badge_opens_into_the_checks(tab: Page, dashboard: str) -> Non
 def run_patch(tab: Page) -> None:
     """Press Run and wait for the result."""
     tab.get_by_role("button", name="Run", exact=True).click()
-    expect(tab.locator(".st-key-panel-patch h4")).to_be_visible(timeout=120_000)
+    expect(tab.locator(".st-key-panel-patch h4").first).to_be_visible(timeout=120_000)
     settle(tab)
 
 
 def finding(tab: Page) -> str:
     """Title of the patch result."""
-    return tab.locator(".st-key-panel-patch h4").inner_text()
+    return tab.locator(".st-key-panel-patch h4").first.inner_text()
 
 
 def test_a_patch_is_run_kept_and_opened_again_without_a_model(
@@ -179,7 +179,7 @@ def test_two_tabs_get_their_own_results(new_tab: Callable[..., Page], live_dashb
     one.get_by_role("button", name="Run", exact=True).click()
     two.get_by_role("button", name="Run", exact=True).click()
     for tab in (one, two):
-        expect(tab.locator(".st-key-panel-patch h4")).to_be_visible(timeout=120_000)
+        expect(tab.locator(".st-key-panel-patch h4").first).to_be_visible(timeout=120_000)
         settle(tab)
     assert "block 1 changes nothing" in finding(one)
     assert re.search(r"block 6 moves tuned's next token by 0?\.?\d", finding(two))
@@ -195,7 +195,9 @@ def test_cancelling_in_one_tab_leaves_the_other(new_tab: Callable[..., Page], li
     one.get_by_role("button", name="Run", exact=True).click()
     one.get_by_role("button", name="Cancel").click()
     two.get_by_role("button", name="Run", exact=True).click()
-    expect(two.locator(".st-key-panel-patch h4")).to_contain_text("attn_out of block 0", timeout=120_000)
+    expect(two.locator(".st-key-panel-patch h4").first).to_contain_text(
+        "attn_out of block 0", timeout=120_000
+    )
     expect(one.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=120_000)
     settle(one)
     clean(one)

@@ -18,11 +18,11 @@ def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
 ) -> None:
     visit(tab, f"{live_dashboard}/heads?layer=4&{SETTINGS}")
     tab.get_by_role("button", name="Run this block").click()
-    panel = tab.locator(".st-key-panel-heads-sets")
+    panel = tab.locator(".st-key-panel-heads-sets").first
     expect(panel).to_contain_text("block 4's effect on tuned", timeout=120_000)
     settle(tab)
     tab.get_by_role("button", name="Run every block's map").click()
-    cells = tab.locator(".st-key-panel-heads-map")
+    cells = tab.locator(".st-key-panel-heads-map").first
     expect(cells).to_contain_text("the first on train", timeout=120_000)
     settle(tab)
     clean(tab)
@@ -33,7 +33,7 @@ def test_a_block_and_the_map_are_run_and_a_click_on_the_map_selects_the_block(
     clean(tab)
     phone = new_tab(400, "dark")
     visit(phone, f"{live_dashboard}/heads?layer=4&{SETTINGS}")
-    expect(phone.locator(".st-key-panel-heads-alone")).to_be_visible(timeout=60_000)
+    expect(phone.locator(".st-key-panel-heads-alone").first).to_be_visible(timeout=60_000)
     wide = phone.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
     assert wide <= 400
     clean(phone)

@@ -20,17 +20,17 @@ def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_da
     visit(tab, f"{live_dashboard}/{HERE}")
     expect(tab.get_by_text("This site has not been run under these settings")).to_be_visible()
     tab.get_by_role("button", name="Run this site").click()
-    title = tab.locator(".st-key-panel-patch-alphas h4")
+    title = tab.locator(".st-key-panel-patch-alphas h4").first
     expect(title).to_contain_text("mlp_out of block 5: the map lowers KL from", timeout=WAIT)
     settle(tab)
     clean(tab)
     expect(tab.locator(".st-key-panel-patch-drill [data-testid='stDataFrame']").first).to_be_visible()
-    expect(tab.locator(".st-key-panel-patch-cosine h4")).to_contain_text("Spearman")
+    expect(tab.locator(".st-key-panel-patch-cosine h4").first).to_contain_text("Spearman")
     tab.get_by_role("button", name="Run again and compare").click()
     expect(tab.get_by_text("Run again (1): ")).to_be_visible(timeout=WAIT)
     again = new_tab(width=400)
     visit(again, tab.url)
-    assert again.locator(".st-key-panel-patch-alphas h4").inner_text() == title.inner_text()
+    assert again.locator(".st-key-panel-patch-alphas h4").first.inner_text() == title.inner_text()
     assert again.evaluate("document.documentElement.scrollWidth") <= 400
 
 

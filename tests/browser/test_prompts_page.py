@@ -14,9 +14,9 @@ pytestmark = pytest.mark.browser
 
 def test_the_threshold_is_live_and_in_the_link(tab: Page, live_dashboard: str) -> None:
     visit(tab, f"{live_dashboard}/prompts?threshold=0.5")
-    expect(tab.locator(".st-key-panel-shared")).to_contain_text("the ratio is 1 for all")
-    expect(tab.locator(".st-key-panel-lengths")).to_contain_text("as many tokens for base as for tuned")
-    lines = tab.locator(".st-key-panel-kept [data-testid='stCode']")
+    expect(tab.locator(".st-key-panel-shared").first).to_contain_text("the ratio is 1 for all")
+    expect(tab.locator(".st-key-panel-lengths").first).to_contain_text("as many tokens for base as for tuned")
+    lines = tab.locator(".st-key-panel-kept [data-testid='stCode']").first
     expect(lines).to_contain_text("min_shared_ratio = 0.5")
     slider = tab.get_by_role("slider", name="Least shared-vocabulary ratio")
     slider.press("ArrowRight")
@@ -26,7 +26,7 @@ def test_the_threshold_is_live_and_in_the_link(tab: Page, live_dashboard: str) -
 
 def test_a_search_narrows_the_table_and_the_lines(tab: Page, live_dashboard: str) -> None:
     visit(tab, f"{live_dashboard}/prompts?language=en")
-    panel = tab.locator(".st-key-panel-kept")
+    panel = tab.locator(".st-key-panel-kept").first
     before = panel.locator("h4").inner_text()
     box = panel.get_by_role("textbox", name=re.compile("Search the texts"))
     box.fill("How many")

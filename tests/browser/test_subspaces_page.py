@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 
 def heading(tab: Page, panel: str) -> str:
-    return tab.locator(f".st-key-panel-{panel} h4").inner_text()
+    return tab.locator(f".st-key-panel-{panel} h4").first.inner_text()
 
 
 def test_a_click_on_a_point_shows_its_profile_and_the_link_keeps_it(
@@ -27,21 +27,21 @@ def test_a_click_on_a_point_shows_its_profile_and_the_link_keeps_it(
     click_chart(tab, "subspace-map", 0.95, 0.2)  # where ceilings are
     tab.wait_for_url(re.compile("candidate="))
     settle(tab)
-    expect(tab.locator(".st-key-panel-subspace-profile h4")).to_contain_text(
+    expect(tab.locator(".st-key-panel-subspace-profile h4").first).to_contain_text(
         "looks at the weight change itself"
     )
     after = heading(tab, "subspace-profile")
     assert after != before
-    rank = tab.locator(".st-key-steps-dims").get_by_role("slider")
+    rank = tab.locator(".st-key-steps-dims").first.get_by_role("slider")
     rank.focus()
     tab.keyboard.press("ArrowLeft")
     tab.wait_for_url(re.compile("dims=7"))
     settle(tab)
-    expect(tab.locator(".st-key-panel-subspace-map")).to_contain_text("k = 7")
+    expect(tab.locator(".st-key-panel-subspace-map").first).to_contain_text("k = 7")
     for width, scheme in ((1280, "light"), (400, "dark")):
         again = new_tab(width, scheme)
         visit(again, tab.url)
-        expect(again.locator(".st-key-panel-subspace-profile h4")).to_contain_text(after.split(" ")[0])
+        expect(again.locator(".st-key-panel-subspace-profile h4").first).to_contain_text(after.split(" ")[0])
         assert again.evaluate("document.scrollingElement.scrollWidth") <= width
         assert again.locator('[data-testid="stException"]').count() == 0
 
@@ -60,7 +60,7 @@ def test_tables_are_taken_away_as_files(new_tab: Callable[..., Page], live_dashb
     assert summary.height * 8 == layers.height
     assert {"joint", "holm_combined", "percent_act"} <= set(summary.columns)
     assert "| `mlp_write` |" in found["definitions-md"].decode()
-    first = tab.locator(".st-key-panel-subspace-conclusion h4").inner_text()
+    first = tab.locator(".st-key-panel-subspace-conclusion h4").first.inner_text()
     assert first in found["conclusion-md"].decode().replace("`", "")
     assert "ΔW: tuned. k = 8, broad" in found["conclusion-md"].decode()
     assert summary.row(0, named=True).items() >= {"delta": "tuned", "k": 8}.items()
@@ -73,8 +73,8 @@ def test_another_broad_rank_is_scored_by_one_click_and_survives_a_reload(
     visit(tab, f"{live_dashboard}/subspaces?broad=16")
     expect(tab.locator('[data-testid="stMain"]')).to_contain_text("Not scored with broad rank 16")
     tab.get_by_role("button", name="Score all candidates").click()
-    panel = tab.locator(".st-key-panel-subspace-map")
-    tab.get_by_role("button", name="Cancel").or_(panel).wait_for()
+    panel = tab.locator(".st-key-panel-subspace-map").first
+    tab.get_by_role("button", name="Cancel").or_(panel).first.wait_for()
     tab.reload()
     expect(panel).to_contain_text("broad 16", timeout=240_000)
     expect(tab.get_by_role("button", name="Already run")).to_be_disabled()

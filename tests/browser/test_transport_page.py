@@ -30,7 +30,7 @@ def test_the_page_fits_the_window(
 def test_a_rank_slider_moves_title_and_link(new_tab: Callable[..., Page], dashboard: str) -> None:
     tab = new_tab()
     visit(tab, f"{dashboard}/transport?layer=2")
-    title = tab.locator(".st-key-panel-map-path h4")
+    title = tab.locator(".st-key-panel-map-path h4").first
     expect(title).to_contain_text("Full rank")
     tab.get_by_role("slider", name="Rank k").focus()
     tab.keyboard.press("ArrowLeft")
@@ -63,7 +63,7 @@ def test_a_map_is_saved_taken_away_and_brought_back(
     path = planted_store / "maps" / "mine.safetensors"
     assert "projected_" in load(path.read_bytes())
     with tab.expect_download() as waiting:
-        tab.locator(".st-key-map-take").get_by_role("button").click()
+        tab.locator(".st-key-map-take").first.get_by_role("button").click()
     data = Path(waiting.value.path()).read_bytes()
     assert data == path.read_bytes()
     tab.get_by_role("button", name="Delete").click()
