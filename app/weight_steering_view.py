@@ -95,6 +95,20 @@ def offered(opened: Opened, selection: Selection) -> dict[str, str]:
     return found | {f"{one}/{two}": f"{one} − {two}" for one, two in pairs if f"{one}/{two}" not in found}
 
 
+def asked(opened: Opened, selection: Selection) -> WeightSteering:
+    """The run that a selection describes on this store; PatchError for an unknown model."""
+    wanted = experiment_of(selection, lead(opened))
+    unknown = [name for name in wanted.models() if name not in opened.facts.models]
+    if unknown:
+        raise PatchError(
+            "The link names a weight difference of a model that the study doesn't have.",
+            expected=", ".join(opened.facts.models),
+            given=", ".join(unknown),
+            next_step="choose the differences again.",
+        )
+    return wanted
+
+
 def can_steer(opened: Opened) -> bool:
     """Whether the store holds a difference that is defined for every tensor."""
     return any(not weights_queries.problems(opened, model) for model in weights_queries.compared(opened))

@@ -92,6 +92,7 @@ class Worker:
         max_models: loaded models kept by each process; the least recently used one is dropped.
         allow_code: whether the study's own candidates may be run, by a runner that takes `allow_code`.
         python_path: folders put before the process's module search path.
+        patience: seconds that cancelled work has to stop by itself before its process is ended.
 
     A process is started only when a job needs one, so a server that is only read never loads a model.
     """
@@ -105,12 +106,13 @@ class Worker:
         max_models: int = 2,
         python_path: Sequence[str | Path] = (),
         allow_code: bool = False,
+        patience: float = 60.0,
     ) -> None:
         if runs is None:
             from app.live import StoreRuns
 
             runs = StoreRuns()
-        self._runs = runs
+        self._runs, self._patience = runs, patience
         self._wake = threading.Condition()
         self._queue: list[_Execution] = []
         self._served: dict[str, int] = {}
@@ -165,7 +167,10 @@ class Worker:
             return [self._snapshot(ticket) for ticket in reversed(self._tickets.values())]
 
     def cancel(self, job_id: str) -> None:
-        """Cancels one submission; the work stops within a batch unless another submission waits for it."""
+        """Cancels one submission; the work stops within a batch unless another submission waits for it.
+
+        Work that doesn't listen loses its process, and the next job loads its models anew.
+        """
         with self._wake:
             ticket = self._ticket(job_id)
             execution = ticket.execution
@@ -320,8 +325,8 @@ class Worker:
             try:
                 end = self._follow(process, execution)
             except ProcessDied as death:
-                state: State = "cancelled" if self._closing else "failed"
-                end = EndMessage(execution.number, state, error=None if self._closing else str(death))
+                state: State = "cancelled" if self._unwanted(execution) else "failed"
+                end = EndMessage(execution.number, state, error=str(death) if state == "failed" else None)
             except Exception:
                 error_id = uuid.uuid4().hex[:8]
                 log.exception("unexpected error %s", error_id)
@@ -343,23 +348,31 @@ class Worker:
                 self._recent.popitem(last=False)
         self._finish(execution, end.state, end.error)
 
+    def _unwanted(self, execution: _Execution) -> bool:
+        """Whether nobody waits for the end of an execution any more."""
+        return self._closing or not execution.waiting
+
     def _follow(self, process: Process, execution: _Execution) -> EndMessage:
         """Runs an execution in its process, on a second one when the first died before taking it up."""
         try:
             return self._follow_once(process, execution)
         except DiedBefore:
-            if self._closing:
+            if self._unwanted(execution):
                 raise
             return self._follow_once(process, execution)
 
     def _follow_once(self, process: Process, execution: _Execution) -> EndMessage:
         """Sends an execution to its process and passes on what comes back, until it ends."""
         process.send_job(RunMessage(execution.number, execution.store_path, execution.condition))
-        cancel_sent = False
+        until: float | None = None
         while True:
-            if not cancel_sent and (self._closing or not execution.waiting):
+            if until is None and self._unwanted(execution):
                 process.cancel(execution.number)
-                cancel_sent = True
+                until = time.monotonic() + self._patience
+            elif until is not None and time.monotonic() > until:
+                log.warning("job %d does not stop; its process is ended", execution.number)
+                process.kill()
+                until = float("inf")
             message = process.receive(timeout=0.02)
             if isinstance(message, EndMessage) and message.number == execution.number:
                 return message

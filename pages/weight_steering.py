@@ -15,7 +15,7 @@ weight_steering_view.steering_controls(opened)
 
 with components.guard("weight steering: runs"):
     chosen = controls.current()
-    wanted = weight_steering_view.experiment_of(chosen, weight_steering_view.lead(opened))
+    wanted = weight_steering_view.asked(opened, chosen)
     found = live_view.stored(opened, wanted)
     live_view.run_button(opened, [wanted], done=found is not None)
     live_view.watch()

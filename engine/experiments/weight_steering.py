@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from engine.errors import PatchError
 from engine.experiment import Experiment
@@ -73,11 +73,13 @@ class WeightSteering(Experiment):
 
     @field_validator("deltas")
     @classmethod
-    def _each_once(cls, value: tuple[Contrast, ...]) -> tuple[Contrast, ...]:
+    def _each_once(cls, value: tuple[Contrast, ...], info: ValidationInfo) -> tuple[Contrast, ...]:
+        model, found = info.data.get("model"), []
         for one in value:
-            if one.plus == one.minus:
+            if one.plus == (one.minus or model):
                 raise PatchError("A model has no difference from itself.", given=one.plus)
-        return tuple(dict.fromkeys(value))
+            found.append(Contrast(plus=one.plus) if one.minus == model else one)
+        return tuple(dict.fromkeys(found))
 
     def models(self) -> tuple[str, ...]:
         """The steered model and those whose differences it gets."""

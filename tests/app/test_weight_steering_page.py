@@ -104,6 +104,9 @@ def test_differences_on_offer_are_those_that_exist(opened: Opened) -> None:
     )
     with pytest.raises(PatchError, match="weight difference that can't be read"):
         view.contrasts_of(chosen(opened, deltas="tuned/"))
+    with pytest.raises(PatchError, match="a model that the study doesn't have"):
+        view.asked(opened, chosen(opened, deltas="nobody"))
+    assert view.asked(opened, chosen(opened)).deltas == (Contrast(plus="tuned"),)
 
 
 def rows(**changes: tuple[float, float, float]) -> pl.DataFrame:

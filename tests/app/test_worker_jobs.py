@@ -21,7 +21,7 @@ from engine.errors import JobError, PatchError
 import polars as pl
 
 class FakeRunner:
-    """Does what the condition's category says: "steps=20", "fail", "boom", "oom", "kill", "unsaved"."""
+    """Does what the condition's category says: "steps=20", "fail", "boom", "oom", "kill", "deaf"."""
     def __init__(self, device, max_models):
         self.device = device
 
@@ -37,6 +37,8 @@ class FakeRunner:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         if order == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if order == "deaf":
+            time.sleep(600)
         if order == "unsaved":
             tables = {"table": pl.DataFrame({"id": ["a"]})}
             result = JobResult({"layer": condition.layer}, {"kl": 1.0}, tables)
@@ -172,6 +174,21 @@ def test_a_cancelled_queued_job_never_runs(worker: Worker, tmp_path: Path) -> No
     last = worker.submit(tmp_path, condition(3))
     worker.wait(last, 60)
     assert calls(tmp_path) == ["1", "3"]
+
+
+def test_cancelled_work_that_does_not_listen_loses_its_process(runner_folder: Path, tmp_path: Path) -> None:
+    about = {"runner": "fake_runner:FakeRunner", "runs": MemoryRuns(), "python_path": [runner_folder]}
+    with Worker(("cpu",), **about, patience=0.2) as worker:
+        deaf = worker.submit(tmp_path, condition(1, "deaf"))
+        next_one = worker.submit(tmp_path, condition(2))
+        while not calls(tmp_path):
+            time.sleep(0.01)
+        (process,) = worker.process_ids()
+        worker.cancel(deaf)
+        assert worker.wait(next_one, 60).state == "done"
+        assert worker.status(deaf).state == "cancelled"
+        assert worker.status(deaf).error is None
+        assert worker.process_ids() != [process]
 
 
 def test_owners_take_turns(worker: Worker, tmp_path: Path) -> None:

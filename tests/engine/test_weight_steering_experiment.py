@@ -238,6 +238,12 @@ def test_the_experiment_is_plain_data() -> None:
             WeightSteering(model="a", deltas=(Contrast(plus="b"),), alphas=alphas)
     with pytest.raises(PatchError, match="no difference from itself"):
         WeightSteering(model="a", deltas=(Contrast(plus="b", minus="b"),))
+    with pytest.raises(PatchError, match="no difference from itself"):
+        WeightSteering(model="a", deltas=(Contrast(plus="a"),))
+    named = WeightSteering(model="a", deltas=(Contrast(plus="b", minus="a"), Contrast(plus="b")))
+    assert named.content_hash("f") == WeightSteering(model="a", deltas=(Contrast(plus="b"),)).content_hash(
+        "f"
+    )
 
 
 def test_a_figure_that_a_single_prompt_has_is_left_out() -> None:
