@@ -9,7 +9,7 @@ import polars as pl
 
 from app import ard_words as words
 from app import update_queries
-from app.ard_queries import Fit, layers_table, overlap_table
+from app.ard_queries import READ_OFF, Fit, layers_table, overlap_table
 from app.charts.bins import counts, histogram
 from app.charts.curves import Look, layer_curve
 from app.charts.lines import numeric_lines
@@ -142,7 +142,7 @@ def spectrum_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
     title = words.spectrum_title(where(fit), fit.found(), fit.row, group, len(values))
     more = (
         "from app.charts.bins import counts",
-        *_kept_lines(selection),
+        *_kept_lines(fit, selection),
         "ends = float(values.min()), float(values.max())",
         f"parts = zip((kept, ~kept), {KINDS!r})",
         "table = pl.concat(counts(values[mask], *ends, 36).with_columns(series=pl.lit(name))",
@@ -152,15 +152,18 @@ def spectrum_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
     return Panel("ard-spectrum", title, table, draw, code, caption, _models(fit), False)
 
 
-def _kept_lines(selection: Selection) -> tuple[str, ...]:
+def _kept_lines(fit: Fit, selection: Selection) -> tuple[str, ...]:
     cut = f", {selection.cut}" if selection.rule == "fixed" else ""
+    called = f"surviving(values * np.log(10), {selection.rule!r}{cut})"
+    if fit.row["collapsed"] and selection.rule in READ_OFF:
+        called = "np.zeros(len(values), dtype=bool), -np.inf  # the fit collapsed"
     return (
         "import numpy as np",
         "from engine.analysis.ard_spectrum import surviving",
         "",
         "first = run.table.filter(pl.col('draw') == 0)",
         "values = first['log10_lengthscale'].to_numpy()",
-        f"kept, limit = surviving(values * np.log(10), {selection.rule!r}{cut})",
+        f"kept, limit = {called}",
     )
 
 
@@ -199,9 +202,11 @@ def sorted_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
         "others, "
         f"so that a count under a threshold is a lower bound. {setting(fit)}The count has no interval."
     )
-    title = words.sorted_title(int(kept.sum()), len(values), limit, selection.rule)
+    title = words.sorted_title(
+        int(kept.sum()), len(values), limit, selection.rule, collapsed=fit.row["collapsed"]
+    )
     more = (
-        *_kept_lines(selection),
+        *_kept_lines(fit, selection),
         "order = np.argsort(values, kind='stable')",
         "table = pl.DataFrame({'number': np.arange(1, len(values) + 1), 'dimension': order,",
         "    'log10_lengthscale': values[order], 'under': kept[order]})",

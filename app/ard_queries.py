@@ -20,6 +20,9 @@ from engine.analysis.ard_spectrum import Found, Spectrum
 from engine.analysis.uncertainty import holm
 from store.runs import RunLog
 
+READ_OFF = ("outlier", "mixture")
+"""Rules that read the threshold off the lengthscales."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -56,7 +59,12 @@ class Fit:
         )
 
     def surviving(self, selection: Selection) -> tuple[np.ndarray, float]:
-        """(d,) dimensions under the threshold of the selected rule, and the threshold (log₁₀ ℓ)."""
+        """(d,) dimensions under the threshold of the selected rule, and the threshold (log₁₀ ℓ).
+
+        A rule that reads its threshold off the lengthscales finds none in a fit that collapsed.
+        """
+        if self.row["collapsed"] and selection.rule in READ_OFF:
+            return np.zeros(len(self.log_lengthscales), dtype=bool), -np.inf
         if selection.rule == "mixture":  # the spectrum is known: nothing is fitted again
             limit = -np.inf if self.spectrum.crossing is None else self.spectrum.crossing
             return self.log_lengthscales / np.log(10.0) < limit, limit

@@ -81,10 +81,15 @@ def spectrum_title(where: str, found: Found, fit: Mapping[str, Any], under: int,
     return f"{where}: graded, no group of dimensions stands apart; {held_out_text(held)}"
 
 
-def sorted_title(under: int, d: int, limit: float, rule: str) -> str:
-    """How many dimensions lie under the threshold."""
+def sorted_title(under: int, d: int, limit: float, rule: str, *, collapsed: bool = False) -> str:
+    """How many dimensions lie under the threshold.
+
+    Rule: a fit that collapsed has no threshold but one chosen by hand and the median.
+    """
     if rule == "median":
         return f"{under} of {d} dimensions lie under the median, log₁₀ ℓ = {number(limit)}: {MEDIAN}"
+    if limit == float("-inf") and collapsed:
+        return f"No threshold: the fit collapsed, and its {d} lengthscales have no meaning"
     if limit == float("-inf"):
         return f"No threshold: one Gaussian describes the {d} lengthscales as well as two"
     return f"{under} of {d} dimensions lie under log₁₀ ℓ = {number(limit)}, {RULES[rule]}"

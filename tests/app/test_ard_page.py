@@ -107,6 +107,17 @@ def test_counts_are_those_of_the_engine(opened: Opened) -> None:
     assert view(opened).rule == "outlier"
 
 
+@pytest.mark.parametrize("rule", ["outlier", "mixture", "median"])
+def test_no_threshold_is_read_off_a_collapsed_fit(opened: Opened, rule: str) -> None:
+    selection = view(opened, rule=rule)
+    fit = ard_queries.fit_of(stored(opened, ard_view.experiment_of(opened, selection)))
+    gone = dataclasses.replace(fit, row={**fit.row, "collapsed": True})
+    panel = ard_panels.sorted_panel(opened, gone, selection)
+    check([panel])
+    assert panel.title.startswith("No threshold: the fit collapsed") == (rule != "median")
+    assert panel.table["under"].any() == (rule == "median")
+
+
 def test_an_interrupted_grid_goes_on_where_it_stopped(opened: Opened) -> None:
     selection = view(opened)
     wanted = ard_view.grid(opened, selection)
