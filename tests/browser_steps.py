@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
-from playwright.sync_api import Page
+from playwright.sync_api import Locator, Page, TimeoutError
 
 PATIENCE = 60_000
 QUIET = 300
@@ -32,6 +33,22 @@ def settle(tab: Page) -> None:
     """Wait until the script has run to its end and no other run has begun for a moment."""
     call = str(time.monotonic_ns())
     tab.wait_for_function(SETTLED, arg=[QUIET, call], polling=50, timeout=PATIENCE)
+
+
+def press(button: Locator, until: Locator) -> None:
+    """Click a button on a page that is still being drawn, again where it moved away under the click.
+
+    Args:
+        until: what shows once the click has arrived.
+    """
+    shown = until.first
+    button.or_(until).first.wait_for()
+    for _ in range(5):
+        with suppress(TimeoutError):
+            button.click(timeout=2_000)
+            shown.wait_for(timeout=2_000)
+            return
+    shown.wait_for()
 
 
 def click_chart(tab: Page, panel: str, across: float, down: float) -> None:

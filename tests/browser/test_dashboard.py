@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from browser_steps import clean, click_chart, settle, visit
+from browser_steps import clean, click_chart, press, settle, visit
 from playwright.sync_api import Download, Locator, Page, expect
 
 from app import main
@@ -196,9 +196,7 @@ def test_cancelling_in_one_tab_leaves_the_other(new_tab: Callable[..., Page], li
     cancel = one.get_by_role("button", name="Cancel", exact=True)
     cancel.wait_for()
     two.get_by_role("button", name="Run", exact=True).click()
-    settle(one)  # a button that has just come may be drawn anew between a press and its release
-    cancel.click()
-    expect(one.get_by_text("Cancelled:").first).to_be_visible()
+    press(cancel, until=one.get_by_text("Cancelled:").first)
     expect(one.get_by_role("button", name="Run", exact=True)).to_be_enabled()
     clean(one)
     result = two.locator(".st-key-panel-patch h4").first

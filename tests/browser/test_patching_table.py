@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from browser_steps import clean, settle, visit
+from browser_steps import clean, press, settle, visit
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
@@ -42,10 +42,10 @@ def test_the_whole_table_can_be_started_and_cancelled(
     tab.get_by_role("button", name="Run the whole table (66)").click()
     expect(tab.get_by_text("of 66 done")).to_be_visible(timeout=WAIT)
     tab.reload()  # the work goes on; a page loaded again finds it
-    tab.get_by_role("button", name="Follow or cancel").click(timeout=WAIT)
-    expect(tab.get_by_text(re.compile(r"of \d\d done"))).to_be_visible(timeout=WAIT)
-    tab.get_by_role("button", name="Cancel", exact=True).click()
-    expect(tab.get_by_text("Cancelled:")).to_have_count(1, timeout=WAIT)  # not once for each of them
+    follow, cancel = (tab.get_by_role("button", name=n, exact=True) for n in ("Follow or cancel", "Cancel"))
+    press(follow, until=tab.get_by_text(re.compile(r"of \d\d done")))
+    press(cancel, until=tab.get_by_text("Cancelled:"))
+    expect(tab.get_by_text("Cancelled:")).to_have_count(1)  # not once for each of them
     settle(tab)
     clean(tab)
     expect(tab.get_by_role("button", name="Run the whole table")).to_be_enabled()

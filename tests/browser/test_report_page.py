@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browser_steps import visit
 from playwright.sync_api import Download, Page, expect
 
 from app.report.build import SECTIONS
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 
 def make(tab: Page, address: str) -> None:
-    tab.goto(f"{address}/report")
+    visit(tab, f"{address}/report")
     tab.locator(".st-key-make-report button").click()
     expect(tab.locator(".st-key-report-html")).to_be_visible(timeout=120_000)
 
