@@ -20,6 +20,7 @@ from app.panel import Panel
 from app.resources import Opened
 from app.run_code import read_run
 from app.selection import Selection
+from engine.analysis.ard_spectrum import surviving
 from engine.experiments import experiment_from_json
 
 MOST_POINTS = 400
@@ -138,8 +139,8 @@ def spectrum_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
         "dimensions lower the objective of any sample: the null is the pairing of held-out problems. "
         f"{setting(fit)}"
     )
-    group = 0 if shape.crossing is None else int((values < shape.crossing).sum())
-    title = words.spectrum_title(where(fit), fit.found(), fit.row, group, len(values))
+    apart = int(surviving(fit.log_lengthscales)[0].sum())
+    title = words.spectrum_title(where(fit), fit.found(), fit.row, apart, len(values))
     more = (
         "from app.charts.bins import counts",
         *_kept_lines(fit, selection),

@@ -63,7 +63,7 @@ def spectrum_title(where: str, found: Found, fit: Mapping[str, Any], under: int,
     """What the lengthscales say; the rule is `engine.analysis.ard_spectrum.conclusion`.
 
     Args:
-        under: dimensions under the crossing of two Gaussians, whatever threshold is drawn.
+        under: dimensions that lie apart below the others (outliers), whatever threshold is drawn.
     """
     held = fit["held_out"]
     if found == "collapsed":

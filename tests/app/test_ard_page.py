@@ -105,6 +105,12 @@ def test_counts_are_those_of_the_engine(opened: Opened) -> None:
         np.testing.assert_array_equal(own, mask)
         assert at == limit
     assert view(opened).rule == "outlier"
+    bimodal = dataclasses.replace(fit.spectrum, kind="bimodal")
+    row = {**fit.row, "collapsed": False, "held_out": {**fit.row["held_out"], "p": 0.01}}
+    panel = ard_panels.spectrum_panel(
+        opened, dataclasses.replace(fit, row=row, spectrum=bimodal), view(opened, rule="median")
+    )
+    assert f"bimodal, {surviving(fit.log_lengthscales)[0].sum()} of " in panel.title
 
 
 @pytest.mark.parametrize("rule", ["outlier", "mixture", "median"])
