@@ -39,6 +39,13 @@ expect.set_options(timeout=PATIENCE)  # five seconds are short where everything 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A second try, as a stalled machine can lose a click; pytest's summary names the tests that took it."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 def free_port() -> int:
     """A port nobody listens on."""
     with socket.socket() as probe:
