@@ -199,9 +199,9 @@ def sorted_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
         )
 
     caption = (
-        "The order is the finding: where a few dimensions tell all problems apart, the penalty drops the "
-        "others, "
-        f"so that a count under a threshold is a lower bound. {setting(fit)}The count has no interval."
+        "The order is the finding; a count under a threshold is rough: where a few dimensions tell all "
+        "problems apart, the penalty drops the others, and a few that aren't needed can lie apart too. "
+        f"{setting(fit)}The count has no interval."
     )
     title = words.sorted_title(
         int(kept.sum()), len(values), limit, selection.rule, collapsed=fit.row["collapsed"]
