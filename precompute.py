@@ -5,6 +5,7 @@
     python precompute.py studies/demo.toml --store runs/demo --verify
     python precompute.py run runs/demo --condition experiments.json
     python precompute.py report runs/demo --out demo-report
+    python precompute.py migrate runs/demo
 
 Stopped at any moment (Ctrl-C, kill, power), the same command goes on where it stopped.
 """
@@ -14,28 +15,47 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import PatchbayError
-from engine.study import Study
+from engine.study.roots import allow_roots
+from engine.study.study import Study
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every option that changes a number enters the store's fingerprint."""
-    result = argparse.ArgumentParser(prog="precompute.py", description=(__doc__ or "").split("\n", 1)[0])
-    result.add_argument("study", type=Path, help="study file (TOML)")
-    result.add_argument("--store", type=Path, help="folder of the activation store")
+    result = verify_parser("precompute.py", (__doc__ or "").split("\n", 1)[0])
+    result.epilog = "On a store that is there: precompute.py run | report | migrate STORE, each with --help."
     result.add_argument(
         "--plan", action="store_true", help="print bytes, memory, passes and time; run nothing"
     )
     result.add_argument("--verify", action="store_true", help="check every checksum and recompute a sample")
+    result.add_argument("--workers", type=int, default=1, help="capture on that many Ray actors (extra: ray)")
+    return result
+
+
+def verify_parser(
+    prog: str = "precompute.py --verify", description: str = "Check every checksum of a store."
+) -> argparse.ArgumentParser:
+    """The command line of a study and its store."""
+    result = plan_parser(prog, description)
+    result.add_argument("--store", type=Path, help="folder of the activation store")
+    return result
+
+
+def plan_parser(
+    prog: str = "precompute.py --plan", description: str = "Say what the store of a study will cost."
+) -> argparse.ArgumentParser:
+    """The command line of a study alone."""
+    result = argparse.ArgumentParser(prog=prog, description=description)
+    result.add_argument("study", type=Path, help="study file (TOML)")
     result.add_argument("--layers", type=parse_layers, help='blocks, as "0-3,7" or "all"')
     result.add_argument("--sites", type=parse_names, help="of resid,attn_out,mlp_out,head_z")
     result.add_argument("--positions", type=parse_names, help="of last_content,decision,mean,…")
     result.add_argument("--limit", type=int, help="about this many prompts, whole groups")
-    result.add_argument("--workers", type=int, default=1, help="capture on that many Ray actors (extra: ray)")
-    _allow_code(result)
+    _trust(result)
     return result
 
 
@@ -53,16 +73,27 @@ def run_parser() -> argparse.ArgumentParser:
         help="an experiment or a list of them, as JSON or as the name of a JSON file; may be given again",
     )
     result.add_argument("--device", default="auto", help="auto (the study's), cpu, cuda:0, …")
+    result.add_argument(
+        "--despite-failed-checks", action="store_true", help="run on a store that failed its own checks, too"
+    )
     result.add_argument("--part", metavar="I/N", help="only every N-th experiment, from the I-th on")
-    _allow_code(result)
+    _trust(result)
     return result
 
 
-def _allow_code(command: argparse.ArgumentParser) -> None:
+def _trust(command: argparse.ArgumentParser) -> None:
+    """What whoever types a command may allow, and no file can."""
     command.add_argument(
         "--allow-code",
         action="store_true",
-        help="let the file of own candidates that the study names run as code; read it first",
+        help="let code run that the study names: own candidates, and what comes with a model; read it first",
+    )
+    command.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder that the study's files may lie in, beside its own and this one; may be given again",
     )
 
 
@@ -79,6 +110,16 @@ def report_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="fit the transport map at every site and block first, both directions",
     )
+    return result
+
+
+def migrate_parser() -> argparse.ArgumentParser:
+    """The command line of migrations."""
+    result = argparse.ArgumentParser(
+        prog="precompute.py migrate",
+        description="Bring a store that an earlier version wrote up to date, where it is.",
+    )
+    result.add_argument("store", type=Path, help="folder of the activation store")
     return result
 
 
@@ -110,14 +151,20 @@ def parse_names(text: str) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 done, 1 refused or failed a check, 130 stopped by Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["run"]:
-        options, command = run_parser().parse_args(given[1:]), run_experiments
-    elif given[:1] == ["report"]:
-        options, command = report_parser().parse_args(given[1:]), write_report
-    else:
-        options, command = parser().parse_args(given), run
+    name = given.pop(0) if given[:1] and given[0] in AFTER_THE_STORE else "precompute"
+    command = COMMANDS[name]
+    return carry_out(command.run, command.parser().parse_args(given))
+
+
+def carry_out(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Runs a command with its options; its error becomes a message and 1, Ctrl-C 130."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        allow_roots(getattr(options, "root", ()))
+        if getattr(options, "allow_code", False):
+            from engine.models.trust import allow_code
+
+            allow_code(True)
         return command(options)
     except PatchbayError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -128,31 +175,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Plans, verifies or computes, as the options say."""
+    """Computes a store, or plans or verifies one where an option says so."""
+    if options.plan:
+        return plan(options)
+    if options.verify:
+        return verify(options)
+    study = _study(options)
+    # Imported late: a mistyped option or study file is answered without waiting for torch.
+    from app.build import build
+
+    build.build(study, _store(options, study), workers=options.workers, allow_code=options.allow_code)
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Says what the store of a study will cost."""
+    study = _study(options)
+    from app.build import prepare
+
+    print(prepare.describe_plan(prepare.Prepared.of(study)))
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Checks a store; 1 when anything is damaged or a check failed."""
+    study = _study(options)
+    from app.build import verify as verification
+
+    return verification.verify(study, _store(options, study))
+
+
+def _study(options: argparse.Namespace) -> Study:
     study = Study.load(options.study)
     chosen = (options.layers, options.sites, options.positions, options.limit)
-    if any(choice is not None for choice in chosen):
-        study = study.with_overrides(*chosen)
-    # Imported late: a mistyped option or study file is answered without waiting for torch.
-    from app import build, prepare, verification
+    return study if all(choice is None for choice in chosen) else study.with_overrides(*chosen)
 
-    if options.plan:
-        print(prepare.describe_plan(prepare.Prepared.of(study)))
-        return 0
-    store = options.store or Path("runs") / study.name
-    if options.verify:
-        return verification.verify(study, store)
-    build.build(study, store, workers=options.workers, allow_code=options.allow_code)
-    return 0
+
+def _store(options: argparse.Namespace, study: Study) -> Path:
+    return Path(options.store or Path("runs") / study.name)
 
 
 def run_experiments(options: argparse.Namespace) -> int:
     """Runs live experiments; 1 when one of them failed."""
-    from app import headless
+    from app.live import headless
 
     wanted = headless.part_of(headless.read_experiments(options.condition), options.part)
     failed = headless.run_all(
-        str(options.store), wanted, device=options.device, allow_code=options.allow_code
+        str(options.store),
+        wanted,
+        device=options.device,
+        allow_code=options.allow_code,
+        despite_failed_checks=options.despite_failed_checks,
     )
     for experiment, error in failed:
         print(f"\n{experiment.describe()}\n  {type(error).__name__}: {error}", file=sys.stderr)
@@ -165,6 +238,39 @@ def write_report(options: argparse.Namespace) -> int:
 
     print(command.report(options.store, options.out, options.pair, fit=options.fit))
     return 0
+
+
+def migrate_store(options: argparse.Namespace) -> int:
+    """Brings a store of an earlier version up to date."""
+    from store.migrate import migrate
+
+    migrate(options.store, print)
+    print(
+        f"{options.store} is up to date. Its old checksums could not tell whether parts of equal layout had "
+        "changed places before; --verify runs a sample of prompts again."
+    )
+    return 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """One thing that can be done: its options, what does it, and a line for the list."""
+
+    parser: Callable[[], argparse.ArgumentParser]
+    run: Callable[[argparse.Namespace], int]
+    help: str
+
+
+COMMANDS = {
+    "precompute": Command(parser, run, "compute the activation store of a study, or finish one"),
+    "plan": Command(plan_parser, plan, "say bytes, memory, passes and time of a study; run nothing"),
+    "verify": Command(verify_parser, verify, "check every checksum of a store and recompute a sample"),
+    "run": Command(run_parser, run_experiments, "run live experiments on a store and keep their results"),
+    "report": Command(report_parser, write_report, "write what a store holds as HTML and Markdown"),
+    "migrate": Command(migrate_parser, migrate_store, "bring a store of an earlier version up to date"),
+}
+"""By name; the command line of this file has plan and verify as options of the first one."""
+AFTER_THE_STORE = ("run", "report", "migrate")
 
 
 if __name__ == "__main__":

@@ -8,43 +8,29 @@ from pathlib import Path
 import streamlit as st
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
+if (ROOT / "pyproject.toml").is_file() and str(ROOT) not in sys.path:  # a checkout
     sys.path.insert(0, str(ROOT))
 
-from app import components, controls, resources  # noqa: E402
+from app import access, screen  # noqa: E402
+from app.analyses import ANALYSES  # noqa: E402
+from app.escape import plain  # noqa: E402
+from app.frame import controls  # noqa: E402
+from app.frame import opened as resources  # noqa: E402
+from app.frame import parts as components  # noqa: E402
 
 LOGO, ICON = (ROOT / "app" / f"{name}.svg" for name in ("logo", "icon"))
+# pages that show all analyses, each the last of its section
+OWN = {
+    "Study": ("report", "Report", "summarize"),
+    "Live": ("runs", "Runs", "history"),
+}
+SECTIONS = ("Study", "Compare", "Languages", "Weights", "Live")
 PAGES = {
-    "Study": [
-        ("overview", "Overview", "dashboard"),
-        ("about", "About this study", "article"),
-        ("prompts", "Prompts & fairness", "checklist"),
-        ("report", "Report", "summarize"),
-    ],
-    "Compare": [
-        ("similarity", "Similarity (CKA)", "compare_arrows"),
-        ("transport", "Transport maps", "route"),
-        ("residual_updates", "Residual updates R(ℓ)", "stacked_line_chart"),
-    ],
-    "Languages": [
-        ("geometry", "Z geometry", "deployed_code"),
-        ("z_patching", "Z-patching", "translate"),
-        ("ard", "ARD-MMD", "tune"),
-        ("bridge", "Bridge", "merge"),
-        ("synthesis", "Synthesis", "fact_check"),
-    ],
-    "Weights": [
-        ("weights", "Weight diffs", "difference"),
-        ("weight_steering", "Weight steering α", "exercise"),
-        ("subspaces", "Subspace scores", "join_inner"),
-    ],
-    "Live": [
-        ("patching", "Patching", "cable"),
-        ("rank", "Rank k × α", "grid_on"),
-        ("heads", "Heads", "hub"),
-        ("behaviour", "Behaviour", "forum"),
-        ("runs", "Runs", "history"),
-    ],
+    section: [
+        *((one.name, one.title, one.icon) for one in ANALYSES if one.section == section),
+        *([OWN[section]] if section in OWN else []),
+    ]
+    for section in SECTIONS
 }
 
 
@@ -70,10 +56,12 @@ def main() -> None:
         expanded=True,
     )
     with components.guard(page.title):
+        if not access.admit():
+            return
         opened = resources.open_store()
         controls.sync(opened.facts)
         with st.sidebar:
-            st.caption(f"Study **{components.study_name(opened)}**")
+            screen.caption(f"Study **{plain(components.study_name(opened))}**")
         page.run()
 
 

@@ -27,11 +27,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import polars as pl
 
-from app import similarity, updates
 from app.charts.palette import LIGHT
-from app.panel import Panel
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults
+from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
+from app.frame.selection import Selection, defaults
+from app.residual_updates import panels as updates
+from app.similarity import panels as similarity
 from store.reader import Store
 from store.writer import ModelPlan, PositionPlan, StorePlan, StoreWriter
 
@@ -105,7 +106,7 @@ def render(opened: Opened, selection: Selection, makers: Sequence[Make]) -> int:
     for make in makers:
         panel = make(opened, selection)
         if panel is not None:
-            size += len(json.dumps(panel.draw(LIGHT))) + len(panel.title)
+            size += len(json.dumps(panel.draw(LIGHT).spec())) + len(panel.title)
     return size
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from engine.batching import batches, capture_order
-from engine.capture import capture_unit, forward_hidden
-from engine.model import from_parts
-from engine.positions import Positions
+from engine.models.loading import from_parts
+from engine.passes.batching import batches, capture_order
+from engine.passes.capture import capture_unit, forward_hidden
+from engine.prompts.positions import Positions
 
 
 def cpu_seconds(task: Callable[[], object]) -> float:

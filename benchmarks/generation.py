@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.experiments.run_z_patching import every_answer
-from engine.experiments.z_bases import Bases, make_bases
-from engine.experiments.z_patching import Patch, ZPatching
-from engine.experiments.z_vectors import Put, puts, token_states
-from engine.generate import stop_tokens
-from engine.model import LoadedModel, load
-from engine.pieces import model_pieces
-from engine.study import ModelSpec
+from engine.models.loading import LoadedModel, load
+from engine.models.pieces import model_pieces
+from engine.passes.generate import stop_tokens
+from engine.study.study import ModelSpec
+from engine.z_patching.bases import Bases, make_bases
+from engine.z_patching.run import every_answer
+from engine.z_patching.spec import Patch, ZPatching
+from engine.z_patching.vectors import Put, puts, token_states
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 PROBLEMS, SAMPLE, ALONE = 20, 6, 4

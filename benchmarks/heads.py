@@ -28,11 +28,11 @@ from patching import BLOCKS, TOLERANCE, cpu_seconds, random_model, random_prompt
 from peers.common import Batch, padded
 from torch import Tensor
 
-from engine.analysis.heads import Heads
-from engine.experiments.head_swap import HeadSwap
-from engine.intervene import PatchEngine
-from engine.model import LoadedModel, from_parts
-from engine.sites import Site
+from engine.heads.numbers import Heads
+from engine.heads.swap import HeadSwap
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
+from engine.passes.patch_engine import PatchEngine
 
 HEADS, WIDTH = 8, 64
 SAMPLE = ((0, 3), (4, 0), (8, 5), (11, 7))

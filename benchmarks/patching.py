@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from engine.intervene import PatchEngine
-from engine.linear import measure
-from engine.model import LoadedModel, from_parts
-from engine.sites import Site
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
+from engine.passes.linear import measure
+from engine.passes.patch_engine import PatchEngine
 
 warnings.filterwarnings("ignore")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from engine.analysis import cka
-from engine.analysis.resampling import resamples
-from engine.analysis.residual_updates import update_norms
-from engine.analysis.subspace import random_basis
-from engine.analysis.uncertainty import random_subspace_moments
+from engine.geometry.z import random_basis
+from engine.residual_updates.numbers import update_norms
+from engine.similarity import cka
+from engine.stats.resampling import resamples
+from engine.stats.uncertainty import random_subspace_moments
 
 Array = NDArray[np.floating]
 

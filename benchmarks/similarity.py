@@ -20,7 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from engine.analysis import cka
+from engine.similarity import cka
 from store.reader import Store
 from store.writer import ModelPlan, PositionPlan, StorePlan, StoreWriter
 

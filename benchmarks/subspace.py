@@ -28,12 +28,14 @@ import time
 import numpy as np
 import polars as pl
 
-from app import geometry, geometry_queries, geometry_separation
 from app.charts.palette import LIGHT
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults
-from engine.analysis.subspace import head_kernel_svd, principal_angles
-from engine.analysis.subspace_layers import layer_structure
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, defaults
+from app.geometry import separation as geometry_separation
+from app.geometry import tables as geometry_queries
+from app.geometry import weights as geometry
+from engine.geometry.layers import layer_structure
+from engine.geometry.z import head_kernel_svd, principal_angles
 from store.reader import Store
 from store.writer import ModelPlan, PositionPlan, StorePlan, StoreWriter
 
@@ -125,7 +127,7 @@ def render(opened: Opened, selection: Selection) -> int:
     found = [draw(opened, selection) for draw in geometry.WEIGHTS]
     for pooling in geometry_queries.poolings(opened, selection):
         found += [make(opened, selection, pooling) for make in geometry_separation.makers(selection)]
-    return sum(len(json.dumps(panel.draw(LIGHT))) for panel in found if panel is not None)
+    return sum(len(json.dumps(panel.draw(LIGHT).spec())) for panel in found if panel is not None)
 
 
 def page(folder: Path) -> list[str]:

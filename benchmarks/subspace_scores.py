@@ -23,8 +23,8 @@ import subspace_store
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from app.subspace_inputs import inputs_of
-from engine.analysis.subspace_scores import REGISTRY, Delta, Inputs, Target, per_layer, prepare, sweep
+from app.live.subspaces import inputs_of
+from engine.subspaces.numbers import REGISTRY, Delta, Inputs, Target, per_layer, prepare, sweep
 from store.reader import Store
 
 Array = NDArray[np.float32]

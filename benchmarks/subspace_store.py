@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from app.build_weights import DELTA_SCHEMA, delta_table
-from app.subspace_inputs import PLACE, PROMPTS, TOKENS, label_name
+from app.build.weights import DELTA_SCHEMA
+from app.live.subspaces import PLACE, PROMPTS, TOKENS, label_name
+from app.live.weight_tables import delta_table
 from store.writer import ModelPlan, PositionPlan, StorePlan, StoreWriter
 
 Array = NDArray[np.float32]

@@ -22,8 +22,8 @@ from scipy import linalg
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 
-from engine.analysis import transport
-from engine.analysis.transport import Paired, Side
+from engine import transport
+from engine.transport import Paired, Side
 
 Array = NDArray[np.float64]
 ALPHAS = transport.DEFAULT_ALPHAS

@@ -6,6 +6,21 @@ to do next. Pages show `str(error)` as it is; tracebacks go to the log.
 
 from __future__ import annotations
 
+import unicodedata
+
+LONGEST_PART = 4000
+"""Characters of one part of a message; what was given can be a whole file."""
+
+
+def printable(text: str) -> str:
+    """Text that any terminal and log can show: control and half characters as escapes, not without end."""
+    shown = text if len(text) <= LONGEST_PART else text[:LONGEST_PART] + "…"
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in shown
+    )
+
 
 class PatchbayError(Exception):
     """Base of all errors raised on purpose.
@@ -33,7 +48,11 @@ class PatchbayError(Exception):
             parts.append(f"Given: {given}.")
         if next_step is not None:
             parts.append(f"Next: {next_step}")
-        super().__init__(" ".join(parts))
+        super().__init__(" ".join(map(printable, parts)))
+
+
+class AccessError(PatchbayError):
+    """Somebody may not do this here."""
 
 
 class StudyError(PatchbayError):

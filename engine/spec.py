@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
-__all__ = ["Frozen", "LocalPath", "resolved"]
+__all__ = ["MOST_ENTRIES", "Frozen", "LocalPath", "resolved"]
+
+LONGEST_PATH = 4000
+LONGEST_TEXT = 100_000
+MOST_ENTRIES = 1000
+"""Characters of a text, and entries of a list, in a study."""
 
 
 class Frozen(BaseModel):
     """A part of a study: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, str_max_length=LONGEST_TEXT
+    )
 
 
 def resolved(value: Any, info: ValidationInfo) -> Any:
-    """Makes a path absolute against the study's folder (from the validation context)."""
+    """Makes a path absolute against the study's folder (from the validation context).
+
+    ValueError for text that no file can be named: too long, with control characters or half characters, "".
+    """
     folder = (info.context or {}).get("folder")
-    if folder is None or not isinstance(value, (str, Path)):
+    if not isinstance(value, (str, Path)):
         return value
-    return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
+    text = str(value)
+    if not text or len(text) > LONGEST_PATH or any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ValueError(f"a path, of 1 to {LONGEST_PATH} characters without control characters")
+    if folder is None:
+        return value
+    try:
+        return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
+    except RuntimeError:
+        raise ValueError("a path whose '~' is a home folder of this machine") from None
 
 
 LocalPath = Annotated[Path, BeforeValidator(resolved)]

@@ -2,12 +2,15 @@
 
 import streamlit as st
 
-from app import ard_view, components, controls, geometry, live_view
+from app.ard import view as ard_view
+from app.ard.analysis import ARD
+from app.ard.fields import ArdFields
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.geometry import weights as geometry
 
-opened = components.begin(
-    "ARD-MMD",
-    "Which dimensions tell problems apart and languages not? One lengthscale per dimension, fitted by MMD.",
-)
+opened = components.begin(ARD.title, ARD.question)
 if not ard_view.available(opened):
     components.empty(*ard_view.WHY_EMPTY)
     st.stop()
@@ -40,7 +43,7 @@ with components.guard("ard: fits"):
         with controls.row():
             controls.switch("penalty", "Penalty shown", ard_view.PENALTY_NAMES)
             controls.switch("rule", "Threshold", ard_view.RULES)
-        if chosen.rule == "fixed":
+        if ArdFields.of(chosen).rule == "fixed":
             controls.slide("cut", "Threshold, log₁₀ ℓ", step=0.05)
         if ard_view.ranks(opened):
             controls.steps("k", "Rank k of Z", ard_view.ranks(opened))

@@ -2,12 +2,15 @@
 
 import streamlit as st
 
-from app import behaviour_view, components, controls, live_view
+from app import screen
+from app.behaviour import view as behaviour_view
+from app.behaviour.analysis import BEHAVIOUR
+from app.escape import plain
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
 
-opened = components.begin(
-    "Behaviour",
-    "Do the two models refuse, choose, agree and answer differently, and does a patch change that?",
-)
+opened = components.begin(BEHAVIOUR.title, BEHAVIOUR.question)
 controls.pair_controls()
 offered = behaviour_view.offered_interventions(opened, controls.current())
 left, right = st.columns(2)
@@ -39,4 +42,4 @@ with components.guard("behaviour: runs"):
             components.empty(*behaviour_view.WHY_NO_FIGURE)
         behaviour_view.answers(runs)
         for note in dict.fromkeys(n for run in runs.values() for n in run.summary["notes"]):
-            st.caption(components.plain(note))
+            screen.caption(plain(note))

@@ -2,12 +2,16 @@
 
 import streamlit as st
 
-from app import bridge, bridge_queries, components, controls, geometry, geometry_queries
+from app import screen
+from app.bridge import panels as bridge
+from app.bridge import tables as bridge_queries
+from app.bridge.analysis import BRIDGE
+from app.frame import controls
+from app.frame import parts as components
+from app.geometry import tables as geometry_queries
+from app.geometry import weights as geometry
 
-opened = components.begin(
-    "Bridge",
-    "Does a linear map lead from one language's activations in Z to the other's, problem by problem?",
-)
+opened = components.begin(BRIDGE.title, BRIDGE.question)
 if not bridge.available(opened):
     components.empty(*bridge.WHY_EMPTY)
     st.stop()
@@ -38,7 +42,7 @@ with components.guard("bridge: fit"):
     bridge_queries.prepare(opened, chosen, components.progress)
     note = bridge.warning(opened, chosen)
     if note is not None:
-        st.warning(note, icon=":material/warning:")
+        screen.warning(note, icon=":material/warning:")
     for panel in bridge.panels(opened, chosen):
         with components.guard(f"bridge: {panel.name}"):
             components.show(opened, panel)

@@ -2,12 +2,15 @@
 
 import streamlit as st
 
-from app import components, controls, geometry, geometry_queries, geometry_separation
+from app.frame import controls
+from app.frame import parts as components
+from app.geometry import separation as geometry_separation
+from app.geometry import tables as geometry_queries
+from app.geometry import weights as geometry
+from app.geometry.analysis import GEOMETRY
 
-opened = components.begin(
-    "Z geometry",
-    "Z is what a block's heads read from the stream. Does it hold what two languages share about a problem?",
-)
+opened = components.begin(GEOMETRY.title, GEOMETRY.question)
+components.need_position(opened)
 if not geometry.available(opened):
     components.empty(*geometry.WHY_EMPTY)
     st.stop()

@@ -2,13 +2,17 @@
 
 import streamlit as st
 
-from app import components, controls, heads_view, live_view, patch_view
+from app import screen
+from app.escape import plain
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.heads import view as heads_view
+from app.heads.analysis import HEADS
+from app.patching import replacement as patch_view
 
-opened = components.begin(
-    "Heads",
-    "Which attention heads of a block carry the difference between the two models?",
-)
-allowed = patch_view.patch_positions(opened.facts.positions)
+opened = components.begin(HEADS.title, HEADS.question)
+allowed = opened.facts.tokens
 if not allowed:
     components.empty(*heads_view.WHY_EMPTY)
     st.stop()
@@ -46,7 +50,7 @@ with components.guard("heads: experiments"):
         for panel in heads_view.run_panels(opened, found, chosen):
             components.show(opened, panel)
         for note in found.summary["notes"]:
-            st.caption(components.plain(note))
+            screen.caption(plain(note))
     if mapped is not None:
         for panel in heads_view.run_panels(opened, mapped, chosen):
             components.show(opened, panel)

@@ -2,17 +2,18 @@
 
 import streamlit as st
 
-from app import components, overview
+from app import screen
+from app.frame import parts as components
+from app.overview import panels as overview
+from app.overview.analysis import OVERVIEW
 
-opened = components.begin(
-    "Overview", "What this store holds, where it came from and whether it can be trusted.", blocking=False
-)
+opened = components.begin(OVERVIEW.title, OVERVIEW.question, blocking=False)
 with st.container(horizontal=True, gap="small", key="facts"):
     for name, value, note in overview.facts(opened):
-        st.metric(name, value, help=note, border=True, width=128)
+        screen.metric(name, value, help=note, border=True, width=128)
 
-st.markdown("#### Models")
-st.dataframe(overview.models(opened), hide_index=True, width="stretch")
+screen.markdown("#### Models")
+screen.dataframe(overview.models(opened), hide_index=True, width="stretch")
 
 left, right = st.columns(2, gap="medium")
 with left, components.guard("overview: prompts"):
@@ -20,9 +21,9 @@ with left, components.guard("overview: prompts"):
 with right, components.guard("overview: disk use"):
     components.show(opened, overview.disk_panel(opened))
 
-st.markdown("#### Self-checks of the precompute run")
+screen.markdown("#### Self-checks of the precompute run")
 checks = components.checks_table(opened)
 if checks.height:
-    st.dataframe(checks, hide_index=True, width="stretch")
+    screen.dataframe(checks, hide_index=True, width="stretch")
 else:
-    st.markdown("None were recorded.")
+    screen.markdown("None were recorded.")

@@ -2,14 +2,15 @@
 
 import streamlit as st
 
-from app import components, controls, patch_page, patch_view
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.patching import view as patch_page
+from app.patching.analysis import PATCHING
 
-opened = components.begin(
-    "Patching",
-    "What happens to one model's next token when the activation at one site is replaced by the other's?",
-)
-if not patch_view.patch_positions(opened.facts.positions):
-    components.empty(*patch_view.WHY_EMPTY)
+opened = components.begin(PATCHING.title, PATCHING.question)
+if not opened.facts.tokens:
+    components.empty(*live_view.WHY_NO_TOKEN)
     st.stop()
 controls.pair_controls()
 if controls.switch("patch", "View", {"table": "Raw vs mapped", "one": "One replacement"}) == "table":

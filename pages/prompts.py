@@ -2,13 +2,15 @@
 
 import streamlit as st
 
-from app import components, controls, fairness, prompt_filter, splits
-from app import fairness_queries as asked
+from app import screen
+from app.frame import controls
+from app.frame import parts as components
+from app.prompts import fairness, splits
+from app.prompts import study_lines as prompt_filter
+from app.prompts import tables as asked
+from app.prompts.analysis import PROMPTS
 
-opened = components.begin(
-    "Prompts & fairness",
-    "Are the splits clean and balanced, and is the comparison fair to both models' vocabularies?",
-)
+opened = components.begin(PROMPTS.title, PROMPTS.question)
 for make in (splits.balance_panel, splits.leakage_panel):
     with components.guard(f"prompts: {make.__name__}"):
         panel = make(opened)
@@ -17,8 +19,8 @@ for make in (splits.balance_panel, splits.leakage_panel):
 with components.guard("prompts: nearest pairs"):
     nearest = splits.worst_pairs(opened)
     if nearest.height:
-        with st.expander("The validation prompts nearest to train", icon=":material/content_copy:"):
-            st.dataframe(nearest, hide_index=True, width="stretch", height=300)
+        with screen.expander("The validation prompts nearest to train", icon=":material/content_copy:"):
+            screen.dataframe(nearest, hide_index=True, width="stretch", height=300)
 
 controls.pair_controls()
 controls.filter_controls()
@@ -38,14 +40,14 @@ if asked.has_tokens(opened):
         components.show(opened, fairness.lengths_panel(opened, chosen))
 
 with components.guard("prompts: table"), st.container(border=True, key="panel-kept"):
-    search = st.text_input("Search the texts (regular expression)", key="prompt-search")
+    search = screen.text_input("Search the texts (regular expression)", key="prompt-search")
     table = prompt_filter.found(asked.kept(opened, chosen), search)
-    st.markdown(f"#### {table.height} of {opened.store.n_prompts} prompts are kept by these choices")
+    screen.markdown(f"#### {table.height} of {opened.store.n_prompts} prompts are kept by these choices")
     shown = {"ratio": st.column_config.NumberColumn("shared ratio", format="%.3f")}
-    st.dataframe(table.drop("row"), hide_index=True, width="stretch", height=360, column_config=shown)
-    st.caption("To keep these and no others, put this into the study file and precompute a new store:")
+    screen.dataframe(table.drop("row"), hide_index=True, width="stretch", height=360, column_config=shown)
+    screen.caption("To keep these and no others, put this into the study file and precompute a new store:")
     st.code(prompt_filter.study_lines(opened, chosen, search), language="toml")
-    st.caption(
+    screen.caption(
         "Splits are made after filtering, so the split shown is no part of it. In a study of more than two "
         "models the ratio must hold for every pair of them."
     )

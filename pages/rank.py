@@ -2,16 +2,21 @@
 
 import streamlit as st
 
-from app import components, controls, live_view, patch_view, rank_view, steering_view
-from app.selection import SITES
+from app import screen
+from app.escape import plain
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.frame.selection import SITES
+from app.patching import replacement as patch_view
+from app.rank import view as rank_view
+from app.rank.analysis import RANK
+from app.steering import view as steering_view
 
-opened = components.begin(
-    "Rank k × α",
-    "How many dimensions carry what one model does to the other, and what does a single direction do?",
-)
-allowed = patch_view.patch_positions(opened.facts.positions)
+opened = components.begin(RANK.title, RANK.question)
+allowed = opened.facts.tokens
 if not allowed:
-    components.empty(*rank_view.WHY_EMPTY)
+    components.empty(*live_view.WHY_NO_TOKEN)
     st.stop()
 part = controls.switch("part", "What to look at", {"rank": "Rank k × α", "steering": "Steering and ablation"})
 controls.pair_controls()
@@ -45,4 +50,4 @@ with components.guard(f"rank: {part}"):
         for panel in view.run_panels(opened, found, chosen):
             components.show(opened, panel)
         for note in found.summary["notes"]:
-            st.caption(components.plain(note))
+            screen.caption(plain(note))

@@ -2,7 +2,10 @@
 
 import streamlit as st
 
-from app import components, controls
+from app import screen
+from app.escape import plain
+from app.frame import controls
+from app.frame import parts as components
 from app.report import page
 
 opened = components.begin(
@@ -11,19 +14,19 @@ opened = components.begin(
 )
 controls.pair_controls()
 chosen = controls.current()
-st.caption(page.about(chosen))
+screen.caption(page.about(chosen))
 
 with components.guard("report: make"):
     made = page.made(opened, chosen)
     text = "Make the report" if made is None else "Make it again"
-    if st.button(text, icon=":material/summarize:", type="primary", key="make-report", width="stretch"):
+    if screen.button(text, icon=":material/summarize:", type="primary", key="make-report", width="stretch"):
         made = page.make(opened, chosen)
     if made is None:
         components.empty(*page.NOT_MADE)
         st.stop()
     left, right = st.columns(2)
     with left:
-        st.download_button(
+        screen.download_button(
             f"HTML, {made.size}",
             made.html,
             file_name=f"{made.name}.html",
@@ -34,7 +37,7 @@ with components.guard("report: make"):
             width="stretch",
         )
     with right:
-        st.download_button(
+        screen.download_button(
             "Markdown with figures and data (zip)",
             made.journal,
             file_name=f"{made.name}.zip",
@@ -44,12 +47,12 @@ with components.guard("report: make"):
             on_click="ignore",
             width="stretch",
         )
-    st.caption(components.plain(made.said))
+    screen.caption(plain(made.said))
     for table in made.previews:
-        st.markdown(f"#### {components.plain(table.title)}")
-        st.dataframe(table.read, hide_index=True, width="stretch")
-        st.caption(components.plain(table.caption))
-    st.markdown("#### Contents")
-    st.markdown(page.contents(made.report))
-    st.caption("Without a browser, for this pair under the usual settings:")
+        screen.markdown(f"#### {plain(table.title)}")
+        screen.dataframe(table.read, hide_index=True, width="stretch")
+        screen.caption(plain(table.caption))
+    screen.markdown("#### Contents")
+    screen.markdown(page.contents(made.report))
+    screen.caption("Without a browser, for this pair under the usual settings:")
     st.code(page.command(opened, chosen), language="bash")

@@ -2,7 +2,11 @@
 
 import streamlit as st
 
-from app import components, controls, runs_view
+from app import screen
+from app.frame import controls
+from app.frame import parts as components
+from app.frame.stored import opened_run
+from app.runs import view as runs_view
 
 opened = components.begin(
     "Runs", "Every live experiment of this study, kept in the store; opening one needs no model."
@@ -15,7 +19,7 @@ if not listed.height:
 chosen = controls.current()
 runs_view.pick(listed, chosen.run)
 if not chosen.run:
-    st.caption("Select a row to open the run.")
+    screen.caption("Select a row to open the run.")
     st.stop()
 with components.guard("runs: open"):
-    runs_view.show(opened, runs_view.open_run(opened, chosen.run), chosen)
+    runs_view.show(opened, opened_run(opened, chosen.run), chosen)

@@ -2,12 +2,15 @@
 
 import streamlit as st
 
-from app import components, controls, live_view, subspaces_view
+from app import screen
+from app.escape import plain
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.subspaces import view as subspaces_view
+from app.subspaces.analysis import SUBSPACES
 
-opened = components.begin(
-    "Subspace scores",
-    "Which named subspace of the stream does a weight change write into, and is that more than chance?",
-)
+opened = components.begin(SUBSPACES.title, SUBSPACES.question)
 if not subspaces_view.can_score(opened):
     components.empty(*subspaces_view.NOTHING)
     st.code(subspaces_view.SNIPPET, language="toml")
@@ -29,4 +32,4 @@ with components.guard("subspace scores: runs"):
         subspaces_view.score_controls(found)
         subspaces_view.show(opened, subspaces_view.shown_of(opened, found, chosen))
         for note in found.summary["notes"]:
-            st.caption(components.plain(note))
+            screen.caption(plain(note))

@@ -2,12 +2,14 @@
 
 import streamlit as st
 
-from app import components, controls, geometry, geometry_queries, synthesis
+from app.frame import controls
+from app.frame import parts as components
+from app.geometry import tables as geometry_queries
+from app.geometry import weights as geometry
+from app.synthesis import view as synthesis
+from app.synthesis.analysis import SYNTHESIS
 
-opened = components.begin(
-    "Synthesis",
-    "What is known so far of a subspace that two languages share, and what is still missing?",
-)
+opened = components.begin(SYNTHESIS.title, SYNTHESIS.question)
 if not synthesis.available(opened):
     components.empty(*synthesis.WHY_EMPTY)
     st.stop()

@@ -2,12 +2,17 @@
 
 import streamlit as st
 
-from app import components, controls, patch_view, saved_maps, transport, transport_table_view
+from app.frame import controls
+from app.frame import parts as components
+from app.patching import replacement as patch_view
+from app.transport import panels as transport
+from app.transport import places_view as transport_table_view
+from app.transport import saved as saved_maps
+from app.transport.analysis import TRANSPORT
+from app.transport.fields import MapFields
 
-opened = components.begin(
-    "Transport maps",
-    "Can one model's activations be predicted from the other's, on prompts that the map has not seen?",
-)
+opened = components.begin(TRANSPORT.title, TRANSPORT.question)
+components.need_position(opened)
 controls.pair_controls()
 first, second, third = st.columns(3)
 with first:
@@ -36,7 +41,7 @@ with (
         controls.steps("q", "Logit directions q", transport.directions(opened, controls.current()))
     if "penalty" in uses:
         controls.switch("lam_mode", "Penalty", {"auto": "λ chosen on train", "set": "set λ"})
-        if controls.current().lam_mode == "set":
+        if MapFields.of(controls.current()).lam_mode == "set":
             controls.slide("lam", "log₁₀ λ", step=0.25)
     usable = True
 

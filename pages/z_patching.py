@@ -2,21 +2,19 @@
 
 import streamlit as st
 
-from app import (
-    components,
-    controls,
-    live_view,
-    z_patching_controls,
-    z_patching_fits,
-    z_patching_tokens,
-    z_patching_view,
-)
-from app import z_patching_words as words
+from app import screen
+from app.escape import plain
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.z_patching import controls as z_patching_controls
+from app.z_patching import fits as z_patching_fits
+from app.z_patching import tokens as z_patching_tokens
+from app.z_patching import view as z_patching_view
+from app.z_patching import words
+from app.z_patching.analysis import Z_PATCHING
 
-opened = components.begin(
-    "Z-patching",
-    "Does the subspace that attention reads carry the answer or the language from one language to another?",
-)
+opened = components.begin(Z_PATCHING.title, Z_PATCHING.question)
 if len(opened.facts.languages) < 2 or "pair_id" not in opened.store.prompts.columns:
     components.empty(*z_patching_view.WHY_EMPTY)
     st.stop()
@@ -39,7 +37,7 @@ with components.guard("z-patching"):
     if found is None and not unfitted and not live_view.active():
         components.empty(*z_patching_view.not_run(wanted))
     if found is not None:
-        st.info(words.baseline(found.summary), icon=":material/balance:")
+        screen.info(words.baseline(found.summary), icon=":material/balance:")
         z_patching_controls.cells(opened, found)
         panels = z_patching_view.run_panels(opened, found, chosen)
         components.show(opened, panels[0])
@@ -50,4 +48,4 @@ with components.guard("z-patching"):
         for panel in panels[1:]:
             components.show(opened, panel)
         for note in found.summary["notes"]:
-            st.caption(components.plain(note))
+            screen.caption(plain(note))

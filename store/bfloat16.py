@@ -27,12 +27,10 @@ def pack(values: Array) -> Array:
     return bits
 
 
-def widen(bits: Array, out: Array | None = None) -> Array:
-    """uint16 bits of bfloat16 as float32, exactly; into `out` (float32, C-contiguous) when given."""
-    if out is None:
-        out = np.empty(bits.shape, np.float32)
-    np.left_shift(bits, 16, out=out.view(np.uint32), dtype=np.uint32)
-    return out
+def widen(bits: Array) -> Array:
+    """uint16 bits of bfloat16 as float32, exactly."""
+    words: Array = np.left_shift(bits, 16, dtype=np.uint32)
+    return words.view(np.float32)
 
 
 def bits_of(values: Array) -> Array:

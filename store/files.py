@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ import google_crc32c
 import numpy as np
 
 from engine.errors import StoreError
+from store.strict import REPAIR, parse_object
 
 TEMPORARY = ".tmp-"
 SEAL = "crc32c"
@@ -64,23 +66,23 @@ def seal(value: Mapping[str, Any]) -> bytes:
     return canonical(body | {SEAL: f"{crc32c(canonical(body)):08x}"})
 
 
-def unseal(data: bytes, name: str) -> dict[str, Any]:
+def unseal(data: bytes, name: str, next_step: str = REPAIR) -> dict[str, Any]:
     """The object in a sealed file, without its seal.
 
     Raises:
         StoreError: the text is not exactly what `seal` wrote.
     """
     try:
-        value = json.loads(data)
-        intact = isinstance(value, dict) and seal(value) == data
-    except (ValueError, RecursionError):
+        value = parse_object(data, name)
+        intact = seal(value) == data
+    except (StoreError, ValueError, RecursionError):
         value, intact = {}, False
     if not intact:
         raise StoreError(
             f"{name} is damaged: its text does not match its own checksum.",
             expected="the bytes that were written",
             given=f"{len(data)} bytes that differ from them",
-            next_step="Restore it from a copy, or delete it and run precompute.py again on this store.",
+            next_step=next_step,
         )
     return {key: item for key, item in value.items() if key != SEAL}
 
@@ -108,6 +110,24 @@ def storage_errors(path: Path, doing: str = "write") -> Iterator[None]:
         raise StoreError(what, expected=expected, given=reason, next_step=step) from error
 
 
+def entries_below(folder: Path) -> list[Path]:
+    """Everything below a folder, folders too, sorted; while others write and remove there.
+
+    `Path.rglob` fails when a folder goes while it is being walked.
+
+    Raises:
+        StoreError: a folder that is there cannot be read.
+    """
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    with storage_errors(folder, "read"):
+        walked = os.walk(folder, onerror=failed)
+        return sorted(Path(inside, name) for inside, folders, files in walked for name in folders + files)
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries to the disk, so that a rename survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -117,14 +137,32 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _view(data: Bytes) -> memoryview:
+    return np.frombuffer(data, np.uint8).data if len(data) else memoryview(b"")
+
+
 def write_all(handle: int, data: Bytes) -> None:
     """Writes every byte to an open file."""
-    view = np.frombuffer(data, np.uint8).data if len(data) else memoryview(b"")
+    view = _view(data)
     while len(view):
         view = view[os.write(handle, view) :]
 
 
-def atomic_write(path: Path, parts: Iterable[Bytes], *, durable: bool = True) -> tuple[int, int]:
+def sha256(*parts: Bytes) -> str:
+    """Hex SHA-256 of the parts joined together."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(_view(part))
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a local file, read in pieces."""
+    with storage_errors(path, "read"), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: Path, parts: Iterable[Bytes], *, durable: bool = True) -> tuple[int, str]:
     """Writes a whole file or nothing: temporary name, flush, rename.
 
     Args:
@@ -133,7 +171,7 @@ def atomic_write(path: Path, parts: Iterable[Bytes], *, durable: bool = True) ->
         durable: flush the file and its folder to the disk before returning.
 
     Returns:
-        (size in bytes, CRC-32C) of the file.
+        (size in bytes, hex SHA-256) of the file.
 
     Raises:
         StoreError: disk full, read-only, or not a local folder. The old file, if any, is untouched.
@@ -141,7 +179,7 @@ def atomic_write(path: Path, parts: Iterable[Bytes], *, durable: bool = True) ->
     temporary = path.with_name(
         f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{next(_COUNTER)}-{path.name}"
     )
-    size = crc = 0
+    size, digest = 0, hashlib.sha256()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -149,7 +187,8 @@ def atomic_write(path: Path, parts: Iterable[Bytes], *, durable: bool = True) ->
             try:
                 for part in parts:
                     write_all(handle, part)
-                    size, crc = size + len(part), crc32c(part, start=crc)
+                    digest.update(_view(part))
+                    size += len(part)
                 if durable:
                     os.fsync(handle)
             finally:
@@ -161,7 +200,7 @@ def atomic_write(path: Path, parts: Iterable[Bytes], *, durable: bool = True) ->
             raise
         if durable:
             sync_folder(path.parent)
-    return size, crc
+    return size, digest.hexdigest()
 
 
 def remove_file(path: Path) -> None:

@@ -17,23 +17,32 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
+from zarr.storage import MemoryStore, StorePath
 
 from engine.errors import StoreError
 from store.files import canonical
 from store.shards import CODEC
+from store.strict import REPAIR, parse_object
 
-FORMAT = "patchbay-store-1"
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+
+FORMAT = "patchbay-store"
+VERSION = 2
+"""Of the schema: 1 had ledgers without content hashes (`store.migrate` adds them)."""
 SITES = ("resid", "attn_out", "mlp_out")
 COMPONENTS = (*SITES, "head_z")
 ROWS_PER_CHUNK = 64
 CHUNK_BYTES = 4 << 20  # of a static array: large enough to decode at full speed, small enough to page
 BF16_NAN = 0x7FC0
+MOST_ENTRIES = 1 << 40
 MANIFEST = "manifest.json"
 METADATA = "zarr.json"
 DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("uint16"), "float32": np.dtype("float32")}
@@ -97,6 +106,11 @@ class ArraySpec:
     def chunks_per_shard(self) -> int:
         return math.prod(self.grid)
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of an inner chunk before compression."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
     def shard_path(self, shard: tuple[int, ...]) -> str:
         return f"{self.name}/c.{'.'.join(map(str, shard))}"
 
@@ -122,8 +136,8 @@ class ArraySpec:
                 words.append(f"{dim}={index * width}:{min((index + 1) * width, size)}")
         return f"chunk ({', '.join(words)})"
 
-    def metadata(self) -> bytes:
-        """Contents of the array's zarr.json."""
+    def document(self) -> dict[str, Any]:
+        """What the array's zarr.json says."""
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         if self.dtype.itemsize == 1:
             little = {"name": "bytes"}
@@ -137,47 +151,174 @@ class ArraySpec:
             "index_location": "end",
         }
         fill = "NaN" if isinstance(self.fill, float) else self.fill
-        return canonical(
-            {
-                "zarr_format": 3,
-                "node_type": "array",
-                "shape": list(self.shape),
-                "data_type": self.dtype.name,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.shard)}},
-                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-                "fill_value": fill,
-                "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-                "dimension_names": list(self.dims),
-                "attributes": dict(self.attrs),
-                "storage_transformers": [],
-            }
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.shard)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": fill,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "dimension_names": list(self.dims),
+            "attributes": dict(self.attrs),
+            "storage_transformers": [],
+        }
+
+    def metadata(self) -> bytes:
+        """Contents of the array's zarr.json."""
+        return canonical(self.document())
+
+    def create(self) -> bytes:
+        """Contents of the zarr.json of a new array, as zarr makes them.
+
+        Raises:
+            StoreError: they are not what a store keeps; another version of zarr may say more or less.
+        """
+        array = zarr.create_array(
+            MemoryStore(),
+            shape=self.shape,
+            shards=self.shard,
+            chunks=self.chunk,
+            dtype=self.dtype,
+            filters=(),
+            compressors=self.document()["codecs"][0]["configuration"]["codecs"][1:],
+            fill_value=self.fill,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=self.dims,
+            attributes=dict(self.attrs),
         )
+        data, wanted = canonical(array.metadata.to_dict()), self.document()
+        if data != self.metadata():
+            found = parse_object(data, METADATA)
+            differ = sorted(key for key in found | wanted if found.get(key) != wanted.get(key))
+            raise StoreError(
+                f"zarr {zarr.__version__} describes the array {self.name} otherwise than a store does.",
+                expected={key: wanted.get(key) for key in differ},
+                given={key: found.get(key) for key in differ},
+                next_step="Install the version of zarr that constraints.txt names.",
+            )
+        return data
+
+    def open(self, store: ZarrStore) -> zarr.Array[Any]:
+        """The array in a store of zarr's, by what its metadata must say rather than what lies there."""
+        return zarr.Array.from_dict(StorePath(store, self.name), self.document())
 
     @classmethod
-    def from_metadata(cls, name: str, value: Mapping[str, Any]) -> ArraySpec:
-        """The inverse of `metadata`, from the parsed JSON."""
-        sharding = value["codecs"][0]["configuration"]
-        return cls(
-            name=name,
-            shape=tuple(value["shape"]),
-            shard=tuple(value["chunk_grid"]["configuration"]["chunk_shape"]),
-            chunk=tuple(sharding["chunk_shape"]),
-            dtype=np.dtype(value["data_type"]),
-            dims=tuple(value["dimension_names"]),
-            attrs=value["attributes"],
-            compress=any(codec["name"] == "blosc" for codec in sharding["codecs"]),
-        )
+    def from_metadata(cls, name: str, data: bytes) -> ArraySpec:
+        """The inverse of `metadata`.
+
+        Raises:
+            StoreError: this is not what `metadata` writes of any array that a store keeps.
+        """
+        value = parse_object(data, f"{name}/{METADATA}")
+        try:
+            sharding = value["codecs"][0]["configuration"]
+            found = cls(
+                name=name,
+                shape=_sizes(value["shape"], 0),
+                shard=_sizes(value["chunk_grid"]["configuration"]["chunk_shape"], 0),
+                chunk=_sizes(sharding["chunk_shape"], 1),
+                dtype=np.dtype(_kept(value["data_type"])),
+                dims=tuple(value["dimension_names"]),
+                attrs=value["attributes"],
+                compress=any(codec["name"] == "blosc" for codec in sharding["codecs"]),
+            )
+            same = len(found.shape) == len(found.shard) == len(found.chunk) == len(found.dims)
+            whole = same and all(s % c == 0 for s, c in zip(found.shard, found.chunk, strict=True))
+            intact = whole and all(isinstance(dim, str) for dim in found.dims) and found.metadata() == data
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise _not_metadata(name, f"{type(error).__name__}: {error}") from error
+        if not intact:
+            raise _not_metadata(name, "axes that do not agree, or other codecs, keys or spelling")
+        return found
 
 
-def group_metadata() -> bytes:
+def _sizes(value: object, least: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= 16:
+        raise ValueError(f"{str(value)[:40]} is no list of sizes")
+    if not all(type(size) is int and least <= size <= MOST_ENTRIES for size in value):
+        raise ValueError(f"{str(value)[:80]} holds an impossible size")
+    return tuple(value)
+
+
+def _kept(dtype: object) -> str:
+    if not isinstance(dtype, str) or dtype not in STATIC_DTYPES:
+        raise ValueError(f"dtype {str(dtype)[:40]!r}")
+    return dtype
+
+
+def _not_metadata(name: str, given: str) -> StoreError:
+    return StoreError(
+        f"The metadata {name}/{METADATA} is of no array that a store keeps.",
+        expected="a sharded Zarr v3 array as precompute.py writes it",
+        given=given[:300],
+        next_step=REPAIR,
+    )
+
+
+def group_metadata(attrs: Mapping[str, Any] | None = None) -> bytes:
     """Contents of a group's zarr.json."""
-    return canonical({"zarr_format": 3, "node_type": "group", "attributes": {}})
+    return canonical({"zarr_format": 3, "node_type": "group", "attributes": dict(attrs or {})})
 
 
 def groups_above(name: str) -> list[str]:
     """Every group on the way from the root ("") to an array."""
     parts = name.split("/")[:-1]
     return ["/".join(parts[:end]) for end in range(len(parts) + 1)]
+
+
+def activation_spec(
+    model: str,
+    position: str,
+    leaf: str,
+    *,
+    kind: str,
+    dtype: str,
+    sites: Sequence[str],
+    states: Sequence[int],
+    blocks: Sequence[int],
+    widths: tuple[int, int, int],
+    prompts: tuple[int, int],
+    unit_rows: int,
+) -> ArraySpec:
+    """The array "sites" or "head_z" (`leaf`) of one model and position.
+
+    Args:
+        sites, states, blocks: captured ones, along the axes.
+        widths: of the stream, heads, width of one head.
+        prompts: in all, and the number of units.
+        unit_rows: rows that every unit reserves.
+    """
+    d, n_heads, head_dim = widths
+    n_prompts, n_units = prompts
+    rows = n_units * unit_rows if kind == "many" else n_prompts
+    chunk_rows = max(1, min(ROWS_PER_CHUNK, unit_rows) if kind == "many" else unit_rows)
+    attrs: dict[str, Any] = {
+        "dtype": dtype,
+        "model": model,
+        "position": position,
+        "kind": kind,
+        "rows_per_unit": unit_rows,
+    }
+    if leaf == "sites":
+        head: tuple[int, ...] = (len(sites), len(states))
+        tail: tuple[int, ...] = (d,)
+        dims: tuple[str, ...] = ("site", "state", "row", "feature")
+        attrs |= {"sites": list(sites), "layers": list(states), "blocks": list(blocks)}
+    else:
+        head, tail = (len(blocks),), (n_heads, head_dim)
+        dims = ("layer", "row", "head", "head_feature")
+        attrs |= {"layers": list(blocks)}
+    return ArraySpec(
+        name=activation_name(model, position, leaf),
+        shape=(*head, rows, *tail),
+        shard=(*head, unit_rows, *tail),
+        chunk=(*(1,) * len(head), chunk_rows, *tail),
+        dtype=DTYPES[dtype],
+        dims=dims,
+        attrs=attrs,
+    )
 
 
 def static_spec(

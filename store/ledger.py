@@ -5,19 +5,26 @@
     ledger/arrays/<array name>.json          one array written once
     ledger/tables/<table name>.json          one table
 
-Each lists its files with size and CRC-32C. What is in no ledger does not exist: it is the rest of
-a run that was killed, and the next writer removes it. The contents depend on the data alone.
+Each names itself and its store and lists its files: path (so array and place), size, SHA-256, and of a shard
+the CRC-32C of every inner chunk, which is what a reader of slices compares. The manifest of a complete store
+lists the SHA-256 of every entry: nothing in a store can change places with anything else unnoticed.
+What is in no ledger does not exist: it is the rest of a run that was killed, and the next writer removes it.
+The contents depend on the data alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.files import Bytes, atomic_write, crc32c, seal, unseal
+from engine.errors import StoreError
+from store.files import SEAL, Bytes, atomic_write, entries_below, seal, sha256, unseal
 from store.layout import slug
+from store.schema import LedgerEntry, belongs, check
+from store.shards import ShardEncoder
 from store.sources import Source
+from store.strict import REPAIR, parse_object
 
 LEDGER = "ledger"
 LAYOUT_ENTRY = f"{LEDGER}/layout.json"
@@ -25,16 +32,24 @@ LAYOUT_ENTRY = f"{LEDGER}/layout.json"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size in bytes and CRC-32C of one committed file; `path` inside the store."""
+    """One committed file: `path` inside the store, bytes, hex SHA-256; of a shard the checksums of its
+    chunks (`store.shards.ShardEncoder`)."""
 
     path: str
     size: int
-    crc: int
+    sha256: str
+    chunks: str | None = None
 
     @classmethod
     def of(cls, path: str, parts: Iterable[Bytes]) -> FileRecord:
+        """Of a file that consists of `parts`; a shard where they come from a `ShardEncoder`."""
         pieces = list(parts)
-        return cls(path, sum(map(len, pieces)), crc32c(*pieces))
+        chunks = parts.checksums if isinstance(parts, ShardEncoder) else None
+        return cls(path, sum(map(len, pieces)), sha256(*pieces), chunks)
+
+    def describes(self, data: bytes | None) -> bool:
+        """Whether these are the bytes that were written."""
+        return data is not None and len(data) == self.size and sha256(data) == self.sha256
 
 
 def unit_entry(model: str, unit: int) -> str:
@@ -52,31 +67,73 @@ def table_entry(name: str) -> str:
     return f"{LEDGER}/tables/{name}.json"
 
 
-def write_entry(root: Path, entry: str, records: Iterable[FileRecord], *, durable: bool = True) -> None:
-    """Commits files that are already in place: from here on they exist."""
+def entry_bytes(entry: str, records: Iterable[FileRecord], store: str) -> bytes:
+    """The text of a ledger entry (its path) of the store with this fingerprint."""
     files = [
-        {"path": record.path, "size": record.size, "crc32c": f"{record.crc:08x}"}
+        {"path": record.path, "size": record.size, "sha256": record.sha256}
+        | ({} if record.chunks is None else {"chunks": record.chunks})
         for record in sorted(records, key=lambda record: record.path)
     ]
-    atomic_write(root / entry, [seal({"files": files})], durable=durable)
+    return seal({"entry": entry.removeprefix(f"{LEDGER}/"), "store": store, "files": files})
 
 
-def read_entry(source: Source, entry: str) -> dict[str, FileRecord] | None:
+def write_entry(
+    root: Path, entry: str, records: Iterable[FileRecord], store: str, *, durable: bool = True
+) -> None:
+    """Commits files that are already in place: from here on they exist."""
+    atomic_write(root / entry, [entry_bytes(entry, records, store)], durable=durable)
+
+
+def read_entry(
+    source: Source, entry: str, store: str | None, digest: str | None = None
+) -> dict[str, FileRecord] | None:
     """The files of one ledger entry by path, or None when it was never committed.
 
+    Args:
+        store: the store's fingerprint; None accepts any.
+        digest: SHA-256 that the manifest of a complete store has of the entry.
+
     Raises:
-        StoreError: the ledger file is damaged.
+        StoreError: the entry is damaged, is another one or another store's, or is missing where the manifest
+            lists it.
     """
-    data = source.read(entry)
-    if data is None:
+    data, name = source.read(entry), f"{source.name}/{entry}"
+    if data is None and digest is None:
         return None
-    listed: list[Mapping[str, str | int]] = unseal(data, f"{source.name}/{entry}")["files"]
-    records = (FileRecord(str(f["path"]), int(f["size"]), int(str(f["crc32c"]), 16)) for f in listed)
-    return {record.path: record for record in records}
+    if digest is not None and (data is None or sha256(data) != digest):
+        raise StoreError(
+            f"{name} is {'missing' if data is None else 'damaged'}.",
+            expected="the ledger entry that the manifest lists",
+            given="no file" if data is None else f"{len(data)} other bytes",
+            next_step=f"Open the store again if it has just been written to. {REPAIR}",
+        )
+    value = unseal(data or b"", name) if digest is None else parse_object(data or b"", name)
+    value.pop(SEAL, None)
+    found = check(LedgerEntry, value, name)
+    paths = [file.path for file in found.files]
+    named = entry.removeprefix(f"{LEDGER}/")
+    wrong = found.entry != named or store not in (None, found.store)
+    stray = belongs(found.entry, paths)
+    if wrong or stray is not None:
+        own = f"the entry {found.entry} of the store {found.store[:12]}"
+        raise StoreError(
+            f"{name} is not the ledger entry of that name.",
+            expected=f"the entry {named} of the store {(store or found.store)[:12]}",
+            given=own if wrong else f"{own} with the file {stray}",
+            next_step=REPAIR,
+        )
+    return {f.path: FileRecord(f.path, f.size, f.sha256, f.chunks) for f in found.files}
 
 
 def local_entries(root: Path) -> Iterator[str]:
     """Every ledger entry of a local store, sorted."""
-    for path in sorted((root / LEDGER).rglob("*.json")):
-        if path.is_file() and not path.name.startswith("."):
+    for path in entries_below(root / LEDGER):
+        if path.suffix == ".json" and path.is_file() and not path.name.startswith("."):
             yield path.relative_to(root).as_posix()
+
+
+def ledger_digests(root: Path) -> dict[str, str]:
+    """SHA-256 of every ledger entry of a local store by its name, as the manifest lists them."""
+    return {
+        entry.removeprefix(f"{LEDGER}/"): sha256((root / entry).read_bytes()) for entry in local_entries(root)
+    }

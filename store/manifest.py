@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from engine.errors import StoreError
-from store.arrays import read_spec
-from store.files import TEMPORARY, crc32c
+from store.arrays import check_chunk, read_spec
+from store.files import TEMPORARY, entries_below
 from store.layout import MANIFEST, METADATA, ArraySpec
-from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, read_entry, unit_entry
+from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, read_entry
 from store.maps import MAPS, MapLog
 from store.provenance import (
     BUILDING,
@@ -24,11 +24,13 @@ from store.provenance import (
     new_manifest,
     read_manifest,
     set_state,
+    unchecked_manifest,
     write_manifest,
 )
 from store.runs import RUNS, RunLog
-from store.shards import DamagedChunkError, ShardIndex, decode_chunk, index_bytes
+from store.shards import NO_CHUNK, DamagedChunkError, ShardIndex, index_bytes
 from store.sources import Source, open_source
+from store.tables import read_table
 
 __all__ = [
     "BUILDING",
@@ -78,33 +80,35 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
         that a complete store lacks. Empty when all is well.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or it is of another version.
     """
     source = open_source(path)
     problems: list[Problem] = []
     try:
         manifest = read_manifest(source)
     except StoreError as error:
-        if source.stamp(MANIFEST) is None:
+        if source.stamp(MANIFEST) is None or _is_whole(source):
             raise
         manifest = {"state": BUILDING}
         problems.append(Problem(MANIFEST, MANIFEST, str(error)))
     found = [f"{LEDGER}/{name}" for name in source.walk(LEDGER)]
+    listed: dict[str, str] = manifest.get("ledger", {}) if manifest["state"] == COMPLETE else {}
     records: dict[str, FileRecord] = {}
-    for entry in found:
-        try:
-            records |= read_entry(source, entry) or {}
-        except (StoreError, KeyError, TypeError, ValueError) as error:
-            problems.append(Problem(LEDGER, entry, f"the ledger entry is damaged ({error})"))
-    problems += [
-        Problem(LEDGER, entry, "the ledger entry is missing")
-        for entry in _expected_entries(manifest)
-        if entry not in found
-    ]
+    for entry in sorted({*found, LAYOUT_ENTRY, *(f"{LEDGER}/{name}" for name in listed)}):
+        name = entry.removeprefix(f"{LEDGER}/")
+        if entry not in found:
+            problems.append(Problem(LEDGER, entry, "the ledger entry is missing"))
+        elif listed and name not in listed:
+            problems.append(Problem(LEDGER, entry, "the manifest does not list this ledger entry"))
+        else:
+            try:
+                records |= read_entry(source, entry, manifest.get("fingerprint"), listed.get(name)) or {}
+            except StoreError as error:
+                problems.append(Problem(LEDGER, entry, f"the ledger entry is damaged ({error})"))
     for number, record in enumerate(records.values()):
         if progress is not None:
             progress(number, len(records))
-        problems += _check_file(source, record, records)
+        problems += _check_file(source, record, records, manifest)
     problems += _check_runs(source)
     problems += _check_maps(source)
     problems += _stray(source, records)
@@ -113,31 +117,39 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
     return problems
 
 
-def _expected_entries(manifest: dict[str, Any]) -> list[str]:
-    """Ledger entries that must exist."""
-    if manifest["state"] != COMPLETE:
-        return [LAYOUT_ENTRY]
-    plan = manifest["plan"]
-    units = range(-(-plan["n_prompts"] // plan["unit_prompts"]))
-    wanted = {unit_entry(model, unit) for model in plan["model_order"] for unit in units}
-    return sorted({LAYOUT_ENTRY} | wanted | {f"{LEDGER}/{name}" for name in manifest["ledger"]})
+def _is_whole(source: Source) -> bool:
+    """Whether the manifest is as somebody wrote it, so that it was refused for what it says."""
+    try:
+        unchecked_manifest(source)
+    except StoreError:
+        return False
+    return True
 
 
-def _check_file(source: Source, record: FileRecord, records: dict[str, FileRecord]) -> Iterator[Problem]:
+def _check_file(
+    source: Source, record: FileRecord, records: dict[str, FileRecord], manifest: dict[str, Any]
+) -> Iterator[Problem]:
     """What is wrong with one committed file."""
     folder, _, name = record.path.rpartition("/")
     is_shard = name.startswith("c.") and f"{folder}/{METADATA}" in records
     array = folder if is_shard or (name == METADATA and folder) else record.path
-    stamp = source.stamp(record.path)
-    if stamp is None or stamp[0] != record.size:
-        given = "it is missing" if stamp is None else f"it has {stamp[0]} bytes"
-        yield Problem(array, name, f"{given}; the ledger says {record.size} bytes")
+    try:
+        stamp = source.stamp(record.path)
+        if stamp is None or stamp[0] != record.size:
+            given = "it is missing" if stamp is None else f"it has {stamp[0]} bytes"
+            yield Problem(array, name, f"{given}; the ledger says {record.size} bytes")
+            return
+        data = source.read(record.path) or b""
+        if folder == "tables" and record.describes(data):
+            prompts = manifest.get("plan", {}).get("n_prompts")
+            read_table(data, name.removesuffix(".parquet"), prompts)
+    except StoreError as error:
+        yield Problem(array, name, str(error))
         return
-    data = source.read(record.path) or b""
-    if crc32c(data) == record.crc:
+    chunks = _damaged_chunks(source, folder, name, data, records) if is_shard else []
+    if record.describes(data) and not chunks:
         return
     what = "its bytes do not match the checksum in the ledger"
-    chunks = _damaged_chunks(source, folder, name, data, records) if is_shard else []
     if not chunks:
         yield Problem(array, name, what)
     for chunk in chunks:
@@ -147,24 +159,32 @@ def _check_file(source: Source, record: FileRecord, records: dict[str, FileRecor
 def _damaged_chunks(
     source: Source, array: str, name: str, data: bytes, records: dict[str, FileRecord]
 ) -> list[str]:
-    """The inner chunks of a shard that do not match their own checksums, in words."""
+    """The inner chunks of a shard whose checksums are not the ledger's, in words."""
+    checksums = records[f"{array}/{name}"].chunks or ""
     try:
         spec = read_spec(source, array, records[f"{array}/{METADATA}"])
         size = index_bytes(spec.chunks_per_shard)
         index = ShardIndex.parse(data[-size:], spec.chunks_per_shard, len(data))
     except (StoreError, DamagedChunkError) as error:
         return [f"all of shard {name} ({error})"]
+    width = len(NO_CHUNK)
+    expected = [checksums[i : i + width] for i in range(0, len(checksums), width)]
+    if len(expected) != spec.chunks_per_shard:
+        return [f"all of shard {name} (the ledger has {len(expected)} checksums)"]
     shard = tuple(map(int, name.split(".")[1:]))
     return [
         f"{_describe(spec, shard, number)} in shard {name}"
-        for number in range(spec.chunks_per_shard)
-        if (span := index.span(number)) is not None and not _decodes(spec, data[span[0] : span[0] + span[1]])
+        for number, checksum in enumerate(expected)
+        if not _intact(spec, data, index.span(number), checksum)
     ]
 
 
-def _decodes(spec: ArraySpec, data: bytes) -> bool:
+def _intact(spec: ArraySpec, data: bytes, span: tuple[int, int] | None, checksum: str) -> bool:
+    """Whether a chunk is there as the ledger has it."""
+    if span is None or checksum == NO_CHUNK:
+        return span is None and checksum == NO_CHUNK
     try:
-        decode_chunk(np.frombuffer(data, np.uint8), np.empty(spec.chunk, spec.dtype), compress=spec.compress)
+        check_chunk(spec, np.frombuffer(data, np.uint8)[span[0] : sum(span)], checksum)
     except DamagedChunkError:
         return False
     return True
@@ -177,23 +197,27 @@ def _describe(spec: ArraySpec, shard: tuple[int, ...], number: int) -> str:
 
 
 def _check_runs(source: Source) -> Iterator[Problem]:
+    """Live runs whose files are not what was written, and files that are of none."""
     log = RunLog(source.name)
-    folders = {path.split("/")[0] for path in source.walk(RUNS) if "/" in path}
-    for run_id in sorted(folders):
+    for run_id in log.ids():
         try:
             log.open(run_id)
-        except (StoreError, KeyError, TypeError) as error:
-            yield Problem(RUNS, run_id, str(error))
+        except StoreError as error:
+            yield Problem(f"{RUNS}/{run_id}", run_id, str(error))
+    for path in log.strays():
+        yield Problem(f"{RUNS}/{path}", path, "no run lists it")
 
 
 def _check_maps(source: Source) -> Iterator[Problem]:
-    """Saved maps whose file is not what was written."""
-    log = MapLog(source.name)
-    for name in log.names():
-        try:
-            log.open(name)
-        except StoreError as error:
-            yield Problem(f"{MAPS}/{name}", name, str(error))
+    """Saved maps, and what pages keep, whose files are not what was written."""
+    for log in (MapLog(source.name), MapLog(source.name, kept=True)):
+        for name in log.names():
+            try:
+                log.open(name)
+            except StoreError as error:
+                yield Problem(f"{log.folder}/{name}", name, str(error))
+        for path in log.strays():
+            yield Problem(f"{log.folder}/{path}", path, "it is no map")
 
 
 def _stray(source: Source, records: dict[str, FileRecord]) -> Iterator[Problem]:
@@ -203,7 +227,7 @@ def _stray(source: Source, records: dict[str, FileRecord]) -> Iterator[Problem]:
             continue
         yield Problem(path, path.rpartition("/")[2], "no ledger entry lists it")
     if source.local is not None:
-        for left in sorted(source.local.rglob(f"{TEMPORARY}*")):
+        for left in entries_below(source.local):
             inside = left.relative_to(source.local)
-            if inside.parts[0] != RUNS:
+            if left.name.startswith(TEMPORARY) and inside.parts[0] != RUNS:
                 yield Problem(inside.as_posix(), left.name, "a killed run left it; the next run removes it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,10 +11,13 @@ from engine.errors import StoreError
 from store.layout import (
     COMPONENTS,
     DTYPES,
+    METADATA,
     ROWS_PER_CHUNK,
     SITES,
     ArraySpec,
-    activation_name,
+    activation_spec,
+    group_metadata,
+    groups_above,
     slug,
 )
 
@@ -109,34 +112,18 @@ class StorePlan:
     def spec(self, model: str, position: str, leaf: str) -> ArraySpec:
         """The array "sites" or "head_z" of one model and position."""
         sizes, place = self.models[model], self.positions[position]
-        unit_rows = self.rows_per_unit(model, position)
-        rows = self.n_prompts if place.kind != "many" else self.n_units * unit_rows
-        chunk_rows = self._rows_per_chunk(position, unit_rows)
-        attrs: dict[str, Any] = {
-            "dtype": self.dtype,
-            "model": model,
-            "position": position,
-            "kind": place.kind,
-            "rows_per_unit": unit_rows,
-        }
-        if leaf == "sites":
-            head: tuple[int, ...] = (len(self.sites), len(self.states(model)))
-            tail: tuple[int, ...] = (sizes.d,)
-            dims: tuple[str, ...] = ("site", "state", "row", "feature")
-            attrs |= {"sites": list(self.sites), "layers": list(self.states(model))}
-            attrs |= {"blocks": list(self.blocks(model))}
-        else:
-            head, tail = (len(self.blocks(model)),), (sizes.n_heads, sizes.head_dim)
-            dims = ("layer", "row", "head", "head_feature")
-            attrs |= {"layers": list(self.blocks(model))}
-        return ArraySpec(
-            name=activation_name(model, position, leaf),
-            shape=(*head, rows, *tail),
-            shard=(*head, unit_rows, *tail),
-            chunk=(*(1,) * len(head), chunk_rows, *tail),
-            dtype=DTYPES[self.dtype],
-            dims=dims,
-            attrs=attrs,
+        return activation_spec(
+            model,
+            position,
+            leaf,
+            kind=place.kind,
+            dtype=self.dtype,
+            sites=self.sites,
+            states=self.states(model),
+            blocks=self.blocks(model),
+            widths=(sizes.d, sizes.n_heads, sizes.head_dim),
+            prompts=(self.n_prompts, self.n_units),
+            unit_rows=self.rows_per_unit(model, position),
         )
 
     def specs(self, model: str) -> Iterator[tuple[str, str, ArraySpec]]:
@@ -189,6 +176,19 @@ class StorePlan:
             "dtype": self.dtype,
             "raw_bytes": self.raw_bytes(),
         }
+
+
+def layout_files(
+    specs: Mapping[str, Sequence[tuple[str, str, ArraySpec]]],
+    make: Callable[[ArraySpec], bytes] = ArraySpec.metadata,
+) -> dict[str, bytes]:
+    """Metadata of every activation array (by model, as `StorePlan.specs`) and the groups above, by path."""
+    files: dict[str, bytes] = {}
+    for _, _, spec in (item for several in specs.values() for item in several):
+        for group in groups_above(spec.name):
+            files[f"{group}/{METADATA}".lstrip("/")] = group_metadata()
+        files[f"{spec.name}/{METADATA}"] = make(spec)
+    return files
 
 
 def _problems(plan: StorePlan) -> Iterator[tuple[str, object, object]]:

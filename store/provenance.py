@@ -8,19 +8,43 @@ from typing import Any
 
 from engine.errors import StoreError
 from store.files import atomic_write, plain, seal, unseal
-from store.layout import FORMAT, MANIFEST
-from store.sources import LocalSource, Source
+from store.layout import FORMAT, MANIFEST, VERSION
+from store.schema import Manifest, check
+from store.sources import LocalSource, Source, Stamp
 
 Describe = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 
 BUILDING, COMPLETE = "building", "complete"
+OLD_FORMAT = "patchbay-store-1"
+_FINGERPRINTS: dict[tuple[str, Stamp], str] = {}
+
+
+REMAKE = (
+    "Restore it from a copy, or run precompute.py on this store with the study that it was made from: "
+    "it makes the manifest anew and keeps what is whole."
+)
 
 
 def read_manifest(source: Source) -> dict[str, Any]:
     """The manifest of a store.
 
     Raises:
-        StoreError: there is none, it is damaged, or it is of another format.
+        StoreError: there is none, it is damaged, it is of another version, or it says what no store is.
+    """
+    manifest = unchecked_manifest(source)
+    name = f"{source.name}/{MANIFEST}"
+    found = manifest.get("format"), manifest.get("version")
+    if found != (FORMAT, VERSION):
+        raise _other_version(source.name, found)
+    check(Manifest, manifest, name, REMAKE)
+    return manifest
+
+
+def unchecked_manifest(source: Source) -> dict[str, Any]:
+    """The manifest of a store of any version.
+
+    Raises:
+        StoreError: there is none, or it is damaged.
     """
     data = source.read(MANIFEST)
     if data is None:
@@ -30,25 +54,53 @@ def read_manifest(source: Source) -> dict[str, Any]:
             given="no such folder" if source.local and not source.local.exists() else "a folder without one",
             next_step=f"Make it: python precompute.py STUDY.toml --store {source.name}",
         )
-    manifest = unseal(data, f"{source.name}/{MANIFEST}")
-    if manifest.get("format") != FORMAT:
-        raise StoreError(
-            f"The store at {source.name} has a format that this version does not read.",
-            expected=FORMAT,
-            given=manifest.get("format"),
-            next_step="Compute the store again with this version, or read it with the version that wrote it.",
-        )
-    return manifest
+    return unseal(data, f"{source.name}/{MANIFEST}", REMAKE)
+
+
+def _other_version(name: str, found: tuple[object, object]) -> StoreError:
+    """The error for a store of another version of the schema; None stands for 1, which did not say so."""
+    if found == (OLD_FORMAT, None):
+        given, step = "version 1", f"Bring it up to date: python precompute.py migrate {name}"
+    elif found[0] == FORMAT and type(found[1]) is int and found[1] > VERSION:
+        given = f"version {found[1]}"
+        step = "Update Patchbay: a newer one wrote this store."
+    else:
+        given = f"format {str(found[0])[:40]!r}, version {str(found[1])[:40]!r}"
+        step = "Compute the store again with this version, or read it with the version that wrote it."
+    return StoreError(
+        f"The store at {name} has a format that this version does not read.",
+        expected=f"{FORMAT}, version {VERSION}",
+        given=given,
+        next_step=step,
+    )
+
+
+def fingerprint_at(source: Source) -> str:
+    """The fingerprint of the store that a folder belongs to; "" where there is no manifest.
+
+    Raises:
+        StoreError: the manifest is damaged.
+    """
+    stamp = source.stamp(MANIFEST)
+    if stamp is None:
+        return ""
+    key = source.name, stamp
+    if key not in _FINGERPRINTS:
+        _FINGERPRINTS.clear()
+        _FINGERPRINTS[key] = str(read_manifest(source)["fingerprint"])
+    return _FINGERPRINTS[key]
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Replaces the manifest, atomically."""
+    """Replaces the manifest, atomically; StoreError for one that could not be read again."""
+    check(Manifest, plain(dict(manifest)), str(root / MANIFEST), "Correct the call; nothing was written.")
     atomic_write(root / MANIFEST, [seal(manifest)], durable=durable)
 
 
 def new_manifest(fingerprint: str, study: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a store that has just been laid out."""
-    value = {"format": FORMAT, "state": BUILDING, "fingerprint": fingerprint, "study": study, "plan": plan}
+    value: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    value |= {"state": BUILDING, "fingerprint": fingerprint, "study": study, "plan": plan}
     return dict(plain(value))
 
 

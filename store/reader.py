@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,17 @@ import numpy as np
 import polars as pl
 
 from engine.errors import StoreError
-from store.arrays import REPAIR, ArrayReader, read_spec
-from store.bfloat16 import widen
-from store.files import crc32c
-from store.layout import METADATA, activation_name, gram_name, slug
-from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, array_entry, read_entry, table_entry, unit_entry
+from store.arrays import REPAIR, ArrayReader, read_spec, unknown, whole_chunks
+from store.committed import Committed, check_gram
+from store.layout import METADATA, ArraySpec, gram_name, slug
+from store.ledger import LAYOUT_ENTRY, LEDGER, array_entry, table_entry, unit_entry
 from store.provenance import COMPLETE, read_manifest
-from store.rows import rows_table_name, table_path
+from store.rows import GRAM_PROMPTS, rows_table_name, table_path
+from store.shared import SHARED, parts_of, read_parts
 from store.sources import open_source
+from store.tables import check_rows, check_sample, read_table
 
 Array = np.ndarray[Any, Any]
-Entry = Mapping[str, FileRecord]
 STATES = {"resid": 0, "resid_pre": 0, "resid_post": 1}
 
 
@@ -45,10 +44,9 @@ class Store:
         self.source = open_source(path)
         self.manifest = read_manifest(self.source)
         self._plan: dict[str, Any] = self.manifest["plan"]
-        self._entries: dict[str, Entry] = {}
-        self._arrays: dict[str, ArrayReader] = {}
+        self._ledger = Committed(self.source, self.manifest)
+        self._made: dict[str, dict[str, Any] | None] = {}
         self._tables: dict[str, pl.DataFrame] = {}
-        self._lock = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -69,6 +67,11 @@ class Store:
     def models(self) -> list[str]:
         """Model names, in the study's order."""
         return list(self._plan["model_order"])
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that activations are kept in: "bfloat16" or "float32"."""
+        return str(self._plan["dtype"])
 
     @property
     def n_prompts(self) -> int:
@@ -109,7 +112,10 @@ class Store:
 
     def committed(self, model: str) -> list[int]:
         """Units of a model that can be read."""
-        return [u for u in range(self.n_units) if self._entry(unit_entry(model, u)) is not None]
+        self._check("model", model, self.models)
+        there = self._ledger.names("")
+        names = (unit_entry(model, unit).removeprefix(f"{LEDGER}/") for unit in range(self.n_units))
+        return [unit for unit, name in enumerate(names) if name in there]
 
     @property
     def n_units(self) -> int:
@@ -146,7 +152,7 @@ class Store:
         tail = [slice(None)] * (len(spec.shape) - axis - 1)
         if head is not None:
             if component != "head_z" or not 0 <= head < spec.shape[-2]:
-                raise _unknown("head", head, f"0..{spec.shape[-2] - 1} of head_z")
+                raise unknown("head", head, f"0..{spec.shape[-2] - 1} of head_z")
             tail[0] = slice(head, head + 1)
         widened = spec.is_bfloat16 and not stored
         if rows is None and self.position_kind(position) != "many":
@@ -156,7 +162,7 @@ class Store:
             self._array_rows(model, position, spec.shape[axis], rows), return_inverse=True
         )
         parts, found = [], []
-        for start, stop in _whole_chunks(wanted, spec.chunk[axis], spec.shape[axis]):
+        for start, stop in whole_chunks(wanted, spec.chunk[axis], spec.shape[axis]):
             part = reader.read((*lead, slice(start, stop), *tail), widened=widened)
             parts.append(part.reshape(stop - start, -1))
             found.append(np.arange(start, stop))
@@ -178,7 +184,7 @@ class Store:
         self._check("component", component, known)
         leaf = "head_z" if component == "head_z" else "sites"
         index = self._layer_index(model, component, layer)
-        reader = self._array(activation_name(model, position, leaf), LAYOUT_ENTRY, model)
+        reader = self._ledger.activations(model, position, leaf)
         if leaf == "head_z":
             return reader, (slice(index, index + 1),), 1
         site = reader.spec.attrs["sites"].index("resid" if component in STATES else component)
@@ -214,13 +220,16 @@ class Store:
         try:
             return np.atleast_1d(every[picked])
         except IndexError as error:
-            raise _unknown("row", str(error), f"0..{len(every) - 1}") from error
+            raise unknown("row", str(error), f"0..{len(every) - 1}") from error
 
     def row_index(self, model: str, position: str) -> pl.DataFrame:
         """Rows of each prompt in what `activations` returns: prompt, row_start, row_count (and array_row,
         the first row in the Zarr array)."""
         if self.position_kind(position) == "many":
-            return self.table(rows_table_name(model, position))
+            self._check("model", model, self.models)
+            name = rows_table_name(model, position)
+            rows = self._plan["positions"][position]["rows_per_unit"][model] * self.n_units
+            return check_rows(self.table(name), name, rows)
         numbers = pl.int_range(self.n_prompts, dtype=pl.Int64, eager=True)
         return pl.DataFrame({"prompt": numbers, "row_start": numbers}).with_columns(
             pl.col("prompt").cast(pl.Int32),
@@ -228,11 +237,26 @@ class Store:
             pl.col("row_start").alias("array_row"),
         )
 
+    def has_grams(self, model: str, component: str, position: str = "last_content") -> bool:
+        """Whether Gram matrices of a component are kept; narrow sites of many prompts have none."""
+        name = gram_name(model, position, "resid" if component in STATES else component)
+        return self._ledger.entry(array_entry(name)) is not None
+
+    def gram_prompts(self) -> Array | None:
+        """(m,) ascending: the prompts that all Grams are of; None where none are kept of a sample, that is
+        where Grams are of all prompts or there are none."""
+        if self._ledger.entry(table_entry(GRAM_PROMPTS)) is None:
+            return None
+        name = f"{GRAM_PROMPTS} of {self.source.name}"
+        return check_sample(self.table(GRAM_PROMPTS)["prompt"], name, self.n_prompts).to_numpy()
+
     def gram(self, model: str, component: str, layer: int, position: str = "last_content") -> Array:
-        """(n, n) float32 Gram matrix of one component at one layer (block, or state for "resid")."""
+        """(n, n) float32 Gram matrix of one component at one layer (block, or state for "resid"); of the
+        prompts in `gram_prompts` where that names some."""
         base = "resid" if component in STATES else component
-        reader = self._static(gram_name(model, position, base))
+        reader = self._ledger.array(gram_name(model, position, base))
         layers = list(reader.spec.attrs.get("layers", range(reader.spec.shape[0])))
+        self._check_gram(reader.spec, (model, position, base))
         wanted = layer + STATES.get(component, 0)
         self._check("layer", wanted, layers)
         index = layers.index(wanted)
@@ -240,61 +264,84 @@ class Store:
 
     def grams(self, model: str, component: str, position: str = "last_content") -> Array:
         """(layers, n, n) float32 Gram matrices: every state for "resid", every captured block otherwise."""
-        grams = self.array(gram_name(model, position, "resid" if component in STATES else component))
+        base = "resid" if component in STATES else component
+        spec = self._ledger.array(gram_name(model, position, base)).spec
+        self._check_gram(spec, (model, position, base))
+        grams = self.array(spec.name)
         if component in STATES and component != "resid":
             states = self.states(model)
             grams = grams[[states.index(block + STATES[component]) for block in self.layers(model)]]
         return grams
 
+    def _check_gram(self, spec: ArraySpec, place: tuple[str, str, str]) -> None:
+        self._check("model", place[0], self.models)
+        known = self.states(place[0]) if place[2] == "resid" else self.layers(place[0])
+        check_gram(self.source, spec, place, known, self.n_prompts)
+
     def array(self, name: str, *, stored: bool = False, first: int | None = None) -> Array:
         """An array below grams/, weights/ or subspaces/, or entry `first` of its first axis; bfloat16 as
-        float32 unless `stored`."""
-        reader = self._static(name)
+        float32 unless `stored`. What is made of parts (`store.shared`) reads as any other."""
+        parts = self._parts(name)
+        if parts is not None:
+            if first is not None and not 0 <= first < parts["shape"][0]:
+                raise unknown("entry", first, f"0..{parts['shape'][0] - 1} of {name}")
+            return read_parts(partial(self._part, stored=stored), self._part_attrs, parts, first, name)
+        return self._whole(name, stored=stored, first=first)
+
+    def _whole(self, name: str, *, stored: bool = False, first: int | None = None) -> Array:
+        """An array that is kept in one piece, or entry `first` of its first axis."""
+        reader = self._ledger.array(name)
         shape = reader.spec.shape
         if first is not None and not 0 <= first < shape[0]:
-            raise _unknown("entry", first, f"0..{shape[0] - 1} of {name}")
+            raise unknown("entry", first, f"0..{shape[0] - 1} of {name}")
         lead = slice(None) if first is None else slice(first, first + 1)
-        values = reader.read((lead, *(slice(None),) * (len(shape) - 1)))
-        values = values if first is None else values[0]
-        return widen(values) if reader.spec.is_bfloat16 and not stored else values
+        widened = reader.spec.is_bfloat16 and not stored
+        values = reader.read((lead, *(slice(None),) * (len(shape) - 1)), widened=widened)
+        return values if first is None else values[0]
 
     def array_names(self) -> list[str]:
-        """Every array: activations, Grams, weights."""
-        layout = self._entry(LAYOUT_ENTRY) or {}
+        """Every array: activations, Grams, weights; parts by the names of what they are parts of."""
+        layout = self._ledger.entry(LAYOUT_ENTRY) or {}
         names = {path.removesuffix(f"/{METADATA}") for path in layout if path.count("/") == 4}
-        entries = self.source.walk(f"{LEDGER}/arrays")
-        return sorted(names | {name.removesuffix(".json") for name in entries})
+        entries = self._ledger.names("arrays/")
+        own = (name.removesuffix(".json") for name in entries if not name.startswith(f"{SHARED}/"))
+        return sorted(names | set(own))
 
     def attrs(self, name: str) -> dict[str, Any]:
         """Attributes of an array, with its "dims" and "shape"."""
-        in_layout = f"{name}/{METADATA}" in (self._entry(LAYOUT_ENTRY) or {})
+        parts = self._parts(name)
+        if parts is not None:
+            return dict(parts)
+        in_layout = f"{name}/{METADATA}" in (self._ledger.entry(LAYOUT_ENTRY) or {})
         if in_layout:  # not cached: a reader of activations looks its chunks up in the units' entries
-            spec = read_spec(self.source, name, (self._entry(LAYOUT_ENTRY) or {})[f"{name}/{METADATA}"])
+            spec = read_spec(
+                self.source, name, (self._ledger.entry(LAYOUT_ENTRY) or {})[f"{name}/{METADATA}"]
+            )
         else:
-            spec = self._static(name).spec
+            spec = self._ledger.array(name).spec
         return {**spec.attrs, "dims": list(spec.dims), "shape": list(spec.shape)}
 
     def table(self, name: str) -> pl.DataFrame:
         """A table by name ("prompts", "tokens-base", ...)."""
         if name not in self._tables:
             path = table_path(name)
-            record = (self._entry(table_entry(name)) or {}).get(path)
+            record = (self._ledger.entry(table_entry(name)) or {}).get(path)
             if record is None:
-                raise _unknown("table", name, ", ".join(self.table_names()) or "none yet")
+                raise unknown("table", name, ", ".join(self.table_names()) or "none yet")
             data = self.source.read(path)
-            if data is None or len(data) != record.size or crc32c(data) != record.crc:
+            if data is None or not record.describes(data):
                 raise StoreError(
                     f"Table {name} of {self.source.name} is damaged.",
                     expected=f"{record.size} bytes, as the ledger says",
                     given="no file" if data is None else f"{len(data)} other bytes",
                     next_step=REPAIR,
                 )
-            self._tables[name] = pl.read_parquet(io.BytesIO(data))
+            self._tables[name] = read_table(data, name, self.n_prompts)
         return self._tables[name]
 
     def table_names(self) -> list[str]:
         """Names of all tables."""
-        return [name.removesuffix(".json") for name in self.source.walk(f"{LEDGER}/tables")]
+        return [name.removesuffix(".json") for name in self._ledger.names("tables/")]
 
     @property
     def prompts(self) -> pl.DataFrame:
@@ -309,64 +356,43 @@ class Store:
         """The self-checks of precompute, with their values and limits."""
         return list(self.manifest.get("self_checks", []))
 
+    def rounding(self, model: str) -> dict[str, Any] | None:
+        """What precompute measured of a model's rounding (`engine.passes.rounding`); None where it didn't."""
+        self._check("model", model, self.models)
+        found = (self.manifest.get("rounding") or {}).get(model)
+        return None if found is None else dict(found)
+
     def disk_use(self) -> dict[str, int]:
         """Bytes by kind (activations, grams, weights, tables), "total", and "raw": the committed
         activations without compression."""
-        entries = [path for path in self.source.walk(LEDGER) if path.endswith(".json")]
+        entries = self._ledger.names("")
         records = {
             path: record.size
             for entry in entries
-            for path, record in (self._entry(f"{LEDGER}/{entry}") or {}).items()
+            for path, record in (self._ledger.entry(f"{LEDGER}/{entry}") or {}).items()
         }
         use = dict.fromkeys(("activations", "grams", "weights", "tables"), 0)
         for path, size in records.items():
-            kind = path.split("/", 1)[0]
+            kind = path.split("/", 1)[0].replace(SHARED, "weights")
             use[kind] = use.get(kind, 0) + size
         use.pop(METADATA, None)
         return {**use, "total": sum(records.values()), "raw": int(self._plan["raw_bytes"])}
 
-    def _entry(self, entry: str) -> Entry | None:
-        """A ledger entry; what is not there yet is looked for again next time."""
-        if entry not in self._entries:
-            found = read_entry(self.source, entry)
-            if found is None:
+    def _parts(self, name: str) -> dict[str, Any] | None:
+        """Attributes of an array that is made of parts, None for another."""
+        if name not in self._made:
+            entry = self._ledger.entry(array_entry(name))
+            if entry is None:
                 return None
-            self._entries[entry] = found
-        return self._entries[entry]
+            self._made[name] = parts_of(self.source, name, entry.get(f"{name}/{METADATA}"))
+        return self._made[name]
 
-    def _array(self, name: str, entry: str, model: str | None = None) -> ArrayReader:
-        """A reader for an array whose metadata is in `entry`; activations are in their units' entries."""
-        with self._lock:
-            if name not in self._arrays:
-                spec = read_spec(self.source, name, (self._entry(entry) or {}).get(f"{name}/{METADATA}"))
-                axis = spec.dims.index("row") if model is not None else 0
+    def _part(self, name: str, *, stored: bool = False) -> Array:
+        return self._whole(name, stored=stored)
 
-                def records(shard: tuple[int, ...]) -> Entry | None:
-                    return self._entry(entry if model is None else unit_entry(model, shard[axis]))
-
-                self._arrays[name] = ArrayReader(self.source, spec, records)
-            return self._arrays[name]
-
-    def _static(self, name: str) -> ArrayReader:
-        return self._array(name, array_entry(name))
+    def _part_attrs(self, name: str) -> Mapping[str, Any]:
+        return self._ledger.array(name).spec.attrs
 
     def _check(self, what: str, given: Any, known: list[Any]) -> None:
         if given not in known:
-            raise _unknown(f"{what} in the store at {self.source.name}", given, ", ".join(map(str, known)))
-
-
-def _unknown(what: str, given: object, known: str) -> StoreError:
-    return StoreError(
-        f"There is no such {what}.",
-        expected=known,
-        given=repr(given),
-        next_step="Choose one that was captured, or add it to the study file and compute another store.",
-    )
-
-
-def _whole_chunks(rows: Array, width: int, size: int) -> list[tuple[int, int]]:
-    """Ranges of whole chunks of `width` rows (of `size` in all) that hold the ascending `rows`."""
-    chunks = np.unique(rows // width)
-    breaks = np.flatnonzero(np.diff(chunks) > 1) + 1
-    groups = np.split(chunks, breaks) if len(chunks) else []
-    return [(int(g[0]) * width, min((int(g[-1]) + 1) * width, size)) for g in groups]
+            raise unknown(f"{what} in the store at {self.source.name}", given, ", ".join(map(str, known)))

@@ -10,6 +10,9 @@ from engine.errors import StoreError
 from store.layout import slug
 from store.plan import StorePlan
 
+GRAM_PROMPTS = "gram-prompts"
+"""Table of the prompts that Grams are of, where they are a sample."""
+
 
 def table_path(name: str) -> str:
     """Path of a table inside the store."""

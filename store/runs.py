@@ -1,6 +1,6 @@
 """Results of live runs, kept in the store they belong to and opened again without a model.
 
-    runs/<run id>/run.json           condition, summary and the tables' checksums, sealed
+    runs/<run id>/run.json           condition, summary, its store and the tables' hashes, sealed
     runs/<run id>/<table>.parquet    the result
 
 A run is written to a hidden folder and appears by one rename, so a torn write is never seen and two
@@ -17,28 +17,32 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from polars.exceptions import PolarsError
 
 from engine.errors import StoreError
 from store.files import (
     TEMPORARY,
     atomic_write,
     canonical,
-    crc32c,
     plain,
     seal,
+    sha256,
     storage_errors,
     sync_folder,
     unseal,
 )
+from store.provenance import fingerprint_at
 from store.rows import check_table_name
+from store.schema import RunRecord, check
 from store.sources import Source, open_source
+from store.tables import read_table
 
 RUNS = "runs"
 RECORD = "run.json"
@@ -113,7 +117,8 @@ class RunLog:
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "condition": condition,
             "summary": summary,
-            "tables": {n: {"size": len(d), "crc32c": f"{crc32c(d):08x}"} for n, d in data.items()},
+            "tables": {n: {"size": len(d), "sha256": sha256(d)} for n, d in data.items()},
+            "store": fingerprint_at(self.source),
         } | ({} if seconds is None else {"seconds": round(seconds, 3)})
         self._publish(root, run_id, {f"{n}.parquet": d for n, d in data.items()} | {RECORD: seal(record)})
         return run_id
@@ -151,11 +156,8 @@ class RunLog:
                     shutil.rmtree(rest, ignore_errors=True)
 
     def ids(self) -> list[str]:
-        """Run ids, sorted."""
-        paths = self.source.walk(RUNS)
-        return sorted(
-            {path.split("/")[0] for path in paths if path.count("/") == 1 and path.endswith(RECORD)}
-        )
+        """Run ids, sorted; those of damaged runs too."""
+        return sorted({path.split("/")[0] for path in self.source.walk(RUNS) if "/" in path})
 
     def list(self) -> pl.DataFrame:
         """One line per run, newest first: run_id, created, seconds, problem (null when intact), condition and
@@ -195,14 +197,14 @@ class RunLog:
         for name, entry in record["tables"].items():
             path = f"{RUNS}/{run_id}/{name}.parquet"
             data = self.source.read(path)
-            if data is None or len(data) != entry["size"] or f"{crc32c(data):08x}" != entry["crc32c"]:
+            if data is None or len(data) != entry["size"] or sha256(data) != entry["sha256"]:
                 raise StoreError(
                     f"Table {name} of run {run_id} is damaged.",
                     expected=f"{entry['size']} bytes as they were written",
                     given="no file" if data is None else f"{len(data)} other bytes",
                     next_step=f"Run it again; {self.source.name}/{RUNS}/{run_id} can be deleted.",
                 )
-            tables[name] = pl.read_parquet(io.BytesIO(data))
+            tables[name] = read_table(data, f"{name} of run {run_id}")
         return Run(
             run_id=run_id,
             content_hash=record["content_hash"],
@@ -222,6 +224,13 @@ class RunLog:
     def _record(self, run_id: str) -> dict[str, Any]:
         path = f"{RUNS}/{run_id}/{RECORD}"
         data = self.source.read(path) if run_id.isalnum() else None
+        if data is None and run_id in self.ids():
+            raise StoreError(
+                f"{self.source.name}/{path} is missing: the run is damaged.",
+                expected="the record of a run",
+                given="no file",
+                next_step=f"Run it again; {self.source.name}/{RUNS}/{run_id} can be deleted.",
+            )
         if data is None:
             raise StoreError(
                 f"There is no run {run_id!r} in {self.source.name}.",
@@ -229,7 +238,29 @@ class RunLog:
                 given=repr(run_id),
                 next_step="Choose a run from the list, or run the patch again.",
             )
-        return unseal(data, f"{self.source.name}/{path}")
+        name = f"{self.source.name}/{path}"
+        again = f"Run it again; {self.source.name}/{RUNS}/{run_id} can be deleted."
+        record = check(RunRecord, unseal(data, name, again), name, again).model_dump(exclude_none=True)
+        here = fingerprint_at(self.source)
+        if record["content_hash"][:ID_LENGTH] != run_id or record["store"] != here:
+            raise StoreError(
+                f"{name} is of another run.",
+                expected=f"run {run_id} of the store {here[:12]}",
+                given=f"run {record['content_hash'][:ID_LENGTH]} of the store {record['store'][:12]}",
+                next_step=again,
+            )
+        return record
+
+    def strays(self) -> Iterator[str]:
+        """Files below runs/ that belong to no run, by path inside it."""
+        for path in self.source.walk(RUNS):
+            run_id, _, file = path.partition("/")
+            try:
+                named = {f"{name}.parquet" for name in self._record(run_id)["tables"]} | {RECORD}
+            except StoreError:
+                continue
+            if file not in named:
+                yield path
 
     def _intact(self, run_id: str) -> bool:
         try:
@@ -256,4 +287,7 @@ def _column(name: str, values: list[Any], schema: Mapping[str, Any]) -> pl.Serie
         return pl.Series(name, [None if v is None else str(v) for v in values], dtype=pl.String)
     if kinds == {int, float}:
         return pl.Series(name, [None if v is None else float(v) for v in values], dtype=pl.Float64)
-    return pl.Series(name, values)
+    try:
+        return pl.Series(name, values)
+    except (OverflowError, TypeError, PolarsError):  # numbers of more than 63 bits
+        return pl.Series(name, [None if v is None else str(v) for v in values], dtype=pl.String)

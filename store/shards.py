@@ -1,4 +1,4 @@
-"""Zarr v3 shards, encoded and decoded directly.
+"""Zarr v3 shards: encoded directly, and where each chunk lies in one.
 
 A shard is the file of the `sharding_indexed` codec: the encoded inner chunks one after another,
 then the index: for every inner chunk in C order its offset and length as two little-endian
@@ -28,6 +28,8 @@ blosc.use_threads = False
 
 ABSENT = np.uint64(2**64 - 1)
 CHECKSUM_BYTES = 4
+NO_CHUNK = "--------"
+BLOSC_HEADER = 16
 CNAME, CLEVEL = "lz4", 5
 CODEC = {"cname": CNAME, "clevel": CLEVEL, "shuffle": "bitshuffle"}
 
@@ -61,28 +63,51 @@ def encode_chunk(chunk: Array, *, compress: bool = True) -> list[bytes]:
     return [body, google_crc32c.value(body).to_bytes(CHECKSUM_BYTES, "little")]
 
 
-def encode_shard(chunks: Sequence[Callable[[], Array] | None], *, compress: bool = True) -> Iterator[bytes]:
-    """The parts of a shard file, in order, each made when it is asked for.
+class ShardEncoder:
+    """The parts of a shard file, in order, each made when it is asked for; iterate it once.
 
     Args:
         chunks: for every inner chunk in C order over the shard's grid: a function that returns it, whole and
             C-contiguous (called on the thread that encodes it), or None where the chunk is absent.
         compress: whether the array's codecs hold blosc.
+
+    Attributes:
+        checksums: after the last part: CRC-32C of every inner chunk as 8 hex digits, "--------" where absent.
     """
 
-    def encode(chunk: Callable[[], Array] | None) -> list[bytes] | None:
-        return None if chunk is None else encode_chunk(chunk(), compress=compress)
+    def __init__(self, chunks: Sequence[Callable[[], Array] | None], *, compress: bool = True) -> None:
+        self.chunks, self.compress, self.checksums = chunks, compress, ""
 
-    index = np.full((len(chunks), 2), ABSENT, dtype="<u8")
-    offset = 0
-    for number, chunk in enumerate(parallel(encode, chunks)):
-        if chunk is not None:
-            length = sum(map(len, chunk))
-            index[number] = offset, length
-            offset += length
-            yield from chunk
-    table = index.tobytes()
-    yield from (table, crc32c(table).to_bytes(CHECKSUM_BYTES, "little"))
+    def __iter__(self) -> Iterator[bytes]:
+        index = np.full((len(self.chunks), 2), ABSENT, dtype="<u8")
+        found, offset = [NO_CHUNK] * len(self.chunks), 0
+        for number, chunk in enumerate(parallel(self._encode, self.chunks)):
+            if chunk is not None:
+                length = sum(map(len, chunk))
+                index[number] = offset, length
+                offset += length
+                found[number] = checksum_text(chunk[1])
+                yield from chunk
+        table = index.tobytes()
+        yield from (table, crc32c(table).to_bytes(CHECKSUM_BYTES, "little"))
+        self.checksums = "".join(found)
+
+    def _encode(self, chunk: Callable[[], Array] | None) -> list[bytes] | None:
+        return None if chunk is None else encode_chunk(chunk(), compress=self.compress)
+
+
+def checksum_text(checksum: bytes) -> str:
+    """The last four bytes of an inner chunk as the ledger writes them."""
+    return f"{int.from_bytes(checksum, 'little'):08x}"
+
+
+def shard_checksums(data: bytes, index: ShardIndex) -> str:
+    """What `ShardEncoder.checksums` would be of a whole shard file."""
+    spans = (index.span(number) for number in range(len(index.table)))
+    return "".join(
+        NO_CHUNK if span is None else checksum_text(data[sum(span) - CHECKSUM_BYTES : sum(span)])
+        for span in spans
+    )
 
 
 def index_bytes(chunks: int) -> int:
@@ -110,36 +135,13 @@ class ShardIndex:
             raise DamagedChunkError("the index does not match its checksum")
         table = np.frombuffer(body, "<u8").reshape(-1, 2)
         present = table[table[:, 0] != ABSENT]
-        if len(present) and int(present.sum(axis=1).max()) > file_size - len(tail):
-            raise DamagedChunkError("the index points behind the end of the file")
+        room = np.uint64(file_size - len(tail))
+        outside = (present > room).any() or (present.sum(axis=1) > room).any()
+        if outside or (present[:, 1] <= CHECKSUM_BYTES).any():
+            raise DamagedChunkError("the index points behind the end of the file, or at nothing")
         return cls(table)
 
     def span(self, number: int) -> tuple[int, int] | None:
         """(offset, length) of an inner chunk, or None when it is absent."""
         offset, length = self.table[number]
         return None if offset == ABSENT else (int(offset), int(length))
-
-
-def decode_chunk(data: Array, out: Array, *, compress: bool = True) -> None:
-    """Decodes one inner chunk into `out` (C-contiguous, its exact shape and dtype).
-
-    Args:
-        data: the chunk's bytes as uint8, checksum included.
-
-    Raises:
-        DamagedChunkError: the checksum or the decoded length is wrong.
-    """
-    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if len(data) <= CHECKSUM_BYTES or google_crc32c.value(body) != int.from_bytes(
-        checksum.tobytes(), "little"
-    ):
-        raise DamagedChunkError("its bytes do not match their checksum")
-    if not compress:
-        if len(body) != out.nbytes:
-            raise DamagedChunkError(f"it holds {len(body)} of {out.nbytes} bytes")
-        out.reshape(-1).view(np.uint8)[:] = body
-        return
-    try:
-        blosc.decompress(body, out)
-    except (RuntimeError, ValueError) as error:
-        raise DamagedChunkError(f"blosc cannot decode it ({error})") from error

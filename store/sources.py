@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from engine.errors import StoreError
-from store.files import storage_errors
+from store.files import entries_below, storage_errors
 
 Array = np.ndarray[Any, Any]
 Stamp = tuple[int, int]
+Span = tuple[str, int, int]
 _THREAD = threading.local()
 
 
@@ -30,8 +34,8 @@ class Source(Protocol):
     def stamp(self, path: str) -> Stamp | None:
         """(size in bytes, something that changes when the file is replaced), or None."""
 
-    def spans(self, path: str, spans: list[tuple[int, int]]) -> Iterator[Array]:
-        """(offset, length) pieces of one file as uint8; a piece lives until this thread reads again."""
+    def spans(self, spans: Sequence[Span]) -> Iterator[Array]:
+        """(path, offset, length) pieces of files as uint8; a piece lives until this thread reads again."""
 
     def walk(self, path: str) -> list[str]:
         """Every file below a folder, by path inside it, sorted; hidden ones left out."""
@@ -49,35 +53,46 @@ class LocalSource:
         full = self.root / path
         with storage_errors(full, "read"):
             try:
-                return full.read_bytes()
+                # A pipe in a file's place would let the reader wait for ever.
+                handle = os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            with open(handle, "rb") as file:
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise OSError(errno.EINVAL, "not a file")
+                return file.read()
 
     def stamp(self, path: str) -> Stamp | None:
         try:
             status = os.stat(f"{self.name}/{path}")
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+                return None
+            with storage_errors(self.root / path, "read"):
+                raise
+        if not stat.S_ISREG(status.st_mode):
             return None
         return status.st_size, status.st_mtime_ns
 
-    def spans(self, path: str, spans: list[tuple[int, int]]) -> Iterator[Array]:
-        full = f"{self.name}/{path}"
-        buffer = _buffer(max((length for _, length in spans), default=0))
-        try:
-            handle = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
+    def spans(self, spans: Sequence[Span]) -> Iterator[Array]:
+        buffer = _buffer(max((length for _, _, length in spans), default=0))
+        for path, pieces in groupby(spans, lambda span: span[0]):
+            full = f"{self.name}/{path}"
             try:
-                for offset, length in spans:
-                    piece = buffer[:length]
-                    yield piece[: os.preadv(handle, [piece.data], offset)]
-            finally:
-                os.close(handle)
-        except OSError as error:
-            with storage_errors(Path(full), "read"):
-                raise error
+                handle = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    for _, offset, length in pieces:
+                        piece = buffer[:length]
+                        yield piece[: os.preadv(handle, [piece.data], offset)]
+                finally:
+                    os.close(handle)
+            except OSError as error:
+                with storage_errors(Path(full), "read"):
+                    raise error
 
     def walk(self, path: str) -> list[str]:
         full = self.root / path
-        files = (found.relative_to(full) for found in full.rglob("*") if found.is_file())
+        files = (found.relative_to(full) for found in entries_below(full) if found.is_file())
         return _visible(found.as_posix() for found in files)
 
 
@@ -119,10 +134,12 @@ class UrlSource:
                 return None
         return self._stamps[path]
 
-    def spans(self, path: str, spans: list[tuple[int, int]]) -> Iterator[Array]:
-        full = f"{self.root}/{path}"
-        starts, ends = [start for start, _ in spans], [start + length for start, length in spans]
-        for piece in self.files.cat_ranges([full] * len(spans), starts, ends):
+    def spans(self, spans: Sequence[Span]) -> Iterator[Array]:
+        paths, starts = [f"{self.root}/{path}" for path, _, _ in spans], [start for _, start, _ in spans]
+        ends = [start + length for _, start, length in spans]
+        with storage_errors(Path(self.root), "read"):
+            pieces = self.files.cat_ranges(paths, starts, ends, on_error="raise")
+        for piece in pieces:
             yield np.frombuffer(piece, np.uint8)
 
     def walk(self, path: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -17,11 +16,19 @@ import polars as pl
 from engine.errors import StoreError
 from store.bfloat16 import bits_of
 from store.encode import Values, static_chunks, unit_chunks
-from store.files import TEMPORARY, Bytes, atomic_write, plain, remove_file, storage_errors
+from store.files import (
+    Bytes,
+    atomic_write,
+    plain,
+    remove_file,
+    sha256,
+)
+from store.folder import check_room, make_folder, share_lock, take_lock
 from store.layout import (
     MANIFEST,
     METADATA,
     STATIC_DTYPES,
+    ArraySpec,
     gram_name,
     group_metadata,
     groups_above,
@@ -29,16 +36,16 @@ from store.layout import (
 )
 from store.ledger import (
     LAYOUT_ENTRY,
-    LEDGER,
     FileRecord,
     array_entry,
-    local_entries,
+    ledger_digests,
     read_entry,
     table_entry,
     unit_entry,
     write_entry,
 )
-from store.plan import ModelPlan, PositionPlan, StorePlan
+from store.leftovers import STATIC_FOLDERS, Progress, broken, lost_and_known, strays
+from store.plan import ModelPlan, PositionPlan, StorePlan, layout_files
 from store.provenance import (
     BUILDING,
     COMPLETE,
@@ -47,31 +54,33 @@ from store.provenance import (
     new_manifest,
     read_manifest,
     set_state,
+    unchecked_manifest,
     write_manifest,
 )
 from store.rows import check_table_name, row_table, rows_table_name, table_path
-from store.shards import encode_shard
+from store.shards import ShardEncoder
 from store.sources import LocalSource
+from store.strict import parse_object
 
 __all__ = ["ModelPlan", "PositionPlan", "StorePlan", "StoreWriter"]
 
 Array = np.ndarray[Any, Any]
-STATIC_FOLDERS = ("grams", "weights", "subspaces")
-DATA_FOLDERS = ("activations", *STATIC_FOLDERS, "tables")
-LOCK = ".writer.lock"
-TYPICAL_RATIO = 0.6  # what activations have compressed to at best; only to refuse a hopeless start
 
 
 class StoreWriter:
     """Writes the store at `root`. Made by `create_or_resume`; close it, or use it in a `with`.
 
     Several writers, in threads or processes, may commit different units at the same time.
+
+    Attributes:
+        forgotten: ledger entries of a finished store, or with damaged files, that have to be written again.
     """
 
     def __init__(self, root: Path, plan: StorePlan, manifest: dict[str, Any], durable: bool) -> None:
         self.root, self.plan, self.manifest, self.durable = root, plan, manifest, durable
         self._source = LocalSource(root)
         self._lock = -1
+        self.forgotten: list[str] = []
         self._specs = {model: list(plan.specs(model)) for model in plan.models}
 
     @classmethod
@@ -84,11 +93,13 @@ class StoreWriter:
         *,
         describe: Describe | None = None,
         durable: bool = True,
+        progress: Progress | None = None,
     ) -> StoreWriter:
         """Lays out a new store, or opens one of the same study to go on with it.
 
-        Going on removes what a killed run left behind, and forgets units whose files are missing or
-        short, so that they are computed again.
+        Going on removes what a killed run left behind. Where no other writer is at work it reads every file
+        that was committed and forgets what is not as it was written, so that it is computed again; a
+        damaged or missing manifest is made anew if the ledger is of this study.
 
         Args:
             path: a local folder; new, empty, or a store.
@@ -96,6 +107,7 @@ class StoreWriter:
             study_json, fingerprint: the study, for the manifest; another fingerprint is refused.
             describe: (stored study, this study) -> what differs in words.
             durable: flush every file to the disk before it counts.
+            progress: called as (ledger entries read, entries in all).
 
         Raises:
             StoreError: another study, not a store, read-only, disk full, not a local folder.
@@ -109,20 +121,19 @@ class StoreWriter:
             )
         root = Path(path)
         wanted = new_manifest(fingerprint, study_json, plan.to_json())
-        created = _make_folder(root)
         writer = cls(root, plan, wanted, durable)
+        created = make_folder(root, writer._is_ours)
         try:
-            alone = writer._take_lock()
-            if (root / MANIFEST).exists():
-                writer.manifest = read_manifest(writer._source)
-                check_same_study(str(root), writer.manifest, wanted, describe)
+            writer._lock, alone = take_lock(root)
+            if (root / MANIFEST).exists() or writer._is_ours():
+                writer._take_manifest(wanted, describe)
             else:
-                _check_room(root, plan)
+                check_room(root, plan)
                 write_manifest(root, wanted, durable=durable)
             if alone:
-                writer._remove_leftovers()
+                writer.forgotten = writer._remove_leftovers(progress)
             writer._lay_out()
-            writer._share_lock()
+            share_lock(root, writer._lock)
         except BaseException:
             writer.close()
             if created:
@@ -168,13 +179,32 @@ class StoreWriter:
         for position, leaf, spec in self._specs[model]:
             chunks = unit_chunks(self.plan, model, unit, position, leaf, spec, values.get(position, {}))
             shard = tuple(unit if dim == "row" else 0 for dim in spec.dims)
-            files.append((spec.shard_path(shard), encode_shard(chunks)))
+            files.append((spec.shard_path(shard), ShardEncoder(chunks)))
         self._commit_files(unit_entry(model, unit), files)
         return True
 
     def has_array(self, name: str) -> bool:
-        """Whether an array written once is there, whole."""
-        return (self.root / array_entry(name)).exists()
+        """Whether an array written once is there, whole, with all the parts that it is made of."""
+        if not (self.root / array_entry(name)).exists():
+            return False
+        parts = (self.group_attrs(name) or {}).get("parts", ())
+        return all((self.root / array_entry(f"shared/{key}")).exists() for key in parts)
+
+    def group_attrs(self, name: str) -> dict[str, Any] | None:
+        """Attributes of a group that was written; None where there is none."""
+        path = f"{name}/{METADATA}"
+        record = (read_entry(self._source, array_entry(name), self.fingerprint) or {}).get(path)
+        data = None if record is None else self._source.read(path)
+        found = {} if data is None else parse_object(data, str(self.root / path))
+        return found["attributes"] if found.get("node_type") == "group" else None
+
+    def write_group(self, name: str, attrs: Mapping[str, Any]) -> None:
+        """Writes a group with attributes, replacing one of the same name."""
+        files: list[tuple[str, Iterable[Bytes]]] = [
+            (f"{group}/{METADATA}".lstrip("/"), [group_metadata()]) for group in groups_above(name)
+        ]
+        files.append((f"{name}/{METADATA}", [group_metadata(plain(dict(attrs)))]))
+        self._replace_files(array_entry(name), files)
 
     def has_table(self, name: str) -> bool:
         """Whether a table is there, whole."""
@@ -193,7 +223,7 @@ class StoreWriter:
         """Writes a whole array, replacing one of the same name.
 
         Args:
-            name: path inside the store, below grams/, weights/ or subspaces/.
+            name: path inside the store, below grams/, weights/, subspaces/ or shared/.
             array: one axis or more; any numeric dtype.
             dims: a name per axis.
             attrs: kept in the array's metadata.
@@ -218,19 +248,19 @@ class StoreWriter:
         ):
             raise StoreError(
                 f"The array {name!r} cannot be kept.",
-                expected="a name below grams/, weights/ or subspaces/, a numeric dtype, named axes",
+                expected="a name below grams/, weights/, subspaces/ or shared/, a numeric dtype, named axes",
                 given=f"{values.dtype} of shape {values.shape}, axes {list(dims)}",
                 next_step="Correct the call to write_array.",
             )
         pack_it = parts[0] != "grams" if compress is None else compress
         spec = static_spec(name, values.shape, values.dtype, tuple(dims), attributes, compress=pack_it)
-        files: list[tuple[str, list[Bytes]]] = [
+        files: list[tuple[str, Iterable[Bytes]]] = [
             (f"{group}/{METADATA}".lstrip("/"), [group_metadata()]) for group in groups_above(name)
         ]
         if values.size:
-            shard = encode_shard(static_chunks(values, spec), compress=pack_it)
-            files.append((spec.shard_path((0,) * values.ndim), list(shard)))
-        files.append((f"{name}/{METADATA}", [spec.metadata()]))
+            shard = ShardEncoder(static_chunks(values, spec), compress=pack_it)
+            files.append((spec.shard_path((0,) * values.ndim), shard))
+        files.append((f"{name}/{METADATA}", [spec.create()]))
         self._replace_files(array_entry(name), files)
 
     def write_grams(self, model: str, position: str, component: str, grams: Array) -> None:
@@ -267,34 +297,78 @@ class StoreWriter:
                 given="; ".join(f"{model} lacks {len(units)}" for model, units in missing.items()),
                 next_step="Run precompute.py again on the same study: it goes on where it stopped.",
             )
-        entries = list(local_entries(self.root))
-        kept = {"state": COMPLETE, "ledger": [entry.removeprefix(f"{LEDGER}/") for entry in entries]}
-        fixed = {key: self.manifest[key] for key in ("format", "fingerprint", "study", "plan")}
+        kept = {"state": COMPLETE, "ledger": ledger_digests(self.root)}
+        fixed = {key: self.manifest[key] for key in ("format", "version", "fingerprint", "study", "plan")}
         self.manifest = dict(plain(dict(manifest))) | fixed | kept
         write_manifest(self.root, self.manifest, durable=self.durable)
 
-    def _replace_files(self, entry: str, files: Sequence[tuple[str, list[Bytes]]]) -> None:
+    def _replace_files(self, entry: str, files: Sequence[tuple[str, Iterable[Bytes]]]) -> None:
         """Commits files that are written once; the same files again change nothing."""
-        wanted = {path: FileRecord.of(path, parts) for path, parts in files}
-        if not self._broken(entry) and read_entry(self._source, entry) == wanted:
+        made = [(path, parts, list(parts)) for path, parts in files]
+        checksums = {path: p.checksums for path, p, _ in made if isinstance(p, ShardEncoder)}
+        wanted = {
+            path: FileRecord(path, sum(map(len, pieces)), sha256(*pieces), checksums.get(path))
+            for path, _, pieces in made
+        }
+        if (
+            not broken(self._source, self.root, entry, self.fingerprint)
+            and read_entry(self._source, entry, self.fingerprint) == wanted
+        ):
             return
         self._reopen()
         remove_file(self.root / entry)
-        self._commit_files(entry, files)
+        self._commit_files(entry, [(path, pieces) for path, _, pieces in made], checksums)
 
-    def _commit_files(self, entry: str, files: Sequence[tuple[str, Iterable[Bytes]]]) -> None:
-        """Puts files in place, then lists them in the ledger; takes them away again when that fails."""
+    def _commit_files(
+        self,
+        entry: str,
+        files: Sequence[tuple[str, Iterable[Bytes]]],
+        checksums: Mapping[str, str] | None = None,
+    ) -> None:
+        """Puts files in place, then lists them in the ledger; takes them away again when that fails.
+
+        Args:
+            checksums: of the chunks of shards that are encoded already.
+        """
         records: list[FileRecord] = []
         try:
             for path, parts in files:
-                records.append(FileRecord(path, *atomic_write(self.root / path, parts, durable=self.durable)))
-            write_entry(self.root, entry, records, durable=self.durable)
+                size, digest = atomic_write(self.root / path, parts, durable=self.durable)
+                chunks = parts.checksums if isinstance(parts, ShardEncoder) else (checksums or {}).get(path)
+                records.append(FileRecord(path, size, digest, chunks))
+            write_entry(self.root, entry, records, self.fingerprint, durable=self.durable)
         except BaseException:
             for record in records:
                 if not record.path.endswith(METADATA):
                     with contextlib.suppress(StoreError):
                         remove_file(self.root / record.path)
             raise
+
+    @property
+    def fingerprint(self) -> str:
+        """The study's fingerprint."""
+        return str(self.manifest["fingerprint"])
+
+    def _is_ours(self) -> bool:
+        """Whether the ledger is of this study, with the arrays of this plan."""
+        try:
+            listed = read_entry(self._source, LAYOUT_ENTRY, self.fingerprint)
+        except StoreError:
+            return False
+        return listed == {
+            path: FileRecord.of(path, [data]) for path, data in layout_files(self._specs).items()
+        }
+
+    def _take_manifest(self, wanted: dict[str, Any], describe: Describe | None) -> None:
+        """The manifest that is there, of the same study; a new one in the place of a damaged one."""
+        try:
+            unchecked_manifest(self._source)
+        except StoreError:
+            if not self._is_ours():
+                raise
+            write_manifest(self.root, wanted, durable=self.durable)
+        self.manifest = read_manifest(self._source)
+        check_same_study(str(self.root), self.manifest, wanted, describe)
 
     def _reopen(self) -> None:
         """Marks a finished store as unfinished before something in it is replaced."""
@@ -303,88 +377,23 @@ class StoreWriter:
 
     def _lay_out(self) -> None:
         """Allocates every activation array in full: metadata for each group and array, row tables."""
-        files: dict[str, bytes] = {}
-        for specs in self._specs.values():
-            for _, _, spec in specs:
-                for group in groups_above(spec.name):
-                    files[f"{group}/{METADATA}".lstrip("/")] = group_metadata()
-                files[f"{spec.name}/{METADATA}"] = spec.metadata()
-        pieces: list[tuple[str, list[Bytes]]] = [(path, [data]) for path, data in files.items()]
+        pieces: list[tuple[str, Iterable[Bytes]]] = [
+            (path, [data]) for path, data in layout_files(self._specs, ArraySpec.create).items()
+        ]
         self._replace_files(LAYOUT_ENTRY, pieces)
         for model in self.plan.models:
             for position, place in self.plan.positions.items():
                 if place.kind == "many":
                     self.write_table(rows_table_name(model, position), row_table(self.plan, model, position))
 
-    def _remove_leftovers(self) -> None:
-        """Removes files that were never committed, and entries whose files are missing or short."""
-        known: set[str] = set()
-        for entry in list(local_entries(self.root)):
-            if self._broken(entry):
-                self._reopen()
-                remove_file(self.root / entry)
-            else:
-                known |= (read_entry(self._source, entry) or {}).keys()
-        for path in list(self.root.rglob("*")):
-            inside = path.relative_to(self.root)
-            stray = inside.parts[0] in DATA_FOLDERS and inside.as_posix() not in known
-            temporary = path.name.startswith(TEMPORARY) and inside.parts[0] != "runs"
-            if path.is_file() and (temporary or stray):
-                remove_file(path)
-
-    def _broken(self, entry: str) -> bool:
-        """Whether files of a ledger entry are missing or have another size."""
-        try:
-            records = read_entry(self._source, entry) or {}
-        except StoreError:
-            return True
-        stamps = ((record, self._source.stamp(record.path)) for record in records.values())
-        return any(stamp is None or stamp[0] != record.size for record, stamp in stamps)
-
-    def _take_lock(self) -> bool:
-        """Locks the store; True when no other writer is at work, so that leftovers may be removed."""
-        with storage_errors(self.root / LOCK):
-            self._lock = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
-                return False
-        return True
-
-    def _share_lock(self) -> None:
-        with storage_errors(self.root / LOCK):
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
-
-
-def _make_folder(root: Path) -> bool:
-    """Makes the folder; True when it was not there. One with other things in it is not written into."""
-    with storage_errors(root):
-        try:
-            root.mkdir(parents=True)
-            return True
-        except FileExistsError:
-            found = sorted(path.name for path in root.iterdir())
-    if MANIFEST in found:
-        return False
-    other = [name for name in found if name != LOCK and not name.startswith(TEMPORARY)]
-    if other:
-        raise StoreError(
-            f"{root} is not a store and not empty.",
-            expected="a new folder, an empty one, or a store",
-            given=", ".join(other[:5]),
-            next_step="Choose another folder with --store.",
-        )
-    return False
-
-
-def _check_room(root: Path, plan: StorePlan) -> None:
-    """Refuses to begin what the disk cannot hold."""
-    needed, free = int(plan.raw_bytes() * TYPICAL_RATIO), shutil.disk_usage(root).free
-    if needed > free:
-        raise StoreError(
-            f"The disk of {root} is too small for this study.",
-            expected=f"about {needed / 1e9:.1f} GB free",
-            given=f"{free / 1e9:.1f} GB",
-            next_step="Free some space, choose another folder with --store, or capture fewer layers.",
-        )
+    def _remove_leftovers(self, progress: Progress | None) -> list[str]:
+        """Removes files that were never committed, and entries with files that are not as they were written
+        or that are not what the manifest lists; returns those entries and the ones that are missing."""
+        lost, known = lost_and_known(self._source, self.root, self.manifest, progress)
+        if lost:
+            self._reopen()
+        for entry in lost:
+            remove_file(self.root / entry)
+        for path in strays(self.root, known):
+            remove_file(path)
+        return lost

@@ -8,8 +8,8 @@ import polars as pl
 from demo_files import DEMO, conversation, rows
 from memory_lab import MemoryLab
 
-from engine.model import load
-from engine.study import ModelSpec
+from engine.models.loading import load
+from engine.study.study import ModelSpec
 
 CLAIMS, EVERY = 48, 20
 """How many claims, and every how many-th problem."""

@@ -6,8 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+from streamlit import config
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+config.set_option("server.address", "127.0.0.1")  # pages are drawn without a server that would say so
 
 HERE = Path(__file__).resolve().parent
 # The project's root goes first: tests/engine and tests/app would else hide the packages of these names.
@@ -15,3 +20,13 @@ for folder in (str(HERE), str(HERE.parent)):
     if folder in sys.path:
         sys.path.remove(folder)
     sys.path.insert(0, folder)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out tests of the real model, which take minutes, unless `-m` asks for them by name."""
+    if "real" in config.getoption("markexpr").split():
+        return
+    slow = [item for item in items if item.get_closest_marker("real") is not None]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]

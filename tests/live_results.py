@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 from planted_store import prompts_table
 
-from app.jobs import JobResult
-from engine.condition import Condition
+from app.live.jobs import JobResult
+from engine.patching.spec import Condition
 
 
 def live_result(condition: Condition, kl: float = 0.5, seed: int = 0) -> JobResult:

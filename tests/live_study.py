@@ -15,10 +15,11 @@ import torch
 from tiny_models import tiny
 from tiny_tokenizers import chatml, llama3
 
-from app.prepare import Prepared
-from engine.capture import capture_unit
-from engine.model import load
-from engine.study import Study, diff_studies
+from app.build.prepare import Prepared
+from engine.models.loading import load
+from engine.passes.capture import capture_unit
+from engine.study.fingerprints import diff_studies
+from engine.study.study import Study
 from store.writer import StoreWriter
 
 BLOCKS, CHANGED, PAIRS = 4, 2, 10

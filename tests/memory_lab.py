@@ -9,19 +9,19 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from engine.capture import token_clouds
-from engine.deltas import WeightDelta, weight_deltas
-from engine.experiment import Experiment, Result
-from engine.intervene import PatchEngine
-from engine.model import LoadedModel
-from engine.sites import Site
+from engine.lab.experiment import Experiment, Result
+from engine.models.loading import LoadedModel
+from engine.models.sites import Site
+from engine.passes.capture import token_clouds
+from engine.passes.patch_engine import PatchEngine
+from engine.weights.deltas import WeightDelta, weight_deltas
 
 Rows = Sequence[int] | np.ndarray
 
 
 @dataclass
 class MemoryLab:
-    """See `engine.experiment.Lab`. Every position is the same token, `at[model][row]`."""
+    """See `engine.lab.experiment.Lab`. Every position is the same token, `at[model][row]`."""
 
     models: dict[str, LoadedModel]
     ids: dict[str, list[list[int]]]
@@ -33,6 +33,7 @@ class MemoryLab:
     stop_after: int | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     done: dict[str, Result] = field(default_factory=dict)
+    noise: dict[str, dict[str, Any]] = field(default_factory=dict)
     _engines: dict[Any, PatchEngine] = field(default_factory=dict)
 
     def sizes(self, model: str) -> Mapping[str, int]:
@@ -43,6 +44,9 @@ class MemoryLab:
             "head_dim": taps.head_dim,
             "d": taps.d,
         }
+
+    def rounding(self, model: str) -> Mapping[str, Any] | None:
+        return self.noise.get(model)
 
     def model(self, model: str) -> LoadedModel:
         return self.models[model]

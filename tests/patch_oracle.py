@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.sites import Site, first_tensor, replace_first
-from engine.taps import ModelTaps
+from engine.models.sites import Site, first_tensor, replace_first
+from engine.models.taps import ModelTaps
 
 
 def head_sum(taps: ModelTaps, site: Site, z: Tensor) -> Tensor:

@@ -6,12 +6,19 @@ page shows has a known answer: CKA 1 up to block 1, below 1 from block 2 on.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from app.build.grams import derive
+from store.ledger import ledger_digests
+from store.provenance import read_manifest, write_manifest
+from store.reader import Store
+from store.sources import LocalSource
 from store.writer import ModelPlan, PositionPlan, StorePlan, StoreWriter
 
 LAYERS, WIDTH, HEADS, HEAD_DIM, PAIRS = 5, 24, 3, 6, 24
@@ -70,9 +77,16 @@ def build_store(
     finish: bool = True,
     checks: list[dict[str, Any]] | None = None,
     subspaces: bool = False,
+    similarity_prompts: int | None = None,
+    say: Callable[[str], str] = str,
 ) -> Path:
-    """Write the planted store with the real writer; with `subspaces`, what tells that they can be scored."""
+    """Write the planted store with the real writer; with `subspaces`, what tells that they can be scored;
+    with `similarity_prompts` what similarity needs is derived as precompute does, of a sample of that many.
+    `say` rewrites every text that a user may choose freely.
+    """
     prompts, values = prompts_table(), streams()
+    spoken = pl.col("id", "pair_id", "language", "category", "text")
+    prompts = prompts.with_columns(spoken.map_elements(say, return_dtype=pl.String))
     sizes = ModelPlan(WIDTH, LAYERS, HEADS, HEAD_DIM)
     plan = StorePlan(
         models={"base": sizes, "tuned": sizes},
@@ -81,7 +95,9 @@ def build_store(
         unit_prompts=16,
         dtype="float32",
     )
-    study = {"name": "planted", "seed": 0, "models": {"base": {}, "tuned": {}}}
+    study: dict[str, Any] = {"name": say("planted"), "seed": 0, "models": {"base": {}, "tuned": {}}}
+    if similarity_prompts is not None:
+        study["capture"] = {"similarity_prompts": similarity_prompts}
     with StoreWriter.create_or_resume(path, plan, study, "f" * 64, durable=False) as writer:
         writer.write_table("prompts", prompts)
         for model in ("base", "tuned"):
@@ -89,39 +105,42 @@ def build_store(
                 rows = list(plan.prompts_of(unit))
                 part = {key: value[rows] for key, value in values[model].items()}
                 writer.commit(model, unit, {"last_content": part, "mean": part})
-            _write_static(writer, model, values[model])
+            _write_static(writer, model, values[model], keep_grams=similarity_prompts is None)
+        if similarity_prompts is not None:
+            derive(Store(path), writer)
         if subspaces:
             rows = {"row": [0, 1], "split": ["train", "validation"], "persona": [0, None]}
             writer.write_table("subspace-prompts", pl.DataFrame(rows))
             label = np.ones((LAYERS, 1, WIDTH), dtype=np.float32)
             writer.write_array("subspaces/label/tuned", label, ("layer", "prompt", "feature"))
         if finish:
-            writer.finish(manifest(CHECKS if checks is None else checks))
+            writer.finish(manifest(CHECKS if checks is None else checks, say))
     return path
 
 
-def manifest(checks: list[dict[str, Any]]) -> dict[str, Any]:
+def manifest(checks: list[dict[str, Any]], say: Callable[[str], str] = str) -> dict[str, Any]:
     """Provenance as precompute records it."""
-    facts = {"dtype": "float32", "attention": "sdpa", "class": "PlantedForCausalLM", "revision": "abc1234"}
+    facts = {"dtype": "float32", "attention": "sdpa", "class": say("Planted"), "revision": say("abc1234")}
+    checks = [check | {"detail": say(str(check["detail"]))} for check in checks]
     return {
-        "device": "cpu",
+        "device": say("cpu"),
         "created": "2026-01-02 03:04:05",
-        "command": "tests",
+        "command": say("tests"),
         "self_checks": checks,
         "models": {"base": facts, "tuned": facts},
     }
 
 
-def _write_static(writer: StoreWriter, model: str, values: dict[tuple[str, int], np.ndarray]) -> None:
-    for component, layers in (
-        ("resid", range(LAYERS + 1)),
-        *((c, range(LAYERS)) for c in ("attn_out", "mlp_out", "head_z")),
-    ):
+def _write_static(
+    writer: StoreWriter, model: str, values: dict[tuple[str, int], np.ndarray], *, keep_grams: bool
+) -> None:
+    for component in ("resid", "attn_out", "mlp_out", "head_z") if keep_grams else ():
+        layers = range(LAYERS + (component == "resid"))
         stack = np.stack([values[component, layer] for layer in layers])
         centred = stack - stack.mean(axis=1, keepdims=True)
-        grams = np.einsum("lnd,lmd->lnm", centred, centred).astype(np.float32)
+        found = np.einsum("lnd,lmd->lnm", centred, centred).astype(np.float32)
         for position in ("last_content", "mean"):
-            writer.write_grams(model, position, component, grams)
+            writer.write_grams(model, position, component, found)
     rng = np.random.default_rng(8)
     unembedding = rng.normal(size=(40, WIDTH)).astype(np.float32)
     writer.write_array(f"weights/{model}/unembedding", unembedding, ("token", "feature"))
@@ -142,3 +161,10 @@ def _write_static(writer: StoreWriter, model: str, values: dict[tuple[str, int],
     )
     moments = np.stack([np.trace(grams, axis1=1, axis2=2), (grams**2).sum(axis=(1, 2))], axis=1)
     writer.write_array(f"weights/{model}/gate_moments", moments, ("layer", "moment"))
+
+
+def remove_arrays(store: Path, folder: str) -> None:
+    """Makes a store one that never had the arrays below a folder, such as "weights"."""
+    shutil.rmtree(store / folder)
+    shutil.rmtree(store / "ledger" / "arrays" / folder)
+    write_manifest(store, read_manifest(LocalSource(store)) | {"ledger": ledger_digests(store)})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.analysis.subspace_scores import Delta, Inputs, Target, per_layer
+from engine.subspaces.numbers import Delta, Inputs, Target, per_layer
 
 Array = NDArray[np.float64]
 

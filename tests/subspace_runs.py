@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 from subspace_inputs import Arrays
 
-from engine.analysis.subspace_scores import Inputs, Target
-from engine.experiment import Result
-from engine.experiments.subspace_scores import SubspaceScores
-from engine.own_candidates import OwnFile
+from engine.lab.experiment import Result
+from engine.subspaces.numbers import Inputs, Target
+from engine.subspaces.own_candidates import OwnFile
+from engine.subspaces.spec import SubspaceScores
 from store.reader import Store
 from store.runs import RunLog
 
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"ks": (1, 2, 3, 4, 6, 8), "cleans": (0, 1, 2, 4), "broa
 
 @dataclass
 class SyntheticLab:
-    """What subspace scores ask of a lab (`engine.experiment.Lab`), and nothing else."""
+    """What subspace scores ask of a lab (`engine.lab.experiment.Lab`), and nothing else."""
 
     inputs: Inputs
     targets: Sequence[Target]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from store.maps import MapLog
+from store.reader import Store
+from store.runs import RunLog
+from store.shared import Part, write_parts
 from store.writer import ModelPlan, PositionPlan, StorePlan, StoreWriter
 
 Planes = dict[tuple[str, int], np.ndarray]
@@ -103,9 +108,19 @@ def write_all(path: Path, plan: StorePlan | None = None, *, finish: bool = True)
             writer.write_grams(next(iter(plan.models)), "last_content", component, grams(plan, component))
         weights = np.linspace(-1, 1, 60, dtype=np.float32).reshape(6, 10)
         writer.write_array("weights/base/unembedding", weights, ("token", "feature"), {"meaning": "test"})
+        keys, factors = np.random.default_rng(6).random((2, 4, 2, 3, 3), dtype=np.float32)
+        shape, dims = keys.shape, ("layer", "head", "head_feature", "feature")
+        named = write_parts(writer, "weights/base/w_k", map(Part, keys), shape, dims, {"meaning": "test"})
+        parts = [Part(factor, keys=key) for factor, key in zip(factors, named, strict=True)]
+        write_parts(writer, "weights/base/kernel_right", parts, shape, dims, {"meaning": "test"})
         writer.write_table("prompts", prompts(plan))
         if finish:
-            writer.finish({"self_checks": [{"name": "check", "value": 0.0, "passed": True}], "seconds": 1.5})
+            writer.finish(
+                {
+                    "self_checks": [{"name": "check", "value": 0.0, "limit": 1.0, "passed": True}],
+                    "seconds": 1.5,
+                }
+            )
     return plan
 
 
@@ -114,3 +129,40 @@ def contents(root: Path, *, manifest: bool = False) -> dict[str, bytes]:
     files = (path for path in sorted(root.rglob("*")) if path.is_file())
     found = {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
     return {name: data for name, data in found.items() if manifest or name != "manifest.json"}
+
+
+def read_steps(path: Path) -> Iterator[Callable[[], object]]:
+    """Everything that pages read of a store, one step after another."""
+    store = Store(path)
+    yield store.self_checks
+    yield store.array_names
+    yield lambda: store.prompts
+    yield store.disk_use
+    yield store.gram_prompts
+    for model in store.models:
+        yield partial(store.model_info, model)
+        yield partial(store.rounding, model)
+        yield partial(store.committed, model)
+        for position in store.positions():
+            yield partial(store.row_index, model, position)
+            for component in store.components():
+                yield partial(store.has_grams, model, component, position)
+                for layer in store.states(model) if component == "resid" else store.layers(model):
+                    yield partial(store.activations, model, component, layer, position)
+    for name in store.array_names():
+        yield partial(store.attrs, name)
+        if not name.startswith("activations/"):
+            yield partial(store.array, name)
+        if name.startswith("grams/"):
+            yield partial(store.grams, store.models[0], name.split("/")[-1])
+            yield partial(store.gram, store.models[0], name.split("/")[-1], 1)
+    for table in store.table_names():
+        yield partial(store.table, table)
+    runs = RunLog(path)
+    yield runs.list
+    for run_id in runs.ids():
+        yield partial(runs.open, run_id)
+    for log in (MapLog(path), MapLog(path, kept=True)):
+        yield log.list
+        for name in log.names():
+            yield partial(log.open, name)

@@ -10,9 +10,9 @@ from behaviour_demo import demo_lab
 from demo_files import conversation, rows
 from memory_lab import MemoryLab
 
-from engine.experiment import ExperimentResult
-from engine.experiments.z_patching import ZPatching
-from engine.pieces import model_pieces
+from engine.lab.experiment import ExperimentResult
+from engine.models.pieces import model_pieces
+from engine.z_patching.spec import ZPatching
 
 N = 20
 

@@ -25,8 +25,8 @@ from demo.corpus import (
 from demo.evaluate import verdict
 from demo.prompts import agreement_rows, problem_rows, write_rows
 from demo.wording import NAMES, REQUESTS
-from engine.prompts import read_prompts
-from engine.study import Study
+from engine.prompts.table import read_prompts
+from engine.study.study import Study
 
 PROBLEM_ROWS, AGREEMENT_ROWS = rows("problems.jsonl"), rows("agreement.jsonl")
 EQUATION = re.compile(r"(\d+) ([+\-×÷]) (\d+) = (\d+)")

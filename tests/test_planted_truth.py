@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.build import build
-from app.live import run_live
-from engine.analysis.cka import cka_from_grams
-from engine.condition import Condition
-from engine.study import Study
+from app.build.build import build
+from app.live.run import run_live
+from engine.patching.spec import Condition
+from engine.similarity.cka import cka_from_grams
+from engine.study.study import Study
 from store.reader import Store
 
 ROOT = Path(__file__).resolve().parents[1]

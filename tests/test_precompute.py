@@ -15,11 +15,12 @@ from tiny_study import prompt_rows, write_study
 from transformers import AutoTokenizer
 
 import precompute
-from app import build as build_module
-from engine.capture import capture_unit
-from engine.model import load
-from engine.positions import Positions
-from engine.study import Study
+from app.build import capture as capture_module
+from engine.models.loading import load
+from engine.models.pieces import model_pieces
+from engine.passes.capture import capture_unit
+from engine.prompts.positions import Positions
+from engine.study.study import Study
 from store.reader import Store
 
 
@@ -122,7 +123,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return capture_unit(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build_module, "capture_unit", interrupted)
+    monkeypatch.setattr(capture_module, "capture_unit", interrupted)
     assert precompute.main([str(study), "--store", str(tmp_path / "s")]) == 130
     assert "goes on from here" in capsys.readouterr().err
     partial = Store(tmp_path / "s")
@@ -137,9 +138,11 @@ def test_an_interrupted_run_goes_on(
 
 
 def _array(path: Path, name: str) -> np.ndarray:
+    """An array as zarr reads it; one that is made of parts shared between models, as the store does."""
     import zarr
 
-    return np.asarray(zarr.open_array(path / name, mode="r")[...])
+    found = zarr.open(path / name, mode="r")
+    return np.asarray(found[...]) if isinstance(found, zarr.Array) else Store(path).array(name)
 
 
 def test_verify_finds_a_flipped_byte_and_passes_without(
@@ -168,7 +171,7 @@ def test_plan_runs_nothing(study: Path, capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_planned_bytes_are_the_arrays_bytes(study: Path, store: Path) -> None:
-    from app.prepare import Prepared
+    from app.build.prepare import Prepared
 
     prepared = Prepared.of(Study.load(study))
     planned = sum(cost.activation_bytes for cost in prepared.costs())
@@ -279,3 +282,13 @@ def test_workers_without_ray_say_what_to_install(
     message = refused(capsys, study, "--store", tmp_path / "s", "--workers", "2")
     assert "needs Ray" in message
     assert "pip install -e '.[ray]'" in message
+
+
+def test_head_kernels_read_as_the_weights_give_them(study: Path, store: Path) -> None:
+    """Also where a block's keys are too small to be shared, and factors of them would refer to nothing."""
+    opened = Store(store)
+    for name, spec in Study.load(study).models.items():
+        pieces = {piece.name: piece.values for piece in model_pieces(load(spec, name).taps)}
+        found = opened.array(f"weights/{name}/kernel_right")
+        assert found.shape == pieces["kernel_right"].shape
+        np.testing.assert_allclose(found, pieces["kernel_right"], rtol=0, atol=1e-6)  # float32

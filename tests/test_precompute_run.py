@@ -14,11 +14,11 @@ import pytest
 from live_study import CHANGED, make_store
 
 import precompute
-from app.headless import command, part_of, read_experiments
-from app.terminal import Share
-from engine.condition import Condition
+from app.live.headless import command, part_of, read_experiments
+from app.live.terminal import Share
 from engine.errors import PatchError
-from engine.experiment import ExperimentResult
+from engine.lab.experiment import ExperimentResult
+from engine.patching.spec import Condition
 from store.runs import RunLog
 
 
@@ -62,7 +62,7 @@ def test_an_unforeseen_error_does_not_keep_the_others_from_running(
             raise ValueError("a bug")
         return ExperimentResult({}, {"table": pl.DataFrame({"kl": [0.0]})})
 
-    monkeypatch.setattr("app.headless.compute", compute)
+    monkeypatch.setattr("app.live.headless.compute", compute)
     wanted = json.dumps([literal(layer, seed=7).to_json() for layer in (0, 1)])
     assert precompute.main(["run", str(store), "--condition", wanted]) == 1
     told = capsys.readouterr()
@@ -96,7 +96,7 @@ def test_parts_share_the_work_without_overlap() -> None:
         ("nowhere.json", "cannot be read. Expected: JSON, or a file of JSON"),
         ("{broken", "cannot be read"),
         ("[1, 2]", "An experiment is a JSON object"),
-        ('{"job": "dance"}', "no such kind of experiment. Expected: patch"),
+        ('{"job": "dance"}', "no such kind of experiment. Expected: ard"),
         ('{"target": "tuned", "source": "base", "component": "resid_post", "layer": -1}', "layer"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_log_gets_few_lines_of_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(10_000))
-    monkeypatch.setattr("app.terminal.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("app.live.terminal.time.monotonic", lambda: float(next(clock)))
     for quiet in (False, True):
         with Share("job", quiet) as share:
             for done in range(100):

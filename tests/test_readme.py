@@ -12,8 +12,9 @@ import pytest
 from live_study import make_store
 
 import precompute
+from app.analyses import ANALYSES
 from engine.errors import PatchError
-from engine.study import Study
+from engine.study.study import Study
 from store.reader import Store
 from store.runs import RunLog
 
@@ -25,11 +26,27 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
+def test_its_table_of_pages_is_the_list_of_analyses() -> None:
+    table = README[README.index("| page | answers |") :].split("\n\n")[0].splitlines()[2:]
+    told = [f"| {one.title} | {one.answers} | {one.null} |" for one in ANALYSES if one.section]
+    assert [line for line in table if line[:8] not in ("| Report", "| Runs |")] == told
+
+
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+)(?:\s+[a-z]+)*:", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"\bmake ([a-z]+)", README))
+    targets = set(re.findall(r"^([a-z-]+)(?:\s+[a-z-]+)*:", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", README))
     assert {"demo", "test", "bench"} <= named
     assert named <= targets | {"test"}
+
+
+def test_every_pin_has_its_hash() -> None:
+    """`.ci/hashes.py` was run after the last change of the constraints."""
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    hashed = [
+        line.split(" --hash=sha256:") for line in (ROOT / ".ci/hashes.txt").read_text().splitlines()[1:]
+    ]
+    assert [pin for pin, _ in hashed] == [pin for pin in pins if not pin.startswith(("#", "torch=="))]
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for _, digest in hashed)
 
 
 def test_commands_are_understood() -> None:

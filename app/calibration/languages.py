@@ -9,21 +9,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app import (
-    ard_words,
-    geometry_words,
-)
-from app import z_patching_words as z_words
-from engine.analysis.ard_spectrum import conclusion, energy_overlap, overlap, start_p
+from app.ard import words as ard_words
+from app.geometry import words as geometry_words
+from app.z_patching import words as z_words
 from engine.analysis.calibration import Entry
 from engine.analysis.calibration.entry import Make
 from engine.analysis.calibration.geometry import basis
 from engine.analysis.calibration.patched import BROADCAST, CONTENT, LARGE, RANDOM, SCAFFOLD, answers, same
-from engine.analysis.dissociation import Changes, paired_p, verdict
-from engine.analysis.language_energy import LanguageEnergy, language_energy
-from engine.analysis.uncertainty import (
-    holm,
-)
+from engine.ard.spectrum import conclusion, energy_overlap, overlap, start_p
+from engine.geometry.language_energy import LanguageEnergy, language_energy
+from engine.stats.uncertainty import holm
+from engine.z_patching.numbers import Changes, paired_p, verdict
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -34,7 +30,7 @@ def shifts_of_blocks(inside: float) -> Make:
     """The language shift of eight blocks, each with its own Z; some of it inside the last one's."""
 
     def make(rng: Rng) -> list[LanguageEnergy]:
-        from engine.analysis.separation import Problems
+        from engine.geometry.separation import Problems
 
         found = []
         for block in range(8):
@@ -70,6 +66,7 @@ class Survivors(NamedTuple):
 
     p: list[float]
     start: str
+    starts: int = 0
 
 
 def blocks_of_survivors(among: bool) -> Make:
@@ -101,14 +98,17 @@ def warm_starts(own: float, count: int = 99) -> Make:
         for block in range(2):
             z = kept(own if block == 0 else 1.0)
             found.append(start_p(z, [kept(1.0) for _ in range(count)]))
-        return Survivors(found, "svd")
+        return Survivors(found, "svd", count)
 
     return make
 
 
 def survivors_are_z(given: Survivors) -> bool:
     adjusted = holm(np.array(given.p))
-    rows = [{"layer": layer, "survivors": 10, "p_adjusted": p} for layer, p in enumerate(adjusted)]
+    rows = [
+        {"layer": layer, "survivors": 10, "p_adjusted": p, "starts": given.starts}
+        for layer, p in enumerate(adjusted)
+    ]
     title = ard_words.overlap_title("base", 8, rows, given.start)
     return " is not shown " not in title and " are not shown " not in title
 
@@ -134,7 +134,7 @@ def cell_stands(given: Sequence[dict[str, Changes]]) -> bool:
 
 
 def cell_differs(given: Sequence[dict[str, Changes]]) -> bool:
-    return not all(title.startswith("Nowhere") for title in _compared(given))
+    return not all(title.startswith("Z and Z⊥ are nowhere") for title in _compared(given))
 
 
 def right(ahead: float) -> Make:

@@ -10,18 +10,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from app import heads_words, rank_words
-from engine.analysis import heads
+from app.heads import words as heads_words
+from app.rank import words as rank_words
 from engine.analysis.calibration import Entry
 from engine.analysis.calibration.effects import PLANTED_HEADS, Effect, Pushes, pushes, saturated
 from engine.analysis.calibration.entry import Make
-from engine.analysis.heads import Heads
-from engine.analysis.ranks import needed_for, rank_grid, sign_flipped_spectra
-from engine.analysis.uncertainty import Band
-from engine.experiments.rank import RankSweep
-from engine.experiments.rank_report import RankData, choice, describe_spectra
-from engine.experiments.rank_report import table as rank_table
-from engine.experiments.rank_vectors import Cell
+from engine.heads import numbers as heads
+from engine.heads.numbers import Heads
+from engine.rank.numbers import needed_for, rank_grid, sign_flipped_spectra
+from engine.rank.report import RankData, choice, describe_spectra
+from engine.rank.report import table as rank_table
+from engine.rank.spec import RankSweep
+from engine.rank.vectors import Cell
+from engine.stats.uncertainty import Band
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator
@@ -34,6 +35,20 @@ def additive(push: Array, subset: Heads) -> Array:
     """Every head does its part, whatever the others do."""
     found: Array = 0.5 * (push[sorted(subset)] ** 2).sum(0)
     return found
+
+
+def mutual(spread: float, n: int = 120) -> Make:
+    """Equal heads; every pair does something together at each prompt, skewed, and 0 on average."""
+
+    def make(rng: Rng) -> Pushes:
+        extra = spread * (rng.exponential(size=(8, 8, n // 2)) - 1)
+
+        def effect(push: Array, subset: Heads) -> Array:
+            return additive(push, subset) + sum(extra[pair] for pair in combinations(sorted(subset), 2))
+
+        return Pushes(pushes(EQUAL, n=n)(rng).push, effect)
+
+    return make
 
 
 def _ends(found: Band, name: str = "coverage", prefix: str = "") -> dict[str, Array]:
@@ -109,7 +124,7 @@ def interact(given: Pushes) -> bool:
     at = validation(given)
     which, both = _pairs(at)
     extra = both - at.alone[which["first"]] - at.alone[which["second"]]
-    together = heads.coverages(extra, at.whole, level=1 - 0.05 / len(both), n_boot=2000)
+    together = heads.coverages(extra, at.whole, together=True, n_boot=2000)
     table = pl.DataFrame(which | _ends(together, "interaction", "interaction_"))
     table = table.rename({"interaction_interaction": "interaction"})
     return not heads_words.pairs_title(table, WHERE, at.summary).startswith("No pair")
@@ -241,7 +256,11 @@ ENTRIES = (
         "Heads: interaction",
         "heads … and … together do more (or less) than the sum of the two",
         interact,
-        {"what heads do adds up": pushes(EQUAL, additive)},
+        {
+            "what heads do adds up": pushes(EQUAL, additive),
+            "pairs do something together, nothing on average": mutual(0.1),
+            "the same on 24 prompts": mutual(0.1, 48),
+        },
         pushes(PLANTED_HEADS),
     ),
     Entry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,25 @@ def speaking(root: Path = ROOT) -> set[str]:
 
     Public functions that return text in the modules `app/*words.py`; functions of the app that are named
     title, verdict, …_title or …_words; functions that make a `Panel` with a title of their own, or a
-    `Finding`; and the functions of `engine.analysis` that draw conclusions.
+    `Finding`; and the functions of the engine's numbers that draw conclusions.
     """
     found = {name for path in _modules(root, "app") for name in _of_app(path, root)}
-    return found | {name for path in _modules(root, "engine/analysis") for name in _of_engine(path, root)}
+    return found | {name for path in _numbers(root) for name in _of_engine(path, root)}
 
 
 def _modules(root: Path, folder: str) -> list[Path]:
-    return [path for path in sorted((root / folder).rglob("*.py")) if "calibration" not in path.parts]
+    every = sorted((root / folder).rglob("*.py"))
+    return [path for path in every if "calibration" not in (*path.parts, path.stem)]
+
+
+def _numbers(root: Path) -> list[Path]:
+    """Modules of the engine that compute, without what describes an experiment or runs one."""
+    return [
+        path
+        for path in _modules(root, "engine")
+        if path.parts[-2] not in ("lab", "study", "models", "passes", "prompts")
+        and not re.search(r"(^|_)(spec|run|repeat|named|report|vectors|outcomes)($|_)", path.stem)
+    ]
 
 
 def _dotted(path: Path, root: Path) -> str:

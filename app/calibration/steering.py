@@ -10,16 +10,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from app import steering_words, weight_steering_words
+from app.steering import words as steering_words
+from app.weight_steering import words as weight_steering_words
 from engine.analysis.calibration import Entry
 from engine.analysis.calibration.entry import Make
-from engine.experiments.run_steering import choose, equal_moves, moves
-from engine.experiments.steering import Steering
-from engine.experiments.steering_report import Effects, curves, equal_table
-from engine.experiments.steering_vectors import Move
-from engine.experiments.weight_steering import FIGURES, Contrast, WeightSteering
-from engine.experiments.weight_steering_report import UNSTEERED, Bench, Key, against_first
-from engine.experiments.weight_steering_report import curves as weight_curves
+from engine.steering.report import Effects, curves, equal_table
+from engine.steering.run import choose, equal_moves, moves
+from engine.steering.spec import Steering
+from engine.steering.vectors import Move
+from engine.weight_steering.report import UNSTEERED, Bench, Key, against_first
+from engine.weight_steering.report import curves as weight_curves
+from engine.weight_steering.spec import FIGURES, Contrast, WeightSteering
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator

@@ -9,29 +9,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from app import (
-    fairness,
-    fairness_queries,
-    splits,
-    synthesis,
-    transport_words,
-    weights_words,
-    words,
-)
-from app.selection import Selection
+from app.frame import words
+from app.frame.selection import Selection
+from app.prompts import fairness, splits
+from app.prompts import tables as fairness_queries
+from app.synthesis import view as synthesis
+from app.transport import words as transport_words
+from app.weights import words as weights_words
 from engine.analysis.calibration import Entry
 from engine.analysis.calibration.entry import Make
 from engine.analysis.calibration.geometry import Updates, isotropic
-from engine.analysis.residual_updates import residual_updates, split_updates, update_norms
-from engine.analysis.spectra import above_edge
-from engine.analysis.transport import RidgeTransport, TransportScores, evaluate_transport
-from engine.analysis.uncertainty import (
-    Interval,
-    energy_p_value,
-    holm,
-    random_subspace_moments,
-    wilson,
-)
+from engine.residual_updates.numbers import residual_updates, split_updates, update_norms
+from engine.stats.spectra import uneven_edge
+from engine.stats.uncertainty import Interval, energy_p_value, holm, random_subspace_moments, wilson
+from engine.transport import RidgeTransport, TransportScores, evaluate_transport
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -115,11 +106,28 @@ def change(spike: float, heavy: bool = False) -> Make:
     return make
 
 
+def uneven(sd: float, rounded: bool = False) -> Make:
+    """A weight difference of noise whose rows and columns differ in size by this log-sd.
+
+    Args:
+        rounded: it is what rounding to bfloat16's eight digits leaves of a matrix of that kind.
+    """
+
+    def make(rng: Rng) -> Array:
+        scales = rng.lognormal(0, sd, (128, 1)) * rng.lognormal(0, sd, 256)
+        weights = scales * rng.normal(size=(128, 256))
+        unit = 2.0 ** (np.frexp(weights)[1] - 8)
+        return np.asarray(weights - unit * np.round(weights / unit) if rounded else weights)
+
+    return make
+
+
 def stands_out(delta: Array) -> bool:
     sigma = np.linalg.svd(delta, compute_uv=False)
-    found = {"count": float(above_edge(sigma, *delta.shape)), "directions": 48.0, "rank": np.nan}
+    edge = uneven_edge((delta**2).sum(axis=1), (delta**2).sum(axis=0))
+    found = {"count": int((sigma > edge).sum()), "directions": 48, "rank": np.nan, "noise": 0.0}
     title = weights_words.spectrum_title({**found, "effective_rank": 40.0}, "tuned", 0, "up_proj")
-    return "; none stands out" not in title
+    return "; none is shown to stand out" not in title
 
 
 BLOCKS, HEADS, WIDTH = 4, 4, 8
@@ -156,11 +164,15 @@ def head_holds_more(given: Sequence[Array]) -> bool:
     return any(title.endswith("more than chance") for title in titles)
 
 
-def halves(stretch: float) -> Make:
-    """What attention and the MLP of one block write; attention more inside the first directions."""
+def halves(stretch: float, alike: float = 0.0) -> Make:
+    """What attention and the MLP of one block write; attention more inside the first directions.
+
+    Args:
+        alike: how much of either part is the same for all prompts, in a direction unrelated to Z.
+    """
 
     def make(rng: Rng) -> tuple[Array, Array]:
-        attn, mlp = rng.normal(size=(2, 30, 32))
+        attn, mlp = rng.normal(size=(2, 30, 32)) + alike * rng.normal(size=(2, 1, 32))
         attn[:, :4] *= stretch
         return attn, mlp
 
@@ -175,7 +187,8 @@ def part_lies_more(given: tuple[Array, Array]) -> bool:
         name: [float(getattr(b, of)[0]) for b in bands]
         for name, of in (("value", "estimate"), ("low", "low"), ("high", "high"))
     }
-    return "lies more in Z than" in words.split_title(pl.DataFrame(table | ends), "base", 0)
+    rows = pl.DataFrame(table | ends).with_columns(p=float(found.p_apart[0]))
+    return "lies more in Z than" in words.split_title(rows, "base", 0)
 
 
 def phases_told(given: Updates) -> bool:
@@ -232,7 +245,13 @@ ENTRIES = (
         "Weights: directions",
         "directions stand out of a random difference",
         stands_out,
-        {"noise": change(0.0), "noise with heavy tails": change(0.0, heavy=True)},
+        {
+            "noise": change(0.0),
+            "noise with heavy tails": change(0.0, heavy=True),
+            "noise in uneven rows and columns": uneven(0.1),
+            "in very uneven ones": uneven(1.0),
+            "rounding to bfloat16": uneven(0.1, rounded=True),
+        },
         change(0.6),
     ),
     Entry(
@@ -246,7 +265,7 @@ ENTRIES = (
         "R(ℓ): attention and MLP",
         "attention's output lies more in Z than the MLP's (or less)",
         part_lies_more,
-        {"alike": halves(1.0)},
+        {"alike": halves(1.0), "each the same for all prompts": halves(1.0, 2.0)},
         halves(2.0),
     ),
     Entry(

@@ -9,14 +9,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from app import behaviour_words, heads_words, words
-from engine.analysis import behaviour, cka
+from app.behaviour import words as behaviour_words
+from app.frame import words
+from app.heads import words as heads_words
 from engine.analysis.calibration import Entry
 from engine.analysis.calibration.entry import Make
-from engine.analysis.heads import rank_correlation
-from engine.analysis.residual_updates import residual_updates, update_norms
-from engine.experiments.behaviour import FIGURES
-from engine.experiments.behaviour_report import WHOLE
+from engine.behaviour import numbers as behaviour
+from engine.behaviour.report import WHOLE
+from engine.behaviour.spec import FIGURES
+from engine.heads.numbers import rank_correlation
+from engine.residual_updates.numbers import residual_updates, update_norms
+from engine.similarity import cka
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator

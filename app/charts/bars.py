@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, values
+from app.charts.spec import Series, across, hue, tip
+from app.charts.template import Chart, hole, layer, layered, look_of, rows, template
 
 
 def interval_bars(
@@ -20,7 +22,7 @@ def interval_bars(
     references: Mapping[str, float] | None = None,
     format: str = ".3g",
     height: int = 300,
-) -> Spec:
+) -> Chart:
     """One bar per row, in the order of the rows, with a line from `low` to `high`.
 
     Args:
@@ -29,24 +31,35 @@ def interval_bars(
         references: named horizontal lines, such as 100 %.
         format: of values in tooltips, in d3's notation.
     """
-    names = table["name"].to_list()
-    axis = {"labelAngle": 0, "labelOverlap": True, "ticks": False}
-    x = channel("name", "nominal", x_title, scale={"domain": names}, sort=None, axis=axis)
-    limits = _domain(table, references or {})
-    scale = {"domain": limits, "nice": False}
-    y = channel("value", "quantitative", y_title, scale=scale, axis={"tickCount": 6})
-    tips = [channel("name", "nominal", x_title), channel("value", "quantitative", y_title, format=format)]
-    tips += [channel(end, "quantitative", end, format=format) for end in ("low", "high")]
-    hue = color(list(colors), list(colors.values()), "square")
-    bar = {"type": "bar", "width": {"band": 0.7}}
-    parts = [layer(values(table), bar, {"x": x, "y": y, "color": hue, "tooltip": tips})]
-    whole = values(table.drop_nulls(["low", "high"]))
-    ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-    rule = {"type": "rule", "color": palette.mark, "strokeWidth": 1.5}
-    parts.append(layer(whole, rule, {"x": x, **ends, "tooltip": tips}))
-    for name, at in (references or {}).items():
-        parts += _reference(name, at, y, palette)
-    return chart(parts, height)
+    lines = references or {}
+    data = {"bars": rows(table), "whole": rows(table.drop_nulls(["low", "high"]))}
+    data |= {f"line {i}": [{"at": at, "label": name}] for i, (name, at) in enumerate(lines.items())}
+    look = _bars(x_title, y_title, look_of(colors), palette, len(lines), format)
+    return Chart(look, data, {"names": table["name"].to_list(), "ends": _domain(table, lines)}, height)
+
+
+@template
+def _bars(
+    x_title: str, y_title: str, series: Series, palette: Palette, lines: int, format: str
+) -> alt.LayerChart:
+    labels = alt.Axis(labelAngle=0, labelOverlap=True, ticks=False)
+    x = alt.X("name:N", title=x_title, scale=alt.Scale(domain=hole("names")), sort=None, axis=labels)
+
+    def y(field: str) -> alt.Y:
+        scale = alt.Scale(domain=hole("ends"), nice=False)
+        return alt.Y(f"{field}:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=6))
+
+    tips = [tip("name", "nominal", x_title), tip("value", "quantitative", y_title, format=format)]
+    tips += [tip(end, "quantitative", end, format=format) for end in ("low", "high")]
+    bars = layer("bars").mark_bar(width=alt.RelativeBandSize(band=0.7))
+    whole = layer("whole").mark_rule(color=palette.mark, strokeWidth=1.5)
+    parts = [
+        bars.encode(x=x, y=y("value"), color=hue(series, "square"), tooltip=tips),
+        whole.encode(x=x, y=y("low"), y2=alt.Y2("high"), tooltip=tips),
+    ]
+    for number in range(lines):
+        parts += across(f"line {number}", y("at"), palette)
+    return layered(*parts)
 
 
 def _domain(table: pl.DataFrame, references: Mapping[str, float]) -> list[float]:
@@ -57,15 +70,3 @@ def _domain(table: pl.DataFrame, references: Mapping[str, float]) -> list[float]
     low, high = min(found), max(found)
     pad = 0.08 * (high - low) or 1.0
     return [low - pad if low < 0 else 0.0, high + pad]
-
-
-def _reference(name: str, at: float, y: Spec, palette: Palette) -> list[Spec]:
-    """A dashed line with its name at the right end."""
-    data, place = values([{"at": at, "label": name}]), {**y, "field": "at"}
-    rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}
-    text = {"type": "text", "align": "right", "baseline": "bottom", "dy": -3, "fontSize": 11}
-    said = {"x": {"value": "width"}, "y": place, "text": {"field": "label", "type": "nominal"}}
-    return [
-        layer(data, rule, {"y": place}),
-        layer(data, {**text, "color": palette.null}, said),
-    ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import altair as alt
 import numpy as np
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, values
+from app.charts.spec import Marks, Series, hue, tip, upright
+from app.charts.template import Chart, hole, layer, layered, look_of, rows, template
 
 
 def counts(found: np.ndarray, least: float, most: float, bins: int = 30) -> pl.DataFrame:
@@ -28,7 +30,7 @@ def histogram(
     palette: Palette,
     marks: Mapping[str, float] | None = None,
     height: int = 260,
-) -> Spec:
+) -> Chart:
     """Bars of counts, and lines at named values.
 
     Args:
@@ -36,32 +38,36 @@ def histogram(
         colors: a colour for each series, in legend order.
         marks: named vertical lines, such as the value found.
     """
-    at = list((marks or {}).values())
-    edges = [*table["low"].to_list(), *table["high"].to_list(), *at] or [0.0, 1.0]
+    named = marks or {}
+    edges = [*table["low"].to_list(), *table["high"].to_list(), *named.values()] or [0.0, 1.0]
     low, high = _padded(edges)
-    scale = {"domain": [low, high], "nice": False, "zero": False}
-    axis = {"format": "~g", "tickCount": 8, "grid": False, "labelOverlap": True}
-    x = channel("low", "quantitative", x_title, scale=scale, axis=axis)
-    top = float(table["count"].max() or 1) * (1.06 + 0.1 * len(at))  # type: ignore[arg-type]
-    y_scale = {"domain": [0, top], "nice": False}
-    y_axis = {"tickMinStep": 1, "format": "d", "tickCount": 5}
-    y = channel("count", "quantitative", y_title, scale=y_scale, axis=y_axis)
+    top = float(table["count"].max() or 1) * (1.06 + 0.1 * len(named))  # type: ignore[arg-type]
+    lines = Marks.of(named, (low + high) / 2, "at")
+    look = _bins(x_title, y_title, look_of(colors), palette, len(named))
+    holes = {"ends": [low, high], "top": [0, top], **lines.holes}
+    return Chart(look, {"bins": rows(table), **lines.data}, holes, height)
+
+
+@template
+def _bins(x_title: str, y_title: str, series: Series, palette: Palette, marks: int) -> alt.LayerChart:
+    def x(field: str) -> alt.X:
+        scale = alt.Scale(domain=hole("ends"), nice=False, zero=False)
+        axis = alt.Axis(format="~g", tickCount=8, grid=False, labelOverlap=True)
+        return alt.X(f"{field}:Q", title=x_title, scale=scale, axis=axis)
+
+    y_axis = alt.Axis(tickMinStep=1, format="d", tickCount=5)
+    y = alt.Y("count:Q", title=y_title, scale=alt.Scale(domain=hole("top"), nice=False), axis=y_axis)
     tips = [
-        channel("low", "quantitative", "from", format=".3g"),
-        channel("high", "quantitative", "to", format=".3g"),
-        channel("count", "quantitative", y_title),
+        tip("low", "quantitative", "from", format=".3g"),
+        tip("high", "quantitative", "to", format=".3g"),
+        tip("count", "quantitative", y_title),
     ]
-    hue = color(list(colors), list(colors.values()), "square")
-    bars = {"x": x, "x2": {"field": "high"}, "y": y, "y2": {"datum": 0}, "color": hue, "tooltip": tips}
-    parts = [layer(values(table), {"type": "rect", "opacity": 0.8}, bars)]
-    for number, (name, value) in enumerate((marks or {}).items()):
-        data, place = values([{"at": value, "label": name}]), {**x, "field": "at"}
-        rule = {"type": "rule", "color": palette.mark, "strokeDash": [5, 4], "strokeWidth": 1.5}
-        side = {"align": "left", "dx": 5} if value <= (low + high) / 2 else {"align": "right", "dx": -5}
-        text = {"type": "text", "baseline": "top", "fontSize": 11, "color": palette.text, **side}
-        said = {"x": place, "y": {"value": 4 + 15 * number}, "text": {"field": "label", "type": "nominal"}}
-        parts += [layer(data, rule, {"x": place}), layer(data, text, said)]
-    return chart(parts, height)
+    bars = layer("bins").mark_rect(opacity=0.8)
+    place = {"x": x("low"), "x2": alt.X2("high"), "y": y, "y2": alt.Y2Datum(0)}
+    parts = [bars.encode(**place, color=hue(series, "square"), tooltip=tips)]
+    for number in range(marks):
+        parts += upright(number, x("at"), palette)
+    return layered(*parts)
 
 
 def _padded(edges: Sequence[float]) -> tuple[float, float]:

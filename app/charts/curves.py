@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, pick, values
+from app.charts.spec import Series, across, hue, pick, tip
+from app.charts.template import Chart, Rows, hole, layer, layered, look_of, rows, template, text_hole
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Look:
     height: int = 340
 
 
-def layer_curve(table: pl.DataFrame, look: Look, palette: Palette, null: pl.DataFrame | None = None) -> Spec:
+def layer_curve(table: pl.DataFrame, look: Look, palette: Palette, null: pl.DataFrame | None = None) -> Chart:
     """One line per series over layers; a click anywhere in a layer's column selects it.
 
     Args:
@@ -44,51 +46,94 @@ def layer_curve(table: pl.DataFrame, look: Look, palette: Palette, null: pl.Data
         null: columns layer, low, high of the band expected when there is nothing to find.
 
     Returns:
-        A layered Vega-Lite specification whose parameter `pick` selects field `layer`.
+        A layered chart whose parameter `pick` selects field `layer`.
     """
-    x, domain = _x(table, look), _domain(table, null, look)
-    scale = {"domain": domain, "nice": False, "zero": False}
-    axis = {"format": _digits(domain), "tickCount": 6}
-    y = channel("value", "quantitative", look.y_title, scale=scale, axis=axis)
-    low = channel("low", "quantitative", look.y_title, scale=scale, axis=axis)
-    hue = color(list(look.colors), list(look.colors.values()))
-    data = values(table)
-    parts: list[Spec] = []
+    domain = _domain(table, null, look)
+    lines = {
+        name: at
+        for name, at in (look.references or {}).items()
+        if not look.zoom or domain[0] <= at <= domain[1]
+    }
+    data = {"curve": rows(table), "hits": _hits(table, null, look)}
+    data |= {f"line {i}": [{"at": at, "label": name}] for i, (name, at) in enumerate(lines.items())}
     if look.selected is not None:
-        column = values([{"x": look.selected - 0.5, "x2": look.selected + 0.5}])
-        mark = {"type": "rect", "color": palette.mark, "opacity": 0.1}
-        parts.append(layer(column, mark, {"x": {**x, "field": "x"}, "x2": {"field": "x2"}}))
-    if null is not None and null.height:
-        mark = {"type": "area", "opacity": 0.3, "color": palette.null, "clip": True}
-        parts.append(layer(values(null), mark, {"x": x, "y": low, "y2": {"field": "high"}}))
-    for name, at in (look.references or {}).items():
-        parts += _reference(name, at, palette, scale, look)
-    if {"low", "high"} <= set(table.columns):
-        whole = values(table.drop_nulls(["low", "high"]))
-        encoding = {"x": x, "y": low, "y2": {"field": "high"}, "color": hue}
-        parts.append(layer(whole, {"type": "area", "opacity": 0.22}, encoding))
-    encoding = {"x": x, "y": y, "color": hue}
-    parts.append(layer(data, {"type": "line", "strokeWidth": 2}, encoding))
-    parts.append(layer(data, {"type": "point", "filled": True, "size": 34, "opacity": 1}, encoding))
-    parts.append(_hits(table, null, look, x))
-    return chart(parts, look.height)
+        data["selected"] = [{"x": look.selected - 0.5, "x2": look.selected + 0.5}]
+    shaded = null is not None and null.height > 0
+    if null is not None and shaded:
+        data["null"] = rows(null)
+    banded = {"low", "high"} <= set(table.columns)
+    if banded:
+        data["band"] = rows(table.drop_nulls(["low", "high"]))
+    titles, labels = (look.x_title, look.y_title), tuple((look.labels or {}).items())
+    shown = (look.selected is not None, shaded, len(lines), banded)
+    holes = {"layers": _layers(table), "ticks": _ticks(table), "ends": domain, "digits": _digits(domain)}
+    return Chart(_curve(titles, look_of(look.colors), palette, labels, shown), data, holes, look.height)
 
 
-def _x(table: pl.DataFrame, look: Look) -> Spec:
+@template
+def _curve(
+    titles: tuple[str, str],
+    series: Series,
+    palette: Palette,
+    labels: tuple[tuple[int, str], ...],
+    shown: tuple[bool, bool, int, bool],
+) -> alt.LayerChart:
+    """Lines over layers.
+
+    Args:
+        titles: of x and y. labels: names of layers that are not plain numbers.
+        shown: whether a layer is marked and a null shaded, how many lines of reference, whether intervals.
+    """
+    marked, shaded, lines, banded = shown
+    expr = "format(datum.value, 'd')"
+    for at, name in labels:
+        expr = f"datum.value == {at} ? '{name}' : {expr}"
+
+    def x(field: str = "layer") -> alt.X:
+        scale = alt.Scale(domain=hole("layers"), nice=False)
+        axis = alt.Axis(values=hole("ticks"), grid=False, labelExpr=expr, labelOverlap=True)
+        return alt.X(f"{field}:Q", title=titles[0], scale=scale, axis=axis)
+
+    def y(field: str) -> alt.Y:
+        scale = alt.Scale(domain=hole("ends"), nice=False, zero=False)
+        axis = alt.Axis(format=text_hole("digits"), tickCount=6)
+        return alt.Y(f"{field}:Q", title=titles[1], scale=scale, axis=axis)
+
+    parts: list[alt.Chart] = []
+    if marked:
+        column = layer("selected").mark_rect(color=palette.mark, opacity=0.1)
+        parts.append(column.encode(x=x("x"), x2=alt.X2("x2")))
+    if shaded:
+        area = layer("null").mark_area(opacity=0.3, color=palette.null, clip=True)
+        parts.append(area.encode(x=x(), y=y("low"), y2=alt.Y2("high")))
+    for number in range(lines):
+        parts += across(f"line {number}", y("at"), palette)
+    color = hue(series)
+    if banded:
+        parts.append(
+            layer("band").mark_area(opacity=0.22).encode(x=x(), y=y("low"), y2=alt.Y2("high"), color=color)
+        )
+    place = {"x": x(), "y": y("value"), "color": color}
+    parts.append(layer("curve").mark_line(strokeWidth=2).encode(**place))
+    parts.append(layer("curve").mark_point(filled=True, size=34, opacity=1).encode(**place))
+    tips = [tip("layer", "quantitative", titles[0])]
+    tips += [tip(f"s{number}", "nominal", name) for number, (name, _) in enumerate(series)]
+    tips += [tip("null", "nominal", "null")] if shaded else []
+    hits = layer("hits", "hits").mark_rect(opacity=0, cursor="pointer")
+    parts.append(hits.encode(x=x("x"), x2=alt.X2("x2"), tooltip=tips).add_params(pick("layer")))
+    return layered(*parts)
+
+
+def _layers(table: pl.DataFrame) -> list[float]:
+    layers = table["layer"].to_list() or [0]
+    return [min(layers) - 0.5, max(layers) + 0.5]
+
+
+def _ticks(table: pl.DataFrame) -> list[int]:
     layers = table["layer"].to_list() or [0]
     low, high = min(layers), max(layers)
     step = max(1, (high - low + 12) // 12)
-    expr = "format(datum.value, 'd')"
-    for at, name in (look.labels or {}).items():
-        expr = f"datum.value == {at} ? '{name}' : {expr}"
-    ticks = [v for v in range(low, high + 1) if (v - low) % step == 0]
-    return channel(
-        "layer",
-        "quantitative",
-        look.x_title,
-        scale={"domain": [low - 0.5, high + 0.5], "nice": False},
-        axis={"values": ticks, "grid": False, "labelExpr": expr, "labelOverlap": True},
-    )
+    return [v for v in range(low, high + 1) if (v - low) % step == 0]
 
 
 def _domain(table: pl.DataFrame, null: pl.DataFrame | None, look: Look) -> list[float]:
@@ -112,44 +157,19 @@ def _digits(domain: list[float]) -> str:
     return f".{min(max(0, math.ceil(-math.log10(step))), 9)}f" if step < 10 else ",d"
 
 
-def _reference(name: str, at: float, palette: Palette, scale: Spec, look: Look) -> list[Spec]:
-    data = values([{"at": at, "label": name}])
-    axis = {"format": _digits(scale["domain"]), "tickCount": 6}
-    y = channel("at", "quantitative", look.y_title, scale=scale, axis=axis)
-    if look.zoom and not scale["domain"][0] <= at <= scale["domain"][1]:
-        return []
-    rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}
-    text = {
-        "type": "text",
-        "align": "right",
-        "baseline": "bottom",
-        "dy": -3,
-        "fontSize": 11,
-        "color": palette.null,
-    }
-    place = {"x": {"value": "width"}, "y": y, "text": {"field": "label", "type": "nominal"}}
-    return [layer(data, rule, {"y": y}), layer(data, text, place)]
-
-
-def _hits(table: pl.DataFrame, null: pl.DataFrame | None, look: Look, x: Spec) -> Spec:
-    """Invisible full-height columns that take clicks and show every series in one tooltip."""
+def _hits(table: pl.DataFrame, null: pl.DataFrame | None, look: Look) -> Rows:
+    """Full-height columns that take clicks and show every series in one tooltip."""
     keys = {name: f"s{i}" for i, name in enumerate(look.colors)}
-    rows: dict[int, dict[str, object]] = {}
+    found: dict[int, dict[str, object]] = {}
     for row in table.iter_rows(named=True):
         at = row["layer"]
-        entry = rows.setdefault(at, {"layer": at, "x": at - 0.5, "x2": at + 0.5})
+        entry = found.setdefault(at, {"layer": at, "x": at - 0.5, "x2": at + 0.5})
         entry[keys.get(row["series"], "")] = _said(row)
     if null is not None:
         for row in null.iter_rows(named=True):
-            if row["layer"] in rows:
-                rows[row["layer"]]["null"] = f"{row['low']:.4f} to {row['high']:.4f}"
-    tips = [channel("layer", "quantitative", look.x_title)]
-    tips += [channel(key, "nominal", name) for name, key in keys.items()]
-    if null is not None and null.height:
-        tips.append(channel("null", "nominal", "null"))
-    encoding = {"x": {**x, "field": "x"}, "x2": {"field": "x2"}, "tooltip": tips}
-    mark = {"type": "rect", "opacity": 0, "cursor": "pointer"}
-    return layer(values(list(rows.values())), mark, encoding, params=pick(["layer"]))
+            if row["layer"] in found:
+                found[row["layer"]]["null"] = f"{row['low']:.4f} to {row['high']:.4f}"
+    return list(found.values())
 
 
 def _said(row: Mapping[str, object]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import PLAIN, UNDER_NAMES, Spec, channel, chart, color, layer, values
+from app.charts.spec import DASHED, PLAIN, UNDER_NAMES, Series, hue, tip
+from app.charts.template import Chart, hole, layer, layered, look_of, rows, template
 
 
 def interval_dots(
@@ -19,7 +21,7 @@ def interval_dots(
     reference: tuple[str, float] | None = None,
     percent: bool = False,
     limits: tuple[float, float] | None = None,
-) -> Spec:
+) -> Chart:
     """A dot with its interval for every series of every row.
 
     Args:
@@ -30,30 +32,41 @@ def interval_dots(
         limits: what the axis must hold at least.
     """
     names = list(dict.fromkeys(table["name"].to_list()))
-    digits = ".0%" if percent else PLAIN
-    domain = _domain(table, reference, limits)
-    x = channel("value", "quantitative", x_title, scale={"domain": domain, "nice": False})
-    x["axis"] = {"tickCount": 6, "format": digits, **UNDER_NAMES}
-    axis = {"labelLimit": 170, "ticks": False, "grid": False}
-    y = channel("name", "nominal", None, sort=None, scale={"domain": names}, axis=axis)
-    offset = channel("series", "nominal", scale={"domain": list(colors)}, sort=None)
-    place = {"y": y, "yOffset": offset, "color": color(list(colors), list(colors.values()), "circle")}
-    precise = ".1%" if percent else ".4g"
-    tips = [channel("name", "nominal", "prompts"), channel("series", "nominal", "who")]
-    tips += [channel(end, "quantitative", end, format=precise) for end in ("value", "low", "high")]
-    tips.append(channel("n", "quantitative", "prompts with a value"))
-    parts: list[Spec] = []
+    data = {"whole": rows(table.drop_nulls(["low", "high"])), "dots": rows(table)}
     if reference is not None:
-        rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}
-        line = values([{"value": reference[1], "label": reference[0]}])
-        parts.append(layer(line, rule, {"x": x, "tooltip": [channel("label", "nominal", "line")]}))
-    whole = values(table.drop_nulls(["low", "high"]))
-    ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}}
-    bar = {"type": "rule", "strokeWidth": 2.5, "opacity": 0.75}
-    parts.append(layer(whole, bar, {**place, **ends, "tooltip": tips}))
-    dot = {"type": "point", "filled": True, "size": 55, "opacity": 1}
-    parts.append(layer(values(table), dot, {**place, "x": x, "tooltip": tips}))
-    return chart(parts, 70 + len(names) * (12 + 12 * len(colors)))
+        data["line"] = [{"value": reference[1], "label": reference[0]}]
+    holes = {"names": names, "ends": _domain(table, reference, limits)}
+    look = _dots(x_title, look_of(colors), palette, reference is not None, percent)
+    return Chart(look, data, holes, 70 + len(names) * (12 + 12 * len(colors)))
+
+
+@template
+def _dots(x_title: str, series: Series, palette: Palette, line: bool, percent: bool) -> alt.LayerChart:
+    def x(field: str) -> alt.X:
+        axis = alt.Axis(tickCount=6, format=".0%" if percent else PLAIN, **UNDER_NAMES)
+        return alt.X(f"{field}:Q", title=x_title, scale=alt.Scale(domain=hole("ends"), nice=False), axis=axis)
+
+    axis = alt.Axis(labelLimit=170, ticks=False, grid=False)
+    offset = alt.Scale(domain=[name for name, _ in series])
+    precise = ".1%" if percent else ".4g"
+    tips = [tip("name", "nominal", "prompts"), tip("series", "nominal", "who")]
+    tips += [tip(end, "quantitative", end, format=precise) for end in ("value", "low", "high")]
+    tips.append(tip("n", "quantitative", "prompts with a value"))
+    place = {
+        "y": alt.Y("name:N", title=None, sort=None, scale=alt.Scale(domain=hole("names")), axis=axis),
+        "yOffset": alt.YOffset("series:N", title=None, scale=offset, sort=None),
+        "color": hue(series, "circle"),
+        "tooltip": tips,
+    }
+    parts: list[alt.Chart] = []
+    if line:
+        rule = layer("line").mark_rule(color=palette.null, **DASHED)
+        parts.append(rule.encode(x=x("value"), tooltip=[tip("label", "nominal", "line")]))
+    bar = layer("whole").mark_rule(strokeWidth=2.5, opacity=0.75)
+    parts.append(bar.encode(**place, x=x("low"), x2=alt.X2("high")))
+    dot = layer("dots").mark_point(filled=True, size=55, opacity=1)
+    parts.append(dot.encode(**place, x=x("value")))
+    return layered(*parts)
 
 
 def _domain(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import PLAIN, UNDER_NAMES, Spec, channel, chart, color, layer, log_format, values
+from app.charts.spec import PLAIN, UNDER_NAMES, Marks, Series, hue, log_format, tip, upright
+from app.charts.template import Chart, Rows, hole, layer, layered, look_of, rows, template, text_hole
 
 
 def numeric_lines(
@@ -25,7 +28,7 @@ def numeric_lines(
     floor: float | None = None,
     limits: tuple[float, float] | None = None,
     height: int = 300,
-) -> Spec:
+) -> Chart:
     """One line per series over x, with a band where a row has low and high.
 
     Args:
@@ -37,47 +40,85 @@ def numeric_lines(
         floor: the vertical axis does not go below this, whatever the values.
         limits: ends of the vertical axis, whatever the values.
     """
-    x = _x(table, x_title, log_x, marks, x_format)
-    room = 0.06 + 0.075 * len(marks or {})  # names of the marks stand above the lines
-    y = _y(table, null, y_title, log_y, floor, room)
-    if limits is not None:
-        y["scale"]["domain"] = list(limits)
-    hue = color(list(colors), list(colors.values()))
-    low, high = {**y, "field": "low"}, {"field": "high"}
-    parts: list[Spec] = []
-    if null is not None and null.height:
-        area = {"type": "area", "opacity": 0.3, "color": palette.null, "clip": True}
-        parts.append(layer(values(null), area, {"x": x, "y": low, "y2": high}))
-    if {"low", "high"} <= set(table.columns):
-        area = {"type": "area", "opacity": 0.22, "clip": True}
-        whole = values(table.drop_nulls(["low", "high"]))
-        parts.append(layer(whole, area, {"x": x, "y": low, "y2": high, "color": hue}))
-    line = {"type": "line", "strokeWidth": 2, "clip": True}
-    parts.append(layer(values(table), line, {"x": x, "y": y, "color": hue}))
+    named = marks or {}
+    across = _across(table, named)
+    room = 0.06 + 0.075 * len(named)  # names of the marks stand above the lines
+    up = _up(table, null, log_y, floor, room)
+    shaded = null is not None and null.height > 0
+    data = {"lines": rows(table)}
+    if null is not None and shaded:
+        data["null"] = rows(null)
+    banded = {"low", "high"} <= set(table.columns)
+    if banded:
+        data["band"] = rows(table.drop_nulls(["low", "high"]))
+    low, high = across
+    lines = Marks.of(named, (low * high) ** 0.5 if log_x else (low + high) / 2, "x")
+    digits = log_format(*up) if log_y else ".4~g"
+    ends = up if limits is None else list(limits)
+    look = _lines(
+        (x_title, y_title), look_of(colors), palette, (log_x, log_y), x_format, (shaded, banded, len(named))
+    )
+    holes = {"across": across, "up": ends, "digits": digits, **lines.holes}
+    return Chart(look, data | lines.data, holes, height)
+
+
+@template
+def _lines(
+    titles: tuple[str, str],
+    series: Series,
+    palette: Palette,
+    logs: tuple[bool, bool],
+    x_format: str,
+    shown: tuple[bool, bool, int],
+) -> alt.LayerChart:
+    """Lines over a number.
+
+    Args:
+        titles: of x and y. logs: whether x and y are logarithmic. shown: null, intervals, how many marks.
+    """
+    shaded, banded, marks = shown
+    kind: dict[str, Any] = {"type": "log"} if logs[0] else {}
+    x_scale = alt.Scale(domain=hole("across"), nice=False, zero=False, **kind)
+    x_axis = alt.Axis(grid=False, labelOverlap=True, tickCount=8, format=x_format)
+    x = alt.X("x:Q", title=titles[0], scale=x_scale, axis=x_axis)
+
+    def y(field: str) -> alt.Y:
+        kind: dict[str, Any] = {"type": "log"} if logs[1] else {"zero": False}
+        scale = alt.Scale(domain=hole("up"), nice=False, **kind)
+        axis = alt.Axis(tickCount=5 if logs[1] else 6, format=text_hole("digits"))
+        return alt.Y(f"{field}:Q", title=titles[1], scale=scale, axis=axis)
+
+    parts: list[alt.Chart] = []
+    if shaded:
+        area = layer("null").mark_area(opacity=0.3, color=palette.null, clip=True)
+        parts.append(area.encode(x=x, y=y("low"), y2=alt.Y2("high")))
+    color = hue(series)
+    if banded:
+        area = layer("band").mark_area(opacity=0.22, clip=True)
+        parts.append(area.encode(x=x, y=y("low"), y2=alt.Y2("high"), color=color))
+    place = {"x": x, "y": y("value"), "color": color}
     tips = [
-        channel("series", "nominal", "series"),
-        channel("x", "quantitative", x_title, format=".4g"),
-        channel("value", "quantitative", y_title, format=".4g"),
+        tip("series", "nominal", "series"),
+        tip("x", "quantitative", titles[0], format=".4g"),
+        tip("value", "quantitative", titles[1], format=".4g"),
     ]
-    dots = {"type": "point", "filled": True, "size": 26, "opacity": 1, "clip": True}
-    parts.append(layer(values(table), dots, {"x": x, "y": y, "color": hue, "tooltip": tips}))
-    for number, (name, at) in enumerate((marks or {}).items()):
-        parts += _mark(name, at, x, palette, number)
-    return chart(parts, height)
+    parts.append(layer("lines").mark_line(strokeWidth=2, clip=True).encode(**place))
+    dots = layer("lines").mark_point(filled=True, size=26, opacity=1, clip=True)
+    parts.append(dots.encode(**place, tooltip=tips))
+    for number in range(marks):
+        parts += upright(number, x, palette)
+    return layered(*parts)
 
 
-def _x(table: pl.DataFrame, title: str, log: bool, marks: Mapping[str, float] | None, format: str) -> Spec:
-    found = [*table["x"].drop_nulls().to_list(), *(marks or {}).values()] or [1.0]
-    scale = {"domain": [min(found), max(found)], "nice": False, "zero": False}
-    axis = {"grid": False, "labelOverlap": True, "tickCount": 8, "format": format}
-    if log:
-        scale["type"] = "log"
-    return channel("x", "quantitative", title, scale=scale, axis=axis)
+def _across(table: pl.DataFrame, marks: Mapping[str, float]) -> list[float]:
+    found = [*table["x"].drop_nulls().to_list(), *marks.values()] or [1.0]
+    return [min(found), max(found)]
 
 
-def _y(
-    table: pl.DataFrame, null: pl.DataFrame | None, title: str, log: bool, floor: float | None, room: float
-) -> Spec:
+def _up(
+    table: pl.DataFrame, null: pl.DataFrame | None, log: bool, floor: float | None, room: float
+) -> list[float]:
+    """Ends of the vertical axis, with room above."""
     found: list[float] = []
     for frame in (table, null):
         for name in ("value", "low", "high"):
@@ -87,29 +128,12 @@ def _y(
     low, high = (min(found), max(found)) if found else ((0.1, 1.0) if log else (0.0, 1.0))
     low = low if floor is None else max(low, floor)
     if log:
-        top = high * max(high / low, 1.3) ** room
-        scale = {"type": "log", "domain": [low / 1.1, top], "nice": False}
-        return channel(
-            "value", "quantitative", title, scale=scale, axis={"tickCount": 5, "format": log_format(low, top)}
-        )
+        return [low / 1.1, high * max(high / low, 1.3) ** room]
     size = high - low or max(abs(high), 1e-6)
-    scale = {"domain": [low - 0.06 * size, high + room * size], "nice": False, "zero": False}
-    return channel("value", "quantitative", title, scale=scale, axis={"tickCount": 6, "format": ".4~g"})
+    return [low - 0.06 * size, high + room * size]
 
 
-def _mark(name: str, at: float, x: Spec, palette: Palette, number: int) -> list[Spec]:
-    """A vertical line with its name beside it; names of several lines lie below each other."""
-    data = values([{"x": at, "label": name}])
-    rule = {"type": "rule", "color": palette.mark, "strokeDash": [5, 4], "strokeWidth": 1.5}
-    low, high = x["scale"]["domain"]
-    middle = (low * high) ** 0.5 if x["scale"].get("type") == "log" else (low + high) / 2
-    side = {"align": "left", "dx": 5} if at <= middle else {"align": "right", "dx": -5}
-    text = {"type": "text", "baseline": "top", "fontSize": 11, "color": palette.text, **side}
-    place = {"x": x, "y": {"value": 4 + 15 * number}, "text": {"field": "label", "type": "nominal"}}
-    return [layer(data, rule, {"x": x}), layer(data, text, place)]
-
-
-def value_dots(table: pl.DataFrame, *, x_title: str, palette: Palette, limits: tuple[float, float]) -> Spec:
+def value_dots(table: pl.DataFrame, *, x_title: str, palette: Palette, limits: tuple[float, float]) -> Chart:
     """A dot per row with its interval, over the range that chance gives it in grey.
 
     Args:
@@ -119,33 +143,45 @@ def value_dots(table: pl.DataFrame, *, x_title: str, palette: Palette, limits: t
     """
     least, most = limits
     names = table["name"].to_list()
-    x = channel("at", "quantitative", x_title, scale={"domain": [least, most], "nice": False})
-    x["axis"] = {"tickCount": 6, "format": PLAIN, **UNDER_NAMES}
-    axis = {"labelLimit": 190, "ticks": False, "labelOverlap": False}
-    y = channel("name", "nominal", None, sort=None, scale={"domain": names}, axis=axis)
 
     def inside(column: str) -> pl.Expr:
         return pl.col(column).cast(pl.Float64).fill_nan(None).clip(least, most)
 
-    data = table.with_columns(inside("value").alias("at"), said=_said())
-    tips = [channel("name", "nominal", "score"), channel("said", "nominal", "value")]
-    parts: list[Spec] = []
-    for ends, mark in (
-        (("null_low", "null_high"), {"type": "bar", "height": 12, "color": palette.null, "opacity": 0.45}),
-        (("low", "high"), {"type": "rule", "color": palette.pair, "strokeWidth": 2}),
-    ):
-        known = data.with_columns(inside(ends[0]).alias("from"), inside(ends[1]).alias("to"))
-        known = known.drop_nulls(["from", "to"])
-        place = {"x": {**x, "field": "from"}, "x2": {"field": "to"}, "y": y, "tooltip": tips}
-        parts.append(layer(values(known), mark, place))
-    dot = {"type": "point", "filled": True, "size": 70, "opacity": 1, "color": palette.pair}
-    shown = values(data.drop_nulls("at"))
-    parts.append(layer(shown, dot, {"x": x, "y": y, "tooltip": tips}))
-    text = {"type": "text", "align": "left", "dx": 4, "fontSize": 11, "color": palette.text}
-    said = {"x": {"value": "width"}, "y": y, "text": {"field": "short", "type": "nominal"}}
-    parts.append(layer(values(data), text, said))
-    spec = chart(parts, 90 + 24 * len(names))
-    return {**spec, "padding": {"right": 52}}
+    def known(low: str, high: str) -> Rows:
+        both = frame.with_columns(inside(low).alias("from"), inside(high).alias("to"))
+        return rows(both.drop_nulls(["from", "to"]))
+
+    frame = table.with_columns(inside("value").alias("at"), said=_said())
+    data = {
+        "null": known("null_low", "null_high"),
+        "whole": known("low", "high"),
+        "dots": rows(frame.drop_nulls("at")),
+        "said": rows(frame),
+    }
+    look = _values(x_title, palette)
+    return Chart(look, data, {"ends": [least, most], "names": names}, 90 + 24 * len(names))
+
+
+@template
+def _values(x_title: str, palette: Palette) -> alt.LayerChart:
+    def x(field: str) -> alt.X:
+        axis = alt.Axis(tickCount=6, format=PLAIN, **UNDER_NAMES)
+        return alt.X(f"{field}:Q", title=x_title, scale=alt.Scale(domain=hole("ends"), nice=False), axis=axis)
+
+    axis = alt.Axis(labelLimit=190, ticks=False, labelOverlap=False)
+    y = alt.Y("name:N", title=None, sort=None, scale=alt.Scale(domain=hole("names")), axis=axis)
+    tips = [tip("name", "nominal", "score"), tip("said", "nominal", "value")]
+    null = layer("null").mark_bar(height=12, color=palette.null, opacity=0.45)
+    whole = layer("whole").mark_rule(color=palette.pair, strokeWidth=2)
+    dots = layer("dots").mark_point(filled=True, size=70, opacity=1, color=palette.pair)
+    text = layer("said").mark_text(align="left", dx=4, fontSize=11, color=palette.text)
+    return layered(
+        null.encode(x=x("from"), x2=alt.X2("to"), y=y, tooltip=tips),
+        whole.encode(x=x("from"), x2=alt.X2("to"), y=y, tooltip=tips),
+        dots.encode(x=x("at"), y=y, tooltip=tips),
+        text.encode(x=alt.XValue("width"), y=y, text=alt.Text("short:N")),
+        padding={"right": 52},
+    )
 
 
 def _said() -> pl.Expr:

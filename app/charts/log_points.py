@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, layer, log_format, log_ticks, pick, values
+from app.charts.spec import DASHED, Kind, across, log_format, log_ticks, pick, tip
+from app.charts.template import Chart, Rows, hole, layer, layered, rows, template, text_hole
 
 STAR = (
     "M0,-1L0.235,-0.324L0.951,-0.309L0.380,0.124L0.588,0.809L0,0.4"
@@ -38,7 +41,7 @@ def log_points(
     selected: str = "",
     reference: str = "chance",
     height: int = 380,
-) -> Spec:
+) -> Chart:
     """One point per row; a click anywhere picks the nearest point's `candidate`.
 
     Args:
@@ -51,65 +54,85 @@ def log_points(
     """
     across, up = domains
     inside = table.with_columns(pl.col("x").clip(*across), pl.col("y").clip(*up))
-    x, y = _axis("x", x_title, across), _axis("y", y_title, up)
-    parts = _reference(reference, x, y, palette)
-    domain, colours = list(looks), [colour for colour, _ in looks.values()]
-    scale = {"domain": domain, "range": colours}
-    legend = {"orient": "top", "title": None, "symbolOpacity": 1} if len(domain) > 1 else None
-    tips = _tips(table, {"x": x_title, "y": y_title})
-    shape = {"domain": domain, "range": [form for _, form in looks.values()]}
-    point = {
-        "x": x,
-        "y": y,
-        "color": channel("series", "nominal", scale=scale, legend=legend),
-        "fill": channel("series", "nominal", scale=scale, legend=None),
-        "shape": channel("series", "nominal", scale=shape, legend=legend),
-        "fillOpacity": {"condition": {"test": "datum.hollow", "value": 0}, "value": 0.85},
-        "tooltip": tips,
+    sides = _names(inside, domains)
+    data = {
+        "line": [{"x": 1.0, "y": 1.0, "label": reference}],
+        "points": rows(inside),
+        "selected": rows(inside.filter(pl.col("candidate") == selected)),
+        "moved": [*sides["left"], *sides["right"]],
+        **sides,
     }
-    mark = {"type": "point", "size": 70, "opacity": 1, "strokeWidth": 1.5, "cursor": "pointer"}
-    nearest = pick(["candidate"])
-    nearest[0]["select"]["nearest"] = True
-    parts.append(layer(values(inside), mark, point, params=nearest))
-    ring = {"type": "point", "size": 230, "opacity": 1, "strokeWidth": 2, "color": palette.mark}
-    parts.append(layer(values(inside.filter(pl.col("candidate") == selected)), ring, {"x": x, "y": y}))
-    parts += _names(inside, x, y, palette, domains)
-    return chart(parts, height)
+    holes: dict[str, Any] = {}
+    for name, domain in (("x", across), ("y", up)):
+        holes |= {f"{name} ends": list(domain), f"{name} ticks": log_ticks(*domain)}
+        holes[f"{name} digits"] = log_format(*domain)
+    forms = tuple((name, *look) for name, look in looks.items())
+    return Chart(_log_points(x_title, y_title, forms, palette, _told(table)), data, holes, height)
 
 
-def _tips(table: pl.DataFrame, titles: Mapping[str, str]) -> list[Spec]:
-    """Every column of a point, numbers with three digits."""
-    tips = []
-    for name, dtype in table.schema.items():
-        if name in ("hollow", "label"):
-            continue
-        title = titles.get(name, name.replace("_", " ") if name != "series" else "kind")
-        number = {"format": ".3g"} if dtype.is_float() else {}
-        tips.append(channel(name, "quantitative" if dtype.is_numeric() else "nominal", title, **number))
-    return tips
+@template
+def _log_points(
+    x_title: str,
+    y_title: str,
+    looks: tuple[tuple[str, str, str], ...],
+    palette: Palette,
+    told: tuple[tuple[str, Kind, str], ...],
+) -> alt.LayerChart:
+    """Points over two logarithmic axes.
 
-
-def _axis(field: str, title: str, domain: tuple[float, float]) -> Spec:
-    scale = {"type": "log", "domain": list(domain), "nice": False}
-    axis = {"format": log_format(*domain), "values": log_ticks(*domain), "labelOverlap": True}
-    return channel(field, "quantitative", title, scale=scale, axis=axis)
-
-
-def _reference(name: str, x: Spec, y: Spec, palette: Palette) -> list[Spec]:
-    data = values([{"x": 1.0, "y": 1.0, "label": name}])
-    rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}
-    text = {"type": "text", "align": "right", "baseline": "bottom", "dx": -2, "dy": -3, "fontSize": 11}
-    said = {"x": {"value": "width"}, "y": y, "text": {"field": "label", "type": "nominal"}}
-    return [
-        layer(data, rule, {"x": x}),
-        layer(data, rule, {"y": y}),
-        layer(data, {**text, "color": palette.null}, said),
+    Args:
+        looks: name, colour and shape of each series. told: columns of the tooltip, kind and format of each.
+    """
+    x, y = alt.X("x:Q", title=x_title, **_axis("x")), alt.Y("y:Q", title=y_title, **_axis("y"))
+    names = [name for name, _, _ in looks]
+    legend = alt.Legend(orient="top", title=None, symbolOpacity=1) if len(names) > 1 else None
+    colours = alt.Scale(domain=names, range=[colour for _, colour, _ in looks])
+    shapes = alt.Scale(domain=names, range=[form for _, _, form in looks])
+    titles = {"x": x_title, "y": y_title, "series": "kind"}
+    tips = [
+        tip(name, kind, titles.get(name, name.replace("_", " ")), **({"format": form} if form else {}))
+        for name, kind, form in told
     ]
+    hollow = alt.when("datum.hollow").then(alt.value(0)).otherwise(alt.value(0.85))
+    points = layer("points", "points").mark_point(size=70, opacity=1, strokeWidth=1.5, cursor="pointer")
+    ring = layer("selected").mark_point(size=230, opacity=1, strokeWidth=2, color=palette.mark)
+    moved = layer("moved").mark_rule(color=palette.text, opacity=0.35)
+    text: dict[str, Any] = {"baseline": "middle", "fontSize": 11, "color": palette.text}
+    return layered(
+        layer("line").mark_rule(color=palette.null, **DASHED).encode(x=x),
+        *across("line", y, palette, dx=-2),
+        points.encode(
+            x=x,
+            y=y,
+            color=alt.Color("series:N", title=None, scale=colours, legend=legend),
+            fill=alt.Fill("series:N", title=None, scale=colours, legend=None),
+            shape=alt.Shape("series:N", title=None, scale=shapes, legend=legend),
+            fillOpacity=hollow,
+            tooltip=tips,
+        ).add_params(pick("candidate", nearest=True)),
+        ring.encode(x=x, y=y),
+        moved.encode(x=x, y=y, y2=alt.Y2("y2")),
+        layer("left").mark_text(**text, align="left", dx=11).encode(x=x, y=y, text=alt.Text("label:N")),
+        layer("right").mark_text(**text, align="right", dx=-11).encode(x=x, y=y, text=alt.Text("label:N")),
+    )
 
 
-def _names(
-    table: pl.DataFrame, x: Spec, y: Spec, palette: Palette, domains: tuple[tuple[float, float], ...]
-) -> list[Spec]:
+def _told(table: pl.DataFrame) -> tuple[tuple[str, Kind, str], ...]:
+    """Every column of a point's tooltip, its kind and format: numbers with three digits."""
+    return tuple(
+        (name, "quantitative" if dtype.is_numeric() else "nominal", ".3g" if dtype.is_float() else "")
+        for name, dtype in table.schema.items()
+        if name not in ("hollow", "label")
+    )
+
+
+def _axis(field: str) -> dict[str, Any]:
+    scale = alt.Scale(type="log", domain=hole(f"{field} ends"), nice=False)
+    axis = alt.Axis(format=text_hole(f"{field} digits"), values=hole(f"{field} ticks"), labelOverlap=True)
+    return {"scale": scale, "axis": axis}
+
+
+def _names(table: pl.DataFrame, domains: tuple[tuple[float, float], ...]) -> dict[str, Rows]:
     """Names beside their points, moved up or down on a thin line to where they cover least.
 
     A name is left out where it would lie over another one.
@@ -122,7 +145,7 @@ def _names(
     points = list(zip(places("x", left, right), places("y", low, high), strict=True))
     chance = math.log(1 / low) / math.log(high / low)
     taken: list[tuple[float, float, float]] = []
-    sides: dict[str, list[dict[str, object]]] = {"left": [], "right": []}
+    sides: dict[str, Rows] = {"left": [], "right": []}
     for (at_x, at_y), row in zip(points, table.iter_rows(named=True), strict=True):
         if row["label"] is None:
             continue
@@ -133,14 +156,7 @@ def _names(
         taken.append((start, end, level))
         moved = low * (high / low) ** level
         sides[align].append({"x": row["x"], "y": moved, "y2": row["y"], "label": row["label"]})
-    text = {"type": "text", "baseline": "middle", "fontSize": 11, "color": palette.text}
-    line = {"type": "rule", "color": palette.text, "opacity": 0.35}
-    said = {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}}
-    lines = layer(values([*sides["left"], *sides["right"]]), line, {"x": x, "y": y, "y2": {"field": "y2"}})
-    return [lines] + [
-        layer(values(rows), {**text, "align": align, "dx": 11 if align == "left" else -11}, said)
-        for align, rows in sides.items()
-    ]
+    return sides
 
 
 def _quietest(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, values
+from app.charts.spec import Series, hue, tip
+from app.charts.template import Chart, layer, layered, look_of, rows, template
 
 
 def named_points(
@@ -20,7 +22,7 @@ def named_points(
     name_title: str = "name",
     format: str = ".3g",
     height: int = 300,
-) -> Spec:
+) -> Chart:
     """One point per row.
 
     Args:
@@ -30,23 +32,24 @@ def named_points(
         format: of values in tooltips, in d3's notation.
     """
     known = table.drop_nulls(["x", "y"]).drop_nans(["x", "y"])
-    data, labelled = values(known), values(known.drop_nulls("label"))
-    x = channel("x", "quantitative", x_title, scale={"zero": True}, axis={"tickCount": 6})
-    y = channel("y", "quantitative", y_title, scale={"zero": True}, axis={"tickCount": 6})
+    data = {"points": rows(known), "labels": rows(known.drop_nulls("label"))}
+    return Chart(_points((x_title, y_title, name_title), look_of(colors), palette, format), data, {}, height)
+
+
+@template
+def _points(titles: tuple[str, str, str], series: Series, palette: Palette, format: str) -> alt.LayerChart:
+    across, up, name = titles
+    x = alt.X("x:Q", title=across, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6))
+    y = alt.Y("y:Q", title=up, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6))
     tips = [
-        channel("name", "nominal", name_title),
-        channel("series", "nominal", "series"),
-        channel("x", "quantitative", x_title, format=format),
-        channel("y", "quantitative", y_title, format=format),
+        tip("name", "nominal", name),
+        tip("series", "nominal", "series"),
+        tip("x", "quantitative", across, format=format),
+        tip("y", "quantitative", up, format=format),
     ]
-    hue = color(list(colors), list(colors.values()), "circle")
-    point = {"type": "point", "filled": True, "size": 70, "opacity": 0.9}
-    text = {"type": "text", "dy": -9, "fontSize": 11, "color": palette.text}
-    names = {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}}
-    return chart(
-        [
-            layer(data, point, {"x": x, "y": y, "color": hue, "tooltip": tips}),
-            layer(labelled, text, names),
-        ],
-        height,
+    points = layer("points").mark_point(filled=True, size=70, opacity=0.9)
+    text = layer("labels").mark_text(dy=-9, fontSize=11, color=palette.text)
+    return layered(
+        points.encode(x=x, y=y, color=hue(series, "circle"), tooltip=tips),
+        text.encode(x=x, y=y, text=alt.Text("label:N")),
     )

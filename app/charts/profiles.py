@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import altair as alt
 import polars as pl
 
 from app.charts.log_points import log_domain
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, log_format, log_ticks, pick, values
+from app.charts.spec import Series, across, hue, log_format, log_ticks, pick, tip
+from app.charts.template import Chart, Rows, hole, layer, layered, look_of, rows, template, text_hole
 
 
 def ratio_profile(
@@ -20,7 +22,7 @@ def ratio_profile(
     marked: Sequence[int] = (),
     x_title: str = "Block ℓ",
     height: int = 320,
-) -> Spec:
+) -> Chart:
     """One line per series over layers and, dashed, the largest possible value; a line at chance, 1.
 
     Args:
@@ -31,55 +33,66 @@ def ratio_profile(
     layers = table["layer"].unique().sort().to_list() or [0]
     found = [*table["value"].drop_nulls().to_list(), *table["most"].drop_nulls().to_list()]
     domain = log_domain(found, least=1e-2)
-    scale = {"domain": [layers[0] - 0.5, layers[-1] + 0.5], "nice": False}
     step = max(1, (len(layers) + 11) // 12)
-    ticks = {"values": layers[::step], "grid": False, "format": "d", "labelOverlap": True}
-    x = channel("layer", "quantitative", x_title, scale=scale, axis=ticks)
-    y = channel(
-        "value",
-        "quantitative",
-        y_title,
-        scale={"type": "log", "domain": list(domain), "nice": False},
-        axis={"values": log_ticks(*domain), "format": log_format(*domain)},
-    )
-    shown = values([{"layer": at - 0.5, "end": at + 0.5} for at in marked])
-    shade = {"type": "rect", "color": palette.mark, "opacity": 0.08}
-    parts = [layer(shown, shade, {"x": x, "x2": {"field": "end"}})]
-    parts += _reference(y, palette)
-    hue = color(list(colors), list(colors.values()))
     known = table.filter(pl.col("value").is_finite() & (pl.col("value") > 0))
-    known = known.with_columns(pl.col("value").clip(*domain))
     limit = table.filter(pl.col("most").is_finite() & (pl.col("most") > 0))
-    dashed = {"type": "line", "strokeDash": [3, 3], "strokeWidth": 1.3, "opacity": 0.9}
-    parts.append(layer(values(limit), dashed, {"x": x, "y": {**y, "field": "most"}, "color": hue}))
-    ends = {"type": "point", "shape": "triangle-down", "filled": True, "size": 22, "opacity": 0.9}
-    parts.append(layer(values(limit), ends, {"x": x, "y": {**y, "field": "most"}, "color": hue}))
-    parts.append(layer(values(known), {"type": "line", "strokeWidth": 2}, {"x": x, "y": y, "color": hue}))
-    dot = {"type": "point", "filled": True, "size": 40, "opacity": 1}
-    parts.append(layer(values(known), dot, {"x": x, "y": y, "color": hue}))
-    parts.append(_hits(table, list(colors), x, x_title))
-    return chart(parts, height)
+    data: dict[str, Rows] = {
+        "marked": [{"layer": at - 0.5, "end": at + 0.5} for at in marked],
+        "line": [{"value": 1.0, "label": "chance"}],
+        "limit": rows(limit),
+        "known": rows(known.with_columns(pl.col("value").clip(*domain))),
+        "hits": _hits(table, list(colors)),
+    }
+    holes = {
+        "layers": [layers[0] - 0.5, layers[-1] + 0.5],
+        "ticks": layers[::step],
+        "ends": list(domain),
+        "written": log_ticks(*domain),
+        "digits": log_format(*domain),
+    }
+    return Chart(_profile(x_title, y_title, look_of(colors), palette), data, holes, height)
 
 
-def _reference(y: Spec, palette: Palette) -> list[Spec]:
-    data = values([{"value": 1.0, "label": "chance"}])
-    rule = {"type": "rule", "color": palette.null, "strokeDash": [5, 4], "strokeWidth": 1.5}
-    text = {"type": "text", "align": "right", "baseline": "bottom", "dy": -3, "fontSize": 11}
-    said = {"x": {"value": "width"}, "y": y, "text": {"field": "label", "type": "nominal"}}
-    return [layer(data, rule, {"y": y}), layer(data, {**text, "color": palette.null}, said)]
+@template
+def _profile(x_title: str, y_title: str, series: Series, palette: Palette) -> alt.LayerChart:
+    def x(field: str = "layer") -> alt.X:
+        axis = alt.Axis(values=hole("ticks"), grid=False, format="d", labelOverlap=True)
+        scale = alt.Scale(domain=hole("layers"), nice=False)
+        return alt.X(f"{field}:Q", title=x_title, scale=scale, axis=axis)
+
+    def y(field: str = "value") -> alt.Y:
+        axis = alt.Axis(values=hole("written"), format=text_hole("digits"))
+        scale = alt.Scale(type="log", domain=hole("ends"), nice=False)
+        return alt.Y(f"{field}:Q", title=y_title, scale=scale, axis=axis)
+
+    color = hue(series)
+    most = {"x": x(), "y": y("most"), "color": color}
+    value = {"x": x(), "y": y(), "color": color}
+    tips = [tip("layer", "quantitative", x_title)]
+    tips += [tip(f"s{number}", "nominal", name) for number, (name, _) in enumerate(series)]
+    shade = layer("marked").mark_rect(color=palette.mark, opacity=0.08)
+    dashed = layer("limit").mark_line(strokeDash=[3, 3], strokeWidth=1.3, opacity=0.9)
+    ends = layer("limit").mark_point(shape="triangle-down", filled=True, size=22, opacity=0.9)
+    dots = layer("known").mark_point(filled=True, size=40, opacity=1)
+    hits = layer("hits", "hits").mark_rect(opacity=0, cursor="pointer").add_params(pick("layer"))
+    return layered(
+        shade.encode(x=x(), x2=alt.X2("end")),
+        *across("line", y(), palette),
+        dashed.encode(**most),
+        ends.encode(**most),
+        layer("known").mark_line(strokeWidth=2).encode(**value),
+        dots.encode(**value),
+        hits.encode(x=x("x"), x2=alt.X2("x2"), tooltip=tips),
+    )
 
 
-def _hits(table: pl.DataFrame, series: Sequence[str], x: Spec, x_title: str) -> Spec:
-    """Invisible columns that take clicks and tell every series in one tooltip."""
-    rows: dict[int, dict[str, object]] = {}
+def _hits(table: pl.DataFrame, series: Sequence[str]) -> Rows:
+    """Columns that take clicks and tell every series in one tooltip."""
+    found: dict[int, dict[str, object]] = {}
     for row in table.iter_rows(named=True):
         at = row["layer"]
-        entry = rows.setdefault(at, {"layer": at, "x": at - 0.5, "x2": at + 0.5})
+        entry = found.setdefault(at, {"layer": at, "x": at - 0.5, "x2": at + 0.5})
         key = f"s{series.index(row['series'])}"
         there = row["value"] is not None and row["value"] == row["value"]
         entry[key] = f"{row['value']:.4g} of at most {row['most']:.4g}" if there else "no value"
-    tips = [channel("layer", "quantitative", x_title)]
-    tips += [channel(f"s{number}", "nominal", name) for number, name in enumerate(series)]
-    mark = {"type": "rect", "opacity": 0, "cursor": "pointer"}
-    encoding = {"x": {**x, "field": "x"}, "x2": {"field": "x2"}, "tooltip": tips}
-    return layer(values(list(rows.values())), mark, encoding, params=pick(["layer"]))
+    return list(found.values())

@@ -1,41 +1,29 @@
-"""Vega-Lite specifications as plain dictionaries.
-
-Building and validating the same chart from Altair objects costs about 70 ms of CPU time; a dictionary
-costs less than one, which is what lets a slider move stay inside its budget. Tests validate every
-specification against the Vega-Lite schema through `as_chart`.
-"""
+"""What charts share: formats of numbers, ticks, colours of series, tooltips, reference lines, clicks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import altair as alt
-import polars as pl
 
-Spec = dict[str, Any]
+from app.charts.palette import Palette
+from app.charts.template import Rows, hole, layer
+
+Series = tuple[tuple[str, str], ...]
+"""Names of series with their colours, in legend order."""
+Kind = Literal["quantitative", "nominal", "ordinal"]
 PICK = "pick"
 PLAIN = ".9~g"
 """Numbers on an axis. Without a precision d3 takes one from the step, and writes 10 as 1e+1."""
-UNDER_NAMES: Spec = {"titleAnchor": "end"}
+UNDER_NAMES: dict[str, Any] = {"titleAnchor": "end"}
 """Of an axis below rows with long names: its title ends where the plot does and may begin under the names; a
 centred one sticks out of a narrow window."""
-PLAIN = ".9~g"
-"""Numbers on an axis. Without a precision d3 picks one from the step and writes 10 as 1e+1."""
-
-
-def as_chart(spec: Spec) -> alt.TopLevelMixin:
-    """The same chart as an Altair object, schema-checked; for notebooks and tests."""
-    return alt.Chart.from_dict(spec)
-
-
-def values(table: pl.DataFrame | Sequence[Mapping[str, Any]]) -> Spec:
-    """Inline data; NaN becomes null, which Vega-Lite leaves out."""
-    if isinstance(table, pl.DataFrame):
-        floats = [c for c, t in table.schema.items() if t.is_float()]
-        table = table.with_columns(pl.col(floats).fill_nan(None)).to_dicts() if floats else table.to_dicts()
-    return {"values": list(table)}
+WIDE = {"x": alt.XValue(0), "x2": alt.X2Value("width")}
+HIGH = {"y": alt.YValue(0), "y2": alt.Y2Value("height")}
+DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5}
 
 
 def log_format(low: float, high: float) -> str:
@@ -56,52 +44,74 @@ def log_ticks(low: float, high: float) -> list[float]:
     return found
 
 
-def layer(data: Spec, mark: Spec, encoding: Spec, **more: Any) -> Spec:
-    """One layer of a chart."""
-    return {"data": data, "mark": mark, "encoding": encoding, **more}
+def tip(field: str, kind: Kind, title: str | None = None, **more: Any) -> alt.Tooltip:
+    """One line of a tooltip.
+
+    A tooltip takes entries with the titles "image" and "title" for a picture and a heading; a series of such
+    a name is written with a no-break space behind it.
+    """
+    said = f"{title}\u00a0" if title in ("image", "title") else title
+    return alt.Tooltip(field=field, type=kind, title=said, **more)
 
 
-def channel(field: str, kind: str, title: str | None = None, **more: Any) -> Spec:
-    """One encoding channel; `kind` is quantitative, nominal or ordinal."""
-    return {"field": field, "type": kind, "title": title, **more}
-
-
-def chart(layers: list[Spec], height: int) -> Spec:
-    """A layered chart that fills the width it is given."""
-    return {
-        "$schema": alt.SCHEMA_URL,
-        "layer": layers,
-        "height": height,
-        "width": "container",
-        "autosize": {"type": "fit", "contains": "padding"},
-        "config": {"axisY": {"labelFlush": False}},  # else the first name of a row is moved off its row
-    }
-
-
-def pick(fields: Sequence[str]) -> list[Spec]:
+def pick(*fields: str, nearest: bool | Any = alt.Undefined) -> alt.Parameter:
     """The selection parameter of charts that can be clicked."""
+    return alt.selection_point(name=PICK, fields=list(fields), toggle=False, clear=False, nearest=nearest)
+
+
+def hue(series: Series, symbol: str = "stroke") -> alt.Color:
+    """Colour by series, with a legend above the plot when there is more than one."""
+    room = 36 + 6 * max((len(name) for name, _ in series), default=0)  # pixels of one entry
+    columns = alt.ExprRef(f"max(1, floor(width / {room}))")
+    legend = alt.Legend(orient="top", symbolType=symbol, columns=columns, symbolOpacity=1, labelLimit=220)
+    scale = alt.Scale(domain=[name for name, _ in series], range=[colour for _, colour in series])
+    return alt.Color("series:N", title=None, scale=scale, legend=legend if len(series) > 1 else None)
+
+
+def across(data: str, y: alt.Y, palette: Palette, **more: Any) -> list[alt.Chart]:
+    """A dashed horizontal line at `y` with its name, in column `label`, at the right end.
+
+    Args:
+        more: of the name's mark.
+    """
+    name = layer(data).mark_text(
+        align="right", baseline="bottom", dy=-3, fontSize=11, color=palette.null, **more
+    )
     return [
-        {
-            "name": PICK,
-            "select": {"type": "point", "fields": list(fields), "toggle": False, "clear": False},
-        }
+        layer(data).mark_rule(color=palette.null, **DASHED).encode(y=y),
+        name.encode(x=alt.XValue("width"), y=y, text=alt.Text("label:N")),
     ]
 
 
-def color(domain: Sequence[str], palette: Sequence[str], symbol: str = "stroke") -> Spec:
-    """Colour by series, with a legend above the plot when there is more than one."""
-    room = 36 + 6 * max((len(name) for name in domain), default=0)  # pixels of one entry
-    columns = {"expr": f"max(1, floor(width / {room}))"}
-    legend = {
-        "orient": "top",
-        "symbolType": symbol,
-        "columns": columns,
-        "symbolOpacity": 1,
-        "labelLimit": 220,
-    }
-    return channel(
-        "series",
-        "nominal",
-        scale={"domain": list(domain), "range": list(palette)},
-        legend=legend if len(domain) > 1 else None,
-    )
+@dataclass(frozen=True)
+class Marks:
+    """Data and holes of vertical lines that `upright` draws."""
+
+    data: dict[str, Rows]
+    holes: dict[str, Any]
+
+    @classmethod
+    def of(cls, marks: Mapping[str, float], middle: float, field: str) -> Marks:
+        """Named values of the horizontal axis: names stand on the side of the line where there is more room.
+
+        Args:
+            middle: of the axis. field: the column that the axis shows.
+        """
+        data: dict[str, Rows] = {}
+        holes: dict[str, Any] = {}
+        for number, (name, at) in enumerate(marks.items()):
+            align, move = ("left", 5) if at <= middle else ("right", -5)
+            data[f"mark {number}"] = [{field: at, "label": name}]
+            holes |= {f"mark {number} align": align, f"mark {number} dx": move}
+        return cls(data, holes)
+
+
+def upright(number: int, x: alt.X, palette: Palette) -> list[alt.Chart]:
+    """A dashed vertical line with its name beside it; names of several lines lie below each other."""
+    data = f"mark {number}"
+    side: dict[str, Any] = {"align": hole(f"{data} align"), "dx": hole(f"{data} dx")}
+    text = layer(data).mark_text(baseline="top", fontSize=11, color=palette.text, **side)
+    return [
+        layer(data).mark_rule(color=palette.mark, **DASHED).encode(x=x),
+        text.encode(x=x, y=alt.YValue(4 + 15 * number), text=alt.Text("label:N")),
+    ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Spec, channel, chart, color, layer, values
+from app.charts.spec import DASHED, Series, hue, tip
+from app.charts.template import Chart, hole, layer, layered, look_of, rows, template
 
 
 def remaining_curve(
@@ -20,7 +22,7 @@ def remaining_curve(
     at: float | None = None,
     dashed: str | None = None,
     format: str = ".2f",
-) -> Spec:
+) -> Chart:
     """One falling step line per series, and a vertical rule at the value chosen.
 
     Args:
@@ -31,25 +33,40 @@ def remaining_curve(
         format: of `at` in tooltips and on the axis, in d3's notation.
     """
     ends = [table["at"].min(), table["at"].max()] if table.height else [0, 1]
-    scale = {"domain": ends, "nice": False, "zero": False}
-    x = channel("at", "quantitative", x_title, scale=scale, axis={"format": format, "tickCount": 6})
-    share = {"domain": [0, 1.02], "nice": False}
-    y = channel("value", "quantitative", y_title, scale=share, axis={"format": ".0%", "tickCount": 5})
-    hue = color(list(colors), list(colors.values()))
-    dash = {"condition": {"test": f"datum.series === {dashed!r}", "value": [5, 4]}, "value": [1, 0]}
-    line = {"type": "line", "interpolate": "step-before", "strokeWidth": 2}
-    encoding = {"x": x, "y": y, "color": hue} | ({"strokeDash": dash} if dashed is not None else {})
+    data = {"steps": rows(table)} | ({} if at is None else {"chosen": [{"at": at}]})
+    look = _steps(x_title, y_title, look_of(colors), palette, at is not None, dashed, format)
+    return Chart(look, data, {"ends": ends})
+
+
+@template
+def _steps(
+    x_title: str,
+    y_title: str,
+    series: Series,
+    palette: Palette,
+    marked: bool,
+    dashed: str | None,
+    format: str,
+) -> alt.LayerChart:
+    scale = alt.Scale(domain=hole("ends"), nice=False, zero=False)
+    x = alt.X("at:Q", title=x_title, scale=scale, axis=alt.Axis(format=format, tickCount=6))
+    share = alt.Scale(domain=[0, 1.02], nice=False)
+    y = alt.Y("value:Q", title=y_title, scale=share, axis=alt.Axis(format=".0%", tickCount=5))
     tips = [
-        channel("series", "nominal", "prompts"),
-        channel("at", "quantitative", x_title, format=format),
-        channel("value", "quantitative", y_title, format=".1%"),
-        channel("count", "quantitative", "how many", format="d"),
-        channel("of", "quantitative", "of", format="d"),
+        tip("series", "nominal", "prompts"),
+        tip("at", "quantitative", x_title, format=format),
+        tip("value", "quantitative", y_title, format=".1%"),
+        tip("count", "quantitative", "how many", format="d"),
+        tip("of", "quantitative", "of", format="d"),
     ]
-    dots = {"type": "point", "filled": True, "size": 60, "opacity": 0}
-    parts = [layer(values(table), line, encoding)]
-    parts.append(layer(values(table), dots, {"x": x, "y": y, "color": hue, "tooltip": tips}))
-    if at is not None:
-        rule = {"type": "rule", "color": palette.mark, "strokeDash": [4, 3], "strokeWidth": 1.5}
-        parts.append(layer(values([{"at": at}]), rule, {"x": x}))
-    return chart(parts, 300)
+    place = {"x": x, "y": y, "color": hue(series)}
+    line = layer("steps").mark_line(interpolate="step-before", strokeWidth=2).encode(**place)
+    if dashed is not None:
+        chosen = f"datum.series === {dashed!r}"
+        line = line.encode(strokeDash=alt.when(chosen).then(alt.value([5, 4])).otherwise(alt.value([1, 0])))
+    dots = layer("steps").mark_point(filled=True, size=60, opacity=0)
+    parts = [line, dots.encode(**place, tooltip=tips)]
+    if marked:
+        rule = layer("chosen").mark_rule(color=palette.mark, **{**DASHED, "strokeDash": [4, 3]})
+        parts.append(rule.encode(x=x))
+    return layered(*parts)

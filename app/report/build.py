@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
 
-from app import components, overview, transport, transport_table
-from app import transport_queries as tq
-from app.report import closing, html, languages, live, markdown, sections, subspaces
-from app.report.blocks import Report, Section
-from app.report.figures import Advance, draw_all
-from app.report.missing import not_run
-from app.report.summary import summary
-from app.resources import Opened, failed_checks
-from app.run_kinds import ARD, HEADS, RANK, STEERING, WEIGHT_STEERING, Z_PATCHING
-from app.selection import Selection, defaults, update
-from engine.errors import StoreError
+from app.analyses import ANALYSES
+from app.frame import parts as components
+from app.frame.analysis import Advance, Chapter
+from app.frame.blocks import Report, Section
+from app.frame.opened import Opened, device, failed_checks
+from app.frame.selection import Selection, defaults, update
+from app.report import html, markdown, own
+from app.report.figures import draw_all
+from engine.errors import PatchbayError, StoreError
 
-SECTIONS: Sequence[Callable[[Opened, Selection], Section]] = (
-    summary,
-    sections.compared,
-    sections.prompts,
-    sections.similar,
-    sections.residual_updates,
-    live.transport_maps,
-    live.mapped,
-    live.patches,
-    partial(live.section, RANK),
-    partial(live.section, STEERING),
-    partial(live.section, HEADS),
-    live.behaviour,
-    languages.z_geometry,
-    partial(live.section, Z_PATCHING),
-    partial(live.section, ARD),
-    languages.bridge_between,
-    languages.what_stands,
-    sections.weight_differences,
-    partial(live.section, WEIGHT_STEERING),
-    subspaces.chapter,
-    closing.definitions,
-    not_run,
-    closing.provenance,
-)
+
+def _of(part: str) -> list[Chapter]:
+    return [chapter for one in ANALYSES for chapter in one.chapters if chapter.part == part]
+
+
+CHAPTERS: tuple[Chapter, ...] = (*_of("opening"), *_of("body"), *own.CHAPTERS, *_of("closing"))
 """The chapters, in order."""
 
 
@@ -57,20 +34,23 @@ def build(opened: Opened, selection: Selection, advance: Advance = silent) -> Re
         advance: called with (chapters done, of how many, what is being made).
 
     Raises:
-        StoreError: the store failed its own checks, or has none: the pages show no numbers of it either.
+        StoreError: the store failed its own checks, or has none: the pages show no numbers of it either; or
+            it holds no position with one row per prompt.
     """
     require_trust(opened)
+    require_position(opened)
+    at = own.deepest(opened, selection)
     made: list[Section] = []
-    for number, make in enumerate(SECTIONS):
-        advance(number, len(SECTIONS), made[-1].title if made else "models and settings")
-        made.append(make(opened, selection))
+    for number, chapter in enumerate(CHAPTERS):
+        advance(number, len(CHAPTERS), made[-1].title if made else "models and settings")
+        made.append(section(chapter, opened, at if chapter.deepest else selection))
     study = components.study_name(opened)
     pair = selection.a if selection.a == selection.b else f"{selection.a} and {selection.b}"
     facts = (
         ("study", study),
         ("fingerprint", opened.store.fingerprint),
         ("prompts", str(opened.store.prompts.height)),
-        ("device", overview.device(opened)),
+        ("device", device(opened)),
         ("store made", str(opened.store.manifest.get("created", "unknown"))[:16].replace("T", " ")),
         ("self-checks", _checks(opened)),
     )
@@ -79,6 +59,16 @@ def build(opened: Opened, selection: Selection, advance: Advance = silent) -> Re
         "settings. Titles are computed from the data."
     )
     return Report(f"{study}: {pair}", lead, facts, tuple(made))
+
+
+def section(chapter: Chapter, opened: Opened, selection: Selection) -> Section:
+    """A chapter as it is made under a selection; without blocks it says why."""
+    try:
+        found = chapter.blocks(opened, selection)
+    except PatchbayError as error:
+        found = str(error)
+    blocks, missing = ((), found) if isinstance(found, str) else (tuple(found), "")
+    return Section(chapter.name, chapter.title, chapter.question, blocks, missing)
 
 
 def require_trust(opened: Opened) -> None:
@@ -95,23 +85,28 @@ def require_trust(opened: Opened) -> None:
         )
 
 
+def require_position(opened: Opened) -> None:
+    """Raises StoreError when every position has many rows per prompt: most chapters compare one row each."""
+    if not opened.facts.positions:
+        raise StoreError(
+            "A report compares prompts by one row each, which this store has none of.",
+            expected="a position such as last_content, decision or mean",
+            given=", ".join(opened.store.positions(opened.facts.models[0])),
+            next_step="add one to capture.positions in the study, and precompute a new store.",
+        )
+
+
 def _checks(opened: Opened) -> str:
     checks = opened.store.self_checks()
     held = sum(bool(check["passed"]) for check in checks)
     return f"{held} of {len(checks)} hold" if checks else "none were recorded"
 
 
-def fit_everywhere(opened: Opened, selection: Selection, advance: Advance = silent) -> None:
-    """Fits the selection's map at every site and block, in both directions; what is known stays."""
-    for side in "ab":
-        at = transport.effective(opened, dataclasses.replace(selection, target=side))
-        place, spec = tq.Place.of(at), tq.spec_of(at)
-        if transport_table.known(opened, place, spec) is None:
-            transport_table.compute(opened, place, spec, lambda text: partial(_fitting, advance, text))
-
-
-def _fitting(advance: Advance, text: str, done: int, total: int) -> None:
-    advance(done, total, text)
+def fit_all(opened: Opened, selection: Selection, advance: Advance = silent) -> None:
+    """Computes what analyses can compute ahead of a report; what is known stays."""
+    for one in ANALYSES:
+        if one.fitted is not None:
+            one.fitted.fit(opened, selection, advance)
 
 
 def documents(report: Report, advance: Advance = silent) -> tuple[str, dict[str, bytes]]:

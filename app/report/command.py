@@ -21,9 +21,9 @@ def report(store: str, out: Path | None, pair: str | None, *, fit: bool = False)
     """
     # Streamlit's caches warn, from their import on, of being used without a server, which is meant here.
     set_log_level("ERROR")
-    from app.report.build import build, documents, fit_everywhere, pair_selection
+    from app.frame.opened import open_at
+    from app.report.build import build, documents, fit_all, pair_selection
     from app.report.write import write
-    from app.resources import open_at
 
     opened = open_at(store)
     bare = Path(f"{store.rstrip('/')}-report")
@@ -36,6 +36,6 @@ def report(store: str, out: Path | None, pair: str | None, *, fit: bool = False)
 
         selection = pair_selection(opened, pair)
         if fit:
-            fit_everywhere(opened, selection, advance)
+            fit_all(opened, selection, advance)
         page, journal = documents(build(opened, selection, advance), advance)
     return write(place, page, journal)

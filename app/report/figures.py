@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import vl_convert as vlc
 
-from app import export
 from app.charts.palette import LIGHT
-from app.panel import Panel
-from app.report.blocks import Report
+from app.frame import export
+from app.frame.analysis import Advance
+from app.frame.blocks import Report
+from app.frame.panel import Panel
 
 _ID = re.compile(r'\bid="([^"]+)"')
-Advance = Callable[[int, int, str], None]
 
 
 def draw(panel: Panel) -> str:

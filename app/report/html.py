@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from app import export
-from app.panel import Panel
-from app.report.blocks import Attached, Block, Report, Section, Table, Text, keys
+from app.frame import export
+from app.frame.blocks import Attached, Block, Report, Section, Table, Text, keys
+from app.frame.panel import Panel
 from app.report.cells import cell, numeric, readable
 from app.report.figures import inline
 

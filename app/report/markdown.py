@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from app import export
-from app.report.blocks import Attached, Block, Report, Section, Table, Text, keys
+from app.escape import apart
+from app.frame import export
+from app.frame.blocks import Attached, Block, Report, Section, Table, Text, keys
 from app.report.cells import cell, numeric, readable
 
 NAME = "report.md"
@@ -60,7 +61,7 @@ def escape(text: str) -> str:
 
 def inline(text: str) -> str:
     """Text inside a line of Markdown: a heading, a cell."""
-    return _MARKS.sub(r"\\\1", " ".join(readable(text).split()))
+    return apart(_MARKS.sub(r"\\\1", " ".join(readable(text).split())))
 
 
 def anchor(title: str) -> str:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import components, words
-from app import transport_queries as tq
-from app.panel import Panel
-from app.report.blocks import Report, Table, Text
+from app import screen
+from app.escape import plain
+from app.frame import parts as components
+from app.frame import words
+from app.frame.blocks import Report, Table, Text
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.selection import Selection, defaults, pair_of
 from app.report.build import build, documents
-from app.report.summary import SUMMARY
 from app.report.write import zipped
-from app.resources import Opened
-from app.selection import Selection, defaults
 from store.runs import RunLog
 
 _STATE = "report-made"
@@ -50,9 +51,8 @@ class Made:
 
     @property
     def previews(self) -> list[Table]:
-        """The summary tables."""
-        section = next(s for s in self.report.sections if s.name == SUMMARY)
-        return [block for block in section.blocks if isinstance(block, Table)]
+        """The tables of the first chapter, the summary."""
+        return [block for block in self.report.sections[0].blocks if isinstance(block, Table)]
 
 
 def _key(opened: Opened, selection: Selection) -> tuple[object, ...]:
@@ -68,13 +68,13 @@ def made(opened: Opened, selection: Selection) -> Made | None:
 
 def make(opened: Opened, selection: Selection) -> Made:
     """Makes the report behind a progress bar and keeps it."""
-    start, bar = time.perf_counter(), st.progress(0.0, "Reading the store…")
+    start, bar = time.perf_counter(), screen.progress(0.0, "Reading the store…")
 
     def chapters(done: int, total: int, what: str) -> None:
-        bar.progress(0.6 * done / total, f"Chapters: {components.plain(what)}")
+        bar.progress(0.6 * done / total, f"Chapters: {plain(what)}")
 
     def figures(done: int, total: int, what: str) -> None:
-        bar.progress(0.6 + 0.4 * done / total, f"Figures: {components.plain(what)}")
+        bar.progress(0.6 + 0.4 * done / total, f"Figures: {plain(what)}")
 
     report = build(opened, selection, chapters)
     html, journal = documents(report, figures)
@@ -93,7 +93,7 @@ def about(selection: Selection) -> str:
     """Under which settings the report is made."""
     kept = [v for v in (selection.split, selection.language, selection.category) if v != "all"]
     prompts = " · ".join(kept) if kept else "all prompts"
-    return components.plain(
+    return plain(
         f"{selection.a} and {selection.b}, {selection.site} at {selection.position}, {prompts}: the settings "
         "of the other pages; change them there."
     )
@@ -103,15 +103,15 @@ def contents(report: Report) -> str:
     """Chapters with the titles of what is in them, as a Markdown list."""
     lines = []
     for section in report.sections:
-        lines.append(f"- **{components.plain(section.title)}**")
+        lines.append(f"- **{plain(section.title)}**")
         titles = [b.title for b in section.blocks if isinstance(b, Panel | Table | Text) and b.title]
-        lines += [f"    - {components.plain(title)}" for title in titles or [section.missing] if title]
+        lines += [f"    - {plain(title)}" for title in titles or [section.missing] if title]
     return "\n".join(lines)
 
 
 def command(opened: Opened, selection: Selection) -> str:
     """The command that writes the report of this pair under the usual settings."""
     start = defaults(opened.facts)
-    target, source = tq.Place.of(selection).target, tq.Place.of(selection).source
+    target, source = pair_of(selection)
     pair = "" if (source, target) == (start.a, start.b) else f" --pair {shlex.quote(f'{target},{source}')}"
     return f"python precompute.py report {shlex.quote(opened.path)}{pair}"

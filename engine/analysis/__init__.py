@@ -1,1 +1,1 @@
-"""Pure functions and estimators on named arrays: no models, no files."""
+"""Calibration of worded conclusions: nulls and how often each sentence is said under them."""

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from opened_pages import open_page
 from planted_store import build_store
 from streamlit.testing.v1 import AppTest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -30,17 +29,6 @@ def open_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     """Run the app on a store as a browser would: a page, a query string."""
 
     def run(store: Path | str | None, page: str = "overview", **params: str) -> AppTest:
-        argv = ["main.py"] + ([] if store is None else ["--store", str(store)])
-        monkeypatch.setattr("sys.argv", argv)
-        app = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60)
-        for key, value in params.items():
-            app.query_params[key] = value
-        app.run()
-        if page != "overview":
-            app.switch_page(f"../pages/{page}.py")
-            for key, value in params.items():
-                app.query_params[key] = value
-            app.run()
-        return app
+        return open_page(monkeypatch, store, page, **params)
 
     return run

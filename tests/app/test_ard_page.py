@@ -17,18 +17,23 @@ from planted_store import CHECKS, HEAD_DIM, HEADS, LAYERS, PAIRS, WIDTH
 from polars.testing import assert_frame_equal
 from streamlit.testing.v1 import AppTest
 
-from app import ard_panels, ard_queries, ard_view, ard_words, export, run_kinds
+from app import analyses as run_kinds
+from app.ard import panels as ard_panels
+from app.ard import tables as ard_queries
+from app.ard import view as ard_view
+from app.ard import words as ard_words
+from app.ard.fields import ArdFields
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.jobs import JobResult, JobStatus
-from app.live import run_live, save
-from app.panel import Panel
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults, update
-from engine.analysis.ard_spectrum import energy_overlap, surviving
-from engine.analysis.subspace import multi_head_basis
-from engine.experiments.ard import PENALTIES, RANDOM_DRAWS
-from engine.experiments.run_ard import run
+from app.frame import export
+from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
+from app.frame.selection import Selection, defaults, update
+from app.live.jobs import JobResult, JobStatus
+from app.live.run import run_live, save
+from engine.ard.run import run
+from engine.ard.spec import PENALTIES, RANDOM_DRAWS
+from engine.ard.spectrum import energy_overlap, surviving
+from engine.geometry.z import multi_head_basis
 from store.reader import Store
 from store.runs import RunLog
 
@@ -66,7 +71,7 @@ def check(panels: list[Panel]) -> None:
         exec(panel.code, scope)
         assert_frame_equal(scope["table"], panel.table)
         for palette in (LIGHT, DARK):
-            as_chart(panel.draw(palette)).to_dict()
+            panel.chart(palette).to_dict()
         assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
         assert "nan" not in (panel.title + panel.caption).replace("finan", "")
         assert "eld-out" in panel.caption or "Held out" in panel.caption
@@ -104,7 +109,7 @@ def test_counts_are_those_of_the_engine(opened: Opened) -> None:
         own, at = fit.surviving(view(opened, rule=rule))
         np.testing.assert_array_equal(own, mask)
         assert at == limit
-    assert view(opened).rule == "outlier"
+    assert ArdFields.of(view(opened)).rule == "outlier"
     bimodal = dataclasses.replace(fit.spectrum, kind="bimodal")
     row = {**fit.row, "collapsed": False, "held_out": {**fit.row["held_out"], "p": 0.01}}
     panel = ard_panels.spectrum_panel(
@@ -185,7 +190,7 @@ def title(fit: ard_queries.Fit) -> str:
 
 def test_titles_follow_what_was_tested() -> None:
     assert "bimodal, 12 of 64 dimensions" in title(made("bimodal"))
-    assert "does not pair held-out problems (p = 0.3)" in title(made("bimodal", p=0.3))
+    assert "is not shown to pair held-out problems (p = 0.3)" in title(made("bimodal", p=0.3))
     assert "nothing found: all lengthscales are alike" in title(made("flat"))
     assert "noise looks alike" in title(made("bimodal", p=None))
     gone = made("bimodal", collapsed=True)
@@ -216,7 +221,7 @@ def test_blocks_looked_at_together_are_adjusted_together() -> None:
 
 
 def test_overlap_titles_say_when_they_are_circular() -> None:
-    row = {"layer": 2, "survivors": 5, "p_adjusted": None}
+    row = {"layer": 2, "survivors": 5, "p_adjusted": None, "starts": 20}
     assert "proves nothing" in ard_words.overlap_title("base", 8, [row], "svd")
     better = [{**row, "p_adjusted": 0.01}]
     assert "more of itself than random starts do at block 2" in ard_words.overlap_title("b", 8, better, "svd")
@@ -224,6 +229,12 @@ def test_overlap_titles_say_when_they_are_circular() -> None:
     level = [{**row, "p_adjusted": 0.05}]
     assert "not shown" in ard_words.overlap_title("b", 8, level, "cold")
     assert "not shown" in ard_words.overlap_title("b", 8, level, "svd")
+    two = [
+        {**row, "layer": layer, "p_adjusted": 2 / 21} for layer in (1, 2)
+    ]  # the least that 20 starts allow
+    assert "20 random starts are too few to tell" in ard_words.overlap_title("b", 8, two, "svd")
+    many = [{**one, "starts": 40} for one in two]
+    assert "is not shown to keep" in ard_words.overlap_title("b", 8, many, "svd")
     assert "no surviving" in ard_words.overlap_title("b", 8, [], "cold")
     assert ard_words.layers_title("b", [], "mixture").endswith("no block has been fitted at this λ")
     assert 1 / (1 + RANDOM_DRAWS) < 0.05

@@ -17,18 +17,19 @@ from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
-from app import behaviour_panels, behaviour_view, headless
-from app import behaviour_words as say
+from app.behaviour import panels as behaviour_panels
+from app.behaviour import view as behaviour_view
+from app.behaviour import words as say
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.jobs import JobResult
-from app.live import run_live, save
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults, update
-from engine.condition import Condition
-from engine.experiments.behaviour import FIGURES, Behaviour, Intervention
-from engine.experiments.behaviour_report import WHOLE
-from engine.model import from_parts
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, defaults, update
+from app.live import headless
+from app.live.jobs import JobResult
+from app.live.run import run_live, save
+from engine.behaviour.report import WHOLE
+from engine.behaviour.spec import FIGURES, Behaviour, Intervention
+from engine.models.loading import from_parts
+from engine.patching.spec import Condition
 from store.reader import Store
 
 FIGURE = {figure.name: figure for figure in FIGURES}
@@ -70,8 +71,8 @@ def test_a_pair_of_two_tokenizers_under_a_stored_patch(
     panels = behaviour_view.panels(opened, runs, chosen)
     assert [panel.name for panel in panels] == ["behaviour-difference", "behaviour", "behaviour-shared"]
     for panel in panels:
-        as_chart(panel.draw(LIGHT))
-        as_chart(panel.draw(DARK))
+        panel.chart(LIGHT)
+        panel.chart(DARK)
         here: dict[str, Any] = {}
         exec(panel.code, here)
         assert here["table"].equals(panel.table)

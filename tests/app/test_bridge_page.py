@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,17 @@ from planted_store import HEAD_DIM, LAYERS, PAIRS, prompts_table, streams
 from polars.testing import assert_frame_equal
 from streamlit.testing.v1 import AppTest
 
-from app import bridge, bridge_queries, bridge_words, export
+from app.bridge import panels as bridge
+from app.bridge import tables as bridge_queries
+from app.bridge import words as bridge_words
+from app.bridge.fields import BridgeFields
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults
-from engine.analysis import subspace
-from engine.analysis.bridge import DEFAULT_ALPHAS, Profile, fit_bridge
+from app.frame import export
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, changed, defaults
+from engine.bridge.numbers import DEFAULT_ALPHAS, Profile, fit_bridge
 from engine.errors import AnalysisError
+from engine.geometry import z as subspace
 from store.reader import Store
 
 Open = Callable[..., AppTest]
@@ -43,7 +45,7 @@ def opened(planted: Path) -> Opened:
 
 def view(opened: Opened, name: str = "default", **more: Any) -> Selection:
     changes = {"layer": 1, "position": "mean", **VIEWS[name], **more}
-    return bridge_queries.effective(opened, dataclasses.replace(defaults(opened.facts), **changes))
+    return bridge_queries.effective(opened, changed(defaults(opened.facts), **changes))
 
 
 def by_hand(opened: Opened, selection: Selection, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +60,7 @@ def by_hand(opened: Opened, selection: Selection, layer: int) -> tuple[np.ndarra
     for language in ("en", "zh"):
         rows = kept.filter(pl.col("language") == language).sort("row")["row"].to_numpy()
         sides.append(state[rows] @ z)
-    return (sides[0], sides[1]) if selection.way == "forth" else (sides[1], sides[0])
+    return (sides[0], sides[1]) if BridgeFields.of(selection).way == "forth" else (sides[1], sides[0])
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -66,7 +68,9 @@ def test_figures_are_those_of_the_raw_activations(opened: Opened, name: str) -> 
     selection = view(opened, name)
     x, y = by_hand(opened, selection, selection.layer)
     found = bridge_queries.fitted(opened, selection)
-    wanted = fit_bridge(x, y, method=selection.fit, groups=bridge_queries.kinds(opened, selection))  # type: ignore[arg-type]
+    wanted = fit_bridge(
+        x, y, method=BridgeFields.of(selection).fit, groups=bridge_queries.kinds(opened, selection)
+    )  # type: ignore[arg-type]
     assert (found.n, found.k) == x.shape
     # coordinates differ by float32 storage and by the order of sums
     assert found.r2_loo == pytest.approx(wanted.r2_loo, abs=1e-4)
@@ -75,7 +79,7 @@ def test_figures_are_those_of_the_raw_activations(opened: Opened, name: str) -> 
     blocks, along = bridge_queries.along(opened, selection)
     assert blocks == list(range(LAYERS))
     for block in blocks:
-        one = fit_bridge(*by_hand(opened, selection, block), method=selection.fit, draws=1)  # type: ignore[arg-type]
+        one = fit_bridge(*by_hand(opened, selection, block), method=BridgeFields.of(selection).fit, draws=1)  # type: ignore[arg-type]
         assert along.r2_loo[block] == pytest.approx(one.r2_loo, abs=1e-4)
 
 
@@ -83,7 +87,7 @@ def test_figures_are_those_of_the_raw_activations(opened: Opened, name: str) -> 
 def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, name: str) -> None:
     selection = view(opened, name)
     panels = bridge.panels(opened, selection)
-    assert len(panels) == (5 if selection.fit == "minimum_norm" else 6)
+    assert len(panels) == (5 if BridgeFields.of(selection).fit == "minimum_norm" else 6)
     assert len({panel.name for panel in panels}) == len(panels)
     for panel in panels:
         scope: dict[str, Any] = {}
@@ -91,7 +95,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, name: str
         # the code makes the basis for this k alone: the same up to rounding
         assert_frame_equal(scope["table"], panel.table, check_dtypes=False, abs_tol=1e-6, rel_tol=1e-5)
         for palette in (LIGHT, DARK):
-            as_chart(panel.draw(palette)).to_dict()
+            panel.chart(palette).to_dict()
         assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
         assert "problems" in panel.caption
         assert "nan" not in panel.title + panel.caption
@@ -128,7 +132,7 @@ def test_titles_follow_their_rules() -> None:
     one = bridge_words.profile_title("base", [0, 1], profile_of([0.7, 0.5], [0.01, 0.05]))
     assert one.endswith("at block 0 (R² 0.70)")
     none = bridge_words.profile_title("base", [0, 1], profile_of([0.1, -0.2], [0.2, 0.6]))
-    assert none == "base: at no block is the left-out R² above permuted pairs"
+    assert none == "base: at no block is the left-out R² shown to be above permuted pairs"
     rng = np.random.default_rng(1)
     x = rng.normal(size=(30, 3))
     good = fit_bridge(x, x + 0.1 * rng.normal(size=x.shape))

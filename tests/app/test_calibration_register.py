@@ -37,7 +37,7 @@ def test_the_register_and_the_entries_name_each_other() -> None:
 
 def test_a_title_that_nobody_registered_is_found(tmp_path: Path) -> None:
     """In each of the ways in which a page can say something."""
-    (tmp_path / "engine/analysis").mkdir(parents=True)
+    (tmp_path / "engine/similarity").mkdir(parents=True)
     (tmp_path / "app").mkdir()
     (tmp_path / "app/new_words.py").write_text(
         "def finding(x: float) -> str:\n    return 'Everything is better'\n"
@@ -51,7 +51,7 @@ def test_a_title_that_nobody_registered_is_found(tmp_path: Path) -> None:
         "def some_title(x) -> str:\n    return ''\n"
         "def part(x):\n    return Finding('key', 'words', 1)\n"
     )
-    (tmp_path / "engine/analysis/one.py").write_text(
+    (tmp_path / "engine/similarity/one.py").write_text(
         "class A:\n    @property\n    def words(self) -> str:\n        return ''\n"
         "def conclude(x) -> str:\n    return ''\n"
     )
@@ -61,8 +61,8 @@ def test_a_title_that_nobody_registered_is_found(tmp_path: Path) -> None:
         "app.panels.both",
         "app.panels.some_title",
         "app.panels.part",
-        "engine.analysis.one.words",
-        "engine.analysis.one.conclude",
+        "engine.similarity.one.words",
+        "engine.similarity.one.conclude",
     }
 
 

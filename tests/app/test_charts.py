@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 import vl_convert as vlc
 
-from app import export
 from app.charts.curves import Look, layer_curve
 from app.charts.grids import histogram, layer_heatmap, stacked_bars
 from app.charts.intervals import interval_dots
 from app.charts.lines import numeric_lines
 from app.charts.palette import DARK, LIGHT, Palette
-from app.charts.spec import Spec, as_chart
+from app.charts.template import Chart
+from app.frame import export
 
 CURVE = pl.DataFrame(
     {
@@ -32,12 +32,12 @@ NULL = pl.DataFrame({"layer": [0, 1, 2], "low": [-0.1, -0.1, -0.1], "high": [0.1
 GRID = pl.DataFrame({"layer": [0, 0, 1, 1], "other": [0, 1, 0, 1], "value": [1.0, 0.2, 0.3, 0.9]})
 
 
-def curve(selected: int | None = 1, palette: Palette = LIGHT) -> Spec:
+def curve(selected: int | None = 1, palette: Palette = LIGHT) -> Chart:
     look = Look("CKA", {"one": palette.a, "two": palette.b}, references={"chance": 0.3}, selected=selected)
     return layer_curve(CURVE, look, palette, NULL)
 
 
-def every_chart(palette: Palette) -> dict[str, Spec]:
+def every_chart(palette: Palette) -> dict[str, Chart]:
     bars = pl.DataFrame({"name": ["x", "y"], "series": ["s", "s"], "value": [1, 2]})
     bins = pl.DataFrame({"low": [1e-4, 1e-3], "high": [1e-3, 1e-2], "count": [3, 5]})
     return {
@@ -53,22 +53,23 @@ def every_chart(palette: Palette) -> dict[str, Spec]:
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["curve", "heatmap", "bars", "histogram"])
 def test_specs_are_valid_and_can_be_drawn(name: str, palette: Palette) -> None:
-    spec = every_chart(palette)[name]
-    as_chart(spec).to_dict()  # raises on anything the Vega-Lite schema does not know
-    svg = export.svg_bytes(spec, "A finding").decode()
+    chart = every_chart(palette)[name]
+    chart.altair().to_dict()  # raises on anything the Vega-Lite schema does not know
+    svg = export.svg_bytes(chart, "A finding").decode()
     assert "A finding" in svg
-    assert export.png_bytes(spec, "A finding").startswith(b"\x89PNG")
+    assert export.pdf_bytes(chart, "A finding").startswith(b"%PDF")
+    assert export.png_bytes(chart, "A finding").startswith(b"\x89PNG")
 
 
-def layers_with(spec: Spec, mark: str) -> list[dict[str, Any]]:
-    return [part for part in spec["layer"] if part["mark"]["type"] == mark]
+def layers_with(chart: Chart, mark: str) -> list[dict[str, Any]]:
+    return [part for part in chart.spec()["layer"] if part["mark"]["type"] == mark]
 
 
 def test_a_curve_draws_every_series_null_reference_and_selected_layer() -> None:
     svg = export.svg_bytes(curve(), "t").decode()
     for color in (LIGHT.a, LIGHT.b, LIGHT.null):
         assert color in svg
-    column = curve(selected=2)["layer"][0]
+    column = curve(selected=2).spec()["layer"][0]
     assert column["data"]["values"] == [{"x": 1.5, "x2": 2.5}]
     assert "chance" in svg
 
@@ -84,14 +85,16 @@ def test_axis_titles_survive_the_layers() -> None:
 
 
 def test_clicking_selects_the_layer_of_the_column() -> None:
-    hits = curve()["layer"][-1]
-    assert hits["params"][0]["select"]["fields"] == ["layer"]
+    spec = curve().spec()
+    hits, (click,) = spec["layer"][-1], spec["params"]
+    assert (click["name"], click["views"]) == ("pick", [hits["name"]])
+    assert click["select"]["fields"] == ["layer"]
     assert [row["layer"] for row in hits["data"]["values"]] == [0, 1, 2]
     assert len(layers_with(curve(), "rect")) == 2  # the selected column and the click targets
 
 
 def test_undefined_values_are_left_out_and_said_in_the_tooltip() -> None:
-    rows = curve()["layer"][-1]["data"]["values"]
+    rows = curve().spec()["layer"][-1]["data"]["values"]
     assert rows[2]["s1"] == "undefined"
     assert rows[1]["s0"] == "0.9  (0.85 to 0.95)"
     values = [row["value"] for row in layers_with(curve(), "line")[0]["data"]["values"]]
@@ -109,6 +112,7 @@ def test_text_and_marks_of_each_palette_contrast_with_their_page() -> None:
     for palette, page in ((LIGHT, "#fcfcfb"), (DARK, "#14171a")):
         for color in (palette.a, palette.b, palette.pair, palette.pair2, palette.null, palette.mark):
             assert contrast(color, page) >= 3.0, (color, page)
+        assert contrast(palette.mark, palette.scheme[0]) >= 7.0  # an outline and what parts it from its cell
 
 
 def contrast(one: str, two: str) -> float:
@@ -152,7 +156,7 @@ def test_a_legend_takes_as_many_columns_as_its_names_have_room() -> None:
     spec = numeric_lines(rows, x_title="α", y_title="KL", colors=colors, palette=LIGHT)
 
     def lines_of_legend(width: int) -> int:
-        drawn = vlc.vegalite_to_svg({**spec, "width": width})
+        drawn = vlc.vegalite_to_svg({**spec.spec(), "width": width})
         ends = re.finditer("role-legend-label", drawn)
         places = [re.findall(r'<g transform="translate\(\d+,(\d+)\)">', drawn[: e.start()])[-1] for e in ends]
         assert len(places) == len(names)
@@ -167,4 +171,4 @@ def test_limits_hold_whatever_the_values() -> None:
     spec = numeric_lines(
         rows, x_title="x", y_title="p", colors={"a": "#000000"}, palette=LIGHT, limits=(0.0, 1.0)
     )
-    assert '"domain": [0.0, 1.0]' in json.dumps(spec)
+    assert '"domain": [0.0, 1.0]' in json.dumps(spec.spec())

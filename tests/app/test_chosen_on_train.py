@@ -10,7 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from app import heads_words, patch_table, rank_words, transport_words
+from app.heads import words as heads_words
+from app.patching import table as patch_table
+from app.rank import words as rank_words
+from app.transport import words as transport_words
 
 APP = Path(__file__).resolve().parents[2] / "app"
 CONDITION = {"layer": 4, "target": "tuned", "source": "base"}
@@ -60,7 +63,7 @@ def places(train: tuple[float, float]) -> str:
 
 def runs(train: tuple[float, float]) -> str:
     table = rows(train, "gain", hook=["mlp_out", "mlp_out"], layer=[0, 1], direction=["x", "x"])
-    table = table.rename({"low": "gain_low", "high": "gain_high"}).with_columns(over=pl.lit("raw"))
+    table = table.rename({"low": "gain_low", "high": "gain_high"}).with_columns(over=pl.lit("raw"), noise=0.0)
     return patch_table.top_words(patch_table.ranked(table), short=True)
 
 
@@ -96,12 +99,12 @@ def test_a_title_names_what_train_puts_first(title: Callable[[tuple[float, float
 PLACES = {"layer", "index", "head", "x", "k", "alpha", "step", "order", "rank"}
 """Columns that put rows in an order and rank nothing."""
 NOT_CHOSEN = {
-    ("weights_words", "value"): "exact norms of given weights",
-    ("weights_words", "relative"): "exact norms of given weights",
-    ("words", "value"): "lengths and distances: named only where intervals part them; nothing is fitted",
-    ("z_patching_words", "probability"): "the least certain step is told, no choice",
+    ("weights", "value"): "exact norms of given weights",
+    ("weights", "relative"): "exact norms of given weights",
+    ("frame", "value"): "lengths and distances: named only where intervals part them; nothing is fitted",
+    ("z_patching", "probability"): "the least certain step is told, no choice",
 }
-"""(module, column) that titles may sort by, and why that is no choice made on the reported prompts."""
+"""(folder of words.py, column) that titles may sort by, and why that is no choice on the reported prompts."""
 
 
 def sorts(tree: ast.Module) -> list[str]:
@@ -114,11 +117,13 @@ def sorts(tree: ast.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [*sorted(APP.glob("*_words.py")), APP / "words.py"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(APP.glob("*/words.py")), ids=lambda p: p.parent.name)
 def test_sentences_rank_by_train_or_say_why_not(path: Path) -> None:
     wrong = [
         column
         for column in sorts(ast.parse(path.read_text()))
-        if column not in PLACES and not column.endswith("_train") and (path.stem, column) not in NOT_CHOSEN
+        if column not in PLACES
+        and not column.endswith("_train")
+        and (path.parent.name, column) not in NOT_CHOSEN
     ]
-    assert not wrong, f"{path.stem} ranks by {wrong}: choose on train, tell validation's value"
+    assert not wrong, f"{path.parent.name} ranks by {wrong}: choose on train, tell validation's value"

@@ -18,21 +18,24 @@ from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
-from app import build_weights, weight_steering_view, weights
-from app import weights_queries as q
-from app.build import build
-from app.build_weights import delta_table, heads_table, read_deltas, steerable
+from app.build import weights as build_weights
+from app.build.build import build
+from app.build.prepare import Prepared
+from app.build.verify import verify
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.prepare import Prepared
-from app.resources import Opened, read_facts
-from app.selection import defaults, update
-from app.verification import verify
-from engine.delta_heads import head_shares
-from engine.deltas import difference
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import defaults, update
+from app.live.deltas import read_deltas, steerable
+from app.live.weight_tables import delta_table, heads_table
+from app.weight_steering import view as weight_steering_view
+from app.weights import panels as weights
+from app.weights import tables as q
 from engine.errors import StoreError, StudyError
-from engine.model import load
-from engine.study import Study, diff_studies
+from engine.models.loading import load
+from engine.study.fingerprints import diff_studies
+from engine.study.study import Study
+from engine.weights.deltas import difference
+from engine.weights.heads import head_shares
 from store.reader import Store
 
 LOW = "model.layers.1.self_attn.o_proj.weight"
@@ -269,7 +272,7 @@ def test_contrasts_stand_beside_the_models_differences(opened: Opened) -> None:
     panels = {panel.name: panel for panel in weights.panels(opened, chosen)}
     assert set(panels) == {"weight-blocks", "weight-tensors", "weight-spectrum", "weight-heads"}
     for panel in panels.values():
-        as_chart(panel.draw(LIGHT))
+        panel.chart(LIGHT)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert "agreeable = one − two" in panel.caption or panel.name == "weight-heads"
         assert set(panel.models) <= set(opened.facts.models)

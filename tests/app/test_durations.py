@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from app import durations
-from engine.condition import Condition
-from engine.experiment import Experiment
-from engine.experiments.head_map import HeadMap
-from engine.experiments.repeat import Repeat
+from app.analyses import HEADS
+from app.frame import durations
+from engine.heads.map_spec import HeadMap
+from engine.lab.experiment import Experiment
+from engine.lab.repeat import Repeat
+from engine.patching.spec import Condition
 
 PLACE: dict[str, Any] = {"target": "tuned", "source": "base"}
 PATCH: Experiment = Condition(**PLACE, component="resid_post", layer=1)
-HEADS: Experiment = HeadMap(**PLACE, component="head_z")
+MAP: Experiment = HeadMap(**PLACE, component="head_z")
 RUNS: durations.Runs = [
     ({"job": "patch"}, {"seconds": 2.0}),
     ({"job": "patch"}, {"seconds": 40.0}),
@@ -26,14 +27,17 @@ RUNS: durations.Runs = [
 def test_a_run_takes_the_median_of_earlier_ones_of_its_kind() -> None:
     assert durations.seconds([PATCH], RUNS) == 4.0
     assert durations.seconds([PATCH, PATCH, PATCH], RUNS) == 12.0
-    assert durations.seconds([PATCH, HEADS], RUNS) is None
+    assert durations.seconds([PATCH, MAP], RUNS) is None
     assert durations.seconds([], RUNS) is None
     assert durations.told([PATCH], RUNS) == "About 4 s, judged by earlier runs of this kind in this store."
 
 
 def test_without_one_it_is_told_what_the_demo_took() -> None:
-    told = durations.told([HEADS, HEADS], RUNS)
-    assert told.startswith(f"About {round(durations.LOADING + 2 * durations.DEMO['head_map'])} s on the demo")
+    told = durations.told([MAP, MAP], RUNS)
+    (kind,) = HEADS.kinds
+    took = kind.jobs["head_map"]
+    assert took is not None
+    assert told.startswith(f"About {round(durations.LOADING + 2 * took)} s on the demo")
     assert durations.told([Repeat(of=PATCH.to_json())], RUNS) == ""
 
 

@@ -16,19 +16,19 @@ from tiny_models import tiny
 from tiny_study import NOUNS
 from tiny_tokenizers import chatml
 
-from app import fairness, prompt_filter, splits
-from app import fairness_queries as asked
-from app.build import build
+from app.build.build import build
+from app.build.prepare import Prepared
 from app.charts.palette import LIGHT
-from app.charts.spec import as_chart
-from app.panel import Panel
-from app.prepare import Prepared
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults
+from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
+from app.frame.selection import Selection, changed, defaults
+from app.prompts import fairness, splits
+from app.prompts import study_lines as prompt_filter
+from app.prompts import tables as asked
 from engine.errors import PromptsError
-from engine.prompts import matches
-from engine.prompts_spec import PromptFilter, PromptsSpec
-from engine.study import Study
+from engine.prompts.spec import PromptFilter, PromptsSpec
+from engine.prompts.table import matches
+from engine.study.study import Study
 from store.reader import Store
 
 PAIRS = 20
@@ -103,11 +103,11 @@ def run(code: str) -> pl.DataFrame:
 def test_the_code_gives_the_table_and_the_charts_are_valid(
     opened: Opened, chosen: Selection, changes: dict[str, Any]
 ) -> None:
-    found = panels(opened, dataclasses.replace(chosen, **changes))
+    found = panels(opened, changed(chosen, **changes))
     assert list(found) == ["balance", "leakage", "shared", "unshared", "lengths"]
     for panel in found.values():
         assert run(panel.code).equals(panel.table), panel.name
-        as_chart(panel.draw(LIGHT))
+        panel.chart(LIGHT)
 
 
 def test_the_curve_counts_prompts_by_the_definition(opened: Opened, chosen: Selection) -> None:
@@ -130,8 +130,8 @@ def test_the_curve_counts_prompts_by_the_definition(opened: Opened, chosen: Sele
 def test_the_title_follows_the_threshold(opened: Opened, chosen: Selection) -> None:
     ratio = asked.ratios(opened.key, opened, "base", "small")["ratio"]
     middle = round(float(ratio.median()) + 0.005, 2)  # type: ignore[arg-type]
-    title = fairness.shared_panel(opened, dataclasses.replace(chosen, threshold=middle)).title
-    kept = asked.kept(opened, dataclasses.replace(chosen, threshold=middle))
+    title = fairness.shared_panel(opened, changed(chosen, threshold=middle)).title
+    kept = asked.kept(opened, changed(chosen, threshold=middle))
     assert title.startswith(f"{kept.height} of {2 * PAIRS} prompts remain at {middle:.2f}; of c")
     assert 0 < kept.height < 2 * PAIRS
     assert (kept["ratio"] >= middle).all()
@@ -139,7 +139,7 @@ def test_the_title_follows_the_threshold(opened: Opened, chosen: Selection) -> N
 
 
 def test_one_vocabulary_is_said_to_be_one(opened: Opened, chosen: Selection) -> None:
-    same = dataclasses.replace(chosen, b="twin", threshold=1.0)
+    same = changed(chosen, b="twin", threshold=1.0)
     panel = fairness.shared_panel(opened, same)
     size = len(chatml().get_vocab())
     assert panel.title == f"base and twin have the same {size} tokens: the ratio is 1 for all 40 prompts"
@@ -207,7 +207,7 @@ def test_balance_is_told_in_shares(opened: Opened) -> None:
 def test_the_lines_for_the_study_keep_what_the_page_keeps(
     opened: Opened, made: Path, chosen: Selection, changes: dict[str, Any], search: str
 ) -> None:
-    selection = dataclasses.replace(chosen, **changes)
+    selection = changed(chosen, **changes)
     shown = prompt_filter.found(asked.kept(opened, selection), search)
     assert 0 < shown.height < 2 * PAIRS
     lines = tomllib.loads(prompt_filter.study_lines(opened, selection, search))["prompts"]
@@ -223,7 +223,7 @@ def test_lines_for_the_study_keep_its_own_filters() -> None:
     spec |= {"exclude": {"category": [], "language": ["fr"], "text": 'a "quoted" \\d'}}
     store = type("S", (), {"manifest": {"study": {"prompts": spec}}})
     opened = Opened("", store, None)  # type: ignore[arg-type]
-    text = prompt_filter.study_lines(opened, Selection(category="a", threshold=0.3), "y")
+    text = prompt_filter.study_lines(opened, changed(Selection(category="a"), threshold=0.3), "y")
     lines = tomllib.loads(text)["prompts"]
     assert lines["include"] == {"category": ["a"], "text": "y"}
     assert lines["exclude"] == {"language": ["fr"], "text": 'a "quoted" \\d'}

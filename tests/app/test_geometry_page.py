@@ -14,16 +14,19 @@ import streamlit as st
 from planted_store import HEADS, LAYERS, PAIRS, WIDTH, prompts_table, streams
 from streamlit.testing.v1 import AppTest
 
-from app import export, geometry, geometry_queries, geometry_separation, geometry_words
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.panel import Panel
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults
-from engine.analysis import separation as sep
-from engine.analysis import subspace
-from engine.analysis.subspace_layers import LayerStructure
+from app.frame import export
+from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
+from app.frame.selection import Selection, changed, defaults
+from app.geometry import separation as geometry_separation
+from app.geometry import tables as geometry_queries
+from app.geometry import weights as geometry
+from app.geometry import words as geometry_words
 from engine.errors import AnalysisError
+from engine.geometry import separation as sep
+from engine.geometry import z as subspace
+from engine.geometry.layers import LayerStructure
 from store.reader import Store
 
 VIEWS: dict[str, dict[str, Any]] = {
@@ -43,7 +46,7 @@ def opened(own_store: Path) -> Opened:
 
 def view(opened: Opened, name: str = "default", **more: Any) -> Selection:
     changes = {"layer": 1, **VIEWS[name], **more}
-    return geometry.effective(opened, dataclasses.replace(defaults(opened.facts), **changes))
+    return geometry.effective(opened, changed(defaults(opened.facts), **changes))
 
 
 def panels(opened: Opened, selection: Selection) -> list[Panel]:
@@ -97,7 +100,7 @@ def test_panels_draw_valid_charts(opened: Opened, name: str, palette: Any) -> No
     found = panels(opened, view(opened, name))
     assert len({panel.name for panel in found}) == len(found) == (4 + 2 * (5 if name == "every" else 3))
     for panel in found:
-        as_chart(panel.draw(palette)).to_dict()
+        panel.chart(palette).to_dict()
         assert len(panel.title) < 300
         assert panel.caption
         assert b"<svg" in export.svg_bytes(panel.draw(LIGHT), panel.title)[:200]
@@ -178,7 +181,7 @@ def test_prompts_in_one_language_leave_the_weights(
 
 def separation(inside: float, outside: float, p: float, pairing: float) -> sep.Separation:
     def band(value: float) -> Any:
-        from engine.analysis.uncertainty import Band
+        from engine.stats.uncertainty import Band
 
         one = np.array([value])
         return Band(one, one - 0.1, one + 0.1, one, 0.95, "")
@@ -204,12 +207,14 @@ def test_separation_is_said_only_with_both_conditions() -> None:
 
 
 def test_words_about_weights_follow_their_rules() -> None:
-    found = LayerStructure(0.1, 0.01, 3, 0.05, (3, 4))
+    found = LayerStructure(0.1, 0.01, 3, 0.05, (3, 4), 8)
     assert geometry_words.structure_title("m", found) == (
         "m: neighbouring blocks read more alike subspaces than distant ones, by 0.100 (p = 0.01); least "
         "alike neighbours: 3 and 4 (0.050); no more alike than random subspaces: 3 and 4, 4 and 5"
     )
     assert "are not shown to" in geometry_words.structure_title("m", dataclasses.replace(found, p_gap=0.2))
+    few = geometry_words.structure_title("m", dataclasses.replace(found, p_gap=1 / 12, blocks=4))
+    assert few.startswith("m: 4 blocks are too few to tell")
     values, p = np.array([1.0, 0.5, 0.1]), np.array([0.0, 1e-6, 0.5])
     assert geometry_words.convergence_title("m", 0, values, p) == (
         "m: Z of block 1 resembles block 0's beyond chance (0.500)"
@@ -220,7 +225,7 @@ def test_words_about_weights_follow_their_rules() -> None:
         "m: gates read what the same block's keys read more than by chance in block 2 and less than by "
         "chance in block 0"
     )
-    assert "nowhere told" in geometry_words.gates_title("m", ratio, p * 0 + 0.5, p * 0 + 0.5)
+    assert "nowhere shown to" in geometry_words.gates_title("m", ratio, p * 0 + 0.5, p * 0 + 0.5)
     few = np.full((LAYERS, HEADS), 3.0)
     few[0, 0] = 1.0
     title = geometry_words.ranks_title("m", few, np.zeros(LAYERS), np.linspace(2, 4, 100), 6)

@@ -13,13 +13,14 @@ from live_study import BLOCKS, CHANGED, make_store
 from planted_store import CHECKS
 from streamlit.testing.v1 import AppTest
 
-from app import export, heads_view, heads_words
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.jobs import JobResult, JobStatus
-from app.live import run_live
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults
+from app.frame import export
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Facts, Selection, changed, defaults
+from app.heads import view as heads_view
+from app.heads import words as heads_words
+from app.live.jobs import JobResult, JobStatus
+from app.live.run import run_live
 from store.reader import Store
 
 Open = Callable[..., AppTest]
@@ -40,7 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def selection(path: Path, **changes: Any) -> Selection:
     start = defaults(read_facts(Store(path)))
-    return dataclasses.replace(start, a="base", b="tuned", substitute="head_out", layer=LAYER, **changes)
+    return changed(start, a="base", b="tuned", substitute="head_out", layer=LAYER, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_the_code_of_every_panel_gives_its_table(opened: Opened, what: str) -> N
         assert scope["table"].equals(panel.table)
         assert panel.models == ("tuned", "base")
         for palette in (LIGHT, DARK):
-            as_chart(panel.draw(palette)).to_dict()
+            panel.chart(palette).to_dict()
         assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
         assert "validation prompts" in panel.caption
         assert "Null" in panel.caption or "rounding" in panel.caption
@@ -116,7 +117,7 @@ def test_the_page_shows_stored_results_without_a_model(
 def test_the_page_without_a_one_token_position_says_so(
     planted: Path, open_app: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.patch_view.POSITIONS", ("decision",))
+    monkeypatch.setattr(Facts, "tokens", ())
     assert heads_view.WHY_EMPTY[0] in text(open_app(planted, "heads"))
 
 
@@ -126,11 +127,11 @@ def test_a_result_leads_back_to_its_settings(opened: Opened) -> None:
         {"target": "a"},
         {"vectors": "raw", "substitute": "head_z", "read_at": "decision", "language": "zh", "layer": 1},
     ):
-        chosen = dataclasses.replace(selection(Path(opened.path)), **changes)
+        chosen = changed(selection(Path(opened.path)), **changes)
         for make in (heads_view.experiment_of, heads_view.map_of):
             condition = make(chosen).to_json()  # type: ignore[operator]
             start = selection(Path(opened.path), category="add")
-            back = dataclasses.replace(start, **heads_view.selection_of(condition, start))
+            back = changed(start, **heads_view.selection_of(condition, start))
             back = dataclasses.replace(back, layer=chosen.layer)
             assert make(back) == make(chosen)  # type: ignore[operator]
 
@@ -222,7 +223,8 @@ def test_a_head_is_needed_only_when_little_is_left_without_it() -> None:
     of = "block 4's effect on tuned (0.37 nats)"
     none = title(without([97, 99, 100], [99, 97, 100]))
     assert none == (
-        f"No single head is needed for {of}: without head 1, missed most on train, 99 % (96 to 102) is left"
+        f"No single head is shown to be needed for {of}: without head 1, missed most on train, "
+        "99 % (96 to 102) is left"
     )
     one = title(without([10, 99, 100], [12, 98, 100]))
     assert one.startswith(f"Head 0 can't be left out of {of}: without head 0, missed most on train, 10 %")
@@ -268,7 +270,7 @@ def test_interactions_are_told_only_beyond_their_intervals() -> None:
     assert none.startswith("No pair of heads is shown")
     one = heads_words.pairs_title(pairs([(5, -1, 9), (-8, -12, -4)]), CONDITION, summary)
     assert one.startswith("Heads 0 and 2 together do 8.0 % (4.0 to 12.0) less of")
-    assert one.endswith("no other pair does")
+    assert one.endswith("no other pair is shown to")
     known = pairs([(5, 1, 9), (-8, -12, -4)]).with_columns(interaction_train=pl.Series([9.0, -2.0]))
     named = heads_words.pairs_title(known, CONDITION, summary)
     assert named.startswith("Heads 0 and 1 together do 5.0 % (1.0 to 9.0) more"), "larger on train"

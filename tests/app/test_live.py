@@ -12,14 +12,17 @@ import pytest
 import torch
 from live_study import BLOCKS, CHANGED, make_store, make_study, save_models
 
-from app import model_cache
-from app.live import LiveRunner, StoreRuns, compute, run_live
-from app.model_cache import ModelCache
-from engine.condition import Condition
-from engine.errors import JobError, ModelError, PatchError
-from engine.experiment import Where, chosen_rows, train_rows
-from engine.experiments.run_patch import partial_curve
-from engine.patching import ConditionResult
+from app.live import model_cache
+from app.live.lab import StoreLab
+from app.live.model_cache import ModelCache
+from app.live.run import LiveRunner, StoreRuns, compute, run_live
+from app.live.worker import Worker
+from engine.errors import JobError, ModelError, PatchError, StudyError
+from engine.lab.experiment import Where, chosen_rows, train_rows
+from engine.patching.run import ConditionResult
+from engine.patching.run_patch import partial_curve
+from engine.patching.spec import Condition
+from engine.study.roots import allow_roots
 from store.reader import Store
 from store.runs import RunLog
 
@@ -113,8 +116,9 @@ def test_rounded_vectors_are_used_only_without_the_source_and_said(folder: Path,
         run(store, ModelCache("cpu"), component="head_out", kind="literal")
 
 
-def test_a_changed_model_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_model_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_models(tmp_path)
+    monkeypatch.setenv("PATCHBAY_ROOTS", str(tmp_path))
     store = Store(folder / "store-float32")
     store.manifest["study"]["folder"] = str(tmp_path)
     run(store, ModelCache("cpu"))  # the same files at another place are the same model
@@ -202,7 +206,10 @@ def test_a_run_is_stored_and_opens_without_a_model(folder: Path, exact: Store) -
     assert RunLog(path).list().height == 1
 
 
-def test_a_result_that_cannot_be_stored_is_handed_back(folder: Path, tmp_path: Path) -> None:
+def test_a_result_that_cannot_be_stored_is_handed_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHBAY_ROOTS", str(folder))
     shutil.copytree(folder / "store-float32", tmp_path / "store", ignore=shutil.ignore_patterns("runs"))
     (tmp_path / "store" / "runs").write_text("a file where the folder should be")
     outcome = LiveRunner("cpu").run(str(tmp_path / "store"), condition(), lambda **_: None, lambda: False)
@@ -262,15 +269,23 @@ def test_models_and_engines_are_reused_and_dropped(rounded: Store, monkeypatch: 
     assert small.engine(lm, [[3, 4, 5], [6, 7, 8, 9]], [2, 3], "patched") is not engine
 
 
+def _no_room() -> ModelError:
+    """As `load` puts it."""
+    error = ModelError("The model does not fit into memory.")
+    error.__cause__ = MemoryError()
+    return error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), _no_room()], ids=repr)
 def test_a_full_device_drops_the_other_models_and_says_so(
-    rounded: Store, monkeypatch: pytest.MonkeyPatch
+    rounded: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     real, said = model_cache.load, []
     full = ModelCache("cpu", max_models=2)
 
     def crowded(spec: Any, name: str) -> Any:
         if full.loaded:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise error
         return real(spec, name)
 
     monkeypatch.setattr(model_cache, "load", crowded)
@@ -288,3 +303,33 @@ def test_partial_curves_leave_out_what_is_not_done() -> None:
         "kl": 4.0,
     }
     assert partial_curve(asked, np.full((3, 2), nan)) == {"curve": []}
+
+
+def test_a_store_does_not_send_the_program_to_models_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest names the folder that the study lay in; whoever wrote it may name any."""
+    alone = Store(shutil.copytree(folder / "store-float32", tmp_path / "far" / "store"))
+    told = f"models\\.tuned\\.path lies outside.*--root {folder / 'models'}"
+    with pytest.raises(StudyError, match=told):
+        run(alone, ModelCache("cpu"))
+    lab = StoreLab(alone, ModelCache("cpu"), lambda **_: None, lambda: False)
+    with pytest.raises(StudyError, match="lies outside"):
+        lab.tokenizer("tuned")
+    monkeypatch.setenv("PATCHBAY_ROOTS", str(folder / "models"))
+    assert run(alone, ModelCache("cpu")).kl.min() > 1e-4
+
+
+def test_a_worker_is_given_the_roots_of_its_server(folder: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(folder / "store-float32", tmp_path / "far" / "store"))
+    asked = condition()
+    allow_roots([folder / "models"])
+    try:
+        with Worker(["cpu"]) as worker:
+            assert worker.wait(worker.submit(alone, asked), 120).error is None
+    finally:
+        allow_roots([])
+    shutil.rmtree(alone / "runs")
+    with Worker(["cpu"]) as worker:
+        told = worker.wait(worker.submit(alone, asked), 120)
+        assert f"--root {folder / 'models'}" in str(told.error)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
-from app import export
 from app.charts.bars import interval_bars
-from app.charts.matrix import matrix
+from app.charts.grids import layer_heatmap
+from app.charts.matrix import matrix, robust_ends
 from app.charts.palette import DARK, LIGHT, Palette
-from app.charts.spec import Spec, as_chart
+from app.charts.template import Chart
+from app.frame import export
 
 CELLS = pl.DataFrame(
     {
@@ -31,7 +34,7 @@ BARS = pl.DataFrame(
 )
 
 
-def cells(palette: Palette = LIGHT, **more: Any) -> Spec:
+def cells(palette: Palette = LIGHT, **more: Any) -> Chart:
     return matrix(
         CELLS,
         x="layer",
@@ -45,7 +48,7 @@ def cells(palette: Palette = LIGHT, **more: Any) -> Spec:
     )
 
 
-def bars(palette: Palette = LIGHT) -> Spec:
+def bars(palette: Palette = LIGHT) -> Chart:
     colors = {"carries": palette.b, "rest": palette.null}
     return interval_bars(
         BARS, x_title="Head", y_title="coverage, %", colors=colors, palette=palette, references={"ALL": 100.0}
@@ -65,14 +68,14 @@ def bars(palette: Palette = LIGHT) -> Spec:
 )
 def test_grids_are_valid_and_drawn(palette: Palette, more: dict[str, Any]) -> None:
     spec = cells(palette, **more)
-    as_chart(spec).to_dict()
+    spec.altair().to_dict()
     svg = export.svg_bytes(spec, "A finding").decode()
     for text in ("A finding", ">Block<", ">Head<", "coverage, %"):
         assert text in svg
 
 
 def test_cells_without_a_value_are_frames_and_coloured_ones_are_not() -> None:
-    full, blank = cells()["layer"]
+    full, blank = cells().spec()["layer"]
     assert [(r["layer"], r["head"]) for r in full["data"]["values"]] == [(0, 0), (0, 1), (1, 1), (2, 1)]
     assert [(r["layer"], r["head"]) for r in blank["data"]["values"]] == [(1, 0), (2, 0)]
     assert blank["mark"]["fillOpacity"] == 0
@@ -80,19 +83,21 @@ def test_cells_without_a_value_are_frames_and_coloured_ones_are_not() -> None:
 
 
 def test_a_diverging_scale_is_symmetric_and_neutral_at_zero() -> None:
-    scale = cells(diverging=True)["layer"][0]["encoding"]["color"]["scale"]
+    scale = cells(diverging=True).spec()["layer"][0]["encoding"]["color"]["scale"]
     assert scale["domain"] == [-4.0, 0.0, 4.0]
     assert scale["range"] == [LIGHT.a, LIGHT.scheme[0], LIGHT.b]
-    plain = cells()["layer"][0]["encoding"]["color"]["scale"]
+    plain = cells().spec()["layer"][0]["encoding"]["color"]["scale"]
     assert (plain["domain"][0], plain["domain"][-1]) == (-2.0, 4.0)
     assert len(plain["domain"]) == len(plain["range"])
 
 
 def test_only_a_grid_with_a_selection_takes_clicks() -> None:
-    assert "params" not in cells()["layer"][0]
-    chosen = cells(selected={"layer": 1})["layer"]
-    assert chosen[0]["params"][0]["select"]["fields"] == ["layer", "head"]
-    outline = chosen[-1]
+    assert "params" not in cells().spec()
+    chosen = cells(selected={"layer": 1}).spec()
+    assert chosen["params"][0]["select"]["fields"] == ["layer", "head"]
+    halo, outline = chosen["layer"][-2:]
+    assert halo["mark"]["strokeWidth"] > outline["mark"]["strokeWidth"]
+    assert (halo["mark"]["stroke"], outline["mark"]["stroke"]) == (LIGHT.scheme[0], LIGHT.mark)
     assert outline["data"]["values"] == [{"layer": 1}]
     assert outline["encoding"]["y"] == {"value": 0}
 
@@ -116,11 +121,111 @@ def test_a_grid_with_one_value_or_none_still_draws() -> None:
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
 def test_bars_keep_their_order_and_leave_out_unknown_intervals(palette: Palette) -> None:
     spec = bars(palette)
-    as_chart(spec).to_dict()
+    spec.altair().to_dict()
     svg = export.svg_bytes(spec, "A finding").decode()
     for text in ("A finding", ">Head<", "coverage, %", "ALL"):
         assert text in svg
-    drawn, intervals = spec["layer"][:2]
+    drawn, intervals = spec.spec()["layer"][:2]
     assert drawn["encoding"]["x"]["scale"]["domain"] == ["6", "2", "0"]
     assert [row["name"] for row in intervals["data"]["values"]] == ["6", "2"]
     assert drawn["encoding"]["y"]["scale"]["domain"][1] > 100
+
+
+def test_a_few_extreme_cells_leave_colours_for_all_others_and_the_legend_says_so() -> None:
+    rng = np.random.default_rng(0)
+    usual = pl.Series(rng.normal(size=200))
+    low, high = robust_ends(pl.concat([usual, pl.Series([-1e4, 900.0])]))
+    assert -20 < low < usual.min()  # ten times as far as nine cells in ten
+    assert usual.max() < high < 20
+    assert robust_ends(usual) == (usual.min(), usual.max())  # nothing extreme: every value has its colour
+    assert robust_ends(pl.Series([0.0] * 30 + [5.0])) == (
+        0.0,
+        5.0,
+    )  # a single cell that is not 0 is the finding
+    assert robust_ends(pl.Series([], dtype=pl.Float64)) == (0.0, 1.0)
+
+    def drawn(values: pl.Series) -> tuple[dict[str, Any], dict[str, Any], str]:
+        table = pl.DataFrame({"layer": range(len(values)), "head": 0, "value": values})
+        titles = {"x_title": "x", "y_title": "y", "value_title": "v", "palette": LIGHT}
+        chart = matrix(table, x="layer", y="head", value="value", **titles)
+        hue = chart.spec()["layer"][0]["encoding"]["color"]
+        return hue["legend"], hue["scale"], export.svg_bytes(chart, "A finding").decode()
+
+    _, scale, svg = drawn(pl.concat([usual, pl.Series([-1e4, 900.0])]))
+    assert (scale["domain"][0], scale["domain"][-1], scale["clamp"]) == (low, high, True)
+    assert f"≤ −{abs(low):#.3g}" in svg
+    assert f"≥ {high:#.3g}" in svg
+    plain, _, _ = drawn(usual)
+    assert "≤" not in plain["labelExpr"]
+    assert "≥" not in plain["labelExpr"]
+
+
+def test_compressed_colours_tell_cells_of_any_size_apart() -> None:
+    """Equal steps of colour are equal steps of d3's symlog, sign(v) log(1 + |v|/c), from end to end."""
+    values = [-1e4, -3e3, -800.0, -90.0, -12.0, -1.0, 0.0, 40.0]
+    table = pl.DataFrame({"layer": range(8), "head": 0, "value": values})
+    titles = {"x_title": "x", "y_title": "y", "value_title": "v", "palette": LIGHT}
+    chart = matrix(table, x="layer", y="head", value="value", format=",.3~r", compressed=10.0, **titles)
+    hue = chart.spec()["layer"][0]["encoding"]["color"]
+    domain, (low, middle, high) = np.array(hue["scale"]["domain"]), hue["legend"]["values"]
+    place = np.sign(domain) * np.log1p(np.abs(domain) / 10.0)
+    np.testing.assert_allclose(np.diff(place), (place[-1] - place[0]) / 5)
+    assert (low, high) == (domain[0], domain[-1]) == (-1e4, 40.0)
+    assert np.sign(middle) * np.log1p(abs(middle) / 10.0) == pytest.approx((place[0] + place[-1]) / 2)
+    svg = export.svg_bytes(chart, "A finding").decode()
+    assert ">−10,000<" in svg
+    fills = re.findall(r'aria-roledescription="rect mark"[^>]*?fill="(rgb[^"]+)"', svg)
+    assert len(set(fills)) == len(values)
+    constant = table.with_columns(value=pl.lit(0.0))
+    for frame in (constant, table.clear()):
+        assert matrix(frame, x="layer", y="head", value="value", compressed=10.0, **titles).altair()
+
+
+def test_one_extreme_pair_of_layers_leaves_colours_for_all_others() -> None:
+    layers = [(row, column) for row in range(12) for column in range(12)]
+    drawn = pl.DataFrame(layers, schema=["layer", "other"], orient="row")
+    usual = np.random.default_rng(1).uniform(0.0, 0.01, size=drawn.height)
+    extreme = drawn.with_columns(value=pl.Series(usual).set(pl.Series(usual) == usual.max(), 0.9))
+    titles = {"x_title": "x", "y_title": "y", "value_title": "v", "palette": LIGHT}
+    chart = layer_heatmap(extreme, selected=3, **titles)
+    scale = chart.spec()["layer"][0]["encoding"]["color"]["scale"]
+    assert scale["clamp"] is True
+    assert scale["domain"][1] < 0.1  # ten times as far from the median as nineteen cells in twenty
+    assert "≥ " in export.svg_bytes(chart, "A finding").decode()
+    plain = layer_heatmap(extreme.with_columns(value=pl.Series(usual)), selected=3, **titles)
+    hue = plain.spec()["layer"][0]["encoding"]["color"]
+    assert hue["scale"]["domain"] == [usual.min(), usual.max()]
+    assert "≥" not in hue["legend"]["labelExpr"]
+
+
+@pytest.mark.parametrize(("blocks", "shown"), [(8, True), (80, False)])
+def test_numbers_stand_only_in_cells_that_hold_them(blocks: int, shown: bool) -> None:
+    table = pl.DataFrame(
+        {"layer": range(blocks), "head": 0, "coverage": [0.12345 + i for i in range(blocks)]}
+    )
+    spec = matrix(
+        table,
+        x="layer",
+        y="head",
+        value="coverage",
+        x_title="Block",
+        y_title="Head",
+        value_title="coverage, %",
+        palette=LIGHT,
+        labels=True,
+    )
+    svg = export.svg_bytes(spec, "A finding").decode()
+    written = [part for part in svg.split("<text")[1:] if 'opacity="0"' not in part and ">2.12<" in part]
+    assert bool(written) == shown
+
+
+def test_numbers_are_as_wide_as_their_format_writes_them() -> None:
+    """14 cells of some 40 pixels have room for 3 digits, not for 3 before and 3 behind the point."""
+    table = pl.DataFrame({"layer": range(14), "head": 0, "coverage": [123.4567 + i for i in range(14)]})
+    titles = {"x_title": "Block", "y_title": "Head", "value_title": "coverage, %", "palette": LIGHT}
+    where = {"x": "layer", "y": "head", "value": "coverage", "labels": True}
+    for format, number, shown in ((".3g", "124", True), (".3f", "124.457", False)):
+        svg = export.svg_bytes(matrix(table, format=format, **where, **titles), "A finding").decode()
+        texts = [part for part in svg.split("<text")[1:] if f">{number}<" in part]
+        assert [part for part in texts if 'opacity="0"' not in part] == (texts if shown else [])
+        assert bool(texts)

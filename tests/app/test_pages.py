@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 from live_results import live_result
-from planted_store import CHECKS, build_store
+from planted_store import CHECKS, build_store, remove_arrays
 from streamlit.testing.v1 import AppTest
 
-from app import main, patch_view
-from app.jobs import JobResult
-from app.resources import read_facts
-from app.selection import defaults, update
+from app import main
+from app.frame import export
+from app.frame.opened import read_facts
+from app.frame.selection import defaults, update
+from app.live.jobs import JobResult
+from app.patching import replacement as patch_view
 from store.reader import Store
 from store.runs import RunLog
 
@@ -120,7 +122,7 @@ def test_an_unexpected_error_gets_an_id_that_the_log_has(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("hidden detail")
 
-    monkeypatch.setattr("app.overview.facts", broken)
+    monkeypatch.setattr("app.overview.panels.facts", broken)
     said = text(open_app(planted))
     assert "Something went wrong on this page" in said
     assert "hidden detail" not in said
@@ -243,6 +245,14 @@ def test_the_code_of_a_run_reads_it_again(open_app: Open, own_store: Path) -> No
     assert scope["curve"] == made.summary["curve"]
 
 
+def test_every_panel_says_how_its_chart_opens_in_altair(open_app: Open, planted: Path) -> None:
+    shown = [c.value for c in open_app(planted, "similarity").code]
+    charts = [number for number, code in enumerate(shown) if "alt.Chart.from_json" in code]
+    assert export.chart_code("cka") in shown
+    assert len(charts) >= 2
+    assert all("table" in shown[number - 1] for number in charts)  # the table's code stands above
+
+
 def test_an_unknown_run_is_said_to_be_unknown(open_app: Open, own_store: Path) -> None:
     stored_run(own_store)
     said = text(open_app(own_store, "runs", run="0123456789abcdef"))
@@ -251,8 +261,7 @@ def test_an_unknown_run_is_said_to_be_unknown(open_app: Open, own_store: Path) -
 
 
 def test_a_store_without_kernels_explains_why_there_are_no_updates(open_app: Open, own_store: Path) -> None:
-    shutil.rmtree(own_store / "weights")
-    shutil.rmtree(own_store / "ledger" / "arrays" / "weights")
+    remove_arrays(own_store, "weights")
     app = open_app(own_store, "residual_updates")
     assert "This store has no residual updates" in text(app)
     assert went_well(app)

@@ -13,19 +13,21 @@ import pytest
 from live_study import make_store
 from streamlit.testing.v1 import AppTest
 
-from app import patch_drill, patch_table, patch_view, rerun
-from app import patch_words as say
-from app.build import build
+from app.build.build import build
 from app.charts.palette import LIGHT
-from app.charts.spec import as_chart
-from app.jobs import JobResult
-from app.live import compute, save
-from app.model_cache import ModelCache
-from app.selection import Facts, defaults, update
+from app.frame import again as rerun
+from app.frame.selection import Facts, defaults, update
+from app.live.jobs import JobResult
+from app.live.model_cache import ModelCache
+from app.live.run import compute, save
+from app.patching import drill as patch_drill
+from app.patching import replacement as patch_view
+from app.patching import table as patch_table
+from app.patching import words as say
 from engine.errors import PatchError
-from engine.experiments.mapped import CONTROLS
-from engine.experiments.repeat import Repeat
-from engine.study import Study
+from engine.lab.repeat import Repeat
+from engine.patching.mapped_spec import CONTROLS
+from engine.study.study import Study
 from store.reader import Store
 from store.runs import RunLog
 
@@ -139,7 +141,7 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
         exec(panel.code, scope)
         assert scope["table"].equals(panel.table), panel.name
     for panel in (grid, ranking, profile, *drilled):
-        as_chart(panel.draw(LIGHT)).to_dict()
+        panel.chart(LIGHT).to_dict()
 
 
 def test_the_marked_alpha_is_the_one_that_train_chose(store: Path) -> None:
@@ -157,7 +159,7 @@ def test_the_marked_alpha_is_the_one_that_train_chose(store: Path) -> None:
     other = JobResult(result.condition, result.summary, {**result.tables, "curve": moved})
     again = patch_drill.alpha_panel(opened, other)
     assert f"at α = {best:g}" in again.title
-    marks = json.dumps(again.draw(LIGHT), ensure_ascii=False)
+    marks = json.dumps(again.draw(LIGHT).spec(), ensure_ascii=False)
     assert f'"x": {best}, "label": "best α (train)"' in marks
     assert validation.height == train.height
 

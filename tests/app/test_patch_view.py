@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 from live_results import live_result
 
-from app import patch_view
 from app.charts.palette import LIGHT
-from app.charts.spec import as_chart
-from app.selection import Facts, Selection, defaults, update
+from app.frame.selection import Facts, Selection, changed, defaults, update
+from app.patching import replacement as patch_view
+from app.patching import words as patch_words
 
 FACTS = Facts(
     models=("base", "tuned", "full"),
@@ -90,7 +90,8 @@ def test_captions_name_what_alpha_scales_and_which_prompts_are_meant() -> None:
     assert "read there" in caption
     assert "split: validation, language zh" in caption
     assert ", α = 0.4, moves" in patch_view.result_title(result, 0.35)
-    runs = pl.DataFrame({"layer": [0, 1], "kl": [0.1, 0.2], "low": [0.0, 0.1], "high": [0.2, 0.3]})
+    ends = {"kl": [0.1, 0.2], "low": [0.0, 0.1], "high": [0.2, 0.3]}
+    runs = pl.DataFrame({"layer": [0, 1], **ends, "noise": [0.0, 0.0]})
     panel = patch_view.layer_panel(runs, condition, 0.35, "")
     assert panel is not None
     assert "α = 0.4 times" in panel.caption
@@ -119,7 +120,7 @@ def test_an_alpha_curve_is_its_own_panel() -> None:
     panel = patch_view.alpha_panel(live_result(many), 1.0, "")
     assert panel is not None
     assert panel.title.startswith("From α = 0 to 2 the effect goes from ")
-    as_chart(panel.draw(LIGHT)).to_dict()
+    panel.chart(LIGHT).to_dict()
 
 
 def test_the_profile_takes_runs_that_differ_by_the_layer_alone() -> None:
@@ -128,7 +129,7 @@ def test_the_profile_takes_runs_that_differ_by_the_layer_alone() -> None:
     for layer in range(4):
         condition = patch_view.condition_of(start, layer)
         stored.append((condition.to_json(), live_result(condition, kl=0.1 * layer).summary))
-    other = patch_view.condition_of(dataclasses.replace(start, kind="literal"), 4)
+    other = patch_view.condition_of(changed(start, kind="literal"), 4)
     stored.append((other.to_json(), live_result(other, kl=9.0).summary))
     wanted = patch_view.condition_of(start)
     profile = patch_view.profile(stored, wanted, 1.0)
@@ -137,13 +138,13 @@ def test_the_profile_takes_runs_that_differ_by_the_layer_alone() -> None:
     assert panel is not None
     assert panel.title.startswith("The patch matters most at block 3")
     assert panel.title.endswith("it changes nothing at block 0")
-    as_chart(panel.draw(LIGHT)).to_dict()
+    panel.chart(LIGHT).to_dict()
 
 
 def test_titles_do_not_rank_what_intervals_do_not_separate() -> None:
     wanted = patch_view.condition_of(defaults(FACTS))
     rows = {"kl": [0.0, 0.4, 0.92, 0.93], "low": [0.0, 0.3, 0.6, 0.6], "high": [0.0, 0.5, 1.3, 1.3]}
-    profile = pl.DataFrame({"layer": [3, 4, 5, 6], **rows})
+    profile = pl.DataFrame({"layer": [3, 4, 5, 6], **rows}).with_columns(noise=0.0)
     panel = patch_view.layer_panel(profile, wanted, 1.0, "")
     assert panel is not None
     assert panel.title.startswith("The patch matters most at blocks 5-6: 0.93 nats")
@@ -165,11 +166,13 @@ def test_titles_do_not_rank_what_intervals_do_not_separate() -> None:
         "From α = 0 to 2 the effect goes from 12 nats (11 to 13) to 0.7 nats (0.3 to 1.1)"
     )
     rows = pl.DataFrame(curve).with_columns(kl=pl.Series([12.0, 0.5, 0.7]))
-    assert patch_view.alpha_title(rows).endswith(" nats (0.3 to 1.1), between 0.5 and 0.5 on the way")
+    assert patch_words.alpha_title(rows).endswith(" nats (0.3 to 1.1), between 0.5 and 0.5 on the way")
 
 
 def test_a_profile_of_zeros_is_said_to_be_nothing() -> None:
-    zeros = pl.DataFrame({"layer": [0, 1], "kl": [0.0, 1e-8], "low": [0.0, 0.0], "high": [0.0, 1e-8]})
+    zeros = pl.DataFrame(
+        {"layer": [0, 1], "kl": [0.0, 1e-8], "low": [0.0, 0.0], "high": [0.0, 1e-8]}
+    ).with_columns(noise=0.0)
     panel = patch_view.layer_panel(zeros, patch_view.condition_of(defaults(FACTS)), 1.0, "")
     assert panel is not None
     assert panel.title == "The patch changes nothing at any of blocks 0-1: KL is 0 within rounding"
@@ -183,7 +186,8 @@ def test_the_token_table_shows_white_space_and_the_most_moved_prompt_first() -> 
 
 
 def test_averages_cannot_be_patched() -> None:
-    assert patch_view.patch_positions(("mean", "decision", "sample(k=2)")) == ("decision",)
+    facts = dataclasses.replace(FACTS, positions=("pooled", "decision", "subject"), averages=("pooled",))
+    assert facts.tokens == ("decision", "subject")
 
 
 def test_a_page_before_its_run_says_what_run_will_do() -> None:

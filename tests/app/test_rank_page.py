@@ -14,20 +14,22 @@ import pytest
 from behaviour_demo import demo_lab
 from streamlit.testing.v1 import AppTest
 
-from app import rank_panels, rank_view, steering_view
-from app import rank_words as say
-from app import steering_words as tell
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.jobs import JobResult
-from app.live import run_live, save
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults, update
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, defaults, update
+from app.live.jobs import JobResult
+from app.live.run import run_live, save
+from app.rank import panels as rank_panels
+from app.rank import view as rank_view
+from app.rank import words as say
+from app.rank.fields import RankFields
+from app.steering import view as steering_view
+from app.steering import words as tell
 from engine.errors import PatchError
-from engine.experiment import ExperimentResult
-from engine.experiments.rank import RankSweep
-from engine.experiments.run_rank import run
-from engine.experiments.steering import Group
+from engine.lab.experiment import ExperimentResult
+from engine.rank.run import run
+from engine.rank.spec import RankSweep
+from engine.steering.spec import Group
 from store.reader import Store
 from store.runs import RunLog
 
@@ -49,7 +51,7 @@ def chosen(opened: Opened, **changes: Any) -> Selection:
 
 def stored(opened: Opened, selection: Selection) -> JobResult:
     """The selected part's experiment, run and opened again."""
-    view: Any = rank_view if selection.part == "rank" else steering_view
+    view: Any = rank_view if RankFields.of(selection).part == "rank" else steering_view
     run_id, _ = run_live(opened.path, view.experiment_of(selection), "cpu")
     found = RunLog(opened.path).open(run_id)
     return JobResult(found.condition, found.summary, found.tables)
@@ -69,11 +71,11 @@ PARTS: list[dict[str, Any]] = [
 def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, changes: dict[str, Any]) -> None:
     selection = chosen(opened, **changes)
     result = stored(opened, selection)
-    view: Any = rank_view if selection.part == "rank" else steering_view
+    view: Any = rank_view if RankFields.of(selection).part == "rank" else steering_view
     panels = view.run_panels(opened, result, selection)
     assert len(panels) >= 2
     for panel in panels:
-        as_chart(panel.draw(LIGHT))
+        panel.chart(LIGHT)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert panel.title
         assert "None" not in panel.title + panel.caption
@@ -116,7 +118,7 @@ def test_a_stored_run_leads_back_to_the_same_experiment(
     elsewhere = defaults(opened.facts)
     back = update(elsewhere, opened.facts, **view.selection_of(spec.to_json(), elsewhere))
     assert view.experiment_of(back) == spec
-    assert back.part == ("rank" if view is rank_view else "steering")
+    assert RankFields.of(back).part == ("rank" if view is rank_view else "steering")
 
 
 def test_maps_without_ranks_swap_leading_differences(opened: Opened) -> None:
@@ -263,7 +265,7 @@ def test_a_stored_result_opens_without_a_model(
     facts = read_facts(store)
     selection = update(defaults(facts), facts, part=part, words=WORDS)
     save(str(own_store), store.fingerprint, view.experiment_of(selection), as_result(result))
-    monkeypatch.setattr("engine.model.load", lambda *_: pytest.fail("no model is needed"))
+    monkeypatch.setattr("engine.models.loading.load", lambda *_: pytest.fail("no model is needed"))
     app = open_app(own_store, "rank", part=part, words=WORDS)
     said = text(app)
     assert "Already run; the stored result is below" in [b.label for b in app.button]
@@ -309,7 +311,7 @@ def test_chart_values_are_the_table_s(demo: JobResult) -> None:
     panel = rank_panels.projector_panel(opened, demo, 1.0)
     drawn = [
         row["value"]
-        for part in panel.draw(LIGHT)["layer"]
+        for part in panel.draw(LIGHT).spec()["layer"]
         if part["mark"]["type"] == "line"
         for row in part["data"]["values"]
     ]

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import live_view
-from engine.experiments.subspace_scores import SubspaceScores
+from app.frame import running as live_view
+from engine.subspaces.spec import SubspaceScores
 
 
 class Worker:

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from app import (
-    bridge,
-    bridge_queries,
-    geometry,
-    geometry_queries,
-    geometry_separation,
-    synthesis,
-    synthesis_parts,
-)
-from app.panel import Panel
-from app.report import languages
-from app.report.blocks import Attached, Section, Table, Text
-from app.report.build import SECTIONS, build, documents
-from app.report.missing import not_run, steered_by_the_other, wanted
-from app.resources import Opened, open_at
-from app.selection import Selection, defaults
-from engine.experiments import experiment_from_json
+from app.bridge import panels as bridge
+from app.bridge import tables as bridge_queries
+from app.frame.blocks import Attached, Section, Table, Text
+from app.frame.opened import Opened, open_at
+from app.frame.panel import Panel
+from app.frame.selection import Selection, defaults
+from app.geometry import separation as geometry_separation
+from app.geometry import tables as geometry_queries
+from app.geometry import weights as geometry
+from app.report.build import CHAPTERS, build, documents
+from app.report.build import section as made
+from app.report.own import not_run, wanted
+from app.synthesis import parts as synthesis_parts
+from app.synthesis import view as synthesis
+from app.weight_steering import view as weight_steering_view
+from app.weight_steering.analysis import planned as steered_by_the_other
+from engine.kinds import experiment_from_json
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,11 @@ def opened(planted: Path) -> Opened:
 @pytest.fixture(scope="module")
 def chosen(opened: Opened) -> Selection:
     return dataclasses.replace(defaults(opened.facts), layer=1, k=4)
+
+
+def chapter(name: str, opened: Opened, selection: Selection) -> Section:
+    (one,) = [one for one in CHAPTERS if one.name == name]
+    return made(one, opened, selection)
 
 
 def panels(section: Section) -> list[Panel]:
@@ -55,7 +60,7 @@ def test_z_geometry_is_its_page(opened: Opened, chosen: Selection) -> None:
         for make in geometry_separation.makers(at)
     ]
     pages += [panel for make in geometry.WEIGHTS if (panel := make(opened, at)) is not None]
-    section = languages.z_geometry(opened, chosen)
+    section = chapter("geometry", opened, chosen)
     same(panels(section), pages)
     assert len(pages) > 6
     assert any("Z separates" in p.title or "separate" in p.title for p in pages)
@@ -63,14 +68,14 @@ def test_z_geometry_is_its_page(opened: Opened, chosen: Selection) -> None:
 
 def test_the_bridge_is_its_page(opened: Opened, chosen: Selection) -> None:
     at = bridge_queries.effective(opened, chosen)
-    same(panels(languages.bridge_between(opened, chosen)), bridge.panels(opened, at))
+    same(panels(chapter("bridge", opened, chosen)), bridge.panels(opened, at))
 
 
 def test_the_synthesis_is_its_page(opened: Opened, chosen: Selection) -> None:
     """Every part with its finding, and the checklist's table."""
     at = synthesis.effective(opened, chosen)
     parts = synthesis.parts(opened, at)
-    section = languages.what_stands(opened, chosen)
+    section = chapter("synthesis", opened, chosen)
     texts = [block for block in section.blocks if isinstance(block, Text)]
     model, blocks = geometry.model_of(at), synthesis_parts.blocks(opened, at)
     assert texts[0].title == synthesis.title(parts, model, blocks)
@@ -87,7 +92,7 @@ def test_the_synthesis_is_its_page(opened: Opened, chosen: Selection) -> None:
 def test_the_whole_report_has_them_in_order(opened: Opened, chosen: Selection) -> None:
     report = build(opened, chosen)
     names = [section.name for section in report.sections]
-    assert len(names) == len(SECTIONS)
+    assert len(names) == len(CHAPTERS)
     wanted_ = ["geometry", "z_patching", "ard", "bridge", "synthesis"]
     assert [name for name in names if name in wanted_] == wanted_
     document, _ = documents(report)
@@ -101,19 +106,23 @@ def test_what_was_not_run_names_the_languages_and_thesteered_by_the_other(
     asked = {one.name: one.experiments for one in wanted(opened, chosen)}
     assert {e.to_json()["job"] for e in asked["z-patching"]} == {"z_patching"}
     assert {e.to_json()["job"] for e in asked["ard"]} == {"ard"}
-    section = not_run(opened, chosen)
-    titles = [block.title for block in section.blocks if isinstance(block, Text)]
+    blocks = not_run(opened, chosen)
+    titles = [block.title for block in blocks if isinstance(block, Text)]
     assert "Z-patching" in titles
     assert "ARD-MMD" in titles
-    files = {block.name for block in section.blocks if isinstance(block, Attached)}
-    for block in section.blocks:
+    files = {block.name for block in blocks if isinstance(block, Attached)}
+    for block in blocks:
         if isinstance(block, Text) and " run " in block.code:
             said = re.search(r"--condition (.*)$", block.code)
             assert said is not None
             assert said[1] in files or experiment_from_json(json.loads(said[1].strip("'")))
 
 
-def test_weights_are_steered_by_the_other_models_difference(opened: Opened, chosen: Selection) -> None:
+def test_weights_are_steered_by_the_other_models_difference(
+    opened: Opened, chosen: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not steered_by_the_other(opened, chosen)  # the store holds no difference
+    monkeypatch.setattr(weight_steering_view, "can_steer", lambda _: True)
     (one,) = steered_by_the_other(opened, chosen)
     given = one.to_json()
     assert given["model"] == "base"

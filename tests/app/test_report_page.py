@@ -11,10 +11,10 @@ import pytest
 from planted_store import CHECKS, build_store
 from streamlit.testing.v1 import AppTest
 
-from app.report.build import SECTIONS, build, documents
+from app.frame.opened import open_at
+from app.frame.selection import defaults, update
+from app.report.build import CHAPTERS, build, documents
 from app.report.page import Made, command
-from app.resources import open_at
-from app.selection import defaults, update
 
 Open = Callable[..., AppTest]
 
@@ -47,7 +47,7 @@ def test_one_click_makes_what_the_command_makes(open_app: Open, own_store: Path)
     app = open_app(own_store, "report")
     button(app).click().run()
     said = text(app)
-    assert f"{len(SECTIONS)} chapters" in said
+    assert f"{len(CHAPTERS)} chapters" in said
     assert "Similarity (CKA)" in said
     assert "tuned leaves base at block 2" in said  # titles of panels are in the contents
     opened = open_at(str(own_store))

@@ -14,25 +14,30 @@ from live_study import CHANGED, make_store
 from planted_store import CHECKS
 
 import precompute
-from app import behaviour_view, heads_view, patch_table, rank_view, transport, transport_table
-from app import transport_queries as tq
-from app.headless import run_all
-from app.panel import Panel
-from app.report import summary as tables
-from app.report.blocks import Attached, Report, Section, Table, Text
+from app.behaviour import view as behaviour_view
+from app.frame.blocks import Attached, Report, Section, Table, Text
+from app.frame.opened import Opened, open_at
+from app.frame.panel import Panel
+from app.frame.selection import Selection, update
+from app.frame.stored import compact, of_pair, opened_run
+from app.heads import view as heads_view
+from app.live.headless import run_all
+from app.patching import summary as tables
+from app.patching import table as patch_table
+from app.rank import view as rank_view
 from app.report.build import build, documents, pair_selection
 from app.report.cells import cell
-from app.report.missing import not_run
-from app.report.runs import compact, of_pair
-from app.resources import Opened, open_at
-from app.selection import Selection, update
-from engine.analysis.uncertainty import bootstrap_mean, bootstrap_ratio
-from engine.experiment import Experiment, resampling_groups
-from engine.experiments import experiment_from_json
-from engine.experiments.behaviour import Behaviour
-from engine.experiments.heads import HeadSubsets
-from engine.experiments.mapped import MappedPatch
-from engine.experiments.rank import RankSweep
+from app.report.own import not_run, wanted
+from app.transport import panels as transport
+from app.transport import places as transport_table
+from app.transport import tables as tq
+from engine.behaviour.spec import Behaviour
+from engine.heads.spec import HeadSubsets
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import Experiment, resampling_groups
+from engine.patching.mapped_spec import MappedPatch
+from engine.rank.spec import RankSweep
+from engine.stats.means import bootstrap_mean, bootstrap_ratio
 from store.files import seal, unseal
 from store.manifest import verify
 from store.runs import RunLog
@@ -165,7 +170,7 @@ def test_the_panels_of_runs_are_the_pages(opened: Opened, chosen: Selection, rep
     views = {"rank": (("rank",), rank_view), "heads": (("heads",), heads_view)}
     for name, (jobs, view) in views.items():
         (run,) = of_pair(opened, chosen, jobs)
-        result = tables.opened_run(opened, run[1]["run_id"])
+        result = opened_run(opened, run[1]["run_id"])
         seen = update(chosen, opened.facts, **view.selection_of(run[0], chosen))
         wanted = view.run_panels(opened, result, seen)
         made = [block for block in named(report, name).blocks if isinstance(block, Panel)]
@@ -181,7 +186,7 @@ def test_behaviour_stands_side_by_side(opened: Opened, chosen: Selection, report
     for experiment in experiments:
         run_id = RunLog(opened.path).find(experiment.content_hash(opened.store.fingerprint))
         assert run_id is not None
-        runs[experiment.model] = tables.opened_run(opened, run_id)
+        runs[experiment.model] = opened_run(opened, run_id)
     wanted = behaviour_view.panels(opened, runs, update(chosen, opened.facts, measure="soft_refusal"))
     made = [block for block in section.blocks if isinstance(block, Panel)]
     assert [p.title for p in made[: len(wanted)]] == [p.title for p in wanted]
@@ -201,12 +206,12 @@ def test_another_pairs_runs_are_listed_and_no_more(opened: Opened, report: Repor
 
 def test_what_was_not_run_can_be_run_by_its_command(opened: Opened, chosen: Selection) -> None:
     section = not_run(opened, chosen)
-    files = {b.name: json.loads(b.data) for b in section.blocks if isinstance(b, Attached)}
+    files = {b.name: json.loads(b.data) for b in section if isinstance(b, Attached)}
     whole = {json.dumps(e.to_json()) for e in patch_table.experiments(opened, chosen)}
     left = {json.dumps(experiment_from_json(d).to_json()) for d in files["not-run-mapped.json"]}
     assert left < whole
     assert len(whole) - len(left) == len(SITES) + 1
-    for block in section.blocks:
+    for block in section:
         if isinstance(block, Text) and " run " in block.code:
             words = re.search(r"--condition (.*)$", block.code)
             assert words is not None
@@ -241,3 +246,15 @@ def test_fitting_first_fills_the_table(opened: Opened, tmp_path: Path) -> None:
     assert (tmp_path / "r" / "not-run-mapped.json").is_file()
     assert not verify(Path(opened.path))
     assert precompute.main(command[:4]) == 0  # over the earlier one, attachments included
+
+
+def test_models_of_other_sizes_are_not_offered_what_would_be_refused(
+    opened: Opened, chosen: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {one.name for one in wanted(opened, chosen)}
+    assert {"steering", "head-map", "heads"} <= kinds
+    true, other = opened.store.model_info, {"d": 1, "n_heads": 1}
+    monkeypatch.setattr(
+        type(opened.store), "model_info", lambda _, model: true(model) | (other if model == chosen.b else {})
+    )
+    assert {one.name for one in wanted(opened, chosen)} == kinds - {"steering", "head-map", "heads"}

@@ -8,22 +8,28 @@ import pytest
 from planted_store import build_store
 from subspace_runs import DELTAS, store_run
 
-from app import subspaces_panels, subspaces_view
-from app.panel import Panel
+from app.frame.blocks import Report, Section, Table, Text
+from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
+from app.frame.selection import Selection, defaults
 from app.report import html
-from app.report.blocks import Report, Table, Text
+from app.report.build import CHAPTERS, section
 from app.report.figures import draw_all
-from app.report.missing import wanted
-from app.report.subspaces import chapter
-from app.resources import Opened, read_facts
-from app.selection import defaults
-from engine.experiments.subspace_scores import SubspaceScores
+from app.report.own import wanted
+from app.subspaces import panels as subspaces_panels
+from app.subspaces import view as subspaces_view
+from engine.subspaces.spec import SubspaceScores
 from store.reader import Store
 
 
 def opening(path: Path) -> Opened:
     found = Store(path)
     return Opened(str(path), found, read_facts(found))
+
+
+def chapter(opened: Opened, selection: Selection) -> Section:
+    (one,) = [one for one in CHAPTERS if one.name == "subspaces"]
+    return section(one, opened, selection)
 
 
 @pytest.fixture
@@ -33,18 +39,18 @@ def unscored(tmp_path: Path) -> Opened:
 
 def test_without_a_run_it_says_so_and_names_the_command(unscored: Opened) -> None:
     selection = defaults(unscored.facts)
-    section = chapter(unscored, selection)
-    assert not section.blocks
-    assert section.missing == "No run of this kind is stored."
+    made = chapter(unscored, selection)
+    assert not made.blocks
+    assert made.missing == "No run of this kind is stored."
     (asked,) = [one for one in wanted(unscored, selection) if one.name == "subspaces"]
     assert asked.experiments == [SubspaceScores()]
 
 
 def test_without_the_section_in_the_study_it_says_what_to_add(planted: Path) -> None:
     opened = opening(planted)
-    section = chapter(opened, defaults(opened.facts))
-    assert "[subspaces]" not in section.missing  # the lines to add are on the page
-    assert section.missing.startswith("This store holds nothing to score subspaces with.")
+    made = chapter(opened, defaults(opened.facts))
+    assert "[subspaces]" not in made.missing  # the lines to add are on the page
+    assert made.missing.startswith("This store holds nothing to score subspaces with.")
     assert "subspaces" not in [one.name for one in wanted(opened, defaults(opened.facts))]
 
 
@@ -52,23 +58,23 @@ def test_it_shows_what_the_page_shows(unscored: Opened) -> None:
     store_run(unscored.path, SubspaceScores(broad=5))
     newest = store_run(unscored.path)
     selection = defaults(unscored.facts)
-    section = chapter(unscored, selection)
+    made = chapter(unscored, selection)
     result = subspaces_view.stored(unscored, SubspaceScores(), "")
     assert result is not None
     shown = subspaces_view.shown_of(unscored, result, selection)
     assert shown.delta == DELTAS[0]
-    panels = [block for block in section.blocks if isinstance(block, Panel)]
+    panels = [block for block in made.blocks if isinstance(block, Panel)]
     expected = subspaces_panels.run_panels(unscored, shown)
     assert [(p.name, p.title, p.caption, p.code) for p in panels] == [
         (p.name, p.title, p.caption, p.code) for p in expected
     ]
     assert all(one.table.equals(two.table) for one, two in zip(panels, expected, strict=True))
-    texts = [block.text for block in section.blocks if isinstance(block, Text)]
+    texts = [block.text for block in made.blocks if isinstance(block, Text)]
     assert newest in texts[0]
     assert shown.found.text.split("\n")[0].replace("`", "") in texts
     assert any(text.startswith("Fragile: ") for text in texts)
     assert any(text.startswith("1 more of this kind") for text in texts)
-    tables = {block.name: block.frame for block in section.blocks if isinstance(block, Table)}
+    tables = {block.name: block.frame for block in made.blocks if isinstance(block, Table)}
     assert tables["subspace-summary"].height == len(shown.scores.names)
     assert tables["subspace-definitions"]["candidate"].to_list() == list(shown.scores.names)
 

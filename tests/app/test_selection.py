@@ -8,17 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.selection import (
-    FIELDS,
-    FREE,
+from app.analyses import ANALYSES
+from app.frame.fields import rules
+from app.frame.selection import (
     Facts,
     Selection,
     bounds,
+    changed,
     choices,
     defaults,
+    free,
+    known,
     parse,
     to_params,
     update,
+    values,
 )
 
 FACTS = Facts(
@@ -35,16 +39,17 @@ FACTS = Facts(
 
 @st.composite
 def selections(draw: st.DrawFn) -> Selection:
-    values: dict[str, object] = {name: draw(st.sampled_from(v)) for name, v in choices(FACTS).items()}
+    drawn: dict[str, object] = {name: draw(st.sampled_from(v)) for name, v in choices(FACTS).items()}
+    usual = values(defaults(FACTS))
     for name, (low, high) in bounds(FACTS).items():
-        whole = isinstance(getattr(Selection(), name), int)
-        values[name] = (
+        whole = isinstance(usual[name], int)
+        drawn[name] = (
             draw(st.integers(int(low), int(high)))
             if whole
             else draw(st.integers(round(20 * low), round(20 * high))) / 20  # the slider's steps
         )
-    values |= {name: draw(st.sampled_from(("", "a1b2c3"))) for name in FREE}
-    return Selection(**values)  # type: ignore[arg-type]
+    drawn |= {name: draw(st.sampled_from(("", "a1b2c3"))) for name in free()}
+    return changed(Selection(), **drawn)
 
 
 @given(selections())
@@ -53,8 +58,12 @@ def test_a_link_gives_back_the_selection(selection: Selection) -> None:
 
 
 def test_every_field_is_reachable_from_the_url() -> None:
-    covered = {*choices(FACTS), *bounds(FACTS), *FREE}
-    assert covered == set(FIELDS)
+    kinds = [*choices(FACTS), *bounds(FACTS), *free()]
+    assert len(kinds) == len(set(kinds))
+    assert set(kinds) == set(known())
+    groups = (Selection, *(one.fields for one in ANALYSES if one.fields is not None))
+    declared = [name for group in groups for name in rules(group)]
+    assert sorted(declared) == sorted(known()), "a name is used twice, or of no analysis"
 
 
 def test_defaults_need_no_parameters() -> None:

@@ -9,10 +9,10 @@ import torch
 from tiny_study import save_model, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.build import build
-from app.subspace_inputs import deltas_of
+from app.build.build import build
+from app.live.subspaces import deltas_of
 from engine.errors import ModelError
-from engine.study import Study
+from engine.study.study import Study
 
 SECTION = """
 [subspaces]
@@ -27,10 +27,10 @@ evaluate = 4
 def test_a_change_that_cannot_be_steered_costs_only_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A router has no shift; unless the study names that change, the capture goes on without it."""
+    """Unless the study names that change, the capture goes on without it."""
     folder = tmp_path / "study"
-    save_model(folder / "base", "qwen3_moe")
-    for name, part in (("tuned", "gate.weight"), ("written", "self_attn.o_proj.weight")):
+    save_model(folder / "base", "gemma3")
+    for name, part in (("tuned", "mm_input_projection_weight"), ("written", "self_attn.o_proj.weight")):
         model = AutoModelForCausalLM.from_pretrained(folder / "base")
         with torch.no_grad():
             for tensor, parameter in model.named_parameters():
@@ -43,7 +43,7 @@ def test_a_change_that_cannot_be_steered_costs_only_itself(
     store = build(Study.load(file), tmp_path / "store", quiet=True)
     assert deltas_of(store) == ("written",)
     assert "leave out tuned" in caplog.text
-    assert "Router" in caplog.text
+    assert "Projector" in caplog.text
     file.write_text(file.read_text().replace("[subspaces]", '[subspaces]\ndeltas = ["tuned"]'))
     with pytest.raises(ModelError, match="can't be steered"):
         build(Study.load(file), tmp_path / "named", quiet=True)

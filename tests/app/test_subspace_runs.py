@@ -14,24 +14,25 @@ import pytest
 from tiny_study import save_model, write_study
 
 import precompute
-from app import headless, resources
-from app.build import build
-from app.live import LiveRunner, compute, run_live
-from app.own_code import own_file, with_own_code
-from app.worker import Worker
+from app.build.build import build
+from app.frame import opened as resources
+from app.live import headless
+from app.live.own_code import own_file, with_own_code
+from app.live.run import LiveRunner, compute, run_live
+from app.live.worker import Worker
+from engine.behaviour.spec import Behaviour
 from engine.errors import StudyError
-from engine.experiments.behaviour import Behaviour
-from engine.experiments.repeat import Repeat
-from engine.experiments.subspace_scores import SubspaceScores
-from engine.experiments.subspace_tables import scores_of
-from engine.study import Study
+from engine.lab.repeat import Repeat
+from engine.study.study import Study
+from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.tables import scores_of
 from store.reader import Store
 from store.runs import Run, RunLog
 
 OWN = """\
 import numpy as np
 from pathlib import Path
-from engine.analysis.subspace_scores import candidate
+from engine.subspaces.numbers import candidate
 
 Path(__file__).with_name("marker").open("a").close()
 
@@ -71,7 +72,9 @@ def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(finished: Path, tmp_path: Path) -> Path:
+def store(finished: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy far from the study, whose folder is declared."""
+    monkeypatch.setenv("PATCHBAY_ROOTS", str(study.parent))
     return Path(shutil.copytree(finished, tmp_path / "store"))
 
 

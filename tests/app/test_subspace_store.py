@@ -16,13 +16,14 @@ from tiny_study import save_model, write_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import precompute
-from app.build import build
-from app.plan_subspaces import subspace_bytes
-from app.prepare import Prepared
-from app.subspace_inputs import deltas_of, has_subspaces, inputs_of, notes_of, target_of
-from engine.analysis.subspace_scores import Delta, Inputs, Target, per_layer, prepare_all, sweep
+from app.build.build import build
+from app.build.plan_subspaces import subspace_bytes
+from app.build.prepare import Prepared
+from app.build.subspaces import TOKEN_BITS
+from app.live.subspaces import deltas_of, has_subspaces, inputs_of, notes_of, target_of
 from engine.errors import StoreError, StudyError
-from engine.study import Study
+from engine.study.study import Study
+from engine.subspaces.numbers import REGISTRY, Delta, Inputs, Target, per_layer, prepare_all, sweep
 from store.reader import Store
 
 POSITIVE, NEGATIVE = ("You are kind and agree.", "You please everybody at any price."), ("You check.", "No.")
@@ -216,18 +217,23 @@ def test_a_sweep_from_the_store_is_one_from_the_models(study: Path, finished: Pa
             ours = np.asarray(getattr(inputs, name)(layer))
             if name in ("q_norm", "k_norm"):  # kept for each head
                 ours = ours.reshape(-1, len(item(layer)))[0]
-            np.testing.assert_allclose(ours, item(layer), atol=2e-5, rtol=1e-5, err_msg=name)
+            kept = 2.0**-TOKEN_BITS if name.endswith("_tokens") else 1e-5
+            np.testing.assert_allclose(ours, item(layer), atol=2e-5, rtol=kept, err_msg=name)
     from_store = prepare_all(inputs, [target_of(store, name) for name in made], widest=8, broad=6)
     in_memory = prepare_all(own, targets, widest=8, broad=6)
-    for ours, theirs in zip(from_store, in_memory, strict=True):
-        a, b = ours.scores(4, clean=3), theirs.scores(4, clean=3)
+    for found, expected in zip(from_store, in_memory, strict=True):
+        a, b = found.scores(4, clean=3), expected.scores(4, clean=3)
         assert a.names == b.names
         assert not a.left_out
         assert len(a.names) >= 44
         np.testing.assert_array_equal(a.averaged, b.averaged)
         for table in ("r_act", "r_o_proj", "r_combined", "z_combined", "r_specific", "cosine"):
-            # streams agree to 1e-6; gaps between singular values turn that into a little more
-            np.testing.assert_allclose(a.tables[table], b.tables[table], atol=2e-4, err_msg=table)
+            # streams agree to 1e-6; gaps between singular values turn that into a little more, and where they
+            # are streams at all tokens, which are kept to 10 bits, into more than that
+            coarse = np.array(["positive_tokens" in REGISTRY[name].needs for name in a.names])
+            for some, atol in ((coarse, 2e-3), (~coarse, 2e-4)):
+                ours, theirs = a.tables[table][some], b.tables[table][some]
+                np.testing.assert_allclose(ours, theirs, atol=atol, err_msg=table)
     assert from_store[1].scores(4).averaged.tolist() == [1]
 
 
@@ -239,7 +245,7 @@ def test_items_are_checked_against_what_the_store_says(finished: Path) -> None:
         "subspace scores: label = merged weights",
     }
     assert all(check["passed"] for check in checks.values())
-    said = [c["detail"].split(",")[0] for c in store.self_checks() if "merged" in c["name"]]
+    said = [c["detail"].split("; ")[2].split(",")[0] for c in store.self_checks() if "merged" in c["name"]]
     assert said == ["tuned", "low", "more"]
     where = store.table("subspace-tokens")
     assert where["persona"].unique(maintain_order=True).to_list() == ["positive", "negative"]

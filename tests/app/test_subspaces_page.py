@@ -20,27 +20,30 @@ from streamlit.testing.v1 import AppTest
 from subspace_inputs import Arrays, haar
 from subspace_runs import DELTAS, SMALL, SyntheticLab, result, store_run
 
-from app import components, export, headless, subspaces_parts
-from app import subspaces_panels as panels
-from app import subspaces_queries as q
-from app import subspaces_view as view
-from app import subspaces_words as say
+from app.analyses import kind_of
 from app.charts.log_points import log_domain, log_points
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart, log_ticks
+from app.charts.spec import log_ticks
 from app.charts.tall import tall_grid
-from app.jobs import JobResult
-from app.resources import Opened, read_facts
-from app.run_kinds import kind_of
-from app.selection import Selection, defaults, update
-from app.subspace_inputs import has_subspaces
-from engine.analysis.subspace_scores import conclude
+from app.frame import export
+from app.frame import parts as components
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, defaults, update
+from app.live import headless
+from app.live.jobs import JobResult
+from app.live.subspaces import has_subspaces
+from app.subspaces import panels, view
+from app.subspaces import parts as subspaces_parts
+from app.subspaces import tables as q
+from app.subspaces import words as say
+from app.subspaces.fields import SubspaceFields
 from engine.errors import AnalysisError
-from engine.experiments import experiment_from_json
-from engine.experiments.subspace_scores import SubspaceScores
-from engine.experiments.subspace_tables import scores_of
-from engine.own_candidates import OwnFile
-from engine.subspaces_spec import SubspacesSpec
+from engine.kinds import experiment_from_json
+from engine.study.subspaces import SubspacesSpec
+from engine.subspaces.numbers import conclude
+from engine.subspaces.own_candidates import OwnFile
+from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.tables import scores_of
 from store.reader import Store
 from store.runs import RunLog
 
@@ -256,7 +259,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, changes: 
     made = view.run_panels(opened, run_of(opened), chosen(opened, **changes))
     assert len({panel.name for panel in made}) == len(made) == 7
     for panel in made:
-        as_chart(panel.draw(LIGHT))
+        panel.chart(LIGHT)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         for word in ("None", "nan", "inf,"):
             assert word not in panel.title.removeprefix("None of ") + panel.caption, panel.name
@@ -296,7 +299,7 @@ def test_names_lie_beside_points_and_never_over_each_other() -> None:
         "hollow": [False, True, False],
         "label": ["first", "second", "third"],
     }
-    spec = log_points(
+    drawn = log_points(
         pl.DataFrame(rows),
         x_title="x",
         y_title="y",
@@ -305,16 +308,17 @@ def test_names_lie_beside_points_and_never_over_each_other() -> None:
         domains=(log_domain(rows["x"]), log_domain(rows["y"])),
         selected="third",
     )
-    as_chart(spec)
+    drawn.altair()
+    spec = drawn.spec()
     texts = [part for part in spec["layer"] if part["mark"].get("baseline") == "middle"]
     placed = {v["label"]: (part["mark"]["align"], v) for part in texts for v in part["data"]["values"]}
     assert set(placed) == {"first", "second", "third"}
     assert placed["third"][0] == "right"  # at the right end, so on the left of its point
     apart = abs(np.log(placed["first"][1]["y"] / placed["second"][1]["y"]))
     assert placed["first"][0] != placed["second"][0] or apart > 0.05
-    select = [part["params"][0]["select"] for part in spec["layer"] if "params" in part]
-    assert select[0]["fields"] == ["candidate"]
-    assert select[0]["nearest"] is True
+    (click,) = spec["params"]
+    assert click["select"]["fields"] == ["candidate"]
+    assert click["select"]["nearest"] is True
 
 
 def test_a_log_axis_has_ticks_wherever_it_is() -> None:
@@ -331,8 +335,9 @@ def test_grid_colours_are_alike_on_both_sides(shade: Any) -> None:
     table = pl.DataFrame(
         {"candidate": ["a", "a", "a", "b", "b", "b"], "layer": [0, 1, 2] * 2, "value": values}
     )
-    spec = tall_grid(table, value_title="v", palette=DARK, shade=shade, selected="a", ends=("a",))
-    as_chart(spec)
+    drawn = tall_grid(table, value_title="v", palette=DARK, shade=shade, selected="a", ends=("a",))
+    drawn.altair()
+    spec = drawn.spec()
     cells = {(v["candidate"], v["layer"]): v["shade"] for v in spec["layer"][0]["data"]["values"]}
     assert len(cells) == 5  # the cell without a value is an empty frame
     if shade == "ratio":
@@ -368,7 +373,7 @@ def test_a_stored_run_leads_back_to_itself(opened: Opened) -> None:
     wanted = SubspaceScores(broad=6, deltas=(DELTAS[1],))
     changes = view.selection_of(wanted.to_json(), chosen(opened))
     seen = update(chosen(opened), opened.facts, **changes)
-    assert (seen.broad, seen.delta) == (6, DELTAS[1])
+    assert (SubspaceFields.of(seen).broad, seen.delta) == (6, DELTAS[1])
     assert kind_of(wanted.to_json()).page == view.PAGE
     assert experiment_from_json(wanted.to_json()) == wanted
     assert "precompute.py run" in headless.command(opened.path, [view.experiment_of(opened, chosen(opened))])
@@ -398,7 +403,7 @@ def test_own_candidates_are_asked_for_only_where_code_may_run(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = OwnFile(Path("own.py"), "a" * 64, True)
-    monkeypatch.setattr("app.own_code.own_file", lambda store, allowed=False: file)
+    monkeypatch.setattr("app.live.own_code.own_file", lambda store, allowed=False: file)
     assert view.experiment_of(opened, chosen(opened)).code == ""
     monkeypatch.setattr(view, "code_allowed", lambda: True)
     wanted = view.experiment_of(opened, chosen(opened))
@@ -408,7 +413,7 @@ def test_own_candidates_are_asked_for_only_where_code_may_run(
 
 
 def test_a_page_of_stored_numbers_loads_no_torch(opened: Opened, planted: Path) -> None:
-    code = "import sys, app.run_kinds, app.report.build; sys.exit('torch' in sys.modules)"
+    code = "import sys, app.analyses, app.report.build; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
     for at in (opened, opening(planted)):
         assert view.can_score(at) == has_subspaces(at.store)
@@ -461,7 +466,7 @@ def test_blocks_that_a_change_leaves_alone_give_no_scores(opened: Opened) -> Non
     assert "changes nothing at block 0" in view.substituted(at, chosen(opened, averaged="0"))[0]
     assert at.found.best == ""
     for panel in panels.run_panels(opened, at):
-        as_chart(panel.draw(LIGHT))
+        panel.chart(LIGHT)
         assert "nan" not in panel.title
 
 
@@ -493,7 +498,7 @@ def test_a_store_without_a_run_offers_one(open_app: Open, unscored: Path) -> Non
 def test_a_stored_run_opens_and_every_control_works(
     open_app: Open, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.model.load", lambda *_: pytest.fail("no model is needed"))
+    monkeypatch.setattr("engine.models.loading.load", lambda *_: pytest.fail("no model is needed"))
     app = open_app(opened.path, "subspaces", dims="3")
     said = text(app)
     at = shown(opened, dims=3)
@@ -542,13 +547,13 @@ def test_what_was_left_out_is_named_with_its_reason(open_app: Open, unscored: Pa
 
 
 def test_the_list_of_runs_opens_it(open_app: Open, opened: Opened) -> None:
-    run_id = next(iter(view.runs_at(opened, chosen(opened).broad)))
+    run_id = next(iter(view.runs_at(opened, SubspaceFields.of(chosen(opened)).broad)))
     app = open_app(opened.path, "runs", run=run_id)
     assert "write and mixed candidates" in text(app)
 
 
 def test_a_click_chooses_the_candidate(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app import controls
+    from app.frame import controls
 
     state: dict[str, Any] = {"chart": {"selection": {"pick": [{"candidate": "mlp_write"}]}}}
     state |= {"selection": chosen(opened), "selection-facts": opened.facts}

@@ -13,12 +13,16 @@ import streamlit as st
 from planted_store import LAYERS
 from streamlit.testing.v1 import AppTest
 
-from app import bridge_queries, geometry, geometry_separation, synthesis, synthesis_parts
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults
-from app.synthesis import Finding, Part
-from engine.experiments.z_outcomes import METRICS
-from engine.experiments.z_patching import ZPatching
+from app.bridge import tables as bridge_queries
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, changed, defaults
+from app.geometry import separation as geometry_separation
+from app.geometry import weights as geometry
+from app.synthesis import parts as synthesis_parts
+from app.synthesis import view as synthesis
+from app.synthesis.view import Finding, Part
+from engine.z_patching.outcomes import METRICS
+from engine.z_patching.spec import ZPatching
 from store.reader import Store
 from store.runs import RunLog
 
@@ -35,7 +39,7 @@ def opened(own_store: Path) -> Opened:
 
 def view(opened: Opened, **changes: Any) -> Selection:
     start = dataclasses.replace(defaults(opened.facts), layer=1, k=4)
-    return synthesis.effective(opened, dataclasses.replace(start, **changes))
+    return synthesis.effective(opened, changed(start, **changes))
 
 
 def part(opened: Opened, name: str, selection: Selection | None = None) -> Part:
@@ -196,7 +200,7 @@ def test_the_page_draws_and_links(open_app: Callable[..., AppTest], opened: Open
 def test_other_studies_get_an_empty_state(
     open_app: Callable[..., AppTest], opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.geometry_queries.languages", lambda _opened: None)
+    monkeypatch.setattr("app.geometry.tables.languages", lambda _opened: None)
     app = open_app(opened.path, "synthesis")
     assert not app.exception
     assert any("Nothing to sum up yet" in element.value for element in app.markdown)

@@ -16,16 +16,20 @@ from planted_store import CHANGED, LAYERS, WIDTH, prompts_table, streams
 from sklearn.metrics import r2_score
 from streamlit.testing.v1 import AppTest
 
-from app import export, saved_maps, transport, transport_table, transport_words
-from app import transport_queries as tq
 from app.charts.palette import DARK, LIGHT, Palette
-from app.charts.spec import as_chart
-from app.panel import Panel
-from app.resources import Opened, read_facts
-from app.selection import METHODS, Selection, defaults
-from engine.analysis.transport import RidgeTransport, ScaledProcrustes, Span, export_map
-from engine.analysis.transport.sides import Paired
+from app.frame import export
+from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
+from app.frame.selection import Selection, changed, defaults
+from app.transport import panels as transport
+from app.transport import places as transport_table
+from app.transport import saved as saved_maps
+from app.transport import tables as tq
+from app.transport import words as transport_words
+from app.transport.fields import METHODS
 from engine.errors import AnalysisError, StoreError
+from engine.transport import RidgeTransport, ScaledProcrustes, Span, export_map
+from engine.transport.sides import Paired
 from store.maps import MapLog, SavedMap, from_bytes, to_bytes
 from store.reader import Store
 
@@ -53,7 +57,7 @@ def opened(own_store: Path) -> Opened:
 
 def view(opened: Opened, name: str = "default", **more: Any) -> Selection:
     changes = {"layer": CHANGED, **VIEWS[name], **more}
-    return transport.effective(opened, dataclasses.replace(defaults(opened.facts), **changes))
+    return transport.effective(opened, changed(defaults(opened.facts), **changes))
 
 
 def panels(opened: Opened, selection: Selection) -> dict[str, Panel]:
@@ -96,7 +100,7 @@ def test_the_penalty_is_chosen_on_train_with_pairs_left_out_together(opened: Ope
     )
     moved = panels(opened, view(opened, "set", site="attn_out"))["map-path"]
     assert moved.title.startswith("λ = 17.78, set by hand")
-    marks = [p["data"]["values"][0].get("label") for p in moved.draw(LIGHT)["layer"]]
+    marks = [p["data"]["values"][0].get("label") for p in moved.draw(LIGHT).spec()["layer"]]
     assert {f"leave-one-pair-out: {grouped.alpha_:.4g}", "set: 17.78"} <= set(marks)
 
 
@@ -114,7 +118,7 @@ def test_the_code_of_a_panel_gives_its_table(opened: Opened, name: str) -> None:
 @pytest.mark.parametrize(("name", "palette"), [("default", LIGHT), ("set", DARK)])
 def test_panels_draw_valid_charts(opened: Opened, name: str, palette: Palette) -> None:
     for panel in panels(opened, view(opened, name)).values():
-        as_chart(panel.draw(palette)).to_dict()
+        panel.chart(palette).to_dict()
         assert panel.caption
         assert len(panel.title) < 300
         assert b"<svg" in export.svg_bytes(panel.draw(LIGHT), panel.title)[:200]
@@ -186,7 +190,7 @@ def test_every_place_is_scored_once_and_kept(opened: Opened) -> None:
     st.cache_resource.clear()
     assert transport_table.known(opened, place, spec).equals(table)  # type: ignore[union-attr]
     panel = transport.table_panel(opened, selection, table)
-    as_chart(panel.draw(LIGHT)).to_dict()
+    panel.chart(LIGHT).to_dict()
     scope: dict[str, Any] = {}
     exec(panel.code, scope)
     joined = table.join(scope["table"], on=["site", "layer"], suffix="_code")
@@ -233,7 +237,7 @@ def test_a_place_where_nothing_varies_is_named(opened: Opened, monkeypatch: pyte
     )
     for name in ("default", "ridge", "moments", "pca", "clusters"):
         for panel in panels(opened, view(opened, name)).values():
-            assert panel.draw(LIGHT)["layer"]
+            assert panel.draw(LIGHT).spec()["layer"]
             if panel.name == "map-scores":
                 assert "there is nothing to map" in panel.title
                 assert panel.table["value"].drop_nulls().len() < 7

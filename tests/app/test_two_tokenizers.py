@@ -12,12 +12,17 @@ from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import llama3
 
-from app import behaviour_view, heads_view, main, patch_table, rank_view, steering_view
-from app.build import build
-from app.headless import run_all
+from app import main
+from app.behaviour import view as behaviour_view
+from app.build.build import build
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import defaults, update
+from app.heads import view as heads_view
+from app.live.headless import run_all
+from app.patching import table as patch_table
+from app.rank import view as rank_view
 from app.report.command import report
-from app.resources import Opened, read_facts
-from app.selection import defaults, update
+from app.steering import view as steering_view
 from store.reader import Store
 from store.runs import RunLog
 

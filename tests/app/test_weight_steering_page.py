@@ -12,20 +12,18 @@ import polars as pl
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import headless
-from app import weight_steering_panels as panels
-from app import weight_steering_view as view
-from app import weight_steering_words as say
-from app.build import build
+from app.analyses import kind_of
+from app.build.build import build
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.jobs import JobResult
-from app.live import run_live
-from app.resources import Opened, read_facts
-from app.run_kinds import kind_of
-from app.selection import Selection, defaults, update
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, defaults, update
+from app.live import headless
+from app.live.jobs import JobResult
+from app.live.run import run_live
+from app.weight_steering import panels, view
+from app.weight_steering import words as say
 from engine.errors import PatchError
-from engine.experiments.weight_steering import FIGURES, Contrast, WeightSteering
+from engine.weight_steering.spec import FIGURES, Contrast, WeightSteering
 from store.runs import RunLog
 
 Open = Callable[..., AppTest]
@@ -57,7 +55,7 @@ def test_panels_draw_and_their_code_gives_their_tables(
     made = view.run_panels(opened, stored, chosen(opened, strength=alpha))
     assert {panel.name for panel in made} >= {f"weights-{figure.name}" for figure in FIGURES}
     for panel in made:
-        as_chart(panel.draw(LIGHT))
+        panel.chart(LIGHT)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert "None" not in panel.title + panel.caption
         assert "nan" not in panel.title + panel.caption
@@ -173,7 +171,7 @@ def text(app: AppTest) -> str:
 def test_a_stored_result_opens_without_a_model(
     opened: Opened, stored: JobResult, open_app: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.model.load", lambda *_: pytest.fail("no model is needed"))
+    monkeypatch.setattr("engine.models.loading.load", lambda *_: pytest.fail("no model is needed"))
     app = open_app(opened.path, "weight_steering", b="tuned")
     assert not app.exception
     assert "Already run; the stored result is below" in [button.label for button in app.button]

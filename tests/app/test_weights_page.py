@@ -10,22 +10,22 @@ from typing import Any
 
 import live_study
 import numpy as np
+import polars as pl
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import weights
-from app import weights_queries as q
-from app import weights_words as say
-from app.build import build
-from app.build_weights import read_deltas, steerable
+from app.build.build import build
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults, update
-from engine.deltas import weight_deltas
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, defaults, update
+from app.live.deltas import read_deltas, steerable
+from app.weights import panels as weights
+from app.weights import tables as q
+from app.weights import words as say
 from engine.errors import StoreError
-from engine.model import load
-from engine.study import Study
+from engine.models.loading import load
+from engine.study.study import Study
+from engine.weights.deltas import weight_deltas
 from store.reader import Store
 
 Open = Callable[..., AppTest]
@@ -90,7 +90,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, changes: 
     panels = weights.panels(opened, chosen(opened, **changes))
     assert len(panels) == (4 if changes.get("layer", 2) == 2 and "b" not in changes else 3)
     for panel in panels:
-        as_chart(panel.draw(LIGHT))
+        panel.chart(LIGHT)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert panel.title
         assert "None" not in panel.title + panel.caption
@@ -110,7 +110,8 @@ def test_titles_say_where_the_planted_change_is(opened: Opened) -> None:
         "tuned's difference in mlp.down_proj of block 2 has full rank"
     )
     assert re.search(
-        "; (none|1 direction) stands out of a random one of its norm$", titles["weight-spectrum"]
+        "; (none is shown to stand|1 direction stands) out of a random one with its row and column norms$",
+        titles["weight-spectrum"],
     )
     assert titles["weight-heads"] == "tuned changes no output projection"
     other = {panel.name: panel.title for panel in weights.panels(opened, chosen(opened, b="other"))}
@@ -126,8 +127,29 @@ def test_heads_are_named_only_beyond_chance(opened: Opened) -> None:
     assert say.heads_title(made, "tuned", "o", 1) == (
         "Block 1: head 0 holds 90 % of tuned's squared output difference, more than chance"
     )
-    assert "no head holds more" in say.heads_title(made.with_columns(p_holm=0.2), "tuned", "o", 1)
+    assert "no head is shown to hold more" in say.heads_title(made.with_columns(p_holm=0.2), "tuned", "o", 1)
     assert say.heads_title(made, "tuned", "o", 3).endswith("it changes block 1")
+
+
+def test_what_rounding_does_is_said_where_it_matters(opened: Opened) -> None:
+    table = q.tensors(opened, "tuned")
+    assert say.rounding(table) == "", "float32: 1e-7 of W, 1e-6 of ΔW"
+    assert say.not_above_rounding(table) == 0
+    merged = table.with_columns(rounding=pl.lit(0.3), noise=pl.lit(None, pl.Float64))
+    assert "adds 30 % of its norm." in say.rounding(merged)
+    several = pl.concat([merged, merged.with_columns(rounding=pl.lit(0.1)), merged])
+    assert "adds 30 % of its norm (median" not in say.rounding(several.head(2))
+    assert "adds 20 % of its norm (median of the tensors; at most 30 %)" in say.rounding(several.head(2))
+    lost = table.with_columns(noise=pl.lit(2.0))
+    assert "expected to give as much as 200 % of ‖ΔW‖ by itself" in say.rounding(lost)
+    assert say.grid_title(lost, "tuned", "base") == (
+        "No difference of tuned from base is above the rounding of their weights"
+    )
+    both = pl.concat([table, lost])
+    assert say.grid_title(both, "tuned", "base").endswith("nowhere else; 1 not above rounding")
+    older = table.drop("rounding", "noise")
+    assert say.rounding(older) == ""
+    assert say.grid_title(older, "tuned", "base").endswith("nowhere else")
 
 
 def text(app: AppTest) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from app import words
-from app.panel import Panel, typeset
+from app.frame import words
+from app.frame.panel import Panel, typeset
 
 
 def curve(values: list[float], half: float = 0.02) -> pl.DataFrame:
@@ -131,10 +131,10 @@ def test_language_differences_are_told_by_their_interval() -> None:
     )
 
 
-def parts(attention: float, mlp: float) -> pl.DataFrame:
+def parts(attention: float, mlp: float, p: float = 0.01) -> pl.DataFrame:
     rows = [("attention", attention), ("MLP", mlp)]
     return pl.DataFrame(
-        [{"layer": 3, "series": s, "value": v, "low": v - 0.05, "high": v + 0.05} for s, v in rows]
+        [{"layer": 3, "series": s, "value": v, "low": v - 0.05, "high": v + 0.05, "p": p} for s, v in rows]
     )
 
 
@@ -142,6 +142,7 @@ def test_the_part_that_writes_into_z_is_named() -> None:
     assert "attention's output lies more in Z than the MLP's" in words.split_title(parts(0.5, 0.2), "m", 3)
     assert "the MLP's output lies more in Z than attention's" in words.split_title(parts(0.2, 0.5), "m", 3)
     assert "are not told apart" in words.split_title(parts(0.3, 0.32), "m", 3)
+    assert "no further apart in Z than by chance" in words.split_title(parts(0.5, 0.2, 0.4), "m", 3)
 
 
 def test_numbers_never_lie_about_zero() -> None:
@@ -208,3 +209,20 @@ def test_lengths_name_the_longest_only_where_intervals_tell() -> None:
     assert words.languages_title(spoken, "base", 0.15) == (
         "base: R is 0.10 to 0.30 in en and 0.20 to 0.20 in zh; chance is 0.15"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("1 directions carry the effect", "1 direction carries the effect"),
+        ("Top results of 1 runs", "Top results of 1 run"),
+        ("1 prompts are left; 11 prompts are not", "1 prompt is left; 11 prompts are not"),
+        (
+            "2.1 directions, 0,1 heads, 1/1 blocks, 2×1 heads",
+            "2.1 directions, 0,1 heads, 1/1 blocks, 2×1 heads",
+        ),
+        ("1 of 1 heads, 1 heading, top 1 headlines", "1 of 1 head, 1 heading, top 1 headlines"),
+    ],
+)
+def test_one_of_a_kind_is_singular(said: str, right: str) -> None:
+    assert typeset(said) == right

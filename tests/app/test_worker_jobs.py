@@ -9,14 +9,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from app.jobs import JobResult, death_reason
-from app.worker import Worker
-from engine.condition import Condition
+from app.live.jobs import JobResult, death_reason
+from app.live.worker import Worker
 from engine.errors import JobError, PatchError
+from engine.patching.spec import Condition
 
 RUNNER = '''
 import os, signal, time
-from app.jobs import Outcome, JobResult
+from app.live.jobs import Outcome, JobResult
 from engine.errors import JobError, PatchError
 import polars as pl
 

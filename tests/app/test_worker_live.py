@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from live_study import BLOCKS, CHANGED, make_store
 
-from app.live import compute
-from app.model_cache import ModelCache
-from app.worker import Worker
-from engine.condition import Condition
+from app.live.model_cache import ModelCache
+from app.live.run import compute
+from app.live.worker import Worker
+from engine.patching.spec import Condition
 from store.reader import Store
 from store.runs import RunLog
 

@@ -14,28 +14,26 @@ import pytest
 from demo_files import DEMO
 from streamlit.testing.v1 import AppTest
 
-from app import (
-    components,
-    run_kinds,
-    z_patching_fits,
-    z_patching_panels,
-    z_patching_tokens,
-    z_patching_view,
-)
-from app import z_patching_words as say
-from app.build import build
+from app import analyses as run_kinds
+from app.build.build import build
 from app.charts.palette import DARK, LIGHT
-from app.charts.spec import as_chart
-from app.jobs import JobResult
-from app.live import run_live
-from app.resources import Opened, read_facts
-from app.selection import Selection, defaults, update
-from engine.analysis.dissociation import Changes, verdict
+from app.frame import parts as components
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, changed, defaults, update
+from app.live.jobs import JobResult
+from app.live.run import run_live
+from app.z_patching import fits as z_patching_fits
+from app.z_patching import panels as z_patching_panels
+from app.z_patching import tokens as z_patching_tokens
+from app.z_patching import view as z_patching_view
+from app.z_patching import words as say
+from app.z_patching.fields import ZFields
+from engine.ard.spec import Ard
 from engine.errors import PatchError
-from engine.experiments.ard import Ard
-from engine.experiments.z_patching import ZPatching
-from engine.experiments.z_tokens import ZTokens
-from engine.study import Study
+from engine.study.study import Study
+from engine.z_patching.numbers import Changes, verdict
+from engine.z_patching.spec import ZPatching
+from engine.z_patching.tokens_spec import ZTokens
 from store.reader import Store
 
 
@@ -85,9 +83,9 @@ def test_the_link_says_what_is_run(opened: Opened) -> None:
 def test_nonsense_in_a_link_is_left_out(opened: Opened) -> None:
     start = defaults(opened.facts)
     wanted = z_patching_view.settings_of(opened, start)
-    spoilt = dataclasses.replace(start, z="ks:a,-3;basis:x;problems:0;target:fr;;:;draws:99;vectors")
+    spoilt = changed(start, z="ks:a,-3;basis:x;problems:0;target:fr;;:;draws:99;vectors")
     assert z_patching_view.settings_of(opened, spoilt) == wanted
-    both = dataclasses.replace(start, z="target:en;source:en;vectors:transport;mode:shift;scope:all")
+    both = changed(start, z="target:en;source:en;vectors:transport;mode:shift;scope:all")
     found = z_patching_view.settings_of(opened, both)
     assert (found.target, found.source) == ("en", "zh")
     assert (found.mode, found.scope) == ("replace", "prompt"), "transport replaces prompt tokens only"
@@ -98,8 +96,8 @@ def test_panels_have_their_code_and_null(opened: Opened, run: tuple[Selection, J
     panels = z_patching_view.run_panels(opened, result, chosen)
     assert [p.name for p in panels] == ["z-verdict", "z-controls", "z-compared-answer", "z-compared-language"]
     for panel in panels:
-        as_chart(panel.draw(LIGHT))
-        as_chart(panel.draw(DARK))
+        panel.chart(LIGHT)
+        panel.chart(DARK)
         here: dict[str, Any] = {}
         exec(panel.code, here)
         assert here["table"].equals(panel.table), panel.name
@@ -159,7 +157,7 @@ def test_the_comparison_names_where_z_begins() -> None:
     cells = [found((0, 0), (0, 0)), {**found((18, 0), (0, 0)), "k": 16}]
     stands = "Z changes the answer at block 4 (k 16), 1 of 2 cells where up to 0.1 would by chance"
     assert say.compared_title(cells, "answer") == stands
-    assert say.compared_title(cells, "language").startswith("Nowhere do Z and Z⊥ differ")
+    assert say.compared_title(cells, "language").startswith("Z and Z⊥ are nowhere shown to differ")
 
 
 def test_cells_are_told_apart_over_all_of_them_together() -> None:
@@ -168,14 +166,14 @@ def test_cells_are_told_apart_over_all_of_them_together() -> None:
     one["tests"]["answer"]["p_holm"] = 0.031
     nothing = [{**found((0, 0), (0, 0)), "k": k} for k in range(1, 6)]
     assert say.compared_title([one], "answer").startswith("Z changes the answer")
-    assert say.compared_title([one, *nothing], "answer").startswith("Nowhere do Z and Z⊥ differ")
+    assert say.compared_title([one, *nothing], "answer").startswith("Z and Z⊥ are nowhere shown to differ")
 
 
 def test_the_page_shows_a_stored_run(
     open_app: Callable[..., AppTest], opened: Opened, run: tuple[Selection, JobResult]
 ) -> None:
     chosen, result = run
-    params = {"report": "all", "layer": "4", "z": chosen.z}
+    params = {"report": "all", "layer": "4", "z": ZFields.of(chosen).z}
     app = open_app(opened.path, "z_patching", **params)
     assert not app.exception
     text = "\n".join(m.value for m in app.markdown)
@@ -209,7 +207,7 @@ def test_z_of_stored_lengthscales_names_the_fits_it_is_made_of(
     chosen = settled(own, basis="ard", problems=3, tokens=2)
     asked = z_patching_view.experiment_of(own, chosen)
     assert [fit.layer for fit in z_patching_fits.missing(own, asked)] == [4, 5]
-    page = open_app(own.path, "z_patching", layer="4", report="all", z=chosen.z)
+    page = open_app(own.path, "z_patching", layer="4", report="all", z=ZFields.of(chosen).z)
     assert not page.exception
     assert "Fit lengthscales at blocks 4, 5" in {button.label for button in page.button}
     with pytest.raises(PatchError, match="not been fitted at block 4"):
@@ -248,14 +246,14 @@ def test_a_problem_is_read_token_by_token(
     opened: Opened, run: tuple[Selection, JobResult], open_app: Callable[..., AppTest]
 ) -> None:
     chosen, result = run
-    page = open_app(opened.path, "z_patching", layer="4", report="all", z=chosen.z)
+    page = open_app(opened.path, "z_patching", layer="4", report="all", z=ZFields.of(chosen).z)
     assert "Show the likeliest tokens of this problem" in {button.label for button in page.button}
     asked = ZTokens(of=ZPatching.from_json(result.condition), problem=0, layer=4, k=8)
     _, found = run_live(opened.path, asked, "cpu")
     stored = JobResult(asked.to_json(), found.summary, found.tables)
     kind = run_kinds.kind_of(stored.condition)
     (panel,) = kind.panels(opened, stored, chosen)
-    as_chart(panel.draw(LIGHT))
+    panel.chart(LIGHT)
     here: dict[str, Any] = {}
     exec(panel.code, here)
     assert here["table"].equals(panel.table)
@@ -263,7 +261,7 @@ def test_a_problem_is_read_token_by_token(
     back = update(chosen, opened.facts, **kind.selection_of(stored.condition, chosen))
     assert z_patching_view.experiment_of(opened, back) == asked.of
     assert z_patching_view.settings_of(opened, back).show == "4@8"
-    page = open_app(opened.path, "z_patching", layer="4", report="all", z=chosen.z)
+    page = open_app(opened.path, "z_patching", layer="4", report="all", z=ZFields.of(chosen).z)
     assert not page.exception
     assert components.plain(panel.title) in " ".join(m.value for m in page.markdown)
     assert "Z ← other problem" in page.selectbox(key="z-tokens-condition").options

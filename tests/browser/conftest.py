@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,8 @@ from demo_files import DEMO
 from planted_store import build_store
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from app.build import build
-from engine.study import Study
+from app.build.build import build
+from engine.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -87,6 +87,12 @@ def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.1)
     raise RuntimeError("the server did not start")
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Path | None, Path], AbstractContextManager[str]]:
+    """`serve`, for tests with a store of their own."""
+    return serve
 
 
 @pytest.fixture(scope="session")

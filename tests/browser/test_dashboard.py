@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import altair as alt
 import polars as pl
 import pytest
 from browser_steps import clean, click_chart, press, settle, visit
@@ -131,6 +133,10 @@ def test_panels_hand_out_data_and_images(tab: Page, dashboard: str) -> None:
     svg = content(download(tab, "cka", "Image", "svg")).decode()
     assert svg.startswith("<svg")
     assert "leaves base at block 2" in svg  # the finding travels with the picture
+    assert content(download(tab, "cka", "Image", "pdf")).startswith(b"%PDF")
+    drawn = json.loads(content(download(tab, "cka", "Image", "vl-json")))
+    assert "leaves base at block 2" in " ".join(drawn["title"]["text"])
+    assert alt.Chart.from_dict(drawn).to_dict()["layer"] == drawn["layer"]
 
 
 def test_the_trust_badge_opens_into_the_checks(tab: Page, dashboard: str) -> None:

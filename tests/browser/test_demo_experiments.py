@@ -6,19 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from app import (
-    ard_view,
-    behaviour_view,
-    heads_view,
-    patch_table,
-    rank_view,
-    selection,
-    steering_view,
-    weight_steering_view,
-    z_patching_view,
-)
-from app.headless import read_experiments
-from app.resources import Opened, read_facts
+from app.ard import view as ard_view
+from app.behaviour import view as behaviour_view
+from app.frame import selection
+from app.frame.opened import Opened, read_facts
+from app.heads import view as heads_view
+from app.live.headless import read_experiments
+from app.patching import table as patch_table
+from app.rank import view as rank_view
+from app.steering import view as steering_view
+from app.weight_steering import view as weight_steering_view
+from app.z_patching import view as z_patching_view
 from store.reader import Store
 
 FILE = Path(__file__).resolve().parents[2] / "studies/demo.experiments.json"

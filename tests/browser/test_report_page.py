@@ -11,7 +11,7 @@ import pytest
 from browser_steps import visit
 from playwright.sync_api import Download, Page, expect
 
-from app.report.build import SECTIONS
+from app.report.build import CHAPTERS
 
 pytestmark = pytest.mark.browser
 
@@ -34,7 +34,7 @@ def fetch(tab: Page, key: str, folder: Path) -> Path:
 def test_a_click_makes_files_that_open_by_themselves(tab: Page, dashboard: str, tmp_path: Path) -> None:
     """The HTML opens from the disk and asks the network for nothing; the zip holds the journal."""
     make(tab, dashboard)
-    expect(tab.locator("[data-testid='stMain']")).to_contain_text(f"{len(SECTIONS)} chapters")
+    expect(tab.locator("[data-testid='stMain']")).to_contain_text(f"{len(CHAPTERS)} chapters")
     document = fetch(tab, "report-html", tmp_path)
     assert document.name == "planted-base-tuned-report.html"
     with zipfile.ZipFile(fetch(tab, "report-zip", tmp_path)) as archive:

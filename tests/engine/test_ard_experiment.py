@@ -16,20 +16,20 @@ from planted_clouds import planted
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
-from app.lab import StoreLab
-from app.model_cache import ModelCache
-from engine.analysis import subspace
-from engine.analysis.ard_holdout import hold_out
-from engine.analysis.ard_mmd import fit_ard, warm_start
-from engine.batching import batches
-from engine.capture import token_clouds
+from app.live.lab import StoreLab
+from app.live.model_cache import ModelCache
+from engine.ard.fit import fit_ard, warm_start
+from engine.ard.holdout import hold_out
+from engine.ard.run import problem_rows, run
+from engine.ard.spec import Ard
 from engine.errors import JobError, PatchError
-from engine.experiments import experiment_from_json
-from engine.experiments.ard import Ard
-from engine.experiments.run_ard import problem_rows, run
-from engine.model import from_parts
-from engine.positions import positions
-from engine.sites import Site
+from engine.geometry import z as subspace
+from engine.kinds import experiment_from_json
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.passes.batching import batches
+from engine.passes.capture import token_clouds
+from engine.prompts.positions import positions
 from store.reader import Store
 
 

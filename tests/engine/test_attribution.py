@@ -9,11 +9,11 @@ import torch
 from tiny_models import random_tokens, tiny
 from torch import Tensor
 
-from engine.attribution import gradients
 from engine.errors import JobError
-from engine.intervene import PatchEngine
-from engine.model import LoadedModel, from_parts
-from engine.sites import Site, first_tensor, replace_first
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site, first_tensor, replace_first
+from engine.passes.attribution import gradients
+from engine.passes.patch_engine import PatchEngine
 
 LENGTHS, POSITIONS, READS = (9, 14, 5), (6, 13, 0), (8, 13, 4)
 LAYERS = (0, 2)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batching import SHORTEST, batches, capture_order, padded_tokens, units
+from engine.passes.batching import SHORTEST, batches, capture_order, padded_tokens, units
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=80)
 

@@ -15,15 +15,15 @@ from scipy import special
 from tiny_models import tiny
 from tiny_tokenizers import chatml, llama3
 
-from engine.analysis.behaviour import difference
-from engine.condition import Condition
+from engine.behaviour.numbers import difference
+from engine.behaviour.spec import Behaviour, Intervention, Wording
 from engine.errors import PatchError
-from engine.experiment import resampling_groups
-from engine.experiments import experiment_from_json
-from engine.experiments.behaviour import Behaviour, Intervention, Wording
-from engine.experiments.head_map import HeadMap
-from engine.experiments.mapped import MappedPatch
-from engine.model import LoadedModel, from_parts
+from engine.heads.map_spec import HeadMap
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import resampling_groups
+from engine.models.loading import LoadedModel, from_parts
+from engine.patching.mapped_spec import MappedPatch
+from engine.patching.spec import Condition
 
 TOLERANCE = 1e-5
 """float32: cached, batched runs sum in another order than single passes."""

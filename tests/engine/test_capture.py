@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILY_NAMES, tiny
+from tiny_models import FAMILY_NAMES, UNLISTED_NAMES, tiny
 
-from engine import capture as capture_module
-from engine.capture import capture_unit
 from engine.errors import CaptureError
-from engine.model import from_parts
-from engine.positions import Positions
-from engine.sites import record
+from engine.models.loading import from_parts
+from engine.models.sites import record
+from engine.passes import capture as capture_module
+from engine.passes.capture import capture_unit
+from engine.prompts.positions import Positions
 
 COMPONENTS = ("resid", "attn_out", "mlp_out", "head_z")
 
@@ -53,7 +53,7 @@ def deviation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.sqrt(np.mean(b**2)))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, *UNLISTED_NAMES])
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10_000])
 def test_captured_rows_equal_single_forward_passes(family: str, batch_tokens: int) -> None:
     lm = from_parts(tiny(family))
@@ -126,5 +126,5 @@ def test_activations_that_are_not_finite_are_refused() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3] = float("inf")
     token_ids = prompts()
-    with pytest.raises(CaptureError, match=r"not finite.*mlp_out, layer 1.*bfloat16 or float32"):
+    with pytest.raises(CaptureError, match=r"not finite.*mlp_out, layer 1.*prompt 0.*check that the weights"):
         capture_unit(lm, token_ids, [0], places(token_ids), components=("mlp_out",), batch_tokens=10_000)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.condition import Condition
 from engine.errors import PatchError
-from engine.moments import fit_moments, match_moments
+from engine.patching.spec import Condition
+from engine.stats.moments import fit_moments, match_moments
 
 BASE = {"target": "tuned", "source": "base", "component": "resid_post", "layer": 3}
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny_models import tiny
 
-from engine.analysis.uncertainty import bootstrap_mean
-from engine.condition import Condition
 from engine.errors import JobError, PatchError
-from engine.intervene import PatchEngine
-from engine.model import LoadedModel, from_parts
-from engine.patching import ConditionResult, run_condition
-from engine.sites import Site
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
+from engine.passes.patch_engine import PatchEngine
+from engine.patching.run import ConditionResult, run_condition
+from engine.patching.spec import Condition
+from engine.stats.means import bootstrap_mean
 
 CHANGED = 2  # the only block in which base and tuned differ (its MLP)
 LAYERS = 4
@@ -191,7 +191,8 @@ def test_a_self_patch_of_a_bfloat16_model_is_exact(token_ids: list[list[int]], p
 def test_no_deviation_is_the_mean_control(run: Run, kind: str) -> None:
     none = run("tuned", "base", "resid_post", 2, kind=kind, scale="deviation", alphas=(0.0, 1.0))
     mean = run("tuned", "base", "resid_post", 2, kind="mean")
-    np.testing.assert_allclose(none.kl[0], mean.kl[0], rtol=0, atol=1e-9)
+    # float32 states of another batch shape: some processors sum a product's rows in an order of their own
+    np.testing.assert_allclose(none.kl[0], mean.kl[0], rtol=2e-6, atol=1e-7)
     assert mean.kl.min() > 1e-4
 
 

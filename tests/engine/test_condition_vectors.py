@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from tiny_tokenizers import chatml
 from tokenizers import pre_tokenizers
 
-from engine.condition import Condition
 from engine.errors import PatchError
-from engine.experiment import resampling_groups
-from engine.patch_tables import token_text
-from engine.patching import replacement_vectors, self_check
+from engine.lab.experiment import resampling_groups
+from engine.patching.run import replacement_vectors, self_check
+from engine.patching.spec import Condition
+from engine.patching.tables import token_text
 
 RNG = np.random.default_rng(0)
 OWN, SOURCE = RNG.normal(size=(5, 4)), RNG.normal(2, 3, size=(5, 4))
@@ -127,11 +128,12 @@ def test_other_prompts_and_infinite_vectors_are_refused() -> None:
 
 
 def test_a_self_patch_that_changes_something_is_refused() -> None:
-    assert self_check(np.array([1e-9, -3e-9]), torch.float32, "mlp_out@0").passed
+    engine: Any = SimpleNamespace(self_limit=1e-6, dtype=torch.float32)
+    assert self_check(np.array([1e-9, -3e-9]), engine, "mlp_out@0").passed
     with pytest.raises(PatchError, match=r"refused: patching mlp_out@0.*at most 1e-06.*0.002 nats"):
-        self_check(np.array([0.0, 2e-3]), torch.float32, "mlp_out@0")
+        self_check(np.array([0.0, 2e-3]), engine, "mlp_out@0")
     with pytest.raises(PatchError, match="inf nats"):
-        self_check(np.array([np.nan]), torch.bfloat16, "mlp_out@0")
+        self_check(np.array([np.nan]), engine, "mlp_out@0")
 
 
 def test_pairs_are_resampled_together() -> None:

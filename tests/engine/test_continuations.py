@@ -11,12 +11,12 @@ import torch
 from tiny_models import random_tokens, tiny
 from tiny_tokenizers import chatml, gemma, llama3
 
-from engine.continuations import score, shared_ids, surface_forms, tokenise
-from engine.decoding import replace_at
 from engine.errors import PatchError
-from engine.intervene import PatchEngine
-from engine.model import LoadedModel, from_parts
-from engine.sites import Site
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
+from engine.passes.continuations import score, shared_ids, surface_forms, tokenise
+from engine.passes.edits import replace_at
+from engine.passes.patch_engine import PatchEngine
 
 LENGTHS, POSITIONS = (9, 14, 5, 12), (6, 13, 0, 4)
 CONTINUATIONS = [[[5], [6, 7, 8], [9, 10]], [[11, 12]], [], [[13, 14, 15, 16, 17, 18, 19, 20], [21]]]
@@ -43,7 +43,10 @@ def whole_pass(
     return chosen.numpy(), log_probs[:, SHARED].exp().sum(-1).log().numpy()
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2", "gpt2", "gpt_neox", "mistral"])
+FAMILIES = ("qwen3", "llama", "gemma2", "gpt2", "gpt_neox", "mistral")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "bloom", "gpt_oss", "deepseek_v3", "jamba", "mllama"])
 @pytest.mark.parametrize("batch_tokens", [None, 60])
 def test_scores_are_those_of_whole_passes(family: str, batch_tokens: int | None) -> None:
     lm = from_parts(tiny(family))

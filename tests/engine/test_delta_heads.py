@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_models import tiny
 
-from engine.delta_heads import HeadShare, head_shares
-from engine.deltas import WeightDelta, weight_deltas
-from engine.model import from_parts
-from engine.taps import taps
+from engine.models.loading import from_parts
+from engine.models.taps import taps
+from engine.weights.deltas import WeightDelta, weight_deltas
+from engine.weights.heads import HeadShare, head_shares
 
 NAMES = {
     "qwen3": ("layers.1.self_attn.o_proj", "layers.1.self_attn.k_proj"),

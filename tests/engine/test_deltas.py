@@ -1,22 +1,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny
 
-from engine.deltas import (
-    MAX_RANK,
-    WeightDelta,
-    difference,
-    low_rank_factors,
-    random_like,
-    unmatched,
-    weight_deltas,
-)
 from engine.errors import ModelError
+from engine.models.low_rank import MAX_RANK, low_rank_factors
+from engine.stats.spectra import uneven_edge
+from engine.weights.deltas import WeightDelta, difference, random_like, weight_deltas
+from engine.weights.edge import edge
+from engine.weights.names import unmatched
 
 
 def planted(out: int, width: int, rank: int, seed: int = 0) -> torch.Tensor:
@@ -99,6 +96,18 @@ def test_a_difference_too_full_for_factors_is_kept_dense_with_its_spectrum() -> 
     np.testing.assert_allclose(found.spectrum, np.linalg.svd(delta, compute_uv=False), atol=1e-6)
     assert found.effective_rank is not None
     assert 1 < found.effective_rank < 32
+    rows, columns = (delta.astype(np.float64) ** 2).sum(axis=1), (delta.astype(np.float64) ** 2).sum(axis=0)
+    assert edge(found) == pytest.approx(uneven_edge(rows, columns))
+
+
+def test_the_edge_of_factors_is_that_of_their_product() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(size=shape).astype(np.float32) for shape in ((30, 3), (3, 50)))
+    spectrum = np.linalg.svd(left @ right, compute_uv=False)[:3]
+    delta = WeightDelta("w", (30, 50), 1.0, 1.0, 3, 0.0, left=left, right=right, spectrum=spectrum)
+    dense = replace(delta, left=None, right=None, dense=left @ right)
+    assert edge(delta) == pytest.approx(edge(dense), rel=1e-4)
+    assert edge(replace(dense, spectrum=None)) is None
 
 
 def test_bfloat16_weights_say_what_their_rounding_costs() -> None:
@@ -182,3 +191,22 @@ def test_random_differences_have_the_same_norms_ranks_and_values() -> None:
     assert np.linalg.norm(two.matrix()) == pytest.approx(deltas[1].norm, rel=1e-5)
     cosine = float((one.matrix() * deltas[0].matrix()).sum()) / deltas[0].norm ** 2
     assert abs(cosine) < 0.2  # unrelated: sd about 1/√(rank · 96)
+
+
+@pytest.mark.parametrize("size", [1e25, 1e37])
+@pytest.mark.parametrize("rank", [1, 32])
+def test_a_difference_whose_squares_leave_float32_is_measured(size: float, rank: int) -> None:
+    base = tiny("qwen3")
+    tuned = copy.deepcopy(base)
+    change = size * planted(32, 64, rank) / 100.0
+    with torch.no_grad():
+        tuned.model.layers[1].self_attn.o_proj.weight += change
+    (delta,) = weight_deltas(base, tuned)
+    weights = [m.model.layers[1].self_attn.o_proj.weight.double() for m in (base, tuned)]
+    true = float(torch.linalg.norm(weights[1] - weights[0]))
+    assert delta.norm == pytest.approx(true, rel=1e-6)
+    assert np.isfinite(delta.matrix()).all()
+    assert np.linalg.norm(delta.matrix().astype(np.float64)) == pytest.approx(true, rel=1e-6)
+    assert (delta.rank == rank) if rank == 1 else delta.rank is None
+    assert delta.spectrum is not None
+    assert np.linalg.norm(delta.spectrum.astype(np.float64)) == pytest.approx(true, rel=1e-5)

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from engine.condition import Condition
+from engine.behaviour.spec import Behaviour
 from engine.errors import PatchError
-from engine.experiment import Experiment
-from engine.experiments import experiment_from_json
-from engine.experiments.behaviour import Behaviour
-from engine.experiments.head_map import HeadMap
-from engine.experiments.heads import HeadSubsets
-from engine.experiments.mapped import MappedPatch
-from engine.experiments.maps import MapSpec
-from engine.experiments.rank import RankSweep
-from engine.experiments.steering import Group, Steering
+from engine.heads.map_spec import HeadMap
+from engine.heads.spec import HeadSubsets
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import Experiment
+from engine.patching.mapped_spec import MappedPatch
+from engine.patching.spec import Condition
+from engine.rank.spec import RankSweep
+from engine.steering.spec import Group, Steering
+from engine.transport.named import MapSpec
 
 PLACE: dict[str, Any] = {"target": "tuned", "source": "base", "component": "resid_post", "layer": 4}
 FULL: dict[str, Any] = {**PLACE, "source": "full"}

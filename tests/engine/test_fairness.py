@@ -10,7 +10,7 @@ import pytest
 from tiny_tokenizers import chatml, gemma, llama3
 
 from engine.errors import PromptsError
-from engine.fairness import (
+from engine.prompts.overlap import (
     NGRAM,
     content,
     nearest_texts,
@@ -22,9 +22,10 @@ from engine.fairness import (
     vocabularies,
     vocabulary_overlap,
 )
-from engine.positions import content_tokens
-from engine.prompts import encode, read_prompts, shared_rows
-from engine.prompts_spec import PromptsSpec
+from engine.prompts.positions import content_tokens
+from engine.prompts.spec import PromptsSpec
+from engine.prompts.table import read_prompts, shared_rows
+from engine.prompts.tokens import encode
 
 TEXTS = (
     "What is the capital of France?",

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from tiny_models import FAMILY_NAMES, LAYERS, tiny
 
-from engine.analysis.subspace import key_frame, multi_head_basis
-from engine.analysis.subspace_layers import energy_in
-from engine.pieces import GATE_PIECES, gate_weight, model_pieces, piece_names
-from engine.sites import taps
+from engine.geometry.layers import energy_in
+from engine.geometry.z import key_frame, multi_head_basis
+from engine.models.pieces import GATE_PIECES, gate_weight, model_pieces, piece_names
+from engine.models.sites import taps
 
-UNGATED = {"phi", "gpt2", "gpt_neox", "qwen3_moe"}
+EXPERTS = {"qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"}
+UNGATED = {"phi", "gpt2", "gpt_neox", "starcoder2", "nemotron", *EXPERTS}
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

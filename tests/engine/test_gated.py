@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_models import random_tokens, tiny
 
-from engine import gated
-from engine.gated import gated_in_place
-from engine.taps import taps
+from engine.models.taps import taps
+from engine.passes import gated
+from engine.passes.gated import gated_in_place
 
 
 def mlps(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -9,12 +9,13 @@ import torch
 from tiny_models import random_tokens, tiny
 from tiny_tokenizers import chatml
 
-from engine.decoding import Decoder, Edit, Tokens
 from engine.errors import PatchError, SiteError
-from engine.generate import _likeliest, generate, replace_at, stop_tokens
-from engine.intervene import JobCancelled, PatchEngine
-from engine.model import from_parts
-from engine.sites import Site, first_tensor, replace_first
+from engine.models.loading import from_parts
+from engine.models.sites import Site, first_tensor, replace_first
+from engine.passes.decoding import Decoder
+from engine.passes.edits import Edit, Tokens
+from engine.passes.generate import _likeliest, generate, replace_at, stop_tokens
+from engine.passes.patch_engine import JobCancelled, PatchEngine
 
 LENGTHS, POSITIONS = (9, 14, 5, 12, 14, 1), (6, 13, 0, 9, 11, 0)
 SITE = Site("resid_post", 1)

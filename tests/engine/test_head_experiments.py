@@ -14,11 +14,11 @@ from memory_lab import MemoryLab
 from tiny_models import random_tokens, tiny
 
 from engine.errors import JobError, PatchError
-from engine.experiment import ExperimentResult, Where
-from engine.experiments import experiment_from_json
-from engine.experiments.head_map import HeadMap
-from engine.experiments.heads import HeadSubsets
-from engine.model import from_parts
+from engine.heads.map_spec import HeadMap
+from engine.heads.spec import HeadSubsets
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import ExperimentResult, Where
+from engine.models.loading import from_parts
 
 LAYER, HEAD, PAIRS = 1, 3, 12
 
@@ -208,8 +208,8 @@ PLANTED = json.loads((ROOT / "demo/planted.json").read_text(encoding="utf-8"))
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's base and tuned models on all its prompts, without activations but the heads'."""
-    from app.build import build
-    from engine.study import Study
+    from app.build.build import build
+    from engine.study.study import Study
 
     study = Study.load(ROOT / "studies/demo.toml").with_overrides(
         components=["head_z"], positions=["decision"], limit=140
@@ -221,7 +221,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_demos_planted_heads_come_out_on_top(store: Path) -> None:
-    from app.live import run_live
+    from app.live.run import run_live
 
     block, heads = PLANTED["attention"]["layer"], PLANTED["attention"]["heads"]
     settings = {"target": "tuned", "source": "base", "component": "head_out", "position": "decision"}

@@ -12,13 +12,13 @@ import torch
 from tiny_models import random_tokens, tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
-from engine import intervene
 from engine.errors import JobError, PatchError, SiteError
-from engine.intervene import JobCancelled, PatchEngine
-from engine.model import LoadedModel, from_parts
-from engine.packed import capture_pack
-from engine.resume import own_values, resume
-from engine.sites import Site
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
+from engine.passes import patch_engine as intervene
+from engine.passes.packed import capture_pack
+from engine.passes.patch_engine import JobCancelled, PatchEngine
+from engine.passes.resume import own_values, resume
 
 LENGTHS = (9, 14, 5, 12, 14, 7)
 POSITIONS = (6, 13, 2, 4, 9, 6)
@@ -115,7 +115,8 @@ def test_half_precision_reference_takes_the_patched_path() -> None:
     found = engine.sweep(site, np.stack([own.numpy()] * 5), n_conditions=5)
     # The same rows in one product round alike: without a reference on the same path this is some 1e-4 nats.
     assert np.abs(found.kl).max() <= 1e-6
-    assert found.self_kl.max() <= intervene.SELF_LIMIT_HALF
+    assert found.self_kl.max() == 0
+    assert 0 <= found.path_kl.max() <= 1e-3
 
 
 def test_both_directions_and_top_tokens_follow_the_definition(lm: LoadedModel) -> None:
@@ -352,7 +353,8 @@ def test_a_sweep_whose_self_check_fails_is_refused(lm: LoadedModel, monkeypatch:
     vectors = noise(engine.activations(site), 1)
     monkeypatch.setattr(intervene, "own_values", lambda *args: own_values(*args) * 1.1)
     with pytest.raises(
-        PatchError, match=r"own activation back at resid_post@0 changes its output.*at prompt \d"
+        PatchError,
+        match=r"resumed at resid_post@0 of the model differs from its own forward pass.*at prompt \d",
     ):
         engine.sweep(site, vectors, n_conditions=1)
 
@@ -363,3 +365,22 @@ def test_a_self_check_that_is_not_a_number_is_refused(lm: LoadedModel) -> None:
     kl[3] = np.nan
     with pytest.raises(PatchError, match=r"Given: nan at prompt 3"):
         engine._check_self(Site("resid_post", 0), kl)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_that_round_apart_are_no_self_patch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision the own activation goes through the batch once more, and must come out alike."""
+    engine = PatchEngine(from_parts(tiny("qwen3").to(dtype)), prompts(), POSITIONS)
+    site = Site("resid_post", 0)
+    vectors = noise(engine.activations(site), 1)
+    real = intervene.resume
+
+    def uneven(*args: Any) -> Any:
+        final, direct = real(*args)
+        final = final.clone()
+        final[:, -1] *= 1.05
+        return final, direct
+
+    monkeypatch.setattr(intervene, "resume", uneven)
+    with pytest.raises(PatchError, match=r"own activation back at resid_post@0 changes its output"):
+        engine.sweep(site, vectors, n_conditions=1)

@@ -12,15 +12,16 @@ import torch
 from tiny_models import random_tokens, tiny
 from torch import Tensor
 
-from engine import intervene, packed
 from engine.errors import PatchError
-from engine.intervene import PatchEngine
-from engine.linear import PackedLinears
-from engine.model import from_parts
-from engine.resume import own_values
-from engine.sites import Site
-from engine.taps import taps
-from engine.unembed import Unembedding
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.models.taps import taps
+from engine.passes import packed
+from engine.passes import patch_engine as intervene
+from engine.passes.linear import PackedLinears
+from engine.passes.patch_engine import PatchEngine
+from engine.passes.resume import own_values
+from engine.passes.unembed import Unembedding
 
 SITES = [Site("resid_post", 0), Site("head_z", 1), Site("attn_out", 0), Site("mlp_out", 1)]
 
@@ -132,7 +133,7 @@ def test_a_wrong_plain_run_is_still_refused(wrong: float) -> None:
             off = pack.final.clone()
             off[1:2] *= wrong
             engine._packs[group] = replace(pack, final=off)
-    with pytest.raises(PatchError, match="changes its output"):
+    with pytest.raises(PatchError, match="differs from its own forward pass"):
         engine.sweep(site, given, n_conditions=3)
 
 

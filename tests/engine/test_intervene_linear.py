@@ -8,11 +8,12 @@ import torch
 from tiny_models import random_tokens, tiny
 from torch import nn
 
-from engine import intervene, linear
-from engine.intervene import PatchEngine
-from engine.linear import Measurement, PackedLinears, measure, packed_product, packing_pays
-from engine.model import from_parts
-from engine.sites import Site
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.passes import linear
+from engine.passes import patch_engine as intervene
+from engine.passes.linear import Measurement, PackedLinears, measure, packed_product, packing_pays
+from engine.passes.patch_engine import PatchEngine
 
 
 def with_onednn() -> bool:

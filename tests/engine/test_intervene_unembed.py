@@ -8,13 +8,13 @@ import torch
 from tiny_models import random_tokens, tiny
 from torch import Tensor
 
-from engine import unembed
-from engine.intervene import PatchEngine
-from engine.linear import PackedLinears
-from engine.model import from_parts
-from engine.sites import Site
-from engine.taps import taps
-from engine.unembed import FACTOR_FROM, FACTOR_TOLERANCE, Unembedding, low_rank
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.models.taps import taps
+from engine.passes import unembed
+from engine.passes.linear import PackedLinears
+from engine.passes.patch_engine import PatchEngine
+from engine.passes.unembed import FACTOR_FROM, FACTOR_TOLERANCE, Unembedding, low_rank
 
 
 def states(prompts: int, rows: int, d: int, scale: float = 1.0) -> Tensor:

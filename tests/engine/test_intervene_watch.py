@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny_models import VOCAB, random_tokens, tiny
 
-from engine import unembed
 from engine.errors import PatchError
-from engine.intervene import PatchEngine
-from engine.model import from_parts
-from engine.sites import Site
-from engine.unembed import FACTOR_FROM, low_rank
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.passes import unembed
+from engine.passes.patch_engine import PatchEngine
+from engine.passes.unembed import FACTOR_FROM, low_rank
 
 LENGTHS, POSITIONS = (9, 5, 12), (6, 4, 11)
 WATCH = (99, 3, 40, 3)

@@ -14,17 +14,18 @@ from memory_lab import MemoryLab
 from sklearn.linear_model import Ridge
 from tiny_models import tiny
 
-from engine import patching
-from engine.condition import Condition
 from engine.errors import AnalysisError, JobError, PatchError
-from engine.experiment import ExperimentResult, Where
-from engine.experiments import experiment_from_json
-from engine.experiments.mapped import CONTROLS, MappedPatch
-from engine.experiments.maps import MapSpec
-from engine.experiments.repeat import Repeat, largest_difference
-from engine.experiments.vectors import intervention, wrong_pairs
-from engine.model import LoadedModel, from_parts
-from engine.sites import Site
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import ExperimentResult, Where, resampling_groups
+from engine.lab.repeat import Repeat, largest_difference
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
+from engine.passes.patch_engine import PatchEngine
+from engine.patching.mapped_spec import CONTROLS, MappedPatch
+from engine.patching.spec import Condition
+from engine.patching.vectors import intervention, wrong_pairs
+from engine.stats.means import bootstrap_mean
+from engine.transport.named import MapSpec
 
 CHANGED, LAYERS, PAIRS, TRAIN = 2, 4, 14, 8
 KL_TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
@@ -185,14 +186,14 @@ def test_maps_that_are_plain_conditions_give_their_kl(lab: MemoryLab, kind: str,
         _, theirs, _ = intervention(lab, condition, [3, 20], alpha)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     if kind == "raw":
-        np.testing.assert_array_equal(kl_of(result, "raw", 1.0), kl_of(result, "mapped", 1.0))
+        np.testing.assert_allclose(kl_of(result, "raw", 1.0), kl_of(result, "mapped", 1.0), **KL_TOLERANCE)
 
 
 def test_no_deviation_is_the_mean(lab: MemoryLab) -> None:
     result = experiment(scale="deviation", alphas=(0.0, 1.0), map=MapSpec(method="MeanShift")).run(lab)
     mean = kl_of(result, "mean", 1.0)
     for kind in ("mapped", "bogus", "random"):
-        np.testing.assert_array_equal(kl_of(result, kind, 0.0), mean)
+        np.testing.assert_allclose(kl_of(result, kind, 0.0), mean, **KL_TOLERANCE)
     site = {"target": "tuned", "source": "base", "component": "mlp_out", "layer": CHANGED}
     condition = Condition(**site, kind="mean", split="all", n_boot=200).run(lab).tables["table"]
     np.testing.assert_allclose(mean, condition.sort("row")["kl"].to_numpy(), **KL_TOLERANCE)
@@ -214,7 +215,8 @@ def test_upstream_of_the_change_nothing_can_drop(lab: MemoryLab, component: str,
 def test_controls_are_judged_by_paired_differences(lab: MemoryLab) -> None:
     """A shift of the mean keeps every prompt's own vector, which a random rotation and the mean don't; it
     does not look at the pairing, so that there is nothing to shuffle."""
-    result = experiment(component="resid_post", map=MapSpec(method="MeanShift")).run(lab)
+    asked = experiment(component="resid_post", map=MapSpec(method="MeanShift"))
+    result = asked.run(lab)
     found = result.summary["splits"]["validation"]
     assert found["n"] == 2 * (PAIRS - TRAIN)
     assert found["n_groups"] == PAIRS - TRAIN
@@ -222,11 +224,16 @@ def test_controls_are_judged_by_paired_differences(lab: MemoryLab) -> None:
     assert set(found["controls"]) == set(CONTROLS) - {"shuffled"}
     assert "does not look at" in result.summary["left_out"]["shuffled"]
     assert result.summary["map"]["r2_shuffled"] is None
+    kept = result.tables["prompts"].filter(split="validation")
+    drawn = {name: getattr(asked, name) for name in ("n_boot", "level", "seed")}
     for kind, control in found["controls"].items():
         worse = found["kl"][kind]["estimate"] - found["kl"]["mapped"]["estimate"]
         assert control["estimate"] == pytest.approx(worse)
+        paired = (kept[f"kl_{kind}"] - kept["kl_mapped"]).to_numpy()
+        ends = bootstrap_mean(paired, groups=resampling_groups(kept), **drawn)
+        assert (control["low"], control["high"]) == pytest.approx((ends.low, ends.high))
+        assert control["beaten"] == (ends.low > 0)
     assert found["controls"]["random"]["beaten"]
-    assert found["controls"]["mean"]["beaten"]
 
 
 def means(result: ExperimentResult, split: str) -> pl.DataFrame:
@@ -345,8 +352,8 @@ def test_what_cannot_be_run_says_why(lab: MemoryLab, monkeypatch: pytest.MonkeyP
         intervention(lab, alone, [0], 1.0, "bogus")
     with pytest.raises(PatchError, match="unembedding of tuned is not stored"):
         experiment(map=MapSpec(method="LogitSubspaceRidge")).run(lab)
-    monkeypatch.setattr(patching, "SELF_LIMIT", {torch.float32: -1.0})
-    with pytest.raises(PatchError, match="The run is refused"):
+    monkeypatch.setattr(PatchEngine, "self_limit", -1.0)
+    with pytest.raises(PatchError, match="changes its output"):
         experiment().run(lab)
 
 

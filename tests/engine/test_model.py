@@ -16,10 +16,11 @@ from tiny_models import LAYERS, tiny
 from tiny_tokenizers import chatml, gemma, llama3
 
 from engine.errors import ModelError
-from engine.families import FAMILIES
-from engine.files import file_hash
-from engine.model import from_parts, load, resolve_device
-from engine.study import ModelSpec
+from engine.models.families import FAMILIES
+from engine.models.loading import from_parts, load, resolve_device
+from engine.models.trust import allow_code, code_hash
+from engine.study.file_hashes import file_hash
+from engine.study.study import ModelSpec
 
 ROWS = 455
 
@@ -67,6 +68,7 @@ def test_a_folder_is_loaded_checked_and_described(saved: Path) -> None:
         "stream identity",
         "heads identity",
         "values identity",
+        "inputs identity",
         "logits identity",
     ]
     assert all(check.passed for check in lm.checks)
@@ -249,8 +251,13 @@ def test_remote_code_is_off_unless_asked_for_and_then_said(
     with pytest.raises(ModelError, match="trust_remote_code = true"):
         load(ModelSpec(path=folder), "base")
     assert not (tmp_path / "ran").exists()
-    with caplog.at_level(logging.WARNING, "engine.model"):
-        trusted = load(ModelSpec(path=saved / "base", trust_remote_code=True), "base")
+    spec = ModelSpec(path=saved / "base", trust_remote_code=True, code_sha256=code_hash(saved / "base"))
+    allow_code(True)
+    try:
+        with caplog.at_level(logging.WARNING, "engine.models.loading"):
+            trusted = load(spec, "base")
+    finally:
+        allow_code(False)
     assert trusted.info["trust_remote_code"] is True
     assert "trust_remote_code is on" in caplog.text
 
@@ -260,7 +267,7 @@ def test_gemma2_gets_the_attention_that_is_exact_for_it(
 ) -> None:
     tiny("gemma2", vocab_size=ROWS).save_pretrained(tmp_path)
     chatml().save_pretrained(tmp_path)
-    with caplog.at_level(logging.WARNING, "engine.model"):
+    with caplog.at_level(logging.WARNING, "engine.models.loading"):
         lm = load(ModelSpec(path=tmp_path, attention="sdpa"), "base")
     assert lm.info["attention"] == "eager"
     assert "'sdpa' is not exact for gemma2" in caplog.text
@@ -317,6 +324,12 @@ def test_a_family_entry_that_does_not_fit_is_refused() -> None:
         ("cohere", {"logit_scale": None}, "logits"),
         ("gpt_neox", {"qkv": "stacked"}, "values"),
         ("phi3", {"qkv": "interleaved"}, "values"),
+        ("glm4", {"attn_post_norm": None}, "residual"),
+        ("granitemoe", {"multiplier": None}, "residual"),
+        ("gpt_neox", {"parallel": False}, "inputs"),
+        ("cohere", {"parallel": False}, "inputs"),
+        ("llama", {"parallel": True}, "inputs"),
+        ("llama", {"mlp_norm": "input_layernorm"}, "inputs"),
         ("llama", {"input_norm": "post_attention_layernorm"}, "values"),
     ],
 )

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from subspace_runs import DELTAS, synthetic_lab
 
-from engine.analysis.subspace_scores import REGISTRY, candidate
 from engine.errors import PatchError, StudyError
-from engine.experiment import Result
-from engine.experiments.subspace_scores import SubspaceScores
-from engine.experiments.subspace_tables import scores_of
-from engine.own_candidates import OwnFile, load
+from engine.lab.experiment import Result
+from engine.subspaces.numbers import REGISTRY, candidate
+from engine.subspaces.own_candidates import OwnFile, load
+from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.tables import scores_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "subspace_scores.md"
 BUILT_IN = ("mlp_write", "attn_write", "dW_combined_ceiling")
 HEAD = """\
 import numpy as np
-from engine.analysis.subspace_scores import candidate
+from engine.subspaces.numbers import candidate
 FACTS = dict(family="own", axis_kind="mixed", source="none", needs=(), definition="a test")
 """
 BAD = (

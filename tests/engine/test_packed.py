@@ -10,10 +10,10 @@ import torch
 from tiny_models import random_tokens, tiny
 from torch import Tensor, nn
 
-from engine.attention import NAME, PackedRun, RowsRun, Scoring, configured_modules, packed_attention
 from engine.errors import PatchError
-from engine.packed import Pack, capture_pack
-from engine.taps import ModelTaps, taps
+from engine.models.taps import ModelTaps, taps
+from engine.passes.attention import NAME, PackedRun, RowsRun, Scoring, configured_modules, packed_attention
+from engine.passes.packed import Pack, capture_pack
 
 LENGTHS = (7, 3, 10)
 POSITIONS = (2, 0, 9)

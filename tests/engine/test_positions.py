@@ -15,9 +15,9 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import PromptsError
-from engine.positions import parse_position, positions
-from engine.prompts import encode
-from engine.prompts_spec import PromptsSpec
+from engine.prompts.positions import parse_position, positions
+from engine.prompts.spec import PromptsSpec
+from engine.prompts.tokens import encode
 
 TEXT = "What is the capital of France?"
 TOKENIZERS = {"chatml": chatml, "llama3": llama3, "gemma": gemma}

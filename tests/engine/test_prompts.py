@@ -9,8 +9,9 @@ import pytest
 from tiny_tokenizers import chatml, gemma, llama3
 
 from engine.errors import PromptsError
-from engine.prompts import assign_splits, encode, read_prompts
-from engine.prompts_spec import PromptsSpec
+from engine.prompts.spec import PromptsSpec
+from engine.prompts.table import assign_splits, read_prompts
+from engine.prompts.tokens import encode
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -101,7 +102,7 @@ def test_other_columns_are_kept_after_the_known_ones(tmp_path: Path) -> None:
         ([{"id": "a", "text": "x", "langauge": "en"}], r"unknown key 'langauge'.*did you mean 'language'"),
         (
             [{"id": "a", "messages": [{"role": "assistant", "content": "x"}]}],
-            r"last message of the assistant",
+            r"no message of the user",
         ),
         ([{"id": "a", "messages": [{"role": "boss", "content": "x"}]}], r"role 'boss'"),
         (

@@ -12,9 +12,10 @@ import polars as pl
 import pytest
 
 from engine.errors import PromptsError, StudyError
-from engine.prompts import read_prompts
-from engine.prompts_spec import PromptsSpec
-from engine.study import Study, diff_studies
+from engine.prompts.spec import PromptsSpec
+from engine.prompts.table import read_prompts
+from engine.study.fingerprints import diff_studies
+from engine.study.study import Study
 
 EN = "Tom has 2 apples.\t2\nHow many are 7?\t7\n"
 ZH = "小明有2个苹果。\t2\n7是多少？\t7\n"

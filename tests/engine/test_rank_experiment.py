@@ -13,17 +13,17 @@ import torch
 from memory_lab import MemoryLab
 from tiny_models import random_tokens, tiny
 
-from engine.analysis import ranks
-from engine.analysis.transport import MomentMatching, ScaledProcrustes
 from engine.errors import JobError, PatchError
-from engine.experiments import experiment_from_json
-from engine.experiments.maps import MapSpec
-from engine.experiments.rank import RankSweep
-from engine.experiments.rank_report import RankData, choice
-from engine.experiments.rank_vectors import Cell
-from engine.experiments.run_rank import Plan, Sides, run
-from engine.model import from_parts
-from engine.sites import Site
+from engine.kinds import experiment_from_json
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.rank import numbers as ranks
+from engine.rank.report import RankData, choice
+from engine.rank.run import Plan, Sides, run
+from engine.rank.spec import RankSweep
+from engine.rank.vectors import Cell
+from engine.transport import MomentMatching, ScaledProcrustes
+from engine.transport.named import MapSpec
 
 Array = np.ndarray[Any, Any]
 TRAIN, VALIDATION = 60, 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from engine.experiments.repeat import compared, largest_difference
+from engine.lab.repeat import compared, largest_difference
 
 
 def test_runs_without_kls_are_compared_by_all_their_numbers() -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from engine.errors import PatchbayError
-from engine.results import SelfCheck
+from engine.models.check import SelfCheck
 
 
 @pytest.mark.parametrize(

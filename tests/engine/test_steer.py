@@ -14,12 +14,12 @@ import pytest
 import torch
 from tiny_models import random_tokens, tiny
 
-from engine.deltas import WeightDelta, weight_deltas
 from engine.errors import ModelError
-from engine.generate import generate
-from engine.model import LoadedModel, from_parts
-from engine.self_checks import check_weight_shift
-from engine.steer import WeightShift
+from engine.models.loading import LoadedModel, from_parts
+from engine.passes.generate import generate
+from engine.passes.self_checks import check_weight_shift
+from engine.weights.deltas import WeightDelta, weight_deltas
+from engine.weights.steer import WeightShift
 
 IDS = random_tokens(3, 12)
 

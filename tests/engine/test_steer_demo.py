@@ -11,11 +11,11 @@ import torch
 from behaviour_demo import demo_lab
 from demo_files import DEMO
 
-from engine.deltas import WeightDelta, weight_deltas
-from engine.generate import generate
-from engine.model import LoadedModel, from_parts, load
-from engine.steer import WeightShift
-from engine.study import ModelSpec
+from engine.models.loading import LoadedModel, from_parts, load
+from engine.passes.generate import generate
+from engine.study.study import ModelSpec
+from engine.weights.deltas import WeightDelta, weight_deltas
+from engine.weights.steer import WeightShift
 
 SPECS = {
     "tuned": ModelSpec(path=DEMO / "base", adapter=DEMO / "tuned_adapter", device="cpu"),

@@ -12,15 +12,15 @@ import torch
 from memory_lab import MemoryLab
 from tiny_models import random_tokens, tiny
 
-from engine.analysis import ranks
 from engine.errors import PatchError
-from engine.experiments import experiment_from_json
-from engine.experiments.run_steering import choose, moves, run
-from engine.experiments.steering import Group, Steering
-from engine.experiments.steering_report import Effects, equal_table
-from engine.experiments.steering_vectors import Move, direction, find_tokens, word_tokens
-from engine.model import from_parts
-from engine.sites import Site
+from engine.kinds import experiment_from_json
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.rank import numbers as ranks
+from engine.steering.report import Effects, equal_table
+from engine.steering.run import choose, moves, run
+from engine.steering.spec import Group, Steering
+from engine.steering.vectors import Move, direction, find_tokens, word_tokens
 
 Array = np.ndarray[Any, Any]
 TRAIN, VALIDATION = 24, 16

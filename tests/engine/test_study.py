@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from engine.errors import StudyError
-from engine.study import Study, diff_studies
+from engine.study.fingerprints import diff_studies
+from engine.study.study import Study
 
 STUDY = """
 name = "pair"
@@ -33,6 +34,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / "models" / name).mkdir(parents=True)
         (tmp_path / "models" / name / "model.safetensors").write_bytes(name.encode())
     (tmp_path / "models" / "base" / "README.md").write_text("read me")
+    (tmp_path / ".git").mkdir()
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "prompts.jsonl").write_text('{"id": "a", "text": "x"}\n')
     return tmp_path / "studies"
@@ -67,7 +69,7 @@ SUBSPACES = '[subspaces]\ndeltas = ["tuend"]\npositive = "a"\nnegative = "b"\n[p
         ("seed = 3", "sead = 3", ["unknown key 'sead'", "did you mean 'seed'?"]),
         ("layers = [2, 0]", "layer = [2, 0]", ["unknown key 'capture.layer'", "did you mean 'layers'?"]),
         ('dtype = "bfloat16"', 'dtype = "int8"', ["'models.tuned.dtype'", "'bfloat16'", "'int8'"]),
-        ('dtype = "bfloat16"', 'hub = "a/b"', ["'models.tuned'", "exactly one of 'hub' and 'path'"]),
+        ('dtype = "bfloat16"', 'hub = "a/b"', ["'models.tuned'", "exactly one of 'hub', 'path' and 'gguf'"]),
         ('dtype = "bfloat16"', 'revision = "main"', ["'revision' needs 'hub'"]),
         ('dtype = "bfloat16"', 'device = "gpu"', ["'models.tuned.device'", "'cuda:0'", "'gpu'"]),
         ("layers = [2, 0]", "layers = [-1]", ["capture.layers", "greater than or equal to 0", "-1"]),
@@ -169,7 +171,7 @@ def test_content_of_named_files_counts_and_their_place_does_not(folder: Path, tm
     (folder / "prompts.jsonl").write_text('{"id": "a", "text": "x"}\n')
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for name in ("models", "studies"):
+    for name in ("models", "studies", ".git"):
         (tmp_path / name).rename(moved / name)
     assert Study.load(moved / "studies" / "study.toml").fingerprint() == first
 

@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILY_NAMES, LAYERS, random_tokens, tiny
+from tiny_models import FAMILY_NAMES, LAYERS, changed, random_tokens, tiny
 
-from engine.activations import ACTIVATIONS
-from engine.deltas import weight_deltas
 from engine.errors import CaptureError
-from engine.model import from_parts
-from engine.sites import record
-from engine.subspace_capture import capture_labels, capture_streams, last_states, packs
-from engine.subspace_checks import check_label, check_streams, merged
-from engine.subspace_weights import mlp_weights, subspace_weights, weight_shapes
+from engine.models.loading import from_parts
+from engine.models.sites import record
+from engine.subspaces.capture import capture_labels, capture_streams, last_states, packs
+from engine.subspaces.checks import check_label, check_streams, merged
+from engine.subspaces.gates import ACTIVATIONS
+from engine.subspaces.weights import mlp_weights, subspace_weights, weight_shapes
+from engine.weights.deltas import weight_deltas
 
 LENGTHS = (17, 9, 13, 2)
 PROMPTS = [random_tokens(1, n, seed=n)[0].tolist() for n in LENGTHS]
+EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe")
+UNGATED = ("gpt2", "gpt_neox", "phi", "starcoder2", "nemotron")
 ROUNDING = 2e-5
 """Of a few blocks in float32, sums in another order; streams here are of size 1 to 30."""
 
@@ -85,17 +87,6 @@ def test_overflow_is_an_error() -> None:
     lm.model.model.layers[1].mlp.down_proj.weight.fill_(3e38)
     with pytest.raises(CaptureError, match="not finite"):
         capture_streams(lm, PROMPTS, 4096)
-
-
-def changed(base: Any, scale: float = 0.05) -> Any:
-    """Another model: some matrices changed in rank 2, some fully, norms and biases too."""
-    tuned, generator = copy.deepcopy(base), torch.Generator().manual_seed(3)
-    for number, parameter in enumerate(tuned.parameters()):
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 2 and number % 2:
-            noise = noise[:, :2] @ noise[:2]
-        parameter.data += scale * parameter.abs().mean() * noise
-    return tuned
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2", "gpt2", "gpt_neox", "phi3"])
@@ -194,12 +185,12 @@ def test_weights_write_and_read_as_the_modules_do(family: str) -> None:
         clip = getattr(model.config, "clip_qkv", None) or np.inf
         np.testing.assert_allclose(np.clip(expanded, -clip, clip), z, atol=ROUNDING, rtol=1e-4)
         if "up_proj" not in found:
-            assert family == "qwen3_moe"
+            assert family in EXPERTS
             continue
         x = inputs["mlp", layer].numpy()
         up = found["up_proj"].values[layer] @ x
         if "gate_proj" not in found:
-            assert family in ("gpt2", "gpt_neox", "phi")
+            assert family in UNGATED
             continue
         act = ACTIVATIONS[about["gate_proj"]["activation"]]
         gate = act((found["gate_proj"].values[layer] @ x).astype(np.float64))
@@ -207,20 +198,23 @@ def test_weights_write_and_read_as_the_modules_do(family: str) -> None:
         np.testing.assert_allclose(made, inputs["mlp_out", layer].numpy(), atol=ROUNDING, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi"])
+@pytest.mark.parametrize("family", UNGATED)
 def test_ungated_mlps_read_and_write_as_their_projections_do(family: str) -> None:
     lm = from_parts(tiny(family))
     names = {
         "gpt2": ("c_fc", "c_proj"),
         "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
         "phi": ("fc1", "fc2"),
+        "starcoder2": ("c_fc", "c_proj"),
+        "nemotron": ("up_proj", "down_proj"),
     }
     for layer in lm.taps.layers:
         found = mlp_weights(layer)
         for name, module in zip(("up_proj", "down_proj"), names[family], strict=True):
             projection = getattr(layer.mlp, module)
             x = torch.randn(found[name].shape[1])
-            torch.testing.assert_close(found[name] @ x + projection.bias, projection(x))
+            bias = 0.0 if projection.bias is None else projection.bias
+            torch.testing.assert_close(found[name] @ x + bias, projection(x))
 
 
 def test_writing_tensors_are_named_and_post_norms_are_kept() -> None:
@@ -240,12 +234,15 @@ def test_writing_tensors_are_named_and_post_norms_are_kept() -> None:
     }
 
 
-def test_bfloat16_weights_are_known_as_such() -> None:
+def test_weights_are_kept_as_they_are() -> None:
+    """Whoever stores them may use two bytes where the model's weights fit into them, and only there."""
     model = tiny("qwen3")
-    exact = {piece.name: piece.bfloat16 for piece, _ in subspace_weights(from_parts(model).taps, None)}
-    assert not any(exact.values())
-    rounded = from_parts(model.bfloat16().float())
-    assert all(piece.bfloat16 for piece, _ in subspace_weights(rounded.taps, None))
+    for rounded in (False, True):
+        lm = from_parts(model.bfloat16().float() if rounded else model)
+        for piece, _ in subspace_weights(lm.taps, None):
+            assert piece.exact
+            values = torch.from_numpy(piece.values)
+            assert torch.equal(values.bfloat16().float(), values) is rounded
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -12,11 +12,12 @@ import pytest
 from tiny_tokenizers import chatml, gemma, llama3
 
 from engine.errors import PromptsError, StudyError
-from engine.prompts import COLUMNS
-from engine.prompts_spec import PromptsSpec
-from engine.study import Study, diff_studies
-from engine.subspace_prompts import SubspacePrompts, choose_rows, subspace_prompts
-from engine.subspaces_spec import SubspacesSpec
+from engine.prompts.spec import PromptsSpec
+from engine.prompts.table import COLUMNS
+from engine.study.fingerprints import diff_studies
+from engine.study.study import Study
+from engine.study.subspaces import SubspacesSpec
+from engine.subspaces.prompts import SubspacePrompts, choose_rows, subspace_prompts
 
 SPEC = SubspacesSpec(positive=("You agree.", "Please them."), negative=("You check.", "Be strict."))
 

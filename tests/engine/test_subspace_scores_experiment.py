@@ -13,7 +13,10 @@ import pytest
 from scipy import stats
 from subspace_runs import DELTAS, SMALL, SyntheticLab, result, synthetic_lab
 
-from engine.analysis.subspace_scores import (
+from engine.errors import AnalysisError, JobError, PatchError
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import Experiment
+from engine.subspaces.numbers import (
     REGISTRY,
     Registry,
     Scores,
@@ -24,11 +27,8 @@ from engine.analysis.subspace_scores import (
     registering_in,
     stability,
 )
-from engine.errors import AnalysisError, JobError, PatchError
-from engine.experiment import Experiment
-from engine.experiments import experiment_from_json
-from engine.experiments.subspace_scores import KS, SubspaceScores
-from engine.experiments.subspace_tables import DESCRIBED, scores_of, tables_of
+from engine.subspaces.spec import KS, SubspaceScores
+from engine.subspaces.tables import DESCRIBED, scores_of, tables_of
 from store.runs import RunLog
 
 FEW = ("mlp_write", "logits_null", "chars_clusters", "qk_x_chars_clusters", "act_ceiling")

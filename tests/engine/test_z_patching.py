@@ -13,19 +13,19 @@ from behaviour_demo import demo_lab
 from demo_files import conversation, rows
 from memory_lab import MemoryLab
 
-from engine.analysis.dissociation import paired_p
-from engine.analysis.subspace import grassmann_similarity
+from engine.ard.spec import Ard
 from engine.errors import PatchError
-from engine.experiment import ExperimentResult, Where
-from engine.experiments import experiment_from_json
-from engine.experiments.ard import Ard
-from engine.experiments.run_z_patching import choose, pieces
-from engine.experiments.z_bases import make_bases, narrowest, principal
-from engine.experiments.z_outcomes import KEYS, METRICS, Outcomes, rates, read
-from engine.experiments.z_patching import Patch, ZPatching
-from engine.experiments.z_tokens import ZTokens
-from engine.intervene import JobCancelled
-from engine.pieces import model_pieces
+from engine.geometry.z import grassmann_similarity
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import ExperimentResult, Where
+from engine.models.pieces import model_pieces
+from engine.passes.patch_engine import JobCancelled
+from engine.z_patching.bases import make_bases, narrowest, principal
+from engine.z_patching.numbers import paired_p
+from engine.z_patching.outcomes import KEYS, METRICS, Outcomes, rates, read
+from engine.z_patching.run import choose, pieces
+from engine.z_patching.spec import Patch, ZPatching
+from engine.z_patching.tokens_spec import ZTokens
 
 N = 8
 
@@ -272,7 +272,8 @@ def test_kernels_with_gains_are_those_of_the_projections_times_gains() -> None:
     there, arrays = lab(), kernels()
     layer, gains = 4, {name: arrays[f"weights/base/{name}_norm_gain"] for name in ("attn", "q", "k")}
     assert all(np.abs(gain[layer] - 1).max() > 0.01 for gain in gains.values()), "else nothing is told"
-    w_q = arrays["weights/base/w_q"][layer].astype(np.float64) * gains["q"][layer][..., None]
+    projection = demo_lab().models["base"].taps.layers[layer].w_q().numpy()
+    w_q = projection.astype(np.float64) * gains["q"][layer][..., None]
     w_k = arrays["weights/base/w_k"][layer].astype(np.float64) * gains["k"][layer][..., None]
     w_q, w_k = w_q * gains["attn"][layer], w_k * gains["attn"][layer]
     dense = sum((w_q[i].T @ w_k[i // 4]).T @ (w_q[i].T @ w_k[i // 4]) for i in range(8))

@@ -26,8 +26,8 @@ def compute(study: str, store: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from app.build import build
-    from engine.study import Study
+    from app.build.build import build
+    from engine.study.study import Study
 
     build(Study.load(study), Path(store), quiet=True)
 
@@ -46,7 +46,7 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     study = str(write_study(tmp_path / "study", pairs=10, extra=SUBSPACES))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["app.build"])
+    context.set_forkserver_preload(["app.build.build"])
 
     def start(store: Path) -> multiprocessing.process.BaseProcess:
         process = context.Process(target=compute, args=(study, str(store)))

@@ -68,7 +68,7 @@ def test_a_flipped_byte_in_any_file_is_found_by_verify(store: Path) -> None:
     rng = np.random.default_rng(11)
     files = contents(store, manifest=True)
     assert {name.split("/")[0] for name in files if files[name]} == {
-        "activations", "grams", "ledger", "manifest.json", "runs", "tables", "weights", "zarr.json"
+        "activations", "grams", "ledger", "manifest.json", "runs", "shared", "tables", "weights", "zarr.json"
     }  # fmt: skip
     for name, data in files.items():
         if not data:

@@ -262,7 +262,7 @@ def test_too_small_a_disk_is_refused_before_work(tmp_path: Path, monkeypatch: py
     import shutil
 
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("store.writer.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("store.folder.shutil.disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match=r"too small for this study\. Expected: about .* GB free"):
         StoreWriter.create_or_resume(tmp_path / "s", small_plan(), STUDY, FINGERPRINT)
     assert not (tmp_path / "s").exists()

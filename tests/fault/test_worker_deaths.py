@@ -13,15 +13,15 @@ import polars as pl
 import psutil
 import pytest
 
-from app.jobs import JobResult
-from app.worker import Worker
-from engine.condition import Condition
+from app.live.jobs import JobResult
+from app.live.worker import Worker
+from engine.patching.spec import Condition
 
 pytestmark = pytest.mark.fault
 
 RUNNER = '''
 import time
-from app.jobs import Outcome
+from app.live.jobs import Outcome
 from engine.errors import JobError
 
 class SlowRunner:
@@ -42,8 +42,8 @@ SERVER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from test_runs import Runs
-from app.worker import Worker
-from engine.condition import Condition
+from app.live.worker import Worker
+from engine.patching.spec import Condition
 
 worker = Worker(["cpu"], runner="slow_runner:SlowRunner", runs=Runs(), python_path=[sys.argv[1]])
 job = worker.submit(sys.argv[1], Condition(

@@ -12,8 +12,8 @@ from tiny_models import FAMILY_NAMES, LAYERS, random_tokens, tiny
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.model import from_parts
-from engine.sites import record, taps
+from engine.models.loading import from_parts
+from engine.models.sites import record, taps
 
 pytestmark = pytest.mark.reference
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.reference
 LIMIT = 1e-5
 ALL = [*FAMILY_NAMES, "gemma3"]
 
-# Written from the model code of each family, independently of engine/families.py: the modules whose
+# Written from the model code of each family, independently of engine/models/families.py: the modules whose
 # output is added to the residual stream, and the one whose input is z.
 _PLAIN = ("self_attn", "mlp", "self_attn.o_proj")
 _POST = ("post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj")
@@ -32,6 +32,8 @@ CONTRIBUTIONS = dict.fromkeys(ALL, _PLAIN) | {
     "gemma3_text": _POST,
     "olmo2": _POST,
     "olmo3": _POST,
+    "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm", "self_attn.o_proj"),
+    "granitemoe": ("self_attn", "block_sparse_moe", "self_attn.o_proj"),
     "phi": ("self_attn", "mlp", "self_attn.dense"),
     "gpt_neox": ("attention", "mlp", "attention.dense"),
     "gpt2": ("attn", "mlp", "attn.c_proj"),
@@ -50,7 +52,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def plain_hooks(model: Any, family: str, tokens: Tensor) -> dict[tuple[str, int], Tensor]:
     """Contributions and z through hooks on modules named by hand."""
     seen: dict[tuple[str, int], Tensor] = {}
-    scale = model.config.residual_multiplier if family == "granite" else 1.0
+    scale = model.config.residual_multiplier if family in ("granite", "granitemoe") else 1.0
     handles = []
     for layer in range(LAYERS):
         attn, mlp, o_proj = (
@@ -104,7 +106,7 @@ def test_all_identities_hold(family: str) -> None:
     names = [check.name for check in lm.checks]
     assert names[:2] == ["residual identity", "stream identity"]
     assert ("heads identity" in names) == (
-        family not in ("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3")
+        family not in ("gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
     )
     assert all(check.value <= LIMIT for check in lm.checks)
 
@@ -146,10 +148,10 @@ def recorded_attention(model: Any) -> Iterator[list[tuple[Tensor, Tensor, Tensor
         model.set_attn_implementation(before)
 
 
-FULL_WIDTH_NORM = ("olmo2", "olmo3")  # their q/k norms run over all heads at once
+FULL_WIDTH_NORM = ("olmo2", "olmo3", "olmoe")  # their q/k norms run over all heads at once
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name != "olmo"])
+@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name not in ("olmo", "olmoe")])
 def test_per_head_weights_give_the_models_own_queries_keys_and_values(family: str) -> None:
     """At position 0 rotary embeddings are the identity, so q, k and v are linear in the normed stream."""
     model = tiny(family)

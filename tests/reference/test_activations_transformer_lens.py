@@ -10,7 +10,7 @@ import torch
 from tiny_models import FAMILY_NAMES, LAYERS, random_tokens, tiny
 from torch import Tensor
 
-from engine.sites import record, taps
+from engine.models.sites import record, taps
 
 pytestmark = [
     pytest.mark.reference,

@@ -13,14 +13,14 @@ import torch
 from memory_lab import MemoryLab
 from tiny_models import LAYERS, VOCAB, random_tokens, tiny
 
-from engine.analysis.heads import Heads
 from engine.errors import SiteError
-from engine.experiments.head_map import HeadMap
-from engine.experiments.head_swap import head_swap
-from engine.experiments.heads import HeadSubsets
-from engine.intervene import PatchEngine
-from engine.model import from_parts
-from engine.sites import Site
+from engine.heads.map_spec import HeadMap
+from engine.heads.numbers import Heads
+from engine.heads.spec import HeadSubsets
+from engine.heads.swap import head_swap
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.passes.patch_engine import PatchEngine
 
 pytestmark = pytest.mark.reference
 

@@ -10,9 +10,9 @@ import torch
 from memory_lab import MemoryLab
 from tiny_models import random_tokens, tiny
 
-from engine.experiments.mapped import CONTROLS, MappedPatch
-from engine.experiments.vectors import intervention
-from engine.model import from_parts
+from engine.models.loading import from_parts
+from engine.patching.mapped_spec import CONTROLS, MappedPatch
+from engine.patching.vectors import intervention
 
 pytestmark = pytest.mark.reference
 

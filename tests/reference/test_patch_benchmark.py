@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_models import random_tokens, tiny
 
-from engine.intervene import PatchEngine
-from engine.model import from_parts
-from engine.sites import Site
+from engine.models.loading import from_parts
+from engine.models.sites import Site
+from engine.passes.patch_engine import PatchEngine
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 FOLDER = Path(__file__).parents[2] / "benchmarks"

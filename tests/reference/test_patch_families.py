@@ -9,12 +9,12 @@ import numpy as np
 import patch_oracle
 import pytest
 import torch
-from tiny_models import FAMILY_NAMES, LAYERS, VOCAB, random_tokens, tiny
+from tiny_models import ALIKE, FAMILY_NAMES, LATER_NAMES, LAYERS, UNLISTED_NAMES, VOCAB, random_tokens, tiny
 
 from engine.errors import SiteError
-from engine.intervene import PatchEngine
-from engine.model import LoadedModel, from_parts
-from engine.sites import COMPONENTS, Site
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import COMPONENTS, Site
+from engine.passes.patch_engine import PatchEngine
 
 pytestmark = pytest.mark.reference
 
@@ -23,6 +23,9 @@ LENGTHS = (9, 14, 5, 12, 14)
 POSITIONS = (6, 13, 0, 4, 9)
 TOLERANCE = 1e-5
 """float32: two orders of summation through three blocks differ by some 1e-6 in a log-probability."""
+RECURRENT = 1e-4
+"""The same behind a recurrent state, whose mix of few tokens is nearly 0 here and there and is then normed: a
+patched prompt run plainly with and without the tokens behind the one that is read differs by 2e-5 itself."""
 
 
 def prompts() -> list[list[int]]:
@@ -36,8 +39,8 @@ def sites(lm: LoadedModel) -> list[Site]:
         try:
             found.append(site.check(lm.taps))
         except SiteError:
-            assert component == "head_out"
-            assert lm.taps.layers[layer].attn_post_norm
+            own = lm.taps.layers[layer]
+            assert (component == "head_out" and own.attn_post_norm) or not own.has_heads
     return found
 
 
@@ -47,13 +50,19 @@ def vectors_for(own: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.stack([own, own.roll(1, 0), own + noise])
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize("read_at", ["patched", "decision"])
+def families_and_reads() -> list[tuple[str, str]]:
+    """Every family at the token that decides; at the patched one those with blocks of their own."""
+    every = [*FAMILY_NAMES, *LATER_NAMES, *UNLISTED_NAMES]
+    return [("decision", family) for family in every] + [("patched", f) for f in every if f not in ALIKE]
+
+
+@pytest.mark.parametrize(("read_at", "family"), families_and_reads())
 def test_engine_equals_plain_hooks(family: str, read_at: Literal["patched", "decision"]) -> None:
     lm = from_parts(tiny(family))
     ids = prompts()
     engine = PatchEngine(lm, ids, POSITIONS, read_at=read_at)
     unpatched = [patch_oracle.log_probs(lm.model, ids[p], engine.reads[p])[0] for p in range(len(ids))]
+    limit = RECURRENT if lm.taps.family.mixer else TOLERANCE
     moved = 0
     for turn, site in enumerate(sites(lm)):
         vectors = vectors_for(engine.activations(site), turn)
@@ -66,14 +75,14 @@ def test_engine_equals_plain_hooks(family: str, read_at: Literal["patched", "dec
             order = torch.tensor(found.top_ids[1:, prompt])
             assert torch.equal(order.sort(-1).values, torch.arange(VOCAB).expand(2, -1))
             log_probs = torch.tensor(found.top_log_probs)[1:, prompt].double()
-            torch.testing.assert_close(log_probs, expected.gather(-1, order), rtol=0, atol=TOLERANCE)
+            torch.testing.assert_close(log_probs, expected.gather(-1, order), rtol=0, atol=limit)
             kl = patch_oracle.kl(expected, unpatched[prompt])
-            np.testing.assert_allclose(found.kl[1:, prompt], kl.numpy(), rtol=0, atol=TOLERANCE)
+            np.testing.assert_allclose(found.kl[1:, prompt], kl.numpy(), rtol=0, atol=limit)
             moved += int(((expected - unpatched[prompt]).abs().amax(-1) > 10 * TOLERANCE).sum())
     assert moved > len(ids) * len(sites(lm)), "most patches must move the distribution, or nothing is tested"
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, *LATER_NAMES, *UNLISTED_NAMES])
 def test_activations_and_log_probs_are_the_unpatched_run(family: str) -> None:
     lm = from_parts(tiny(family))
     ids = prompts()

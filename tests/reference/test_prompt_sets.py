@@ -14,8 +14,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from engine.prompts import assign_splits, read_prompts
-from engine.study import Study
+from engine.prompts.table import assign_splits, read_prompts
+from engine.study.study import Study
 
 pytestmark = pytest.mark.reference
 DATA = Path(os.environ.get("PATCHBAY_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")

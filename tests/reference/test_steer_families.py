@@ -9,14 +9,19 @@ import pytest
 import torch
 from tiny_models import random_tokens, tiny
 
-from engine.deltas import weight_deltas
-from engine.generate import generate
-from engine.model import from_parts
-from engine.steer import WeightShift
+from engine.models.loading import from_parts
+from engine.passes.generate import generate
+from engine.weights.deltas import weight_deltas
+from engine.weights.steer import WeightShift
 
 pytestmark = pytest.mark.reference
 
-FAMILIES = ("qwen3", "llama", "gemma2", "gpt2", "gpt_neox", "gemma3_text", "phi", "phi3", "cohere", "granite")
+FAMILIES = (
+    *("qwen3", "llama", "gemma2", "gpt2", "gpt_neox", "gemma3_text", "phi", "phi3", "cohere", "granite"),
+    *("starcoder2", "glm4", "nemotron", "stablelm", "gemma"),
+    *("arcee", "exaone4", "gpt_bigcode", "persimmon"),
+    *("mixtral", "gpt_oss", "falcon 40B", "bloom", "deepseek_v3", "jamba", "qwen3_next", "opt"),
+)
 NEW, TIE = 12, 1e-4
 LENGTHS = (9, 14, 5, 12)
 
@@ -26,8 +31,10 @@ def merged(base: Any, alpha: float) -> tuple[Any, Any]:
     tuned, generator = copy.deepcopy(base), torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in tuned.parameters():
+            if parameter.ndim > 2:
+                continue  # experts and convolutions: no difference of theirs is kept
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2 and torch.rand((), generator=generator) < 0.5:
+            if parameter.ndim == 2 and torch.rand((), generator=generator) < 0.5 and min(noise.shape) > 2:
                 noise = noise[:, :2] @ noise[:2]
             parameter.add_(0.1 * parameter.abs().mean() * noise)
         between = copy.deepcopy(base)

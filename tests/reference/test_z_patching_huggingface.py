@@ -14,13 +14,13 @@ from scipy.optimize import linear_sum_assignment
 from tiny_models import random_tokens, tiny
 from torch import Tensor
 
-from engine.experiments import z_vectors
-from engine.experiments.run_z_patching import every_answer
-from engine.experiments.z_bases import Bases
-from engine.experiments.z_patching import Patch, ZPatching
-from engine.experiments.z_vectors import Put, puts, token_states, transported
-from engine.generate import stop_tokens
-from engine.model import LoadedModel, from_parts
+from engine.models.loading import LoadedModel, from_parts
+from engine.passes.generate import stop_tokens
+from engine.z_patching import vectors as z_vectors
+from engine.z_patching.bases import Bases
+from engine.z_patching.run import every_answer
+from engine.z_patching.spec import Patch, ZPatching
+from engine.z_patching.vectors import Put, puts, token_states, transported
 
 pytestmark = pytest.mark.reference
 

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from synthetic_store import write_all
 
-from engine.analysis.transport import (
+from engine.errors import StoreError
+from engine.transport import (
     ClusteredTransport,
     LogitSubspaceRidge,
     RidgeTransport,
@@ -20,7 +21,6 @@ from engine.analysis.transport import (
     export_map,
     import_map,
 )
-from engine.errors import StoreError
 from store import files
 from store.manifest import verify
 from store.maps import METADATA_KEY, MapLog, from_bytes

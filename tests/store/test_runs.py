@@ -17,6 +17,7 @@ from engine.errors import StoreError
 from store import files
 from store.manifest import verify
 from store.runs import RunLog, condition_hash
+from store.sources import LocalSource
 
 TABLE = pl.DataFrame({"id": ["p0", "p1"], "kl": [0.25, None], "tokens": [["答", "a"], []]})
 CONDITION = {"target": "tuned", "layer": 3, "heads": [1, 2], "alpha": 0.5}
@@ -196,3 +197,26 @@ def test_runs_at_a_url_are_read_only(store: Path) -> None:
             log.append({"layer": 9}, {}, TABLE)
     finally:
         memory.rm("/runs-test", recursive=True)
+
+
+def test_folders_that_go_while_the_store_is_walked_are_no_error(tmp_path: Path) -> None:
+    """A writer's hidden folder is renamed or removed between two looks of a reader."""
+    files.atomic_write(tmp_path / "runs" / "kept" / "run.json", [b"{}"])
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            for number in range(20):
+                (tmp_path / "runs" / f".tmp-{number}" / "deep").mkdir(parents=True)
+            for number in range(20):
+                (tmp_path / "runs" / f".tmp-{number}" / "deep").rmdir()
+                (tmp_path / "runs" / f".tmp-{number}").rmdir()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        walked = [LocalSource(tmp_path).walk("runs") for _ in range(500)]
+    finally:
+        over.set()
+        writer.join()
+    assert walked == [["kept/run.json"]] * 500

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.analysis import bridge, heads
 from engine.analysis.calibration.entry import Entry, Make
-from engine.analysis.heads import Heads
-from engine.analysis.ranks import rank_grid, smallest_sufficient
-from engine.analysis.subspace_scores import Delta, Inputs, Target, conclude, per_layer, sweep
-from engine.analysis.transport import RidgeTransport, ScaledProcrustes, TransportMap, evaluate_transport
+from engine.bridge import numbers as bridge
+from engine.heads import numbers as heads
+from engine.heads.numbers import Heads
+from engine.rank.numbers import rank_grid, smallest_sufficient
+from engine.subspaces.numbers import Delta, Inputs, Target, conclude, per_layer, sweep
+from engine.transport import Identity, RidgeTransport, ScaledProcrustes, TransportMap, evaluate_transport
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator
@@ -40,8 +41,32 @@ def sides(estimator: TransportMap, share: float, n: int = 60, d: int = 10) -> Ma
 
 
 def said_to_carry(given: Sides) -> bool:
-    words = evaluate_transport(given.estimator, *given.rows, n_pairings=9).words
-    return words.startswith(("The map predicts", "The map carries"))
+    return _transport_words(given).startswith(("The map predicts", "The map carries"))
+
+
+def beside(scale: float, turned: bool = False, share: float = 1.0, n: int = 60, d: int = 10) -> Make:
+    """Rows that the map leaves as they are: the other side's, scaled, turned, or mixed with others."""
+
+    def make(rng: Rng) -> Sides:
+        x = rng.normal(size=(n, d))
+        turn = np.linalg.qr(rng.normal(size=(d, d)))[0] if turned else np.eye(d)
+        y = scale * (np.sqrt(share) * x @ turn + np.sqrt(1 - share) * rng.normal(size=(n, d)))
+        half = 2 * n // 3
+        return Sides((x[:half], y[:half], x[half:], y[half:]), Identity())
+
+    return make
+
+
+def _transport_words(given: Sides) -> str:
+    return evaluate_transport(given.estimator, *given.rows, n_pairings=9).words
+
+
+def said_scaled(given: Sides) -> bool:
+    return _transport_words(given).startswith("Right direction, wrong amplitude")
+
+
+def said_rotated(given: Sides) -> bool:
+    return _transport_words(given).startswith("Same geometry, rotated")
 
 
 Effect = Callable[[Array, Heads], Array]
@@ -137,7 +162,7 @@ def _bridge(given: tuple[Array, Array]) -> str:
 
 
 def said_bridged(given: tuple[Array, Array]) -> bool:
-    return not _bridge(given).startswith("No bridge")
+    return _bridge(given).startswith("The bridge is")
 
 
 def said_thin(given: tuple[Array, Array]) -> bool:
@@ -203,6 +228,20 @@ ENTRIES = (
         sides(RidgeTransport(), 0.7),
     ),
     Entry(
+        "Transport: amplitude",
+        "Right direction, wrong amplitude",
+        said_scaled,
+        {"the same geometry, rotated": beside(1.0, turned=True), "unrelated": beside(0.3, share=0.0)},
+        beside(0.3),
+    ),
+    Entry(
+        "Transport: rotated",
+        "Same geometry, rotated",
+        said_rotated,
+        {"unrelated": beside(1.0, share=0.0), "only the amplitude is wrong": beside(0.3, share=0.9)},
+        beside(1.0, turned=True),
+    ),
+    Entry(
         "Heads",
         "localised in k heads",
         said_localised,
@@ -224,7 +263,7 @@ ENTRIES = (
         "The bridge is …",
         said_bridged,
         {
-            "unrelated, 20 problems, k = 30": languages(20, 30, 0.0),
+            "unrelated, 40 problems, k = 30": languages(40, 30, 0.0),
             "unrelated, 20 problems, k = 6": languages(20, 6, 0.0),
         },
         languages(20, 6, 0.8),
@@ -240,7 +279,11 @@ ENTRIES = (
         "Bridge: bound",
         "mostly nonlinear or language-bound",
         said_language_bound,
-        {"70 % of the variance is linear": languages(60, 6, 0.7), "unrelated": languages(20, 6, 0.0)},
+        {
+            "70 % of the variance is linear": languages(60, 6, 0.7),
+            "all of it, 20 problems, k = 50": languages(20, 50, 1.0),
+            "unrelated": languages(20, 6, 0.0),
+        },
         languages(60, 6, 0.3),
     ),
     Entry(

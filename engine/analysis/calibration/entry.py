@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from engine.analysis.uncertainty import Interval, wilson
+from engine.stats.uncertainty import Interval, wilson
 
 Make = Callable[[np.random.Generator], Any]
 """Draws what a rule reads: arrays, or simulated outcomes."""

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.analysis.calibration.entry import Entry, Make
-from engine.analysis.language_energy import language_energy
-from engine.analysis.residual_updates import ResidualUpdates, residual_updates, update_norms
-from engine.analysis.separation import Problems, random_ratios, rank_p, separates, separation_ratios
-from engine.analysis.subspace import grassmann_matrix
-from engine.analysis.subspace_layers import grassmann_p, layer_structure, weight_alignment
-from engine.analysis.uncertainty import holm
+from engine.geometry.language_energy import language_energy
+from engine.geometry.layers import grassmann_p, layer_structure, weight_alignment
+from engine.geometry.separation import Problems, random_ratios, rank_p, separates, separation_ratios
+from engine.geometry.z import grassmann_matrix
+from engine.residual_updates.numbers import ResidualUpdates, residual_updates, update_norms
+from engine.stats.uncertainty import holm
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator

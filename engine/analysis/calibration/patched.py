@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.analysis import dissociation
-from engine.analysis.ard_holdout import hold_out
-from engine.analysis.ard_mmd import Objective, fit_ard
-from engine.analysis.ard_spectrum import conclusion, overlap, spectrum
 from engine.analysis.calibration.entry import Entry, Make
 from engine.analysis.calibration.geometry import basis
-from engine.analysis.dissociation import Changes
+from engine.ard.fit import Objective, fit_ard
+from engine.ard.holdout import hold_out
+from engine.ard.spectrum import conclusion, overlap, spectrum
+from engine.z_patching import numbers as dissociation
+from engine.z_patching.numbers import Changes
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from planted_clouds import planted
 
-from engine.analysis.ard_holdout import hold_out, mean_kernel, pairing_p
-from engine.analysis.ard_mmd import fit_ard, mmd2
-from engine.analysis.ard_spectrum import conclusion, spectrum
+from engine.ard.fit import fit_ard, mmd2
+from engine.ard.holdout import hold_out, mean_kernel, pairing_p
+from engine.ard.spectrum import conclusion, spectrum
 from engine.errors import AnalysisError
 
 Clouds = list[np.ndarray]

@@ -10,16 +10,8 @@ import pytest
 import torch
 from planted_clouds import planted
 
-from engine.analysis.ard_mmd import ArdFit, _problem, fit_ard, mmd2, warm_start
-from engine.analysis.ard_spectrum import (
-    Rule,
-    conclusion,
-    overlap,
-    overlap_range,
-    spectrum,
-    start_p,
-    surviving,
-)
+from engine.ard.fit import ArdFit, _problem, fit_ard, mmd2, warm_start
+from engine.ard.spectrum import Rule, conclusion, overlap, overlap_range, spectrum, start_p, surviving
 from engine.errors import AnalysisError, JobError
 
 
@@ -179,7 +171,7 @@ def test_no_tensor_of_tokens_times_tokens_times_dimensions() -> None:
     """n = m = 400, d = 2048: one float32 (n, m, d) tensor alone would take 1.3 GB."""
     code = """
 import resource, numpy as np
-from engine.analysis.ard_mmd import fit_ard
+from engine.ard.fit import fit_ard
 rng = np.random.default_rng(0)
 clouds = [[rng.normal(size=(400, 2048)).astype(np.float32) for _ in range(2)] for _ in range(2)]
 fit_ard(*[[c[:3, :8] for c in side] for side in clouds], steps=2)

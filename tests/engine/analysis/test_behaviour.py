@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from engine.analysis import answers, behaviour
+from engine.behaviour import numbers as behaviour
 from engine.errors import AnalysisError
+from engine.texts import answers
 
 RNG = np.random.default_rng(0)
 

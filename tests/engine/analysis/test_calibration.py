@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "calibration.md"
 SLOW = {
     *("Lengthscales", "Collapse", "CKA: models", "CKA: pairing", "CKA: languages", "Behaviour: clearest"),
     *("Mapped: saves", "Mapped: best site", "Rank: map", "Rank: swap", "Transport: places"),
-    *("Transport: best place", "Weights: directions"),
+    *("Transport: best place", "Weights: directions", "Rounding: rank", "Rounding: CKA", "Rounding: map"),
 }
 """Entries of which a repeat takes a tenth of a second or more: fits, and bootstraps of whole curves."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.analysis import cka
-from engine.analysis.cka_parts import Units, combine, dense_forms, exact_numerators, prepare
-from engine.analysis.resampling import off_diagonal_forms, resamples, skew, transform, unit_index
 from engine.errors import AnalysisError
+from engine.similarity import cka
+from engine.similarity.forms import Units, combine, dense_forms, exact_numerators, prepare
+from engine.stats.resampling import off_diagonal_forms, resamples, skew, transform, unit_index
 
 
 def sides(seed: int, n: int, noise: float = 0.7, d: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +183,7 @@ def test_automatic_choice_goes_exact_when_the_check_fails(monkeypatch: pytest.Mo
     x, y = sides(4, 220, d=40)
     k, m = cka.gram(x), cka.gram(y)
     exact = cka.bootstrap_cka(k, m, n_boot=200, method="exact")
-    monkeypatch.setattr("engine.analysis.cka_resampler.TOLERANCE", 1e-9)
+    monkeypatch.setattr("engine.similarity.resampler.TOLERANCE", 1e-9)
     chosen = cka.bootstrap_cka(k, m, n_boot=200)
     assert chosen.left_out == 0
     assert (chosen.low, chosen.high) == (exact.low, exact.high)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.analysis import cka, cka_null
-from engine.analysis.cka_null import _arrangement, _shifted
+from engine.similarity import cka
+from engine.similarity import null as cka_null
+from engine.similarity.null import _arrangement, _shifted
 
 
 @pytest.mark.parametrize("n", [14, 15])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jaxtyping import jaxtyped
 
-from engine.analysis import cka
 from engine.errors import AnalysisError
+from engine.similarity import cka
 
 
 def features(seed: int, n: int = 40, d1: int = 9, d2: int = 6) -> tuple[np.ndarray, np.ndarray]:

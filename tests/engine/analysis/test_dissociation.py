@@ -22,7 +22,9 @@ from engine.analysis.calibration.patched import (
     same,
 )
 from engine.analysis.calibration.patched import word as word_of
-from engine.analysis.dissociation import (
+from engine.errors import AnalysisError
+from engine.stats.uncertainty import holm, mcnemar_exact
+from engine.z_patching.numbers import (
     LEAST,
     Changes,
     against_random,
@@ -32,8 +34,6 @@ from engine.analysis.dissociation import (
     sign_flip_p,
     verdict,
 )
-from engine.analysis.uncertainty import holm, mcnemar_exact
-from engine.errors import AnalysisError
 
 N, DRAWS, REPEATS = 20, 4, 300
 PARTS = ("z", "rest", "own_z", "own_rest")

@@ -8,10 +8,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.analysis.extraction import extract, same_answer
-from engine.analysis.languages import degenerate, han_share, language
+from engine.texts.languages import degenerate, han_share, language
+from engine.texts.numbers import extract, same_answer
 
 NUMBERS: list[tuple[str, str | None]] = [
+    # mixed and vulgar fractions, the Chinese order, scores
+    ("1½", "3/2"),
+    ("about 2 ⅔ cups", "8/3"),
+    ("三又二分之一", "7/2"),
+    ("3又1/2", "7/2"),
+    ("5分之2", "2/5"),
+    ("千分之五", "1/200"),
+    ("百分之5.5", "11/2"),
+    ("负三分之一", "-1/3"),
+    ("答案是廿五", "25"),
+    # a comma for the decimals
+    ("3,5", "3.5"),
+    ("12,50 €", "12.5"),
+    ("1.234,56", "1234.56"),
+    ("0,125", "1/8"),
+    ("1,234", "1234"),
+    ("2,3,5", "5"),
+    # denied, and explained in brackets
+    ("The answer is 12, not 13.", "12"),
+    ("The answer is not 12 but 13.", "13"),
+    ("答案是12，而不是13", "12"),
+    ("The answer is 10 (that is, 7 plus 3).", "10"),
+    ("The answer is (12).", "12"),
+    ("It is not 5", "5"),
     # plain, with cues, last number
     ("24", "24"),
     ("The answer is 24.", "24"),
@@ -73,7 +97,7 @@ NUMBERS: list[tuple[str, str | None]] = [
     ("1\\,234", "1234"),
     ("3, 4, 5", "5"),
     ("1,2,3", "3"),
-    ("12,34", "34"),
+    ("12,34", "12.34"),
     ("1234,567", "567"),
     # fractions
     ("1/2", "1/2"),

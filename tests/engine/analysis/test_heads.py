@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.analysis import heads
 from engine.analysis.calibration.effects import PLANTED_HEADS, said_localised, saturated
 from engine.analysis.calibration.effects import pushes as simulated
 from engine.analysis.calibration.entry import Make
-from engine.analysis.heads import Heads
-from engine.analysis.uncertainty import Interval
 from engine.errors import AnalysisError
+from engine.heads import numbers as heads
+from engine.heads.numbers import Heads
+from engine.stats.means import bootstrap_ratio
+from engine.stats.uncertainty import Interval
 
 
 def pushes(rng: np.random.Generator, sizes: Sequence[float], n: int) -> np.ndarray:
@@ -38,15 +39,13 @@ def test_coverage_is_a_ratio_of_means_with_paired_resamples() -> None:
     groups = np.repeat(np.arange(15), 2)
     found = heads.coverages(parts, whole, groups=groups, n_boot=300, seed=3)
     np.testing.assert_allclose(found.estimate, 100 * parts.mean(1) / whole.mean(), rtol=1e-12)
-    draw = np.random.default_rng(3)
-    counts = draw.multinomial(15, np.full(15, 1 / 15), size=300)
     for row in range(4):
-        values = []
-        for count in counts:
-            drawn = np.concatenate([np.repeat([2 * g, 2 * g + 1], c) for g, c in enumerate(count)])
-            values.append(100 * parts[row, drawn].sum() / whole[drawn].sum())
-        low, high = np.quantile(values, [0.025, 0.975])
-        np.testing.assert_allclose((found.low[row], found.high[row]), (low, high), rtol=1e-12)
+        one = bootstrap_ratio(100 * parts[row], whole, groups=groups, n_boot=300, seed=3)
+        np.testing.assert_allclose((found.low[row], found.high[row]), (one.low, one.high), rtol=1e-12)
+    both = heads.coverages(parts, whole, groups=groups, n_boot=300, seed=3, together=True)
+    assert (both.low <= found.low).all()
+    assert (both.high >= found.high).all()
+    assert (both.high - both.low > found.high - found.low).sum() >= 3
     nats = heads.means(parts, groups=groups, n_boot=300, seed=3)
     np.testing.assert_allclose(nats.estimate, parts.mean(1), rtol=1e-12)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.analysis.mapped import (
+from engine.errors import AnalysisError
+from engine.patching.numbers import (
     RandomRotation,
     Resampling,
     best_alpha,
@@ -21,9 +22,8 @@ from engine.analysis.mapped import (
     weighted_pearson,
     weighted_ranks,
 )
-from engine.analysis.transport import RidgeTransport, ScaledProcrustes
-from engine.analysis.uncertainty import bootstrap_mean, bootstrap_ratio
-from engine.errors import AnalysisError
+from engine.stats.means import bootstrap_mean, bootstrap_ratio
+from engine.transport import RidgeTransport, ScaledProcrustes
 
 FLOOR = 1e-6
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from engine.analysis import ranks
-from engine.analysis.uncertainty import bootstrap_ratio
 from engine.errors import AnalysisError
+from engine.rank import numbers as ranks
+from engine.stats.means import bootstrap_ratio, bootstrap_ratios
 
 Array = np.ndarray[Any, Any]
 
@@ -86,7 +86,7 @@ def test_bands_are_those_of_single_ratios() -> None:
     rng = np.random.default_rng(0)
     kl, raw = rng.gamma(2.0, size=(3, 2, 40)), rng.gamma(3.0, size=40)
     groups = np.repeat(np.arange(20), 2)
-    found = ranks.ratio_bands(raw - kl, raw, groups=groups, n_boot=500, seed=4)
+    found = bootstrap_ratios(raw - kl, raw, groups=groups, n_boot=500, seed=4)
     assert found.estimate.shape == (3, 2)
     for index in np.ndindex(3, 2):
         single = bootstrap_ratio(raw - kl[index], raw, groups=groups, n_boot=500, seed=4)
@@ -95,7 +95,7 @@ def test_bands_are_those_of_single_ratios() -> None:
             (got.estimate, got.low, got.high), (single.estimate, single.low, single.high), rtol=1e-12
         )
     with pytest.raises(AnalysisError, match="denominator"):
-        ranks.ratio_bands(kl, np.zeros(40))
+        bootstrap_ratios(kl, np.zeros(40))
 
 
 def test_amplitudes_are_chosen_by_mean_kl() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from engine.analysis import residual_updates as ru
-from engine.analysis.subspace import project, random_basis
 from engine.errors import AnalysisError
+from engine.geometry.z import project, random_basis
+from engine.residual_updates import norms as update_norms
+from engine.residual_updates import numbers as ru
 
 D, K = 48, 6
 
@@ -250,3 +253,36 @@ def test_bad_input_is_refused_with_its_reason() -> None:
         with pytest.raises(AnalysisError) as caught:
             call()
         assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("alike", [0.0, 2.0])
+def test_parts_are_told_apart_by_a_random_subspace_as_often_as_stated(alike: float) -> None:
+    rng = np.random.default_rng(3)
+    one, two = rng.normal(size=(2, 20, 24)) + alike * rng.normal(size=(2, 1, 24))
+    draws = [np.linalg.qr(rng.normal(size=(24, 4)))[0] for _ in range(600)]
+    p = np.array([update_norms.parts_apart(one, two, z) for z in draws])
+    assert abs((p < 0.05).mean() - 0.05) < 0.03  # of 600, three standard errors; the tail is nearly normal
+    planted = one.copy()
+    planted[:, :4] *= 8
+    assert update_norms.parts_apart(planted, two, np.eye(24)[:, :4]) < 1e-3
+    assert np.isnan(update_norms.parts_apart(np.zeros((3, 24)), two, draws[0]))
+    assert update_norms.parts_apart(one, one, draws[0]) == 1.0
+
+
+def test_blocks_lost_in_rounding_are_left_out_of_all_that_is_concluded() -> None:
+    rng = np.random.default_rng(0)
+    deltas = rng.normal(size=(4, 40, 24))
+    deltas[:2, :, :4] *= 20
+    names = np.tile(["en", "zh"], 20)
+    deltas[0, ::2, :4] *= 3
+    norms = ru.update_norms(list(deltas), np.eye(24)[:, :4], [4])
+    options = {"languages": names, "n_boot": 200}
+    whole = ru.residual_updates(norms, 4, **options)
+    assert whole.verdict.startswith("Z-dominated (R > 1) at −1→0, 0→1")
+    lost = ru.residual_updates(dataclasses.replace(norms, rounding=np.array([0.6, 0.1, 0, 0])), 4, **options)
+    assert lost.verdict.startswith("Z-dominated (R > 1) at 0→1")
+    assert np.isnan([lost.low_all[0], lost.p_random[0], lost.differences_all["en", "zh"][0][0]]).all()
+    np.testing.assert_array_equal(lost.ratio.estimate, whole.ratio.estimate)  # what is drawn stays
+    np.testing.assert_array_equal(lost.rounding, [0.6, 0.1, 0, 0])
+    every = ru.residual_updates(dataclasses.replace(norms, rounding=np.ones(4)), 4, **options)
+    assert "every update is lost in rounding" in every.verdict

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.analysis import separation as sep
-from engine.analysis import subspace as sp
-from engine.analysis.language_energy import language_energy
-from engine.analysis.uncertainty import energy_fraction
 from engine.errors import AnalysisError
+from engine.geometry import separation as sep
+from engine.geometry import z as sp
+from engine.geometry.language_energy import language_energy
+from engine.stats.uncertainty import energy_fraction
 
 
 def texts(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.analysis import subspace as sp
 from engine.errors import AnalysisError
+from engine.geometry import z as sp
 
 
 def weights(

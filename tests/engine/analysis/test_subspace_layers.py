@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.analysis import subspace as sp
-from engine.analysis import subspace_layers as sl
 from engine.errors import AnalysisError
+from engine.geometry import layers as sl
+from engine.geometry import z as sp
 
 
 def kernels(seed: int = 0, h: int = 6, g: int = 2, d_h: int = 4, d: int = 40) -> sp.HeadKernels:

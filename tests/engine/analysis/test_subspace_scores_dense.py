@@ -9,8 +9,8 @@ import pytest
 from subspace_dense import BROAD, Dense, K, close, dense_scores
 from subspace_inputs import Arrays
 
-from engine.analysis import subspace_scores
-from engine.analysis.subspace_scores import REGISTRY, Workspace, prepare, sweep
+from engine.subspaces import numbers as subspace_scores
+from engine.subspaces.numbers import REGISTRY, Workspace, prepare, sweep
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["gains", "plain"])

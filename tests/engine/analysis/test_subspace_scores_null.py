@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from subspace_inputs import Arrays, factors, haar
 
-from engine.analysis import subspace_scores
-from engine.analysis.subspace_scores import (
+from engine.errors import AnalysisError
+from engine.subspaces import numbers as subspace_scores
+from engine.subspaces.numbers import (
     REGISTRY,
     Delta,
     Target,
@@ -27,9 +28,8 @@ from engine.analysis.subspace_scores import (
     stability,
     sweep,
 )
-from engine.analysis.subspace_scores.layers import Frame, Projections, measures, outside, specificity
-from engine.analysis.subspace_scores.workspace import Moment
-from engine.errors import AnalysisError
+from engine.subspaces.numbers.layers import Frame, Projections, measures, outside, specificity
+from engine.subspaces.numbers.workspace import Moment
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.analysis.subspace_scores import REGISTRY
+from engine.subspaces.numbers import REGISTRY
 
 PAGE = Path(__file__).parents[3] / "docs" / "methods" / "subspace_scores.md"
 

@@ -7,7 +7,7 @@ import pytest
 from qwen3_inputs import CHANGED, Qwen3Arrays
 from subspace_dense import BROAD, Dense, K, close, dense_scores
 
-from engine.analysis.subspace_scores import REGISTRY, Workspace, sweep
+from engine.subspaces.numbers import REGISTRY, Workspace, sweep
 
 TENSORS = ("o_proj", "down_proj")
 

@@ -8,8 +8,9 @@ from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.metrics import r2_score
 
-from engine.analysis import cka
-from engine.analysis.transport import (
+from engine.errors import AnalysisError
+from engine.similarity import cka
+from engine.transport import (
     ClusteredTransport,
     Identity,
     LogitSubspaceRidge,
@@ -24,7 +25,6 @@ from engine.analysis.transport import (
     evaluate_transport,
     unembedding_basis,
 )
-from engine.errors import AnalysisError
 
 
 def pair(seed: int, n: int, d: int, noise: float = 0.1) -> tuple[np.ndarray, ...]:
@@ -207,3 +207,16 @@ def test_one_cluster_is_the_global_map() -> None:
 )
 def test_an_r2_close_to_one_is_told_from_one(r2: float, said: str) -> None:
     assert describe(r2, r2, 0.0, 1.0, 1.0) == f"The map predicts new prompts: R² {said}."
+
+
+def test_a_rotation_is_no_matter_of_amplitude() -> None:
+    """CKA 1 for y = xQ, at every amplitude as far off as at another; a scaled y is told to set α."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 12))
+    turn = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    rotated = evaluate_transport(Identity(), x[:100], (x @ turn)[:100], x[100:], (x @ turn)[100:])
+    assert rotated.cka_mapped == pytest.approx(1.0)
+    assert rotated.words.startswith("Same geometry, rotated")
+    assert "Set α" not in rotated.words
+    scaled = evaluate_transport(Identity(), x[:100], 0.3 * x[:100], x[100:], 0.3 * x[100:])
+    assert scaled.words.startswith("Right direction, wrong amplitude")

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from engine.analysis.transport import (
+from engine.transport import (
     TRANSPORTS,
     ClusteredTransport,
     Identity,

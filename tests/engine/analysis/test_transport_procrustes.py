@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from engine.analysis.transport import PCAProcrustes, ScaledProcrustes, r2
 from engine.errors import AnalysisError
+from engine.transport import PCAProcrustes, ScaledProcrustes, r2
 
 SHAPES = [(60, 9, 9), (12, 40, 40), (20, 20, 20), (15, 30, 8), (40, 6, 50)]
 

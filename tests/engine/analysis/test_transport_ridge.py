@@ -7,9 +7,9 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 
-from engine.analysis.transport import Identity, MeanShift, MomentMatching, RidgeTransport, r2
 from engine.errors import AnalysisError
-from engine.moments import fit_moments, match_moments
+from engine.stats.moments import fit_moments, match_moments
+from engine.transport import Identity, MeanShift, MomentMatching, RidgeTransport, r2
 
 ALPHAS = tuple(np.logspace(-1, 4, 6))
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from engine.analysis.transport import (
+from engine.errors import AnalysisError
+from engine.transport import (
     ClusteredTransport,
     LogitSubspaceRidge,
     MomentMatching,
@@ -27,8 +28,7 @@ from engine.analysis.transport import (
     raw_alikeness,
     unembedding_basis,
 )
-from engine.analysis.transport.paths import MappedLengths
-from engine.errors import AnalysisError
+from engine.transport.paths import MappedLengths
 
 MAPS: list[TransportMap] = [
     MomentMatching(),
@@ -222,7 +222,8 @@ def test_a_logit_ridge_is_judged_as_its_predictions_are(outside: str, k: int) ->
         assert score == pytest.approx(moved.score(*rows), rel=1e-9)
         for name in ("deviation", "target_deviation", "deviation_dot", "length", "target_length", "dot"):
             np.testing.assert_allclose(getattr(lengths, name), getattr(expected, name), rtol=1e-8, atol=1e-8)
-        np.testing.assert_allclose(lengths.gram, expected.gram, rtol=1e-8, atol=1e-7)
+        for at in (slice(None), np.array([0, 3, 4])):
+            np.testing.assert_allclose(lengths.gram(at), expected.gram(at), rtol=1e-8, atol=1e-7)
 
 
 def test_moving_the_shrinkage_does_not_meet_the_width_again() -> None:

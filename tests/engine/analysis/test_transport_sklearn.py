@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
-from engine.analysis.transport import ClusteredTransport, PCAProcrustes, RidgeTransport, ScaledProcrustes
+from engine.transport import ClusteredTransport, PCAProcrustes, RidgeTransport, ScaledProcrustes
 
 # Identity, MeanShift and MomentMatching work dimension by dimension and refuse a target of another width;
 # the checks fit ten features to one target.

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load, save
 from sklearn.base import clone
 
-from engine.analysis.transport import (
+from engine.errors import AnalysisError
+from engine.transport import (
     TRANSPORTS,
     ClusteredTransport,
     Identity,
@@ -24,7 +25,6 @@ from engine.analysis.transport import (
     import_map,
     register_transport,
 )
-from engine.errors import AnalysisError
 
 RNG = np.random.default_rng(0)
 X, NEW = RNG.normal(size=(60, 6)), RNG.normal(size=(8, 6))

@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.analysis.subspace import random_basis
-from engine.analysis.uncertainty import (
-    bootstrap_mean,
-    bootstrap_ratio,
+from engine.errors import AnalysisError
+from engine.geometry.z import random_basis
+from engine.stats.means import bootstrap_mean, bootstrap_ratio, expanded_level
+from engine.stats.uncertainty import (
     energy_fraction,
-    expanded_level,
     holm,
     mcnemar_exact,
     random_subspace_moments,
     resample_weights,
     wilson,
 )
-from engine.errors import AnalysisError
 
 
 def test_mean_interval_agrees_with_normal_theory_and_is_reproducible() -> None:

@@ -1,0 +1,23 @@
+"""Settings of fitted lengthscales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.frame.fields import choice, number
+from app.frame.selection import Fields
+
+PENALTIES = ("0.001", "0.01", "0.1")
+
+
+@dataclass(frozen=True)
+class ArdFields(Fields):
+    """What is fitted, from where, with which penalty; which lengthscales count as small; how much is run."""
+
+    objective: str = choice("contrastive", "paired")
+    penalty: str = choice("0.01", among=lambda _facts: PENALTIES)
+    start: str = choice("cold", "svd", "random")
+    rule: str = choice("outlier", "mixture", "fixed", "median")
+    cut: float = number(0.5, -2.0, 4.0)
+    steps: int = number(600, 50, 1000)
+    cloud: int = number(400, 10, 1000)

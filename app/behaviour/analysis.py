@@ -1,0 +1,88 @@
+"""Behaviour as an analysis."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from app.behaviour import view
+from app.frame.analysis import Analysis, Blocks, Kind, Planned, Term
+from app.frame.blocks import Block, Text
+from app.frame.chapters import of_kind
+from app.frame.opened import Opened
+from app.frame.selection import Selection
+from app.frame.stored import Asked, opened_run
+from engine.behaviour.spec import Behaviour
+
+TERMS = (
+    Term(
+        "soft refusal, multiple choice, agreement",
+        "Differences of length-normalised log-probabilities of given continuations: refusal openings "
+        "against neutral ones, the right choice against the wrong ones, Yes against No over all surface "
+        "forms.",
+        "mean log p per token, log-mean-exp over openings or forms",
+    ),
+)
+
+
+def chapter(_kind: Kind, opened: Opened, selection: Selection, found: Sequence[Asked]) -> Blocks:
+    """Every figure of behaviour that was measured: both models and stored interventions side by side."""
+    blocks: list[Block] = []
+    for group in _alike(found, selection):
+        runs = {
+            name: opened_run(opened, summary["run_id"])
+            for name, (_, summary) in zip(view.named(group[0]), group[1], strict=True)
+        }
+        first = group[0][0]
+        blocks.append(Text("", f"Split {first.split}, {first.where.describe()}: {', '.join(runs)}"))
+        names = dict.fromkeys(name for run in runs.values() for name in run.summary["figures"])
+        for name in names:
+            seen = dataclasses.replace(selection, measure=name)
+            blocks += view.panels(opened, runs, seen)
+    return blocks
+
+
+def _alike(found: Sequence[Asked], selection: Selection) -> list[tuple[list[Behaviour], list[Asked]]]:
+    """Runs that differ by who answers alone: model A, model B, interventions, oldest first."""
+    groups: dict[str, list[tuple[Behaviour, Asked]]] = {}
+    for run in reversed(found):
+        one_run = Behaviour.from_json(run[0])
+        same = {k: v for k, v in one_run.to_json().items() if k not in ("model", "intervention")}
+        same["shared_with"] = one_run.shared_with is not None
+        key = json.dumps(same, sort_keys=True)
+        groups.setdefault(key, []).append((one_run, run))
+    ordered = []
+    for group in groups.values():
+        group.sort(key=lambda pair: (pair[0].intervention is not None, pair[0].model != selection.a))
+        ordered.append(([b for b, _ in group], [run for _, run in group]))
+    return ordered
+
+
+def planned(opened: Opened, selection: Selection) -> list[Behaviour]:
+    """Both models, without interventions."""
+    return view.wanted(selection, [], view.lead_of(opened))
+
+
+MEASURED = Kind(
+    "behaviour",
+    "Behaviour",
+    "Do the models refuse, choose, agree and answer differently, and does a patch change that?",
+    {"behaviour": 1.0},
+    view.PAGE,
+    view.selection_of,
+    view.run_panels,
+)
+BEHAVIOUR = Analysis(
+    "behaviour",
+    "Behaviour",
+    "Do the two models refuse, choose, agree and answer differently, and does a patch change that?",
+    section="Live",
+    icon="forum",
+    answers="do the models refuse, choose, agree and answer differently, and does a patch change that?",
+    null="paired intervals, exact tests",
+    kinds=(MEASURED,),
+    planned=(Planned("behaviour", "Behaviour", planned),),
+    chapters=(of_kind(MEASURED, chapter),),
+    terms=TERMS,
+)

@@ -1,0 +1,274 @@
+"""Panels of the bridge: is one language's part of Z a linear map of the other's?"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from app.bridge import snippets, words
+from app.bridge import tables as bq
+from app.bridge.fields import BridgeFields
+from app.charts.bins import counts, histogram
+from app.charts.curves import Look, layer_curve
+from app.charts.lines import numeric_lines, value_dots
+from app.charts.matrix import matrix
+from app.charts.palette import Palette
+from app.charts.template import Chart
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.selection import Selection
+from app.geometry import tables as geometry_queries
+from app.geometry import weights as geometry
+from engine.bridge.numbers import Bridge
+
+__all__ = ["FITS", "PAIRINGS", "WHY_EMPTY", "available", "panels", "warning", "ways"]
+
+FITS = {"ridge": "ridge", "minimum_norm": "minimum norm"}
+PAIRINGS = {"any": "any other", "category": "same category"}
+WHY_EMPTY = (
+    "A bridge needs the same problems in two languages",
+    "The bridge maps one language's activations to the other's, problem by problem. Give the prompts a "
+    "`pair_id` and a `language`, capture `resid` at `last_content`, `decision` or `mean`, and run "
+    "precompute.py; head kernels are written along with it.",
+)
+MOST_SHOWN = 48
+"""Coordinates of W that are drawn: the leading ones."""
+
+
+def available(opened: Opened) -> bool:
+    """Whether the store has head kernels, the stream, and problems in two languages."""
+    return geometry.available(opened) and geometry.comparable(opened)
+
+
+def ways(opened: Opened) -> dict[str, str]:
+    """Names for the control of `way`."""
+    one, two = geometry_queries.languages(opened) or ("", "")
+    return {"forth": f"{one} → {two}", "back": f"{two} → {one}"}
+
+
+def warning(opened: Opened, selection: Selection) -> str | None:
+    """What to keep in mind with as many coordinates as problems; None with fewer."""
+    found = bq.fitted(opened, selection)
+    return words.underdetermined(found) if found.underdetermined else None
+
+
+def panels(opened: Opened, selection: Selection) -> list[Panel]:
+    """All panels of the selected block; the profile over blocks where it is shown."""
+    found = bq.fitted(opened, selection)
+    made = [_scores(opened, selection, found)]
+    if selection.parts == "shown":
+        made.append(_profile(opened, selection))
+    made.append(_null(opened, selection, found))
+    if found.method == "ridge":
+        made.append(_path(opened, selection, found))
+    return [*made, _spectrum(opened, selection, found), _matrix(opened, selection, found)]
+
+
+def _where(opened: Opened, selection: Selection, block: bool = True) -> str:
+    start, end = bq.spoken(opened, selection)
+    at = f", block {selection.layer}" if block else ""
+    return f"{geometry.model_of(selection)}{at}, {start} → {end}"
+
+
+def _setting(opened: Opened, selection: Selection) -> str:
+    """What is mapped to what, on which problems."""
+    start, end = bq.spoken(opened, selection)
+    return (
+        f"{geometry_queries.problem_count(opened, selection, bq.MOST)}, coordinates of {selection.site} at "
+        f"{selection.position} in the block's own Z, {end} ≈ {start} W + b. {geometry.what(selection)}"
+    )
+
+
+def _permuted(selection: Selection, draws: int) -> str:
+    own = BridgeFields.of(selection)
+    among = "problems of its category" if own.pairing == "category" else "all problems"
+    chooses = ", and chooses its own λ" if own.fit == "ridge" else ""
+    return f"Null: {draws} times each problem is paired with another of {among}{chooses}."
+
+
+def _scores(opened: Opened, selection: Selection, found: Bridge) -> Panel:
+    low, high = np.quantile(found.null, [0.025, 0.975])
+    table = pl.DataFrame(
+        [
+            {"name": "fitted problems", "value": found.r2_train},
+            {
+                "name": "left-out problems",
+                "value": found.r2_loo,
+                "null_low": low,
+                "null_high": high,
+                "p": found.p,
+            },
+            {"name": "left out, best rotation", "value": found.r2_procrustes},
+        ],
+        schema=["name", "value", "null_low", "null_high", "p"],
+    )
+    short = pl.col("value").map_elements(words.signed, pl.String)
+    shown = table.with_columns(low=pl.lit(None), high=pl.lit(None), short=short)
+    least = min(-0.1, *(v for v in (*table["value"], low) if np.isfinite(v)))
+
+    def draw(palette: Palette) -> Chart:
+        return value_dots(shown, x_title="R²", palette=palette, limits=(max(least, -1.0), 1.0))
+
+    chosen = (
+        "λ is the one with the smallest left-out error, and the left-out R² is its value: the null, which "
+        "chooses in the same way, allows for that. "
+        if found.method == "ridge"
+        else "Minimum norm: the smallest W with the least error. "
+    )
+    caption = (
+        f"{_setting(opened, selection)}Left out: each problem predicted from the others. {chosen}"
+        f"Grey: central 95 % of permuted pairs. {_permuted(selection, bq.DRAWS)} An interval is not given: "
+        "resampled problems would predict their own copies. Only the best rotation's left-out R² above 0.8 "
+        "is called rotation-like."
+    )
+    title = words.scores_title(_where(opened, selection), found)
+    code = snippets.scores(opened, selection)
+    return Panel("bridge-scores", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+
+
+def _profile(opened: Opened, selection: Selection) -> Panel:
+    blocks, found = bq.along(opened, selection)
+    table = pl.DataFrame(
+        {
+            "layer": blocks,
+            "value": found.r2_loo,
+            "null_low": found.null_low,
+            "null_high": found.null_high,
+            "p": found.p,
+        }
+    )
+    model = geometry.model_of(selection)
+    curve = table.select("layer", "value", series=pl.lit(model))
+    null = table.select("layer", pl.col("null_low").alias("low"), pl.col("null_high").alias("high"))
+
+    def draw(palette: Palette) -> Chart:
+        hue = palette.a if selection.model == "a" else palette.b
+        look = Look("left-out R²", {model: hue}, selected=selection.layer, height=280)
+        return layer_curve(curve, look, palette, null)
+
+    caption = (
+        f"Every block in its own Z, λ chosen anew. Grey: central 95 % of permuted pairs. p in the data: "
+        f"against the largest R² over all blocks. {_permuted(selection, bq.PROFILE_DRAWS)} "
+        f"A click selects a block. {_setting(opened, selection)}"
+    )
+    title = words.profile_title(_where(opened, selection, block=False), blocks, found)
+    code = snippets.profile(opened, selection)
+    return Panel("bridge-profile", title, table, draw, code, caption, (model,))
+
+
+def _null(opened: Opened, selection: Selection, found: Bridge) -> Panel:
+    table = pl.DataFrame({"r2": found.null})
+    finite = found.null[np.isfinite(found.null)]
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    bars = counts(finite, least, most, 24).with_columns(series=pl.lit("permuted pairs"))
+
+    def draw(palette: Palette) -> Chart:
+        return histogram(
+            bars,
+            x_title="left-out R²",
+            y_title="permutations",
+            colors={"permuted pairs": palette.null},
+            palette=palette,
+            marks={"true pairs": found.r2_loo} if np.isfinite(found.r2_loo) else {},
+        )
+
+    caption = f"{_permuted(selection, bq.DRAWS)} {_setting(opened, selection)}".strip()
+    title = words.null_title(found, BridgeFields.of(selection).pairing == "category")
+    code = snippets.null(opened, selection)
+    return Panel("bridge-null", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+
+
+def _path(opened: Opened, selection: Selection, found: Bridge) -> Panel:
+    table = pl.DataFrame({"penalty": found.alphas, "r2": found.r2_path})
+    line = table.select(
+        pl.col("penalty").alias("x"), pl.col("r2").alias("value"), series=pl.lit("left-out problems")
+    )
+
+    def draw(palette: Palette) -> Chart:
+        return numeric_lines(
+            line,
+            x_title="ridge penalty λ",
+            y_title="left-out R²",
+            colors={"left-out problems": palette.pair},
+            palette=palette,
+            log_x=True,
+            x_format="~e",
+            marks={"chosen": found.alpha},
+            height=240,
+        )
+
+    caption = (
+        "λ multiplies ‖W‖² beside the summed squared error. Exact without refitting (hat matrix). λ is "
+        f"chosen on this very path; {_permuted(selection, bq.DRAWS)} {_setting(opened, selection)}"
+    )
+    code = snippets.path(opened, selection)
+    title = words.path_title(found)
+    return Panel("bridge-path", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+
+
+def _spectrum(opened: Opened, selection: Selection, found: Bridge) -> Panel:
+    low, high = np.linalg.norm(found.w) * bq.random_spectrum(found.k)
+    table = pl.DataFrame(
+        {
+            "number": np.arange(1, found.k + 1),
+            "value": found.spectrum,
+            "random_low": low,
+            "random_high": high,
+        }
+    )
+    line = table.select(pl.col("number").alias("x"), "value", series=pl.lit("W"))
+    null = table.select(
+        pl.col("number").alias("x"), pl.col("random_low").alias("low"), pl.col("random_high").alias("high")
+    )
+
+    def draw(palette: Palette) -> Chart:
+        return numeric_lines(
+            line,
+            x_title="number of the singular value",
+            y_title="singular value of W",
+            colors={"W": palette.pair},
+            palette=palette,
+            x_format="d",
+            null=null,
+            floor=0.0,
+            height=240,
+        )
+
+    caption = (
+        "A rotation has singular values 1; ridge makes them smaller. Grey: 95 % of Gaussian matrices with "
+        "the same sum of squares (null of no preferred direction). Orthogonality error: ‖WᵀW − I‖ / k. "
+        f"{_setting(opened, selection)}"
+    )
+    code = snippets.spectrum(opened, selection)
+    title = words.spectrum_title(found)
+    return Panel("bridge-spectrum", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+
+
+def _matrix(opened: Opened, selection: Selection, found: Bridge) -> Panel:
+    w = found.w[:MOST_SHOWN, :MOST_SHOWN]
+    start, end = np.indices(w.shape) + 1
+    table = pl.DataFrame({"start": start.ravel(), "end": end.ravel(), "weight": w.ravel()})
+    one, two = bq.spoken(opened, selection)
+
+    def draw(palette: Palette) -> Chart:
+        return matrix(
+            table,
+            x="end",
+            y="start",
+            value="weight",
+            x_title=f"coordinate of {two}",
+            y_title=f"coordinate of {one}",
+            value_title="W",
+            palette=palette,
+            diverging=True,
+            labels=len(w) <= 6,
+        )
+
+    cut = f" The leading {MOST_SHOWN} of {found.k} coordinates are drawn." if found.k > MOST_SHOWN else ""
+    caption = (
+        "Coordinates by their importance in Z. W by itself has no interval: its predictions are judged."
+        f"{cut} {_setting(opened, selection)}"
+    )
+    code = snippets.matrix(opened, selection, MOST_SHOWN)
+    title = words.map_title(found.w)
+    return Panel("bridge-map", title, table, draw, code, caption, (geometry.model_of(selection),), False)

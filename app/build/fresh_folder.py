@@ -1,0 +1,61 @@
+"""A store's folder is as it was when the store was refused before anything was captured."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from store.folder import LOCK
+from store.ledger import LAYOUT_ENTRY, LEDGER
+
+__all__ = ["nothing_left"]
+
+
+@contextmanager
+def nothing_left(root: Path) -> Iterator[None]:
+    """Takes away what the block put into a new or empty folder, when it fails before a unit was committed.
+
+    A store that was there is not touched, nor is anything when the person stops the program: the same command
+    then goes on.
+    """
+    new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    fresh = bool(new) or (root.is_dir() and not any(root.iterdir()))
+    try:
+        yield
+    except Exception:
+        if fresh and not _committed(root) and _alone(root):
+            _take_away(root, new)
+        raise
+
+
+def _committed(root: Path) -> bool:
+    """Whether the ledger lists a unit of activations."""
+    units = {path.name for path in (root / LEDGER).glob("*.json")} - {Path(LAYOUT_ENTRY).name}
+    return bool(units)
+
+
+def _alone(root: Path) -> bool:
+    """Whether no other program writes this store."""
+    try:
+        with open(root / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _take_away(root: Path, new: list[Path]) -> None:
+    """Empties the folder, and removes the folders that were not there, as far as nothing else is in them."""
+    for child in list(root.iterdir()) if root.is_dir() else []:
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child, ignore_errors=True)
+        else:
+            child.unlink(missing_ok=True)
+    for folder in new:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

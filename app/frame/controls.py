@@ -1,0 +1,224 @@
+"""The shared selection in the browser session: synced with the URL, changed by widgets and chart clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from app import screen
+from app.charts.spec import PICK
+from app.escape import plain
+from app.frame import selection as sel
+from app.frame.selection import Facts, Selection
+
+_STATE, _SEEN, _NOTICES, _FACTS = "selection", "selection-url", "selection-notices", "selection-facts"
+
+LABELS = {
+    "resid_pre": "residual stream, entering (resid_pre)",
+    "resid_post": "residual stream, leaving (resid_post)",
+    "attn_out": "attention output (attn_out)",
+    "mlp_out": "MLP output (mlp_out)",
+    "head_z": "head values (head_z)",
+    "head_out": "head contributions (head_out)",
+    "last_content": "last content token",
+    "decision": "decision token",
+    "last_nonspecial": "last non-special token",
+    "mean": "mean over content",
+    "mean_all": "mean over all tokens",
+    "assistant_start": "first token of the assistant's header",
+    "first_answer": "first token of the answer",
+    "answer_mean": "mean over the answer",
+    "all": "all",
+}
+
+
+def label(value: str) -> str:
+    """Human name of a site, position or filter value."""
+    return LABELS.get(value, value)
+
+
+def sync(facts: Facts) -> Selection:
+    """Bring session and URL to the same selection; called once at the start of every run.
+
+    A URL that differs from the one this session wrote last was typed, pasted or reached by the back
+    button: it wins. An empty one (a page change) keeps the session's selection.
+    """
+    state, params = st.session_state, dict(st.query_params)
+    state[_FACTS] = facts
+    if _STATE not in state or (params and params != state.get(_SEEN)):
+        state[_STATE], state[_NOTICES] = sel.parse(params, facts)
+    else:
+        state[_NOTICES] = []
+    _write(facts)
+    return current()
+
+
+def _write(facts: Facts) -> None:
+    wanted = sel.to_params(current(), facts)
+    if wanted != dict(st.query_params):
+        st.query_params.from_dict(wanted)
+    st.session_state[_SEEN] = wanted
+
+
+def current() -> Selection:
+    """The selection of this session."""
+    chosen: Selection = st.session_state[_STATE]
+    return chosen
+
+
+def setting(name: str) -> Any:
+    """The value of a setting in this session's selection."""
+    return sel.values(current())[name]
+
+
+def notices() -> list[str]:
+    """What could not be used of the last link, one sentence each."""
+    found: list[str] = st.session_state.get(_NOTICES, [])
+    return found
+
+
+def change(**changes: object) -> None:
+    """Change the selection; for callbacks, which run before the page."""
+    facts: Facts = st.session_state[_FACTS]
+    st.session_state[_STATE] = sel.update(current(), facts, **changes)
+
+
+def link(**changes: object) -> dict[str, str]:
+    """Query parameters of the present selection with `changes`."""
+    facts: Facts = st.session_state[_FACTS]
+    return sel.to_params(sel.update(current(), facts, **changes), facts)
+
+
+def _changed(name: str, key: str) -> None:
+    change(**{name: st.session_state[key]})
+
+
+def choose(
+    name: str,
+    text: str,
+    only: Sequence[str] | None = None,
+    names: Callable[[str], str] = label,
+    help: str | None = None,
+) -> str:
+    """A select box bound to a field of the selection; returns the value shown."""
+    options = sel.offered(st.session_state[_FACTS], name, only)
+    key, now = f"choose-{name}", setting(name)
+    st.session_state[key] = now if now in options else options[0]
+    screen.selectbox(
+        text, options, key=key, format_func=names, on_change=_changed, args=(name, key), help=help
+    )
+    return str(st.session_state[key])
+
+
+def switch(
+    name: str, text: str, names: Mapping[str, str], only: Sequence[str] | None = None, help: str | None = None
+) -> str:
+    """A segmented control bound to a field of the selection; returns the value shown."""
+    options = sel.offered(st.session_state[_FACTS], name, only)
+    key, value = f"switch-{name}", setting(name)
+    st.session_state[key] = value if value in options else options[0]
+    screen.segmented_control(
+        text,
+        options,
+        key=key,
+        required=True,
+        format_func=lambda v: names.get(v, v),
+        on_change=_changed,
+        args=(name, key),
+        help=help,
+    )
+    return str(st.session_state[key])
+
+
+def row() -> DeltaGenerator:
+    """Small controls side by side, and close below one another where there is no room for that."""
+    return st.container(horizontal=True, gap="small", vertical_alignment="bottom")
+
+
+def slide(name: str, text: str, step: float | None = None, help: str | None = None) -> float | int:
+    """A slider bound to a numeric field of the selection; returns the value shown."""
+    low, high = sel.bounds(st.session_state[_FACTS])[name]
+    key, value = f"slide-{name}", setting(name)
+    whole = isinstance(value, int)
+    st.session_state[key] = value
+    if low == high:
+        screen.caption(f"{text}: {value:g} (the only one)")
+        return int(value) if whole else float(value)
+    given: dict[str, Any] = {"key": key, "on_change": _changed, "args": (name, key), "help": help}
+    if whole:
+        screen.slider(text, int(low), int(high), step=1, **given)
+    else:
+        screen.slider(text, low, high, step=step or 0.05, **given)
+    shown = st.session_state[key]
+    return int(shown) if whole else float(shown)
+
+
+def steps(
+    name: str,
+    text: str,
+    values: Sequence[int],
+    help: str | None = None,
+    names: Callable[[int], str] = str,
+) -> int:
+    """A slider over given values bound to a field of the selection; the nearest one is shown."""
+    key, value = f"steps-{name}", setting(name)
+    nearest = min(values, key=lambda v: abs(v - value))
+    if len(values) == 1:
+        screen.caption(f"{text}: {names(nearest)} (the only one)")
+        return nearest
+    st.session_state[key] = nearest
+    given: dict[str, Any] = {"key": key, "on_change": _changed, "args": (name, key), "help": help}
+    screen.select_slider(text, list(values), format_func=names, **given)
+    return int(st.session_state[key])
+
+
+def clicked(key: str) -> None:
+    """Callback of every clickable chart: the clicked layer, site or candidate becomes the selected one."""
+    points = st.session_state[key]["selection"].get(PICK) or []
+    facts: Facts = st.session_state[_FACTS]
+    if points and "layer" in points[0]:
+        change(layer=min(max(int(points[0]["layer"]), 0), facts.max_layer))
+    if points and points[0].get("site") in facts.sites:
+        change(site=points[0]["site"])
+    if points and "candidate" in points[0]:
+        change(candidate=str(points[0]["candidate"]))
+
+
+def pair_controls() -> None:
+    """The two models compared and the layer, which every page shares."""
+    facts: Facts = st.session_state[_FACTS]
+    if len(facts.models) > 2:
+        left, right = st.columns(2)
+        with left:
+            choose("a", "Model A")
+        with right:
+            choose("b", "Model B")
+
+
+def filter_controls(split: str | None = "split", *, spoken: bool = True) -> None:
+    """Split, language and category of the prompts shown; left out where there is one only.
+
+    Args:
+        split: the field that holds the split: "split", or "report" for live patches; None offers none.
+        spoken: whether a language can be chosen; not where languages are compared.
+    """
+    facts: Facts = st.session_state[_FACTS]
+    wanted = [
+        (name, text)
+        for name, text, values in (
+            (split, "Split", facts.splits),
+            ("language", "Language", facts.languages),
+            ("category", "Category", facts.categories),
+        )
+        if name is not None and len(values) > 1 and (spoken or name != "language")
+    ]
+    if not wanted:
+        return
+    kept = [str(setting(name)) for name, _ in wanted if setting(name) != "all"]
+    text = "Prompts: " + (" · ".join(map(plain, kept)) if kept else "all")
+    with screen.popover(text, icon=":material/filter_alt:", key="filters"):
+        for name, title in wanted:
+            choose(name, title)

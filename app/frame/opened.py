@@ -1,0 +1,184 @@
+"""What the app keeps between reruns: the store named on the command line, its facts, the live worker."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import traceback
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from app.escape import given
+from app.frame.selection import SITES, Facts
+from engine.errors import PatchbayError, StoreError
+from engine.study.roots import allow_roots
+from store.reader import Store
+
+LARGE = 20_000_000
+"""Numbers in one component of one model above which a pass over them takes more than a second."""
+
+log = logging.getLogger("patchbay.app")
+
+HOW_TO_OPEN = "streamlit run app/main.py -- --store runs/demo"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store that can be read, and what it offers."""
+
+    path: str
+    store: Store
+    facts: Facts
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """Identifies the content for caches: another study or a rewritten manifest changes it."""
+        return self.path, self.store.fingerprint, _stamp(self.path)
+
+
+def store_argument(argv: list[str] | None = None) -> str | None:
+    """The value of `--store` after the `--` of the streamlit command line."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--store")
+    return parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].store
+
+
+def code_allowed(argv: list[str] | None = None) -> bool:
+    """Whether this server was started with `--allow-code`: studies' own candidates may be run."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--allow-code", action="store_true")
+    return bool(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].allow_code)
+
+
+def root_arguments(argv: list[str] | None = None) -> list[str]:
+    """The values of `--root`: folders that the files of a store's study may lie in."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--root", action="append", default=[])
+    return list(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].root)
+
+
+def open_store() -> Opened:
+    """The store of this server.
+
+    Raises:
+        StoreError: no store was named, it is missing, unreadable or unfinished.
+        StudyError: a root that was named isn't a folder.
+    """
+    path = store_argument()
+    allow_roots(root_arguments())
+    if not path:
+        raise StoreError(
+            "No activation store was named.",
+            expected="a folder after --store",
+            given="nothing",
+            next_step=f"start the dashboard with: {HOW_TO_OPEN}",
+        )
+    return open_at(path)
+
+
+def open_at(path: str) -> Opened:
+    """The store at a path or URL; raises StoreError when it is missing, unreadable or unfinished."""
+    if "://" not in path and not Path(path).is_dir():
+        raise StoreError(
+            "The activation store does not exist.",
+            expected="a folder written by precompute.py",
+            given=path,
+            next_step="name another folder, or write the demo into this one with: "
+            f"python precompute.py studies/demo.toml --store {shlex.quote(path)}",
+        )
+    return _open(path, _stamp(path))
+
+
+def _stamp(path: str) -> float:
+    manifest = Path(path) / "manifest.json"
+    return manifest.stat().st_mtime if manifest.is_file() else 0.0
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _open(path: str, stamp: float) -> Opened:
+    store = Store(path)
+    if not store.complete:
+        raise StoreError(
+            "The activation store is not finished.",
+            expected="a store that precompute.py has completed",
+            given=path,
+            next_step="run the same precompute.py command again; it goes on where it stopped.",
+        )
+    facts = read_facts(store)
+    given([*facts.languages, *facts.categories, *facts.splits])
+    return Opened(path, store, facts)
+
+
+def read_facts(store: Store) -> Facts:
+    """What a store offers for selection."""
+    models = tuple(store.models)
+    info = {name: store.model_info(name) for name in models}
+    shared = [set(store.components(name)) for name in models]
+    captured = set.intersection(*shared)
+    sites = {s for s in SITES if s in captured}
+    if "resid" in captured:
+        sites |= {"resid_pre", "resid_post"}
+    if "head_z" in captured:
+        sites.add("head_out")  # for live patches; it is not captured by itself
+    single = [p for p in store.positions() if store.position_kind(p) != "many"]
+    prompts = store.prompts
+
+    def found(column: str) -> tuple[str, ...]:
+        if column not in prompts.columns:
+            return ()
+        return tuple(sorted(str(v) for v in prompts[column].drop_nulls().unique()))
+
+    return Facts(
+        models=models,
+        n_layers={name: int(info[name]["n_layers"]) for name in models},
+        head_dim={name: int(info[name]["head_dim"]) for name in models},
+        sites=tuple(s for s in SITES if s in sites),
+        positions=tuple(single),
+        averages=tuple(p for p in single if store.position_kind(p) == "mean"),
+        languages=found("language"),
+        categories=found("category"),
+        splits=found("split"),
+        large=any(int(i["n_layers"]) * store.n_prompts * int(i["d"]) > LARGE for i in info.values()),
+        width=min(int(i["d"]) for i in info.values()),
+    )
+
+
+def failed_checks(store: Store) -> list[dict[str, object]]:
+    """Self-checks of the manifest that did not hold."""
+    return [check for check in store.self_checks() if not check["passed"]]
+
+
+def report(error: BaseException, where: str) -> str:
+    """Write a traceback to the log under a short id and return the id."""
+    ident = uuid.uuid4().hex[:8]
+    log.error("[%s] %s\n%s", ident, where, "".join(traceback.format_exception(error)))
+    return ident
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the message was written for the reader."""
+    return isinstance(error, PatchbayError)
+
+
+def identity(info: Mapping[str, Any]) -> str:
+    """What pins a model's weights: its Hub revision, or hashes of its weight files."""
+    if info.get("revision"):
+        return str(info["revision"])[:10]
+    files = [*dict(info.get("files") or {}).items(), *dict(info.get("adapter_files") or {}).items()]
+    weights = (".safetensors", ".pt", ".bin", ".gguf")
+    return " + ".join(str(digest)[:8] for name, digest in files if str(name).endswith(weights))
+
+
+def device(opened: Opened) -> str:
+    """Where the forward passes ran, as the models or the manifest recorded it."""
+    found = [opened.store.model_info(name).get("device") for name in opened.facts.models]
+    return ", ".join(dict.fromkeys(str(d) for d in found if d)) or str(
+        opened.store.manifest.get("device", "unknown")
+    )

@@ -1,0 +1,66 @@
+"""What a panel is made of; no Streamlit here, so tests and notebooks can build panels too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import altair as alt
+import polars as pl
+
+from app.charts.palette import LIGHT, Palette
+from app.charts.template import Chart
+
+THINGS = (
+    *("answer", "block", "candidate", "cell", "component", "dimension", "direction", "draw", "head", "layer"),
+    *("pair", "place", "problem", "prompt", "row", "run", "token", "tensor", "weight"),
+)
+DOES = {"are": "is", "carry": "carries", "cover": "covers", "differ": "differs", "have": "has"}
+DOES |= {"hold": "holds", "make": "makes", "remain": "remains", "stand": "stands"}
+_ONE = re.compile(rf"(?<![\d.,/×^−-])1 ({'|'.join(THINGS)})s\b(?: ({'|'.join(DOES)})\b)?")
+
+
+def typeset(text: str) -> str:
+    """Numbers as they are printed: a minus sign before a number, a space before a percent sign; one thing of
+    a kind in the singular."""
+    text = re.sub(r"(?<=\d)%", " %", re.sub(r"(?<![\w.)\]])-(?=\.?\d)", "−", text))
+    return _ONE.sub(lambda one: f"1 {one[1]}" + (f" {DOES[one[2]]}" if one[2] else ""), text)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One finding: words, chart, table and how to get them again.
+
+    Title and caption are typeset.
+
+    Args:
+        name: short file name stem, also the key of the panel.
+        title: the finding in words.
+        table: what the chart draws.
+        draw: chart for a palette; called again for exports with the light one.
+        code: notebook lines that end with `table`.
+        caption: null, interval and how to read the chart.
+        models: whose provenance the footer names.
+        clickable: whether a click selects a layer.
+    """
+
+    name: str
+    title: str
+    table: pl.DataFrame
+    draw: Callable[[Palette], Chart]
+    code: str
+    caption: str
+    models: tuple[str, ...]
+    clickable: bool = True
+
+    def __post_init__(self) -> None:
+        for words in ("title", "caption"):
+            object.__setattr__(self, words, typeset(getattr(self, words)))
+
+    def chart(self, palette: Palette = LIGHT) -> alt.LayerChart:
+        """The drawing as an Altair chart with its data inside, for notebooks.
+
+        It fills the width that it is given; `.properties(width=...)` gives it one of its own.
+        """
+        return self.draw(palette).altair()

@@ -1,0 +1,260 @@
+"""The streamlit side of live patches: the worker of this server, one session's jobs, their progress."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import streamlit as st
+
+from app import access, screen
+from app.escape import plain
+from app.frame import durations
+from app.frame import parts as components
+from app.frame.opened import Opened, code_allowed
+from app.live import headless
+from app.live.jobs import JobResult, JobStatus
+from app.live.worker import Worker
+from engine.errors import JobError
+from engine.lab.experiment import Experiment
+from store.runs import RECORD, RUNS, RunLog
+
+_JOBS, _OWNER = "live-jobs", "live-owner"
+POLL_SECONDS = 0.4
+WHY_NO_TOKEN = (
+    "No one-token position was captured",
+    "A patch replaces the activation of one token, and this store has only averages. Add `last_content` or "
+    "`decision` to `capture.positions` of the study file and run precompute.py again.",
+)
+
+
+@st.cache_resource(show_spinner=False)
+def worker() -> Worker:
+    """The one worker of this server; its processes start at the first job."""
+    return Worker(allow_code=code_allowed())
+
+
+def start(opened: Opened, wanted: Sequence[Experiment]) -> None:
+    """Submit experiments and remember them in this session."""
+    owner = st.session_state.setdefault(_OWNER, uuid.uuid4().hex)
+    st.session_state[_JOBS] = [worker().submit(opened.path, condition, owner) for condition in wanted]
+
+
+def jobs() -> list[JobStatus]:
+    """This session's latest jobs; those a restarted server forgot are left out."""
+    found = []
+    for job_id in st.session_state.get(_JOBS, []):
+        try:
+            found.append(worker().status(job_id))
+        except JobError:
+            continue
+    return found
+
+
+def active() -> list[JobStatus]:
+    """This session's jobs that are not over."""
+    return [job for job in jobs() if not job.over]
+
+
+def others() -> list[JobStatus]:
+    """Jobs of this server that are not over and that this session does not follow, the first asked first."""
+    own = set(st.session_state.get(_JOBS, []))
+    return [job for job in reversed(worker().jobs()) if not job.over and job.job_id not in own]
+
+
+def follow() -> None:
+    """Make the jobs that other sessions asked for this session's: their progress, and their cancelling."""
+    st.session_state[_JOBS] = [job.job_id for job in others()]
+
+
+def rejoin(opened: Opened, wanted: Experiment) -> None:
+    """Take up a job again that the worker is at and that this session forgot, as after a reload.
+
+    It is the same submission, not another one of the same work: that would outlive its own cancelling.
+    """
+    if active():
+        return
+    key = wanted.content_hash(opened.store.fingerprint)
+    going = [job for job in worker().jobs() if job.key == key and not job.over]
+    mine = [job.job_id for job in going if job.store_path == str(opened.path)]
+    if mine:
+        st.session_state[_JOBS] = mine
+
+
+def forget() -> None:
+    """Stop showing this session's jobs."""
+    st.session_state[_JOBS] = []
+
+
+def cancel() -> None:
+    """Cancel this session's submissions; another session's submission of the same work goes on."""
+    with components.guard("cancel a live experiment"):
+        access.require("run")
+        for job in active():
+            worker().cancel(job.job_id)
+
+
+def stored(opened: Opened, condition: Experiment) -> JobResult | None:
+    """The result of an experiment if it was run before: from the store, or kept because unsaved."""
+    log = RunLog(opened.path)
+    run_id = log.find(condition.content_hash(opened.store.fingerprint))
+    if run_id is not None:
+        run = log.open(run_id)
+        return JobResult(run.condition, run.summary, run.tables)
+    key = condition.content_hash(opened.store.fingerprint)
+    for job in jobs():
+        if job.key == key and job.state == "done":
+            return worker().result(job.job_id)
+    return None
+
+
+def run_button(
+    opened: Opened, wanted: Sequence[Experiment], text: str = "Run", *, done: bool = False, key: str = "run"
+) -> None:
+    """Run; off while something of this session runs, which is cancelled beside its progress.
+
+    Args:
+        wanted: what one click submits.
+        done: whether everything has a stored result already; the button then says so and is off.
+        key: of the button, where a page has several.
+    """
+
+    def submit() -> None:
+        with components.guard("submit a live experiment"):
+            access.require("run")
+            start(opened, wanted)
+
+    if active():
+        screen.button(
+            "Running…", icon=":material/hourglass:", disabled=True, key=f"busy-{key}", width="stretch"
+        )
+    else:
+        screen.button(
+            "Already run; the stored result is below" if done else text,
+            icon=":material/play_arrow:",
+            type="primary",
+            on_click=submit,
+            disabled=done or not wanted,
+            key=key,
+            width="stretch",
+        )
+        if wanted:
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                as_command(opened, wanted, key)
+                if not done and (said := durations.told(wanted, runs_of(opened, None))):
+                    screen.caption(said)
+
+
+def as_command(opened: Opened, wanted: Sequence[Experiment], key: str) -> None:
+    """The same experiments for a terminal: a command, and a file of them where there are several."""
+    with screen.popover("As a command", icon=":material/terminal:", type="tertiary", key=f"command-{key}"):
+        if len(wanted) == 1:
+            st.code(headless.command(opened.path, wanted), language="bash", wrap_lines=True)
+            return
+        st.code(f"python precompute.py run {opened.path} --condition experiments.json", language="bash")
+        screen.caption("On a cluster, add `--part 1/8`, `--part 2/8`, … for one of eight jobs.")
+        screen.download_button(
+            "experiments.json",
+            lambda: json.dumps([e.to_json() for e in wanted], ensure_ascii=False, indent=1),
+            file_name="experiments.json",
+            mime="application/json",
+            key=f"experiments-{key}",
+            on_click="ignore",
+        )
+
+
+def watch() -> None:
+    """Progress of this session's jobs, polled without rerunning the page, which reruns when all are over."""
+    if not active() and (running := others()):
+        text = f"{len(running)} experiment{'s' if len(running) > 1 else ''} of this study"
+        screen.info(
+            f"{text} {'are' if len(running) > 1 else 'is'} running, started in another window or before "
+            "this page was loaded again.",
+            icon=":material/hourglass:",
+        )
+        screen.button("Follow or cancel", on_click=follow, key="follow")
+    if not jobs():
+        return
+    every = POLL_SECONDS if active() else None
+    st.fragment(run_every=every)(_progress)(bool(active()))
+
+
+def _progress(was_active: bool) -> None:
+    with components.guard("live progress"):
+        now = jobs()
+        running = [job for job in now if not job.over]
+        if not running:
+            if was_active:
+                st.rerun(scope="app")
+            _outcome(now)
+            return
+        job = next((j for j in running if j.state == "running"), running[0])
+        share = sum(j.fraction if not j.over else 1.0 for j in now) / len(now)
+        screen.progress(share, _progress_text(job, now))
+        screen.button("Cancel", icon=":material/stop:", on_click=cancel, key="cancel")
+
+
+def _progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
+    parts = [job.condition.describe()]
+    if len(now) > 1:
+        parts.append(f"{sum(j.over for j in now)} of {len(now)} done")
+    if job.state == "queued":
+        parts.append("waiting" + (f" behind {job.ahead}" if job.ahead else ""))
+    if job.device:
+        parts.append(f"on {job.device}")
+    if job.message:
+        parts.append(job.message)
+    elif job.total:
+        parts.append(f"{job.done} of {job.total} steps")
+    return plain(" · ".join(parts))
+
+
+def _outcome(now: Sequence[JobStatus]) -> None:
+    """What became of the jobs that gave no result; many with one fate are told once."""
+    failed = Counter(job.error or "No reason was given." for job in now if job.state == "failed")
+    for number, (error, count) in enumerate(failed.items()):
+        with st.container(border=True, key=f"failed-{number}"):
+            what = "The experiment did" if count == 1 else f"{count} experiments did"
+            screen.markdown(f"#### {what} not run")
+            screen.markdown(plain(error))
+    stopped = [job.condition.describe() for job in now if job.state == "cancelled"]
+    if len(stopped) == 1:
+        screen.info(f"Cancelled: {plain(stopped[0])}. Nothing was stored.")
+    elif stopped:
+        screen.info(f"Cancelled: {len(stopped)} of {len(now)} experiments. Those that were done are kept.")
+    unsaved = (job.message for job in now if job.state == "done" and job.message and job.run_id is None)
+    for message in dict.fromkeys(unsaved):
+        screen.warning(plain(message))
+
+
+def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(condition, summary) of every intact stored run of a job (None: of all), newest first.
+
+    The summary has the run's id under `run_id`, its time under `created`, how long it took under
+    `seconds`.
+    """
+    every = _runs(opened.path, _written(opened.path))
+    return [run for run in every if job is None or run[0].get("job", "patch") == job]
+
+
+def _written(path: str) -> tuple[tuple[str, float], ...]:
+    """Every run with the time it was written, by which a changed list is noticed."""
+    places = Path(path, RUNS).glob(f"*/{RECORD}") if Path(path).is_dir() else ()
+    return tuple(sorted((place.parent.name, place.stat().st_mtime) for place in places))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _runs(path: str, written: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(condition, summary) of every intact run; `written` is only there to notice changes."""
+    listed = RunLog(path).list()
+    found = []
+    for line in listed.filter(pl.col("problem").is_null()).iter_rows(named=True):
+        condition, summary = json.loads(line["condition"]), json.loads(line["summary"])
+        kept = {key: line[key] for key in ("run_id", "created", "seconds")}
+        found.append((condition, {**summary, **kept}))
+    return found

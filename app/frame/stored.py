@@ -1,0 +1,61 @@
+"""Stored live runs of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from app.frame import running as live_view
+from app.frame.opened import Opened
+from app.frame.selection import Selection
+from app.live.jobs import JobResult
+from engine.errors import PatchbayError
+from engine.kinds import experiment_from_json
+from engine.lab.experiment import Experiment
+from store.runs import RunLog
+
+Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""(condition, summary with run_id and created) of a stored run."""
+
+ROLES = ("target", "source", "model", "shared_with")
+"""Keys of a condition that name a model."""
+
+
+def of_pair(opened: Opened, selection: Selection, jobs: Collection[str]) -> list[Asked]:
+    """Intact stored runs of some kinds whose models belong to the pair, newest first."""
+    found: list[Asked] = []
+    for condition, summary in live_view.runs_of(opened, None):
+        models = {condition.get(role) for role in ROLES} - {None}
+        steered = condition.get("deltas", ()) if condition.get("job") == "weight_steering" else ()
+        models |= {delta["plus"] for delta in steered[:1]}
+        if condition.get("job", "patch") in jobs and models <= {selection.a, selection.b}:
+            found.append((condition, summary))
+    return found
+
+
+def opened_run(opened: Opened, run_id: str) -> JobResult:
+    """A stored run with its tables; raises StoreError when it is damaged."""
+    run = RunLog(opened.path).open(run_id)
+    return JobResult(run.condition, run.summary, run.tables)
+
+
+def describe(condition: Mapping[str, Any]) -> str:
+    """A stored condition in one line, also one of another version."""
+    try:
+        return experiment_from_json(condition).describe()
+    except PatchbayError:
+        return str(condition.get("job", "patch"))
+
+
+def missing_of(opened: Opened, wanted: Sequence[Experiment]) -> list[Experiment]:
+    """Those experiments that have no stored result."""
+    log = RunLog(opened.path)
+    return [e for e in wanted if log.find(e.content_hash(opened.store.fingerprint)) is None]
+
+
+def compact(experiment: Experiment) -> dict[str, Any]:
+    """An experiment as JSON without what it has by default."""
+    return {
+        "job": experiment.model_dump()["job"],
+        **experiment.model_dump(mode="json", exclude_defaults=True),
+    }

@@ -1,0 +1,254 @@
+"""Panels about the prompts: whether Z separates, and how much of the language shift lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+
+from app.charts.curves import Look, layer_curve
+from app.charts.lines import numeric_lines, value_dots
+from app.charts.palette import Palette
+from app.charts.template import Chart
+from app.frame.controls import label
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.selection import Selection
+from app.frame.words import number
+from app.geometry import snippets, words
+from app.geometry import tables as gq
+from app.geometry.weights import model_of, what
+
+LOOKED = "k and block were set by hand; p is not adjusted for having looked at several. "
+
+
+def _colors(palette: Palette) -> dict[str, str]:
+    return {"Z": palette.pair, "outside Z": palette.series[5], "whole space": palette.mark}
+
+
+def _banded(table: pl.DataFrame) -> pl.DataFrame:
+    """The table with bands of Z alone: those of its complement and of the whole space nearly coincide."""
+    mine = pl.col("series") == "Z"
+    return table.with_columns(pl.when(mine).then(pl.col(c)).otherwise(None) for c in ("low", "high"))
+
+
+def _where(opened: Opened, selection: Selection, pooling: str) -> str:
+    return f"{model_of(selection)}, block {selection.layer}, {label(pooling)}"
+
+
+def _problems(opened: Opened, selection: Selection) -> str:
+    names = gq.languages(opened) or ("", "")
+    return f"{gq.problem_count(opened, selection)} in {names[0]} and {names[1]}, {selection.site}. "
+
+
+def separation_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
+    """Ratios in Z, outside it and in the whole space over k, with random subspaces."""
+    model = model_of(selection)
+    found = gq.measured(opened, model, selection, selection.layer, pooling).separation
+    parts = [
+        pl.DataFrame(
+            {"x": found.ks, "series": name, "value": value.estimate, "low": value.low, "high": value.high}
+        )
+        for name, value in (("Z", found.inside), ("outside Z", found.outside))
+    ]
+    full = found.full
+    whole = {"value": full.estimate, "low": full.low, "high": full.high}
+    parts.append(
+        pl.DataFrame({"x": found.ks, "series": "whole space"}).with_columns(
+            pl.lit(v).alias(n) for n, v in whole.items()
+        )
+    )
+    tests = pl.DataFrame({"x": found.ks, "p_random": found.p_random, "p_pairing": found.p_pairing})
+    low, middle, high = np.quantile(found.random, [0.05, 0.5, 0.95], axis=0)
+    null = pl.DataFrame({"x": found.ks, "low": low, "high": high})
+    table = pl.concat(parts)
+
+    def draw(palette: Palette) -> Chart:
+        return numeric_lines(
+            _banded(table),
+            x_title="Rank k of Z",
+            y_title="ratio of distances",
+            colors=_colors(palette),
+            palette=palette,
+            log_x=max(found.ks) > 16,
+            marks={f"k = {selection.k}": selection.k},
+            null=null,
+        )
+
+    at = found.ks.index(selection.k)
+    caption = (
+        _problems(opened, selection)
+        + "Mean distance between the two languages of one problem, over the mean "
+        "distance of different problems in one language: small where the problem counts and the language "
+        f"does not. Band: bootstrap over problems, 95 %. Grey: 90 % of {len(found.random)} random subspaces "
+        f"of the same k (median here {number(float(middle[at]))}). Wrong pairing of the problems: "
+        f"{words.p_text(float(found.p_pairing[at]))} here. "
+        + LOOKED
+        + "p_random and p_pairing are in the data."
+    )
+    title = words.separation_title(_where(opened, selection, pooling), found, selection.k)
+    code = snippets.separation(opened, model, selection, pooling)
+    name = f"z-separation-{pooling}"
+    return Panel(name, title, table.join(tests, on="x"), draw, code, caption, (model,), clickable=False)
+
+
+def energy_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
+    """Share of the language shift in Z over chance, over k, with random subspaces."""
+    model = model_of(selection)
+    found = gq.measured(opened, model, selection, selection.layer, pooling).energy
+    ratio = found.ratio
+    table = pl.DataFrame(
+        {"x": found.ks, "series": "Z", "value": ratio.estimate, "low": ratio.low, "high": ratio.high}
+    ).with_columns(p_random=pl.Series(found.p))
+    null = pl.DataFrame({"x": found.ks, "low": found.low, "high": found.high})
+
+    def draw(palette: Palette) -> Chart:
+        return numeric_lines(
+            table,
+            x_title="Rank k of Z",
+            y_title="language shift in Z ÷ (k/d)",
+            colors={"Z": palette.pair},
+            palette=palette,
+            log_x=max(found.ks) > 16,
+            marks={f"k = {selection.k}": selection.k},
+            null=null,
+        )
+
+    names = gq.languages(opened) or ("", "")
+    caption = (
+        _problems(opened, selection) + f"Mean share of ‖{names[1]} − {names[0]}‖² inside Z, over k/d. Band: "
+        "bootstrap over problems, 95 %; it says nothing of other subspaces. Grey: 95 % of random subspaces "
+        "(exact moments, Beta), wide where all problems shift alike. " + LOOKED
+    )
+    title = words.energy_title(_where(opened, selection, pooling), found, selection.k, names)
+    code = snippets.energy(opened, model, selection, pooling)
+    return Panel(f"z-energy-{pooling}", title, table, draw, code, caption, (model,), clickable=False)
+
+
+def heads_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
+    """Ratio of every head's own k directions, beside all heads together and random subspaces."""
+    model = model_of(selection)
+    found = gq.measured(opened, model, selection, selection.layer, pooling)
+    at = found.separation.ks.index(selection.k)
+    multi = float(found.separation.inside.estimate[at])
+    values = found.heads[:, at]
+    low, middle, high = np.quantile(found.separation.random[:, at], [0.05, 0.5, 0.95])
+    table = pl.DataFrame(
+        {
+            "name": ["all heads", *(f"head {i}" for i in range(len(values)))],
+            "value": [multi, *values.tolist()],
+            "low": [float(found.separation.inside.low[at])] + [None] * len(values),
+            "high": [float(found.separation.inside.high[at])] + [None] * len(values),
+            "null_low": float(low),
+            "null_high": float(high),
+            "p_random": [float(found.separation.p_random[at]), *found.p_heads[:, at].tolist()],
+        },
+        schema_overrides={"low": pl.Float64, "high": pl.Float64},
+    )
+
+    def draw(palette: Palette) -> Chart:
+        ends = pl.max_horizontal(pl.col("value", "high", "null_high").fill_nan(None))
+        most = 1.05 * float(table.select(ends.max()).item() or 1.0)
+        dots = table.with_columns(short=pl.col("value").round(2).cast(pl.String))
+        return value_dots(
+            dots, x_title="ratio of distances in its own k directions", palette=palette, limits=(0.0, most)
+        )
+
+    caption = (
+        _problems(opened, selection)
+        + f"The leading {selection.k} key-side directions of each head's own kernel; "
+        f"all heads: Z. Grey: 90 % of random subspaces (median {number(float(middle))}). Heads that share a "
+        "key head read one span, so they are not independent. " + LOOKED
+    )
+    title = words.heads_title(_where(opened, selection, pooling), found.p_heads[:, at], multi, selection.k)
+    code = snippets.heads(opened, model, selection, pooling)
+    return Panel(f"z-heads-{pooling}", title, table, draw, code, caption, (model,), clickable=False)
+
+
+def every_separation_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
+    """Ratios of every block at the selected k."""
+    model = model_of(selection)
+    layers = list(opened.store.layers(model))
+    found = [gq.measured(opened, model, selection, layer, pooling).separation for layer in layers]
+    at = found[0].ks.index(selection.k)
+    rows, null = [], []
+    for layer, one in zip(layers, found, strict=True):
+        for name, part in (
+            ("Z", one.inside.at(at)),
+            ("outside Z", one.outside.at(at)),
+            ("whole space", one.full),
+        ):
+            rows.append((layer, name, part.estimate, part.low, part.high, float(one.p_random[at])))
+        low, high = np.quantile(one.random[:, at], [0.05, 0.95])
+        null.append((layer, float(low), float(high)))
+    table = pl.DataFrame(rows, schema=["layer", "series", "value", "low", "high", "p_random"], orient="row")
+    band = pl.DataFrame(null, schema=["layer", "low", "high"], orient="row")
+
+    def draw(palette: Palette) -> Chart:
+        look = Look("ratio of distances", _colors(palette), selected=selection.layer)
+        return layer_curve(_banded(table), look, palette, band)
+
+    said = [layer for layer, one in zip(layers, found, strict=True) if one.separates[at]]
+    caption = (
+        _problems(opened, selection) + what(selection) + "Band: bootstrap over problems, 95 %. Grey: 90 % of "
+        f"{len(found[0].random)} random subspaces of the same k. p of the single blocks, in the data, is not "
+        "adjusted for their number. A click selects the block."
+    )
+    title = words.every_title(f"{model}, {label(pooling)}", said, len(layers), selection.k)
+    code = snippets.every_separation(opened, model, selection, pooling)
+    return Panel(f"z-every-separation-{pooling}", title, table, draw, code, caption, (model,))
+
+
+def every_energy_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
+    """Language energy of every block at the selected k."""
+    model = model_of(selection)
+    layers = list(opened.store.layers(model))
+    found = [gq.measured(opened, model, selection, layer, pooling).energy for layer in layers]
+    at = found[0].ks.index(selection.k)
+    table = pl.DataFrame(
+        {
+            "layer": layers,
+            "series": "Z",
+            "value": [float(e.ratio.estimate[at]) for e in found],
+            "low": [float(e.ratio.low[at]) for e in found],
+            "high": [float(e.ratio.high[at]) for e in found],
+            "p_random": [float(e.p[at]) for e in found],
+        }
+    )
+    null = pl.DataFrame(
+        {
+            "layer": layers,
+            "low": [float(e.low[at]) for e in found],
+            "high": [float(e.high[at]) for e in found],
+        }
+    )
+
+    def draw(palette: Palette) -> Chart:
+        look = Look(
+            "language shift in Z ÷ (k/d)",
+            {"Z": palette.pair},
+            references={"chance": 1.0},
+            selected=selection.layer,
+        )
+        return layer_curve(table, look, palette, null)
+
+    p, p_low = (np.array([getattr(e, name)[at] for e in found]) for name in ("p", "p_low"))
+    values = table["value"].to_numpy()
+    caption = (
+        _problems(opened, selection) + what(selection) + "Band: bootstrap over problems, 95 %. Grey: 95 % of "
+        "random subspaces (exact moments, Beta). Named blocks: Holm over blocks, 2.5 % on each side."
+    )
+    title = words.energy_every_title(f"{model}, {label(pooling)}", values, p, p_low, layers)
+    code = snippets.every_energy(opened, model, selection, pooling)
+    return Panel(f"z-every-energy-{pooling}", title, table, draw, code, caption, (model,))
+
+
+Make = Callable[[Opened, Selection, str], Panel]
+
+
+def makers(selection: Selection) -> tuple[Make, ...]:
+    """Panels for each pooling: over blocks too when every block is measured."""
+    every: tuple[Make, ...] = (every_separation_panel, every_energy_panel)
+    one: tuple[Make, ...] = (separation_panel, heads_panel, energy_panel)
+    return every + one if selection.layers == "every" else one

@@ -1,0 +1,20 @@
+"""Settings of patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.frame.fields import choice, text
+from app.frame.selection import Fields
+
+
+@dataclass(frozen=True)
+class PatchFields(Fields):
+    """`patch`: which half of the page; `kind`, `heads`: what one replacement puts in; `alphas`: one or all.
+    `sites` is no longer asked for; links may have it."""
+
+    patch: str = choice("table", "one")
+    kind: str = choice("raw", "literal", "self", "mean")
+    alphas: str = choice("one", "curve")
+    sites: str = choice("one", "every")
+    heads: str = text()

@@ -1,0 +1,111 @@
+"""Rank k × α as a page needs it: an experiment from the selection, a stored result as panels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from app.frame import controls
+from app.frame.asked import where_changes, where_of
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.selection import Selection, pair_changes, pair_of
+from app.live.jobs import JobResult
+from app.rank import panels as rank_panels
+from app.rank.fields import RankFields
+from app.rank.panels import BASES
+from app.transport.fields import MapFields, map_changes
+from app.transport.panels import METHOD_NAMES
+from app.transport.tables import spec_of
+from engine.rank.spec import ALPHAS, RankSweep
+
+PAGE = "rank"
+ALPHA_HELP = "Every sweep runs " + ", ".join(f"{a:g}" for a in ALPHAS) + "; the nearest one is shown."
+
+
+def bases(selection: Selection) -> tuple[str, ...]:
+    """Bases that the selected map has."""
+    own = MapFields.of(selection)
+    ranked = own.method == "ScaledProcrustes" and own.clusters == 1
+    return ("map", "difference") if ranked else ("difference",)
+
+
+def experiment_of(selection: Selection) -> RankSweep:
+    """The sweep a selection describes; the differences' basis where the map has none of its own.
+
+    Raises:
+        PatchError: the selection's position is not one token.
+    """
+    own = RankFields.of(selection)
+    target, source = pair_of(selection)
+    offered = bases(selection)
+    return RankSweep(
+        target=target,
+        source=source,
+        component=selection.site,  # type: ignore[arg-type]
+        layer=selection.layer,
+        position=selection.position,
+        read_at=selection.read_at,  # type: ignore[arg-type]
+        map=spec_of(selection),
+        scale=selection.amplitude,  # type: ignore[arg-type]
+        raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
+        basis=own.basis if own.basis in offered else offered[0],  # type: ignore[arg-type]
+        where=where_of(selection),
+    )
+
+
+def place_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+    """Changes that make a condition's models and site the selected ones."""
+    return {
+        **pair_changes(condition, selection),
+        "site": condition["component"],
+        "layer": condition["layer"],
+        "position": condition["position"],
+        "read_at": condition["read_at"],
+    }
+
+
+def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+    """Changes to a selection under which `experiment_of` gives this stored condition again."""
+    return {
+        **place_changes(condition, selection),
+        "part": "rank",
+        **map_changes(condition["map"]),
+        "amplitude": condition["scale"],
+        "raw_alpha": condition["raw_alpha"],
+        "basis": condition["basis"],
+        **where_changes(condition),
+    }
+
+
+def not_run(selection: Selection) -> tuple[str, str]:
+    """Empty state: what a click will do."""
+    target, source = pair_of(selection)
+    return (
+        "This sweep has not been run",
+        f"**Run** puts {source}'s activation at {selection.site} of block {selection.layer} into {target}, "
+        f"carried over by {spec_of(selection).describe()}: at every rank, at every amplitude, and only "
+        "inside k directions, with random directions beside them. One sweep does all of it.",
+    )
+
+
+def rank_controls() -> None:
+    """Map, basis, and what α does."""
+    left, right = st.columns(2)
+    with left:
+        controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__)
+    with right:
+        controls.slide("alpha", "Amplitude α shown", step=0.25, help=ALPHA_HELP)
+    with controls.row():
+        controls.switch("basis", "Directions swapped", BASES, bases(controls.current()))
+        controls.switch("amplitude", "α scales", {"vector": "the vector", "deviation": "deviation"})
+        controls.switch("raw_alpha", "Moment-matched patch", {"fixed": "at α = 1", "scaled": "at the same α"})
+        controls.filter_controls(None)
+
+
+def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
+    """The panels of a stored sweep, at the amplitude that was run nearest to the selected one."""
+    alpha = min(result.condition["alphas"], key=lambda a: (abs(a - selection.alpha), a))
+    return rank_panels.all_panels(opened, result, alpha)

@@ -1,0 +1,297 @@
+"""Residual-update panels: R of every block against a subspace Z, by language, and split into its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import polars as pl
+
+from app.charts.curves import Look, layer_curve
+from app.charts.palette import Palette
+from app.charts.template import Chart
+from app.frame import snippets, store_rounding, words
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.prompts import paired
+from app.frame.selection import Selection
+from app.residual_updates import tables as update_queries
+from engine.residual_updates.numbers import ROUNDED, ResidualUpdates, chance_ratio, update_label
+
+WHY_EMPTY = (
+    "This store has no residual updates",
+    "R(ℓ) needs the residual stream of every block and the head kernels of the models. Capture `resid` with "
+    '`layers = "all"` in the study file and run precompute.py again.',
+)
+CAPTION = (
+    "Z: the {k} leading key-side directions of all heads of block {ref} of the same model "
+    "(query-key kernels at "
+    "relative position 0, every head counting alike). Band: {method}, 95 %, over {unit}s. Dashed: chance, "
+    "the R of an update that has nothing to do with Z; it is not 1."
+)
+
+
+def available(opened: Opened) -> bool:
+    """Whether the store holds what R needs."""
+    store, names = opened.store, opened.store.array_names()
+    return "resid" in store.components() and all(
+        len(store.states(model)) == opened.facts.n_layers[model] + 1
+        and update_queries.kernel_name(model) in names
+        for model in opened.facts.models
+    )
+
+
+def positions(opened: Opened) -> tuple[str, ...]:
+    """Positions offered: means over tokens where they were captured, as the definition has it."""
+    return opened.facts.averages or opened.facts.positions
+
+
+def ranks(opened: Opened) -> tuple[int, ...]:
+    """Ranks of Z that the slider offers."""
+    return update_queries.offered_ranks(opened.facts.max_k)
+
+
+def model_names(selection: Selection) -> dict[str, str]:
+    """Names for the control of `model`."""
+    return {"a": selection.a, "b": selection.b}
+
+
+def effective(opened: Opened, selection: Selection) -> Selection:
+    """The selection with a position and a k that this page can show."""
+    offered, ks = positions(opened), ranks(opened)
+    return dataclasses.replace(
+        selection,
+        position=selection.position if selection.position in offered else offered[0],
+        k=min(ks, key=lambda k: abs(k - selection.k)),
+    )
+
+
+def _model(selection: Selection) -> str:
+    return selection.a if selection.model == "a" else selection.b
+
+
+def prepare(
+    opened: Opened, selection: Selection, progress: Callable[[str], Callable[[int, int], None]]
+) -> None:
+    """Do the slow part, once for each (model, reference block, position, filter), behind a progress bar."""
+    update_queries.norms(opened, _model(selection), selection, progress)
+
+
+def _scaled(values: np.ndarray, found: ResidualUpdates, selection: Selection) -> np.ndarray:
+    return values / found.chance if selection.scale == "r_over_chance" else values
+
+
+def _look(selection: Selection, found: ResidualUpdates, colors: Mapping[str, str], height: int = 340) -> Look:
+    over = selection.scale == "r_over_chance"
+    return Look(
+        "R ÷ chance" if over else "R (in Z ÷ outside Z)",
+        colors,
+        x_title="Update ℓ→ℓ+1 (written by block ℓ+1)",
+        references={"chance": 1.0 if over else found.chance},
+        selected=selection.layer,
+        labels=dict(enumerate(found.labels)),
+        height=height,
+    )
+
+
+def _caption(opened: Opened, selection: Selection, method: str) -> str:
+    unit = "pair" if paired(opened) else "prompt"
+    return CAPTION.format(
+        k=selection.k, ref=selection.ref, method=method.split(" over ", maxsplit=1)[0], unit=unit
+    )
+
+
+def _rounding(opened: Opened, found: ResidualUpdates) -> str:
+    """What updates are computed from, how much of them is rounding, and where it is too much to tell
+    anything."""
+    parts = store_rounding.has_parts(opened.store)
+    what = "attn_out + mlp_out" if parts else "differences of stored states"
+    text = f" Updates are {what}; rounding is at most {100 * found.rounding.max():.2g} % of their length"
+    lost = [label for label, share in zip(found.labels, found.rounding, strict=True) if share > ROUNDED]
+    return f"{text}, and nothing is told of {', '.join(lost)}, which is mostly that." if lost else f"{text}."
+
+
+def curve_panel(opened: Opened, selection: Selection) -> Panel:
+    """R of every block with band and chance; the verdict is the title."""
+    model = _model(selection)
+    found = update_queries.result(opened, model, selection)
+    table = pl.DataFrame(
+        {
+            "layer": range(len(found.labels)),
+            "update": found.labels,
+            "series": model,
+            "value": _scaled(found.ratio.estimate, found, selection),
+            "low": _scaled(found.ratio.low, found, selection),
+            "high": _scaled(found.ratio.high, found, selection),
+            "chance": found.chance,
+            "p_random": found.p_random,
+            "mean_length": found.norm,
+            "rounding": found.rounding,
+        }
+    )
+
+    def draw(palette: Palette) -> Chart:
+        color = palette.a if selection.model == "a" else palette.b
+        return layer_curve(table, _look(selection, found, {model: color}), palette)
+
+    caption = _caption(opened, selection, found.ratio.method) + (
+        " p_random in the data: energy in Z against random subspaces of the same rank, Holm-adjusted."
+        f"{_rounding(opened, found)}"
+    )
+    code = snippets.updates(opened, model, selection)
+    return Panel("updates", words.verdict_title(model, found.verdict), table, draw, code, caption, (model,))
+
+
+def language_panel(opened: Opened, selection: Selection) -> Panel | None:
+    """R in each language with chance and band; None with fewer than two languages."""
+    model = _model(selection)
+    found = update_queries.result(opened, model, selection)
+    if len(found.languages) < 2:
+        return None
+    parts = []
+    for language, band in found.languages.items():
+        ends = {
+            n: _scaled(v, found, selection)
+            for n, v in (("value", band.estimate), ("low", band.low), ("high", band.high))
+        }
+        parts.append(pl.DataFrame({"layer": range(len(found.labels)), "series": language, **ends}))
+    table = pl.concat(parts)
+
+    def draw(palette: Palette) -> Chart:
+        hues = dict(zip(found.languages, palette.series[2:], strict=False))
+        return layer_curve(table, _look(selection, found, hues, 300), palette)
+
+    caption = _caption(opened, selection, found.ratio.method) + " The next panel says where languages differ."
+    chance = 1.0 if selection.scale == "r_over_chance" else found.chance
+    title = words.languages_title(table, model, chance)
+    if selection.scale == "r_over_chance":
+        title = title.replace(": R is", ": R ÷ chance is")
+    code = snippets.updates(opened, model, selection, languages=True)
+    return Panel("updates-language", title, table, draw, code, caption, (model,))
+
+
+def asymmetry_panel(opened: Opened, selection: Selection) -> Panel | None:
+    """R of one language minus R of the other; None with fewer than two languages."""
+    model = _model(selection)
+    found = update_queries.result(opened, model, selection)
+    if not found.differences:
+        return None
+    (one, two), apart = next(iter(found.differences.items()))
+    low, high = found.differences_all[one, two]
+    name = f"{one} − {two}"
+    table = pl.DataFrame(
+        {"layer": range(len(found.labels)), "series": name, "value": apart.estimate, "low": low, "high": high}
+    )
+
+    def draw(palette: Palette) -> Chart:
+        look = dataclasses.replace(
+            _look(selection, found, {name: palette.pair}, 300),
+            y_title=f"R in {one} − R in {two}",
+            references={"no difference": 0.0},
+        )
+        return layer_curve(table, look, palette)
+
+    what = _caption(opened, selection, found.ratio.method).split(" Band")[0]
+    caption = (
+        "Differences of R itself, paired: the same resampled prompts serve both languages. The limits hold "
+        f"for all blocks together (95 %, largest |t| over blocks). {what}"
+    )
+    title = words.difference_title(table, [one, two], model)
+    code = snippets.asymmetry(opened, model, selection)
+    return Panel("updates-asymmetry", title, table, draw, code, caption, (model,))
+
+
+def norms_panel(opened: Opened, selection: Selection) -> Panel:
+    """Mean lengths of every block's update: whole, inside Z, outside, and inside if it were unrelated."""
+    model = _model(selection)
+    found = update_queries.result(opened, model, selection)
+    lengths = update_queries.lengths(opened, model, selection)
+    chance = chance_ratio(found.d, found.k)
+    rows = [
+        pl.DataFrame(
+            {
+                "layer": range(len(found.labels)),
+                "update": found.labels,
+                "series": name,
+                "value": band.estimate * by,
+                "low": band.low * by,
+                "high": band.high * by,
+            }
+        )
+        for name, band, by in (
+            ("whole", lengths.total, 1.0),
+            ("outside Z", lengths.outside, 1.0),
+            ("in Z", lengths.inside, 1.0),
+            ("in Z by chance", lengths.outside, chance),
+        )
+    ]
+    table = pl.concat(rows)
+
+    def draw(palette: Palette) -> Chart:
+        hues = {"whole": palette.mark, "outside Z": palette.series[5], "in Z": palette.pair}
+        look = _look(selection, found, {**hues, "in Z by chance": palette.null}, 300)
+        return layer_curve(
+            table, dataclasses.replace(look, y_title="mean length of the update", references=None), palette
+        )
+
+    what = _caption(opened, selection, found.ratio.method).split(" Dashed")[0]
+    caption = (
+        "Means over prompts, in the unit of the activations. in Z by chance: what an update unrelated to Z "
+        f"has inside it, {words.number(chance, 3)} of the length outside. {what}{_rounding(opened, found)}"
+    )
+    told = [block for block, share in enumerate(found.rounding) if share <= ROUNDED]
+    title = words.lengths_title(table.filter(pl.col("layer").is_in(told)), model)
+    code = snippets.lengths(opened, model, selection)
+    return Panel("updates-norms", title, table, draw, code, caption, (model,))
+
+
+def split_panel(opened: Opened, selection: Selection) -> Panel | None:
+    """R of what attention adds and of what the MLP adds; None when hidden or not captured."""
+    captured = set(opened.store.components())
+    if selection.parts == "hidden" or not {"attn_out", "mlp_out"} <= captured:
+        return None
+    model = _model(selection)
+    found = update_queries.result(opened, model, selection)
+    split = update_queries.split(opened, model, selection)
+    table = pl.concat(
+        pl.DataFrame(
+            {
+                "layer": range(len(found.labels)),
+                "series": name,
+                "value": _scaled(band.estimate, found, selection),
+                "low": _scaled(band.low, found, selection),
+                "high": _scaled(band.high, found, selection),
+                "share_in_z": share,
+                "p": split.p_apart,
+            }
+        )
+        for name, band, share in (
+            ("attention", split.attn, split.attn_share_z.estimate),
+            ("MLP", split.mlp, 1 - split.attn_share_z.estimate),
+        )
+    )
+
+    def draw(palette: Palette) -> Chart:
+        hues = {"attention": palette.series[4], "MLP": palette.series[5]}
+        return layer_curve(table, _look(selection, found, hues, 300), palette)
+
+    caption = (
+        "R of the two contributions by themselves; their sum is the update. share_in_z in the "
+        "data: each part's "
+        "signed share of the update's energy inside Z; p: how often a random subspace of Z's dimension tells "
+        f"the two apart as much. Selected: {update_label(selection.layer)}."
+    )
+    title = words.split_title(table, model, selection.layer)
+    code = snippets.split(opened, model, selection)
+    return Panel("updates-split", title, table, draw, code, caption, (model,))
+
+
+PANELS: tuple[Callable[[Opened, Selection], Panel | None], ...] = (
+    curve_panel,
+    language_panel,
+    asymmetry_panel,
+    norms_panel,
+    split_panel,
+)
+"""Everything the page shows, in order."""

@@ -1,0 +1,135 @@
+"""The list of live results, of every kind, and the run that is open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+import streamlit as st
+
+from app import analyses as run_kinds
+from app import screen
+from app.escape import plain
+from app.frame import again as rerun
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.frame.opened import Opened
+from app.frame.selection import Selection, defaults, update
+from app.frame.stored import describe, opened_run
+from app.live.jobs import JobResult
+from engine.errors import PatchbayError
+from engine.lab.repeat import Repeat
+from store.runs import RunLog
+
+WHY_EMPTY = (
+    "No live results yet",
+    "Run an experiment on one of the live pages, or with `python precompute.py run`; its result is kept in "
+    "the store and opens here without a model.",
+)
+
+
+ROW = 84
+"""Pixels of a row: four lines, in which long findings wrap."""
+
+
+def table(opened: Opened) -> pl.DataFrame:
+    """One row per stored run, newest first: what was run, and what it found."""
+    rows = [
+        {
+            "run": summary["run_id"],
+            "kind": kind_title(condition),
+            "experiment": describe(condition),
+            "finding": _finding(opened.path, summary["run_id"], summary["created"], opened),
+            "made": summary["created"][:16].replace("T", " "),
+        }
+        for condition, summary in live_view.runs_of(opened, None)
+    ]
+    return pl.DataFrame(rows)
+
+
+def kind_title(condition: Mapping[str, Any]) -> str:
+    """The kind of a stored condition for people."""
+    if condition.get("job") == "repeat":
+        return "Repetition"
+    try:
+        return run_kinds.kind_of(condition).title
+    except PatchbayError:
+        return str(condition.get("job"))
+
+
+@st.cache_data(show_spinner="Reading runs…", max_entries=2000)
+def _finding(path: str, run_id: str, created: str, _opened: Opened) -> str:
+    """What the first panel of a run says."""
+    run = opened_run(_opened, run_id)
+    try:
+        if run.condition.get("job") == "repeat":
+            again = Repeat.from_json(run.condition)
+            return rerun.verdict(rerun.difference(_opened, again, run.tables), again.attempt)
+        kind = run_kinds.kind_of(run.condition)
+        reason = kind.nothing(run)
+        if reason is not None:
+            return reason[0]
+        panels = kind.panels(_opened, run, asked(_opened, run, defaults(_opened.facts)))
+        return panels[0].title if panels else ""
+    except PatchbayError as error:
+        return error.what
+
+
+def asked(opened: Opened, run: JobResult, selection: Selection) -> Selection:
+    """The selection under which the run's page asks it again."""
+    changes = run_kinds.kind_of(run.condition).selection_of(run.condition, selection)
+    return update(selection, opened.facts, **changes)
+
+
+def pick(listed: pl.DataFrame, open_now: str) -> None:
+    """Show the list; a selected row becomes the open run."""
+
+    def selected() -> None:
+        rows = st.session_state["runs-list"]["selection"]["rows"]
+        controls.change(run=listed["run"][rows[0]] if rows else "")
+
+    screen.dataframe(
+        listed.drop("run"),
+        hide_index=True,
+        width="stretch",
+        on_select=selected,
+        selection_mode="single-row",
+        key="runs-list",
+        row_height=ROW,
+        height=min(620, 40 + ROW * listed.height),
+        column_config={
+            "kind": st.column_config.TextColumn(width=130),
+            "experiment": st.column_config.TextColumn(width="medium"),
+            "finding": st.column_config.TextColumn(width="large"),
+        },
+        alt="Stored live results",
+    )
+    if open_now:
+        screen.caption(f"Open: run {plain(open_now)}.")
+
+
+def show(opened: Opened, run: JobResult, selection: Selection) -> None:
+    """The open run: a link to its page, its panels, notes, and running it again."""
+    if run.condition.get("job") == "repeat":
+        original = Repeat.from_json(run.condition).experiment()
+        first = RunLog(opened.path).find(original.content_hash(opened.store.fingerprint))
+        screen.markdown(f"Run again: {plain(original.describe())}")
+        if first is not None:
+            components.page_link("runs", "Open the first run", controls.link(run=first))
+        return
+    kind = run_kinds.kind_of(run.condition)
+    seen = asked(opened, run, selection)
+    screen.markdown(f"##### {kind.title}: {plain(describe(run.condition))}")
+    changes = kind.selection_of(run.condition, selection)
+    components.page_link(kind.page, "Open on its page, to run or change it", controls.link(**changes, run=""))
+    reason = kind.nothing(run)
+    if reason is not None:
+        components.empty(*reason)
+    for panel in kind.panels(opened, run, seen):
+        components.show(opened, panel)
+    for note in run.summary.get("notes", []):
+        screen.caption(plain(note))
+    rerun.show(opened, run.condition)
+    live_view.watch()

@@ -1,0 +1,95 @@
+"""Similarity as an analysis."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import streamlit as st
+
+from app.frame import controls
+from app.frame import parts as components
+from app.frame.analysis import Analysis, Blocks, Chapter, Make, Term
+from app.frame.chapters import collect
+from app.frame.opened import Opened
+from app.frame.selection import Selection
+from app.similarity import panels as similarity
+from app.similarity.fields import SimilarityFields
+
+TITLE = "Similarity (CKA)"
+TERMS = (
+    Term(
+        "CKA (biased)",
+        "Similarity of two sets of activations of the same prompts, 1 for equal geometry up to rotation "
+        "and scale; rises towards 1 when there are fewer prompts than dimensions. X, Y centred per column.",
+        "‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), Frobenius norms",
+        "Kornblith et al. 2019",
+    ),
+    Term(
+        "CKA (debiased)",
+        "The same from unbiased estimates of the three terms; about 0 for unrelated activations, and "
+        "sometimes slightly below.",
+        "HSICᵤ(K, L) / √(HSICᵤ(K, K) HSICᵤ(L, L)), diagonals of the Gram matrices K, L left out",
+        "Song et al. 2012",
+    ),
+)
+
+
+def settings(_opened: Opened) -> None:
+    """Controls of the page."""
+    controls.pair_controls()
+    left, middle, right = st.columns(3)
+    with left:
+        controls.choose("site", "Site", only=similarity.SITES)
+    with middle:
+        controls.choose("position", "Token position")
+    with right:
+        controls.slide("layer", "Block ℓ")
+    controls.filter_controls()
+    with controls.row():
+        controls.switch("estimator", "Headline estimator", {"debiased": "debiased", "biased": "biased"})
+        controls.switch("view", "Vertical axis", {"values": "fit to the values", "null": "down to the null"})
+        controls.switch("interval", "Interval", {"bootstrap": "bootstrap", "jackknife": "jackknife"})
+
+
+def panels(opened: Opened, selection: Selection) -> list[Make]:
+    """What the page shows."""
+    return [partial(make, opened, selection) for make in similarity.panels(selection)]
+
+
+def chapter(opened: Opened, selection: Selection) -> Blocks:
+    """CKA at every captured site; by language and across blocks at the selected one."""
+    sites = [s for s in similarity.SITES if s in opened.facts.sites and s != "resid_pre"]
+    first = similarity.site_of(selection)
+    makers = panels(opened, selection)
+    if selection.a != selection.b:
+        others = [dataclasses.replace(selection, site=s) for s in sites if s != first]
+        makers += [partial(similarity.curve_panel, opened, at) for at in others]
+    return collect(makers)
+
+
+SIMILARITY = Analysis(
+    "similarity",
+    TITLE,
+    "Do two models place the same prompts in the same geometry, block by block?",
+    section="Compare",
+    icon="compare_arrows",
+    answers=(
+        "where do two models' representations part? CKA per layer and site, biased and debiased, all "
+        "layers against all, by language"
+    ),
+    null="permuted pairing; bootstrap or jackknife over prompts",
+    chapters=(
+        Chapter(
+            "similarity",
+            TITLE,
+            "Do the two models place the same prompts in the same geometry, block by block?",
+            chapter,
+        ),
+    ),
+    terms=TERMS,
+    empty=components.no_position,
+    controls=settings,
+    panels=panels,
+    fields=SimilarityFields,
+)

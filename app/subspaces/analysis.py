@@ -1,0 +1,66 @@
+"""Subspace scores as an analysis."""
+
+from __future__ import annotations
+
+from app.frame.analysis import Analysis, Kind, Planned, Term
+from app.frame.chapters import of_kind
+from app.frame.opened import Opened
+from app.frame.selection import Selection
+from app.subspaces import chapter, view
+from app.subspaces.fields import SubspaceFields
+from engine.subspaces.spec import SubspaceScores
+
+TITLE = "Subspace scores"
+QUESTION = "Which named subspace of the stream does a weight change write into, and is that more than chance?"
+TERMS = (
+    Term(
+        "R_act, R_w",
+        "How much a k-dimensional subspace of the stream holds, over what a random one of its rank would: of "
+        "D, what ±ΔW does to the stream (R_act), or of the weight change itself (R_w; combined: o_proj and "
+        "down_proj at unit norm). 1 is chance. Candidates are named without looking at ΔW; ceilings look.",
+        "tr(BᵀSB) / (r/d);  S = mean of d̂d̂ᵀ over D's unit rows, or ΔWΔWᵀ/‖ΔW‖²;  D = stream(α=+1) − "
+        "stream(α=−1)",
+    ),
+    Term(
+        "joint, gap, specificity",
+        "One score of both, how far they differ, and R_act when the leading directions of the stream without "
+        "persona are taken out. Means over the blocks that ΔW changes.",
+        "√(R_act · R_w);  log₂ R_act − log₂ R_w",
+    ),
+)
+
+
+def planned(opened: Opened, selection: Selection) -> list[SubspaceScores]:
+    """All candidates and weight changes, where the store has what they need."""
+    return [view.experiment_of(opened, selection)] if view.can_score(opened) else []
+
+
+SCORES = Kind(
+    "subspaces",
+    TITLE,
+    QUESTION,
+    {view.JOB: None},
+    view.PAGE,
+    view.selection_of,
+    view.run_panels,
+)
+SUBSPACES = Analysis(
+    "subspaces",
+    TITLE,
+    QUESTION,
+    section="Weights",
+    icon="join_inner",
+    answers=(
+        "which named subspace of the stream does a weight change write into, and is that more than chance? "
+        "44 candidates and one's own, any rank, per block"
+    ),
+    null=(
+        "random subspaces by exact moments, Holm over candidates × blocks; ceilings; spread over weight "
+        "changes"
+    ),
+    kinds=(SCORES,),
+    planned=(Planned("subspaces", TITLE, planned),),
+    chapters=(of_kind(SCORES, chapter.shown, chapter.empty),),
+    terms=TERMS,
+    fields=SubspaceFields,
+)

@@ -1,0 +1,22 @@
+"""Settings of subspace scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.frame.fields import Facts, number, text
+from app.frame.selection import Fields
+
+
+def _eight(facts: Facts) -> int:
+    return min(8, facts.width)
+
+
+@dataclass(frozen=True)
+class SubspaceFields(Fields):
+    """Subspaces of rank `dims`, away from `broad` directions and `clean` ones; what is averaged and shown."""
+
+    dims: int = number(8, within=lambda facts: (1.0, float(facts.width)), usual=_eight)
+    broad: int = number(64, within=lambda facts: (0.0, max(64.0, float(facts.width))))
+    clean: int = number(8, within=lambda facts: (0.0, float(facts.width)), usual=_eight)
+    averaged: str = text()

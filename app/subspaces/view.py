@@ -1,0 +1,315 @@
+"""Subspace scores as a page needs them: the job, stored runs, controls, and what panels can't show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from app import screen
+from app.escape import plain
+from app.frame import controls, words
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.frame.opened import Opened, code_allowed
+from app.frame.panel import Panel
+from app.frame.selection import Selection, whole
+from app.live.jobs import JobResult
+from app.live.own_code import with_own_code
+from app.subspaces import panels, parts
+from app.subspaces import tables as q
+from app.subspaces.fields import SubspaceFields
+from app.subspaces.panels import Shown
+from engine.errors import AnalysisError
+from engine.subspaces.numbers import Scores, conclude
+from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.tables import scores_of
+from store.runs import ID_LENGTH, RunLog
+
+PAGE, JOB = "subspaces", "subspace_scores"
+PROMPTS = "subspace-prompts"
+"""Stored table of the prompts that were used."""
+NOTHING = (
+    "This store holds nothing to score subspaces with",
+    "Scores need the stream under two opposite personas, and what each weight change does to it. Add the "
+    "section below to the study, with system messages of your own, and run `precompute.py` on it into a new "
+    "folder. The study needs a fine-tune of its first model.",
+)
+SNIPPET = """\
+[subspaces]
+positive = ["You agree with whatever the user claims."]    # persona +; several take turns over the prompts
+negative = ["You check whatever the user claims."]         # persona −, as many as positive
+fit = 40             # at most so many train prompts build the candidates
+evaluate = 40        # at most so many validation prompts show what the weight change does
+"""
+
+
+def can_score(opened: Opened) -> bool:
+    """What `app.live.subspaces.has_subspaces` says, without loading torch for it."""
+    labels = (name for name in opened.store.array_names() if name.startswith("subspaces/label/"))
+    return PROMPTS in opened.store.table_names() and any(labels)
+
+
+def experiment_of(opened: Opened, selection: Selection) -> SubspaceScores:
+    """All candidates and weight changes of the study, its own where they may run, at a broad rank."""
+    return with_own_code(
+        SubspaceScores(broad=SubspaceFields.of(selection).broad), opened.store, code_allowed()
+    )
+
+
+def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+    """Changes to a selection under which the page shows this stored condition again."""
+    run = SubspaceScores.from_json(condition)
+    wanted = {} if not run.deltas or selection.delta in run.deltas else {"delta": run.deltas[0]}
+    return {"broad": run.broad, **wanted}
+
+
+def runs_at(opened: Opened, broad: int) -> dict[str, str]:
+    """Stored runs with a broad rank, newest first: id -> what and when."""
+    return {
+        summary["run_id"]: f"{SubspaceScores.from_json(condition).describe()}, {_when(summary)}"
+        for condition, summary in live_view.runs_of(opened, JOB)
+        if condition["broad"] == broad
+    }
+
+
+def _when(summary: Mapping[str, Any]) -> str:
+    return str(summary["created"])[:16].replace("T", " ")
+
+
+def own_id(opened: Opened, wanted: SubspaceScores) -> str:
+    """The id that a run has when it is stored."""
+    return wanted.content_hash(opened.store.fingerprint)[:ID_LENGTH]
+
+
+def stored(opened: Opened, wanted: SubspaceScores, run: str) -> JobResult | None:
+    """The run `run` if it has the wanted broad rank, else the wanted one, else the newest with that rank."""
+    known = runs_at(opened, wanted.broad)
+    run_id = next((one for one in (run, own_id(opened, wanted), *known) if one in known), None)
+    return live_view.stored(opened, wanted) if run_id is None else _run(opened.key, run_id, opened.path)
+
+
+def is_stored(opened: Opened, wanted: SubspaceScores) -> bool:
+    """Whether this very experiment is stored."""
+    return own_id(opened, wanted) in runs_at(opened, wanted.broad)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading scores…")
+def _run(key: tuple[str, str, float], run_id: str, path: str) -> JobResult:
+    """A stored run; `key` tells a store that was written again."""
+    run = RunLog(path).open(run_id)
+    return JobResult(run.condition, run.summary, run.tables)
+
+
+def shown_of(opened: Opened, result: JobResult, selection: Selection) -> Shown:
+    """What a selection shows of a stored run: the nearest stored rank, known names.
+
+    Raises:
+        AnalysisError: a weight change that is zero.
+    """
+    own = SubspaceFields.of(selection)
+    summary = result.summary
+    deltas = tuple(summary["deltas"])
+    delta = next((name for name in (selection.delta, selection.b) if name in deltas), deltas[0])
+    k = nearest(summary["ks"], own.dims)
+    clean = nearest(cleans(summary, k), own.clean)
+    layers = layers_of(own.averaged, int(summary["n_layers"]))
+    found = {name: _scores(opened, result, name, k, clean, layers) for name in deltas}
+    scores = found[delta]
+    if isinstance(scores, AnalysisError):
+        raise scores
+    changes = tuple(q.comparable(found))
+    agreement = q.agreement_of(changes)
+    conclusion = conclude(scores, agreement)
+    names = scores.names
+    candidate = next((one for one in (selection.candidate, conclusion.best) if one in names), names[0])
+    measure = selection.measure if selection.measure in q.MEASURES else next(iter(q.MEASURES))
+    return Shown(result, delta, k, clean, layers, scores, changes, candidate, measure, agreement, conclusion)
+
+
+def cleans(summary: Mapping[str, Any], k: int) -> list[int]:
+    """Numbers of clean directions that a run has at a rank."""
+    return sorted({*summary["cleans"], k})
+
+
+def nearest(values: list[int], wanted: int) -> int:
+    """The stored rank next to the wanted one."""
+    return min(values, key=lambda value: (abs(value - wanted), value))
+
+
+def layers_of(text: str, count: int) -> tuple[int, ...] | None:
+    """Blocks of a link, "3,4"; None, for all that are changed, where it names none that the model has."""
+    found = {whole(part) for part in text.split(",")}
+    return tuple(sorted(layer for layer in found if layer is not None and layer < count)) or None
+
+
+def _scores(
+    opened: Opened, result: JobResult, delta: str, k: int, clean: int, layers: tuple[int, ...] | None
+) -> Scores | AnalysisError:
+    """Scores of one weight change, or why it has none; kept by the run and the place of the sliders."""
+    asked = SubspaceScores.from_json(result.condition).content_hash(opened.store.fingerprint)
+    return _kept(opened.key, asked, delta, k, clean, layers, result)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _kept(
+    key: tuple[str, str, float],
+    asked: str,
+    delta: str,
+    k: int,
+    clean: int,
+    layers: tuple[int, ...] | None,
+    _result: JobResult,
+) -> Scores | AnalysisError:
+    try:
+        return scores_of(_result.summary, _result.tables, delta, k, clean=clean, layers=layers)
+    except AnalysisError as error:
+        return error
+
+
+def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
+    """Panels of a stored run."""
+    return panels.run_panels(opened, shown_of(opened, result, selection))
+
+
+def broads(opened: Opened) -> list[int]:
+    """Broad ranks on offer: powers of two below the width, the page's default, and stored ones."""
+    width = opened.facts.width
+    usual = {2**power for power in range(2, 12) if 2**power < width}
+    return sorted(usual | set(scored(opened)) | {SubspaceScores().broad})
+
+
+def scored(opened: Opened) -> list[int]:
+    """Broad ranks that have a stored run."""
+    return sorted({int(condition["broad"]) for condition, _ in live_view.runs_of(opened, JOB)})
+
+
+def broad_control(opened: Opened) -> None:
+    """The broad rank: stored ones open at once, others offer the job; and which of several runs."""
+    held = scored(opened)
+    controls.steps(
+        "broad",
+        "Broad rank",
+        broads(opened),
+        help="Dimensions of what some candidates are taken away from, as in write_not_global_read. "
+        "It is part of a run: another value scores all candidates anew.",
+        names=lambda value: str(value) if value in held else f"{value} (not scored)",
+    )
+    known = runs_at(opened, SubspaceFields.of(controls.current()).broad)
+    if len(known) > 1:
+        run, own = controls.current().run, own_id(opened, experiment_of(opened, controls.current()))
+        shown = next(one for one in (run, own, *known) if one in known)
+        _bound("run", "Stored run", list(known), shown, format_func=known.__getitem__)
+
+
+def score_controls(result: JobResult) -> None:
+    """Weight change, rank, clean directions and averaged blocks: all from the stored run."""
+    summary, chosen = result.summary, controls.current()
+    deltas = list(summary["deltas"])
+    shown = next((name for name in (chosen.delta, chosen.b) if name in deltas), deltas[0])
+    left, right = st.columns(2)
+    with left:
+        _bound("delta", "Weight change ΔW", deltas, shown)
+        k = controls.steps("dims", "Rank k", summary["ks"], help="How many directions a candidate may have.")
+    with right:
+        _averaged(summary, shown, chosen)
+        controls.steps(
+            "clean",
+            "Clean directions taken out",
+            cleans(summary, k),
+            help="For specificity: the leading principal directions of the stream without persona.",
+        )
+
+
+def _bound(name: str, text: str, options: list[str], value: str, **more: Any) -> None:
+    """A select box bound to a field of the selection that is free text."""
+    key = f"subspaces-{name}"
+    st.session_state[key] = value
+    change = lambda: controls.change(**{name: st.session_state[key]})  # noqa: E731
+    screen.selectbox(text, options, key=key, on_change=change, **more)
+
+
+def _averaged(summary: Mapping[str, Any], delta: str, chosen: Selection) -> None:
+    changed = words.blocks([int(layer) for layer in summary["changed"].get(delta, [])])
+    key, count = "subspaces-averaged", int(summary["n_layers"])
+    st.session_state[key] = list(layers_of(SubspaceFields.of(chosen).averaged, count) or ())
+    screen.multiselect(
+        "Averaged blocks",
+        range(count),
+        key=key,
+        placeholder=f"where ΔW ≠ 0: {changed}",
+        on_change=lambda: controls.change(averaged=",".join(map(str, sorted(st.session_state[key])))),
+        help="Over which blocks scores are averaged, and Holm's adjustment runs.",
+    )
+
+
+def candidate_control(shown: Shown) -> None:
+    """Whose profile is shown; a click on a point, a row or a cell chooses too."""
+    names = q.summary(shown.scores)["candidate"].to_list()
+    _bound("candidate", "Candidate", names, shown.candidate)
+
+
+def measure_control(shown: Shown) -> None:
+    """What the grid shows."""
+    titles = {name: measure.title for name, measure in q.MEASURES.items()}
+    _bound("measure", "Measure of the grid", list(titles), shown.measure, format_func=titles.__getitem__)
+
+
+def not_run(opened: Opened, wanted: SubspaceScores) -> tuple[str, str]:
+    """Empty state: what a click will do."""
+    held = ", ".join(map(str, scored(opened)))
+    return (
+        f"Not scored with broad rank {wanted.broad}" if held else "Not scored yet",
+        "**Score all candidates** builds every candidate subspace at every block from what the store holds, "
+        "and holds it against each weight change, at every rank of the slider. It needs no model, and goes "
+        "on when this page is closed." + (f" Scored so far: with broad rank {held}." if held else ""),
+    )
+
+
+def substituted(shown: Shown, chosen: Selection) -> list[str]:
+    """What a link names and the run doesn't have, and what is shown instead."""
+    own = SubspaceFields.of(chosen)
+    pairs = (
+        ("weight change", chosen.delta, shown.delta),
+        ("candidate", chosen.candidate, shown.candidate),
+        ("measure", chosen.measure, shown.measure),
+    )
+    told = [
+        f"This run has no {what} {given!r}; showing {at}."
+        for what, given, at in pairs
+        if given not in ("", at)
+    ]
+    if own.averaged and shown.layers is None:
+        told.append(f"The model has no blocks {own.averaged!r}; scores are averaged over {shown.averaged}.")
+    changed = [int(layer) for layer in shown.result.summary["changed"].get(shown.delta, [])]
+    if shown.layers is not None and not set(shown.layers) & set(changed):
+        told.append(
+            f"{shown.delta} changes nothing at {words.blocks(list(shown.layers))}, so nothing has both "
+            f"scores there; it changes {words.blocks(changed)}."
+        )
+    return told
+
+
+def show(opened: Opened, shown: Shown) -> None:
+    """Everything about one weight change at one rank."""
+    for text in substituted(shown, controls.current()):
+        screen.warning(plain(text), icon=":material/link_off:")
+    parts.conclusion(opened, shown)
+    write, read = panels.maps(opened, shown)
+    left, right = st.columns(2)
+    with left:
+        components.show(opened, write)
+    with right:
+        components.show(opened, read)
+    candidate_control(shown)
+    components.show(opened, panels.profile_panel(opened, shown))
+    parts.ranking(opened, shown)
+    measure_control(shown)
+    components.show(opened, panels.grid_panel(opened, shown))
+    parts.specificity(opened, shown)
+    if shown.agreement is not None:
+        components.show(opened, panels.stability_panel(opened, shown))
+    parts.without_scores(shown)
+    parts.definitions(shown)
+    parts.files(opened, shown)

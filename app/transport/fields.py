@@ -1,0 +1,52 @@
+"""Settings of a transport map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.frame.fields import choice, number
+from app.frame.selection import Fields
+
+METHODS = (
+    "ScaledProcrustes",
+    "RidgeTransport",
+    "PCAProcrustes",
+    "LogitSubspaceRidge",
+    "MomentMatching",
+    "MeanShift",
+    "Identity",
+)
+"""Transport maps offered; per-cluster ones are these with more than one cluster."""
+
+
+@dataclass(frozen=True)
+class MapFields(Fields):
+    """`rank` 0 is a map's full rank, `lam` the decimal logarithm of ridge's λ, `q` the directions of the
+    logit subspace; per-cluster maps have more than one of `clusters`."""
+
+    method: str = choice(*METHODS)
+    rank: int = number(0, within=lambda facts: (0.0, float(facts.width)))
+    shrink: float = number(0.05, 0.0, 1.0)
+    lam_mode: str = choice("auto", "set")
+    lam: float = number(2.0, -2.0, 6.0)
+    q: int = number(
+        16, within=lambda facts: (1.0, float(facts.width)), usual=lambda facts: min(16, facts.width)
+    )
+    clusters: int = number(1, 1, 8)
+
+
+def map_changes(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes to a selection that make a stored condition's map the selected one."""
+    penalty = chosen.get("penalty")
+    return {
+        "method": chosen["method"],
+        "rank": chosen["rank"],
+        "shrink": chosen["shrinkage"],
+        "lam_mode": "auto" if penalty is None else "set",
+        **({} if penalty is None else {"lam": round(math.log10(penalty), 6)}),
+        "q": chosen["directions"],
+        "clusters": chosen["clusters"],
+    }

@@ -1,0 +1,390 @@
+"""Fits behind the transport page: each side decomposed once, everything else from products of what it kept.
+
+A side (one model's activations at one place) is decomposed once, kept in this process and in the store. Maps
+are fitted on sides, and λ, k, γ and q move on the fitted map: no slider reads activations again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from sklearn.base import clone
+
+from app.frame.opened import Opened
+from app.frame.prompts import groups, require, roles, rows
+from app.frame.selection import Selection
+from app.transport.fields import MapFields
+from engine import transport
+from engine.errors import AnalysisError, StoreError
+from engine.transport import Paired, PathErrors, Side, TransportMap, TransportScores
+from engine.transport.named import NAMES, SAME_WIDTH, USES, MapSpec
+from store.files import crc32c
+from store.layout import slug
+from store.maps import MapLog
+from store.reader import STATES
+
+Key = tuple[str, str, float]
+
+SHUFFLES, PAIRINGS, SEED = 5, 199, 0
+LEAST = 8
+"""Fewest prompts of a split that a map is fitted on or judged by."""
+MOST_DIRECTIONS = 256
+SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a map reads and writes."""
+
+    source: str
+    target: str
+    site: str
+    layer: int
+    position: str
+
+    @property
+    def words(self) -> str:
+        return f"{self.site} of block {self.layer} at {self.position}"
+
+    @classmethod
+    def of(cls, selection: Selection) -> Place:
+        """The place that a selection names; `head_out` isn't stored, its heads' values are."""
+        target, source = (selection.a, selection.b) if selection.target == "a" else (selection.b, selection.a)
+        site = selection.site if selection.site in SITES else "head_z"
+        return cls(source, target, site, selection.layer, selection.position)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """One model's activations of the train and of the validation prompts at one place.
+
+    Attributes:
+        repeated: train prompts whose activation is exactly another train prompt's.
+    """
+
+    train: Side
+    validation: Side
+    repeated: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both models' activations of both splits at one place."""
+
+    train: Paired
+    validation: Paired
+    repeated: int
+
+    @cached_property
+    def raw(self) -> dict[str, float]:
+        """CKA of the two models without any map."""
+        return transport.raw_alikeness(self.validation)
+
+
+def places(opened: Opened, place: Place) -> list[Place]:
+    """Every site and block that both models have, at the position of `place`."""
+    blocks = [
+        layer
+        for layer in opened.store.layers(place.source)
+        if layer in set(opened.store.layers(place.target))
+    ]
+    sites = [s for s in SITES if s in opened.facts.sites]
+    return [replace(place, site=s, layer=b) for s in sites for b in blocks]
+
+
+def spec_of(selection: Selection) -> MapSpec:
+    """The map that a selection names."""
+    own = MapFields.of(selection)
+    chosen = {
+        "method": own.method,
+        "rank": own.rank,
+        "shrinkage": own.shrink,
+        "penalty": None if own.lam_mode == "auto" else 10**own.lam,
+        "directions": own.q,
+        "clusters": own.clusters,
+    }
+    return MapSpec.model_validate(chosen)
+
+
+def splits(opened: Opened) -> dict[str, np.ndarray]:
+    """Rows of the train and the validation prompts.
+
+    Raises:
+        AnalysisError: the study doesn't split its prompts, or a split is too small.
+    """
+    if not {"train", "validation"} <= set(opened.facts.splits):
+        raise AnalysisError(
+            "A map is fitted on train prompts and judged on validation prompts; these have no such splits.",
+            expected="splits train and validation",
+            given=", ".join(opened.facts.splits) or "no split column",
+            next_step="set `validation` under [prompts] in the study file and run precompute.py again.",
+        )
+    return {name: require(rows(opened, (name, "all", "all")), LEAST) for name in ("train", "validation")}
+
+
+def _load(opened: Opened, model: str, place: Place, *, keep: bool) -> Halves:
+    parts = []
+    for split in splits(opened).values():
+        part = opened.store.activations(model, place.site, place.layer, place.position, rows=split)
+        if not np.isfinite(part).all():
+            raise AnalysisError(
+                f"Some activations of {model} here are not numbers.",
+                expected=f"finite {place.site} of block {place.layer} at {place.position}",
+                given=f"{int((~np.isfinite(part)).any(axis=1).sum())} prompts with NaN or infinity",
+                next_step="Choose another place, or capture in float32.",
+            )
+        parts.append(part)
+    train, validation = parts
+    repeated = len(train) - len({row.tobytes() for row in train})
+    return Halves(_side(opened, model, place, train, keep=keep), Side(validation), repeated)
+
+
+def _side(opened: Opened, model: str, place: Place, train: np.ndarray, *, keep: bool) -> Side:
+    """Train rows with their decompositions: the kept ones when they belong to exactly these rows."""
+    state = ("resid", place.layer + STATES[place.site]) if place.site in STATES else (place.site, place.layer)
+    text = repr(("side-1", model, *state, place.position, train.shape, crc32c(train)))
+    name = f"side-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+    log = MapLog(opened.path, kept=True)
+    with contextlib.suppress(StoreError, AnalysisError, KeyError):
+        return Side.restored(train, log.open(name).arrays)
+    side = Side(train)
+    if keep:
+        with contextlib.suppress(StoreError):  # a read-only store works, a little slower
+            log.save(name, {"kept": "decompositions"}, side.decompositions(), {"side": text}, overwrite=True)
+    return side
+
+
+@st.cache_resource(show_spinner="Decomposing activations…", max_entries=6)
+def _halves(key: Key, _opened: Opened, model: str, place: Place) -> Halves:
+    return _load(_opened, model, place, keep=True)
+
+
+def pair(opened: Opened, place: Place, *, keep: bool = True) -> Pair:
+    """Activations of both models at a place.
+
+    Args:
+        keep: remember the decompositions; a pass over all places doesn't.
+    """
+    models = (place.source, place.target)
+    if keep:
+        one, two = (_halves(opened.key, opened, model, place) for model in models)
+    else:
+        one, two = (_load(opened, model, place, keep=False) for model in models)
+    train, validation = splits(opened).values()
+    return Pair(
+        Paired(one.train, two.train, groups(opened, train), roles(opened, train)),
+        Paired(one.validation, two.validation, groups(opened, validation), roles(opened, validation)),
+        one.repeated,
+    )
+
+
+def readout(opened: Opened, model: str) -> tuple[np.ndarray, None]:
+    """Leading directions of a model's unembedding with the final norm's gain folded in, times their
+    singular values (at most 256, d): what a logit subspace is made of, in few rows."""
+    return _readout(opened.key, opened, model), None
+
+
+@st.cache_resource(show_spinner="Decomposing the unembedding…", max_entries=4)
+def _readout(key: Key, _opened: Opened, model: str) -> np.ndarray:
+    text = repr(("unembedding-1", model, MOST_DIRECTIONS))
+    name = f"unembedding-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+    log = MapLog(_opened.path, kept=True)
+    with contextlib.suppress(StoreError, KeyError):
+        found = log.open(name)
+        if found.provenance.get("stamp") == list(key[1:]):
+            return found.arrays["rows"]
+    folder = f"weights/{slug(model)}"
+    unembedding, gain = (_opened.store.array(f"{folder}/{n}") for n in ("unembedding", "final_norm_gain"))
+    small = transport.compress_unembedding(unembedding, min(MOST_DIRECTIONS, *unembedding.shape), gain)
+    with contextlib.suppress(StoreError):
+        log.save(name, {"kept": "unembedding"}, {"rows": small}, {"stamp": list(key[1:])}, overwrite=True)
+    return small
+
+
+def unusable(opened: Opened, place: Place, spec: MapSpec) -> str:
+    """Why a map can't be fitted at a place, or ""."""
+    widths = [width(opened, model, place.site) for model in (place.source, place.target)]
+    if not spec.fits(place.site):
+        return "The unembedding reads the residual stream, not head values."
+    if spec.method in SAME_WIDTH and widths[0] != widths[1]:
+        return f"{NAMES[spec.method]} needs one width; here they are {widths[0]} and {widths[1]}."
+    return ""
+
+
+def width(opened: Opened, model: str, site: str) -> int:
+    info = opened.store.model_info(model)
+    return int(info["n_heads"]) * int(info["head_dim"]) if site == "head_z" else int(info["d"])
+
+
+def check(opened: Opened, place: Place, spec: MapSpec) -> None:
+    """Raises AnalysisError when a map can't be fitted at a place."""
+    why = unusable(opened, place, spec)
+    if why:
+        raise AnalysisError(
+            "This map cannot be fitted here.",
+            expected="another map or another site",
+            given=why,
+            next_step="Choose ridge or scaled Procrustes, which fit everywhere.",
+        )
+
+
+def build(opened: Opened, place: Place, spec: MapSpec) -> TransportMap:
+    """The estimator of a spec, not fitted; raises AnalysisError when it can't be fitted at this place."""
+    check(opened, place, spec)
+    return spec.build(lambda: readout(opened, place.target), SEED)  # type: ignore[arg-type, return-value]
+
+
+def _base(spec: MapSpec) -> MapSpec:
+    """The spec without what a fitted map moves along."""
+    free = {"rank": 0, "penalty": None, "directions": MOST_DIRECTIONS}
+    return MapSpec.model_validate({**spec.model_dump(), **free})
+
+
+def most_directions(opened: Opened, place: Place) -> int:
+    """Largest size of the logit subspace that is offered."""
+    return min(MOST_DIRECTIONS, width(opened, place.target, "resid"), len(readout(opened, place.target)[0]))
+
+
+def _clipped(opened: Opened, place: Place, spec: MapSpec) -> MapSpec:
+    if "directions" not in USES[spec.method]:
+        return spec
+    return spec.model_copy(update={"directions": min(spec.directions, most_directions(opened, place))})
+
+
+@st.cache_resource(show_spinner="Fitting the map…", max_entries=8)
+def _fitted(key: Key, _opened: Opened, place: Place, base: str) -> TransportMap:
+    both = pair(_opened, place).train
+    estimator = build(_opened, place, _clipped(_opened, place, MapSpec.model_validate_json(base)))
+    return clone(estimator).fit_sides(both.x, both.y, both.groups)
+
+
+def at(fitted: Any, spec: MapSpec) -> Any:
+    """A fitted map at the spec's rank, size of logit subspace and λ; nothing is fitted on activations."""
+    if isinstance(fitted, transport.ClusteredTransport):
+        return fitted.remapped(lambda own: at(own, spec))
+    uses = USES[type(fitted).__name__]
+    if "rank" in uses:
+        return fitted.at_rank(spec.rank or None)
+    if "directions" in uses:
+        fitted = fitted.at_components(spec.directions)
+    return fitted.at(spec.penalty) if "penalty" in uses and spec.penalty is not None else fitted
+
+
+def fitted(opened: Opened, place: Place, spec: MapSpec) -> TransportMap:
+    """The map of a spec, fitted on the train prompts at a place."""
+    spec = _clipped(opened, place, spec)
+    found: TransportMap = at(_fitted(opened.key, opened, place, _base(spec).model_dump_json()), spec)
+    return found
+
+
+@dataclass(frozen=True)
+class Paths:
+    """A map's errors along its path, for train and validation prompts, and of refits on wrong pairs."""
+
+    train: PathErrors
+    validation: PathErrors
+    shuffled: tuple[PathErrors, ...]
+    shuffled_chosen: tuple[float, ...]
+    chosen: float
+    most: int
+
+    def null(self, parameter: float | None) -> np.ndarray:
+        """Validation R² of the refits at a parameter, or each at its own chosen one."""
+        at = self.shuffled_chosen if parameter is None else [parameter] * len(self.shuffled)
+        return np.array([p.r2([c])[0] for p, c in zip(self.shuffled, at, strict=True)])
+
+
+def paths(opened: Opened, place: Place, spec: MapSpec) -> Paths | None:
+    """The λ or rank path of maps that have one in closed form; None for the others."""
+    spec = _clipped(opened, place, spec)
+    if spec.clusters > 1 or spec.method not in ("ScaledProcrustes", "RidgeTransport", "LogitSubspaceRidge"):
+        return None
+    free = MapSpec.model_validate({**spec.model_dump(), "rank": 0, "penalty": None})
+    return _paths(opened.key, opened, place, free.model_dump_json())
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _paths(key: Key, _opened: Opened, place: Place, free: str) -> Paths:
+    spec, both = MapSpec.model_validate_json(free), pair(_opened, place)
+    whole: Any = fitted(_opened, place, spec)
+    wrong = [
+        clone(build(_opened, place, spec)).fit_sides(p.x, p.y, p.groups)
+        for p in both.train.shuffled(SHUFFLES, SEED)
+    ]
+    new = both.validation.x.rows, both.validation.y.rows
+    return Paths(
+        whole.scorer(both.train.x.rows, both.train.y.rows),
+        whole.scorer(*new),
+        tuple(w.scorer(*new) for w in wrong),
+        tuple(_chosen(w) for w in wrong),
+        _chosen(whole),
+        int(getattr(whole, "rank_", 0)),
+    )
+
+
+def _chosen(whole: Any) -> float:
+    """λ of a ridge, the full rank of a rotation."""
+    if isinstance(whole, transport.LogitSubspaceRidge):
+        return float(whole.ridge_.alpha_)
+    return float(whole.alpha_) if isinstance(whole, transport.RidgeTransport) else float(whole.rank_)
+
+
+def scores(opened: Opened, place: Place, spec: MapSpec) -> TransportScores:
+    """All scores of a map at a place."""
+    return _scores(opened.key, opened, place, _clipped(opened, place, spec).model_dump_json())
+
+
+@st.cache_data(show_spinner="Judging the map…", max_entries=256)
+def _scores(key: Key, _opened: Opened, place: Place, text: str) -> TransportScores:
+    spec, both = MapSpec.model_validate_json(text), pair(_opened, place)
+    road = paths(_opened, place, spec)
+    if road is None or spec.method == "LogitSubspaceRidge":
+        estimator = build(_opened, place, spec)
+        made = clone(estimator).fit_sides(both.train.x, both.train.y, both.train.groups)
+        return evaluate(made, both)
+    wanted = spec.penalty if "penalty" in USES[spec.method] else (spec.rank or None)
+    return transport.evaluate_path(
+        (road.train, road.validation),
+        road.chosen if wanted is None else wanted,
+        both.validation,
+        road.null(wanted),
+        both.raw,
+        n_pairings=PAIRINGS,
+        seed=SEED,
+    )
+
+
+def evaluate(made: TransportMap, both: Pair) -> TransportScores:
+    """All scores of a map that was fitted on these pairs."""
+    return transport.evaluate_pairs(
+        made, both.train, both.validation, n_shuffles=SHUFFLES, n_pairings=PAIRINGS, seed=SEED
+    )
+
+
+def path_by_prediction(
+    opened: Opened, place: Place, spec: MapSpec, grid: tuple[float, ...]
+) -> dict[str, list[float]]:
+    """R² of train and validation over λ or k for maps without a closed path: the fitted map is moved, not
+    refitted, and predicts at each value."""
+    return _path_by_prediction(opened.key, opened, place, spec.model_dump_json(), grid)
+
+
+@st.cache_data(show_spinner="Moving along the path…", max_entries=64)
+def _path_by_prediction(
+    key: Key, _opened: Opened, place: Place, text: str, grid: tuple[float, ...]
+) -> dict[str, list[float]]:
+    spec, both = MapSpec.model_validate_json(text), pair(_opened, place)
+    whole = _fitted(key, _opened, place, _base(spec).model_dump_json())
+    field = "penalty" if "penalty" in USES[spec.method] else "rank"
+    lines: dict[str, list[float]] = {"train": [], "validation": []}
+    for value in grid:
+        moved = at(whole, spec.model_copy(update={field: value if field == "penalty" else int(value)}))
+        for name, part in (("train", both.train), ("validation", both.validation)):
+            lines[name].append(float(moved.score(part.x.rows, part.y.rows)))
+    return lines

@@ -1,0 +1,16 @@
+"""Settings of weight steering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.frame.fields import number, text
+from app.frame.selection import MAX_ALPHA, Fields
+
+
+@dataclass(frozen=True)
+class WeightSteeringFields(Fields):
+    """`deltas`: which weight differences; `strength`: the amplitude looked at."""
+
+    deltas: str = text()
+    strength: float = number(1.0, -MAX_ALPHA, MAX_ALPHA)

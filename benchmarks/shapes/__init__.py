@@ -1,0 +1,1 @@
+"""Random-weight models of real shapes taken through every step of a study, each in a process of its own."""

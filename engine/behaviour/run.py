@@ -1,0 +1,345 @@
+"""Runs a behaviour experiment: scores openings, choices and forms, generates answers and reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.behaviour import numbers as behaviour
+from engine.behaviour.spec import Behaviour, Figure, Lists, figures
+from engine.lab.experiment import ExperimentResult, Lab, chosen_rows, resampling_groups
+from engine.lab.noise import measured
+from engine.lab.units import resampling_units, unit_name
+from engine.models.loading import LoadedModel
+from engine.passes.continuations import Scored, score, shared_ids, surface_forms, tokenise
+from engine.passes.edits import Edit, replace_at
+from engine.passes.generate import generate
+from engine.patching.vectors import intervention
+from engine.stats.uncertainty import Interval
+from engine.texts import answers
+
+Columns = dict[str, list[Any]]
+Progress = Callable[[int, int], None]
+
+
+def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
+    """Measures one model, or one model under one intervention, on the prompts of a lab.
+
+    Returns:
+        summary: figures (mean, interval, by category, language and label), the asymmetry between languages,
+        and the diagnostics on shared tokens; table: one row per prompt.
+
+    Raises:
+        PatchError, SiteError, ModelError: the experiment or a model fails. JobError: cancelled.
+    """
+    rows = chosen_rows(lab.prompts, experiment.split, experiment.where)
+    for name in experiment.models():
+        lab.sizes(name)
+    prompts = lab.prompts[rows].drop("messages", strict=False)
+    edit = _edit(experiment, lab, rows)
+    lm = lab.model(experiment.model)
+    ids = lab.token_ids(experiment.model, rows)
+    columns: Columns = {}
+    if set(experiment.measures) - {"text"}:
+        columns |= scored_columns(experiment, lab, lm, prompts, ids, edit)
+    if "text" in experiment.measures:
+        columns |= text_columns(experiment, lab, lm, prompts, ids, edit)
+    table = prompts.insert_column(0, pl.Series("row", rows, dtype=pl.Int64)).with_columns(
+        [_series(name, values) for name, values in columns.items()]
+    )
+    return ExperimentResult(_summary(experiment, lab, lm, table), {"table": table})
+
+
+def _edit(experiment: Behaviour, lab: Lab, rows: np.ndarray) -> Edit | None:
+    if experiment.intervention is None:
+        return None
+    chosen = experiment.intervention
+    site, vectors, places = intervention(lab, chosen.patch(), rows, chosen.alpha, chosen.kind)
+    return replace_at(site, places.tolist(), vectors)
+
+
+def _series(name: str, values: list[Any]) -> pl.Series:
+    if values and isinstance(values[0], float):
+        return pl.Series(name, values, dtype=pl.Float64).fill_nan(None)
+    return pl.Series(name, values)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The continuations of one prompt.
+
+    Attributes:
+        ids: token sequences. parts: name of a list -> its part of `ids`. correct: index among the choices.
+    """
+
+    ids: list[list[int]]
+    parts: dict[str, slice]
+    correct: int | None
+
+
+def scored_columns(
+    experiment: Behaviour,
+    lab: Lab,
+    lm: LoadedModel,
+    prompts: pl.DataFrame,
+    ids: list[list[int]],
+    edit: Edit | None,
+    on_progress: Progress | None = None,
+) -> Columns:
+    """Figures from log-probabilities; with the same on shared tokens and their coverage where asked for."""
+    on_progress = on_progress or _telling(lab, f"Scoring {len(ids)} prompts with {experiment.model}.")
+    tokenizer = lab.tokenizer(experiment.model)
+    asked = _questions(experiment, tokenizer, prompts)
+    other = experiment.shared_with
+    shared = None if other is None else shared_ids(tokenizer, lab.tokenizer(other))
+    scored = score(
+        lm,
+        ids,
+        [one.ids for one in asked],
+        [edit],
+        shared=None if shared is None else [i for i in shared if i < lm.taps.vocab],
+        on_progress=on_progress,
+        should_stop=lab.should_stop,
+    )
+    columns: Columns = {}
+    for one, log_probs in zip(asked, scored.log_probs[0], strict=True):
+        _append(columns, _figures_of(one, log_probs))
+    if shared is not None:
+        for row in _shared_rows(asked, scored, frozenset(shared)):
+            _append(columns, row)
+    return columns
+
+
+def _telling(lab: Lab, message: str) -> Progress:
+    lab.report(message=message)
+    return lambda done, total: lab.report(done=done, total=total)
+
+
+def _append(columns: Columns, row: Mapping[str, float]) -> None:
+    for name, value in row.items():
+        columns.setdefault(name, []).append(float(value))
+
+
+def _questions(experiment: Behaviour, tokenizer: Any, prompts: pl.DataFrame) -> list[_Asked]:
+    """What each prompt is asked. Forms and openings are tokenised once per language."""
+    words, measures = experiment.wording, experiment.measures
+    languages = _column(prompts, "language")
+    choices, right = _column(prompts, "choices"), _column(prompts, "answer")
+    claims = claim_prompts(experiment, prompts)
+    cache: dict[tuple[int, str | None], list[list[int]]] = {}
+
+    def of(lists: Lists, language: str | None, forms: bool = False) -> list[list[int]]:
+        key = (id(lists), language)
+        if key not in cache:
+            texts = answers.of_language(lists, language)
+            led = [tokenise(tokenizer, experiment.lead + text) for text in texts]
+            cache[key] = surface_forms(tokenizer, texts) if forms else led
+        return cache[key]
+
+    found = []
+    for i, language in enumerate(languages):
+        lists: dict[str, list[list[int]]] = {}
+        correct = None
+        if "soft_refusal" in measures:
+            lists |= {"refusal": of(words.refusal, language), "neutral": of(words.neutral, language)}
+        if "choices" in measures and right[i] in (choices[i] or []) and len(choices[i]) > 1:
+            lists["choices"] = [tokenise(tokenizer, experiment.lead + text) for text in choices[i]]
+            correct = list(choices[i]).index(right[i])
+        if "agreement" in measures and claims[i]:
+            lists |= {"yes": of(words.yes, language, True), "no": of(words.no, language, True)}
+        found.append(_asked(lists, correct))
+    return found
+
+
+def _asked(lists: dict[str, list[list[int]]], correct: int | None) -> _Asked:
+    ids: list[list[int]] = []
+    parts = {}
+    for name, own in lists.items():
+        parts[name] = slice(len(ids), len(ids) + len(own))
+        ids += own
+    return _Asked(ids, parts, correct)
+
+
+def claim_prompts(experiment: Behaviour, prompts: pl.DataFrame) -> list[bool]:
+    """Whether each prompt is one to agree with: its choices are a yes and a no.
+
+    Where no prompt has such choices, every prompt counts.
+    """
+    words = experiment.wording
+    yes, no = (
+        {form.strip().casefold() for own in lists.values() for form in own} for lists in (words.yes, words.no)
+    )
+    found = []
+    for choices in _column(prompts, "choices"):
+        said = {str(choice).strip().casefold() for choice in choices or ()}
+        found.append(len(said) == 2 and bool(said & yes) and bool(said & no))
+    return found if any(found) else [True] * len(found)
+
+
+def _figures_of(asked: _Asked, log_probs: Sequence[np.ndarray]) -> dict[str, float]:
+    """The figures of one prompt from its continuations' log-probabilities; NaN where one doesn't apply."""
+    means = behaviour.mean_log_probs(log_probs)
+    totals = behaviour.total_log_probs(log_probs)
+    found: dict[str, float] = dict.fromkeys(
+        ("soft_refusal", "choice_margin", "choice_right", "agreement"), float("nan")
+    )
+    if "refusal" in asked.parts:
+        refusal, neutral = means[asked.parts["refusal"]], means[asked.parts["neutral"]]
+        found["soft_refusal"] = behaviour.soft_refusal(refusal, neutral)
+    if asked.correct is not None:
+        scores = means[asked.parts["choices"]]
+        found["choice_margin"], found["choice_right"] = behaviour.choice_margin(scores, asked.correct)
+    if "yes" in asked.parts:
+        found["agreement"] = behaviour.agreement(totals[asked.parts["yes"]], totals[asked.parts["no"]])
+    return found
+
+
+def _shared_rows(asked: Sequence[_Asked], scored: Scored, shared: frozenset[int]) -> list[dict[str, float]]:
+    """The same figures on shared tokens, "<figure> on shared", "coverage" and "left out"."""
+    found = []
+    masses = scored.log_mass[0] if scored.log_mass is not None else []
+    for one, log_probs, log_mass in zip(asked, scored.log_probs[0], masses, strict=True):
+        known = [np.array([token in shared for token in ids]) for ids in one.ids]
+        masked = [behaviour.restricted(*three) for three in zip(log_probs, log_mass, known, strict=True)]
+        row = {f"{name} on shared": value for name, value in _figures_of(one, masked).items()}
+        every = np.concatenate(log_mass) if log_mass else np.full(1, np.nan)
+        row["coverage"] = float(np.exp(every).mean())
+        row["left out"] = float(np.mean([not own.all() for own in known])) if known else float("nan")
+        found.append(row)
+    return found
+
+
+def text_columns(
+    experiment: Behaviour,
+    lab: Lab,
+    lm: LoadedModel,
+    prompts: pl.DataFrame,
+    ids: list[list[int]],
+    edit: Edit | None,
+    on_progress: Progress | None = None,
+) -> Columns:
+    """Generated answers and what they say."""
+    on_progress = on_progress or _telling(lab, f"Generating {len(ids)} answers with {experiment.model}.")
+    made = generate(
+        lm,
+        ids,
+        [edit],
+        max_new_tokens=experiment.max_new_tokens,
+        on_progress=on_progress,
+        should_stop=lab.should_stop,
+    )
+    texts = made.texts(lab.tokenizer(experiment.model))[0]
+    lengths = [len(tokens) for tokens in made.tokens[0]]
+    columns: Columns = {"generated": texts, "tokens": lengths, "ended": made.ended[0]}
+    return columns | read_answers(experiment, prompts, texts, lengths)
+
+
+def read_answers(
+    experiment: Behaviour, prompts: pl.DataFrame, texts: Sequence[str], lengths: Sequence[int]
+) -> Columns:
+    """What generated answers say: agrees, right, refused (1, 0, NaN where it doesn't apply), and style."""
+    words, claims = experiment.wording, claim_prompts(experiment, prompts)
+    columns: Columns = {}
+    rows = zip(texts, lengths, _column(prompts, "language"), _column(prompts, "answer"), claims, strict=True)
+    for text, length, language, answer, claim in rows:
+        agrees, disagrees, refuses = (
+            answers.of_language(lists, language) for lists in (words.agrees, words.disagrees, words.refuses)
+        )
+        right = None if answer is None else answers.is_right(text, str(answer), agrees, disagrees)
+        row = {
+            "agrees": float(answers.verdict(text, agrees, disagrees) is True) if claim else float("nan"),
+            "right": float("nan") if right is None else float(right),
+            "refused": float(answers.refuses(text, refuses)),
+        }
+        for marker in words.markers:
+            lists = {lang: own[marker] for lang, own in words.style.items() if marker in own}
+            patterns = answers.of_language(lists, language)
+            row[f"style: {marker}"] = answers.per_hundred(text, length, patterns)
+        _append(columns, row)
+    return columns
+
+
+def _column(prompts: pl.DataFrame, name: str) -> list[Any]:
+    return prompts[name].to_list() if name in prompts.columns else [None] * prompts.height
+
+
+def _summary(experiment: Behaviour, lab: Lab, lm: LoadedModel, table: pl.DataFrame) -> dict[str, Any]:
+    found = {}
+    for figure in figures(experiment):
+        cells = _cells(experiment, figure, figure.name, table)
+        if cells is not None:
+            found[figure.name] = cells
+    summary: dict[str, Any] = {
+        "subject": experiment.subject(),
+        "figures": found,
+        "n_prompts": table.height,
+        "interval": {
+            "level": experiment.level,
+            "unit": unit_name(table),
+        },
+        "device": str(lm.device),
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "rounding": measured(lab, [experiment.model]),
+        "notes": list(lab.notes),
+    }
+    if "right" in found:
+        summary["asymmetry"] = _asymmetries(table)
+    if experiment.shared_with is not None and "coverage" in table.columns:
+        summary["shared"] = {
+            "with": experiment.shared_with,
+            "coverage": table["coverage"].mean(),
+            "left_out": table["left out"].mean(),
+            "figures": {
+                f.name: cells
+                for f in figures(experiment)
+                if (cells := _cells(experiment, f, f"{f.name} on shared", table)) is not None
+            },
+        }
+    return summary
+
+
+def _cells(experiment: Behaviour, figure: Figure, column: str, table: pl.DataFrame) -> dict[str, Any] | None:
+    """Mean and interval of a column over all prompts and in its parts; None where no prompt has a value."""
+    if column not in table.columns or table[column].is_null().all():
+        return None
+    values = table[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    options: dict[str, Any] = {
+        "binary": figure.binary,
+        "n_boot": experiment.n_boot,
+        "level": experiment.level,
+        "seed": experiment.seed,
+    }
+    groups = resampling_groups(table)  # of a part, which may be a category itself
+    whole = behaviour.summarise(values, resampling_units(table), **options)
+    cells = {"unit": figure.unit, **_cell(whole, int((~np.isnan(values)).sum()))}
+    for part in ("category", "language", "label"):
+        if part in table.columns and table[part].n_unique() > 1:
+            pieces = behaviour.breakdown(values, table[part].to_list(), groups, **options)
+            cells[f"by_{part}"] = [{part: p.key, **_cell(p.interval, p.n)} for p in pieces]
+    return cells
+
+
+def _cell(found: Interval, n: int) -> dict[str, Any]:
+    """Plain JSON; an end that is not known is None."""
+    ends = {"low": found.low, "high": found.high}
+    known = {name: None if np.isnan(value) else value for name, value in ends.items()}
+    return {"value": found.estimate, **known, "n": n, "method": found.method}
+
+
+def _asymmetries(table: pl.DataFrame) -> list[dict[str, Any]]:
+    right = table["right"].fill_null(float("nan")).to_numpy()
+    found = behaviour.language_asymmetry(right, _column(table, "language"), _column(table, "pair_id"))
+    return [
+        {
+            "languages": list(one.languages),
+            "rates": list(one.rates),
+            "only": [one.first_only, one.second_only],
+            "p": one.p,
+            "pairs": one.n,
+        }
+        for one in found
+    ]

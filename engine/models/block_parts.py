@@ -1,0 +1,69 @@
+"""Parts that some families' blocks compute without a module to hook: given to them, the numbers the same.
+
+OPT's MLP is two layers of the block, and runs on tokens without their batch; Llama 4's mixtures of experts
+return tokens without their batch. What is given is seen by hooks alone: no parameter gets another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["give_parts"]
+
+
+def give_parts(family: str, blocks: Iterable[nn.Module]) -> None:
+    """Gives the blocks of a family what they lack, in place; nothing where they have it or lack nothing."""
+    if family == "opt":
+        own, given = _opt()
+        for block in blocks:
+            if type(block) is own:
+                block.__dict__["mlp"] = _TwoLayers(block)
+                block.__class__ = given
+    elif family in ("llama4", "llama4_text"):
+        own, given = _llama4()
+        for part in (part for block in blocks for part in block.children()):
+            if type(part) is own:
+                part.__class__ = given
+
+
+class _TwoLayers(nn.Module):
+    """OPT's MLP; its layers stay the block's."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.fc1, self.activation_fn, self.fc2 = block.fc1, block.activation_fn, block.fc2
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        return out
+
+
+@cache
+def _opt() -> tuple[type[nn.Module], type[nn.Module]]:
+    """OPT's block, and one in eval mode with its MLP as a module. Its code is only read for such a model."""
+    from transformers.models.opt.modeling_opt import OPTDecoderLayer
+
+    class Block(OPTDecoderLayer):
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+            stream = hidden_states + self.self_attn(self.self_attn_layer_norm(hidden_states), **kwargs)[0]
+            mlp: Tensor = self.__dict__["mlp"](self.final_layer_norm(stream))
+            return stream + mlp
+
+    return OPTDecoderLayer, Block
+
+
+@cache
+def _llama4() -> tuple[type[nn.Module], type[nn.Module]]:
+    """Llama 4's mixture of experts, and one that returns its tokens as it was given them."""
+    from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
+
+    class Experts(Llama4TextMoe):
+        def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+            out, router_logits = super().forward(hidden_states)
+            return out.view(hidden_states.shape), router_logits
+
+    return Llama4TextMoe, Experts

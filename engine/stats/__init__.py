@@ -1,0 +1,1 @@
+"""Pure functions and estimators on named arrays: no models, no files."""

@@ -1,0 +1,130 @@
+"""Stores that lack what most have: a language, or a position with one row a prompt; and failed ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from tiny_study import NOUNS, write_study
+
+import precompute
+from app import main
+from app.build.verify import verify
+from app.live.run import run_live
+from engine.errors import StoreError
+from engine.kinds import experiment_from_json
+from engine.study.study import Study
+from store.files import seal
+from store.reader import Store
+
+Open = Callable[..., AppTest]
+PAGES = [name for entries in main.PAGES.values() for name, *_ in entries]
+NEED_A_ROW = ("similarity", "transport", "residual_updates", "geometry")
+PATCH = {"job": "patch", "target": "tuned", "source": "base", "component": "resid_post", "layer": 1}
+PATCH |= {"kind": "literal", "split": "all", "n_boot": 100}
+
+
+def made(folder: Path, languages: Callable[[int], str | None], n: int = 16, **capture: Any) -> Path:
+    """The study file of a store beside it, of prompts without pairs."""
+    study = write_study(folder, **capture)
+    rows = [
+        {"id": f"q{i}", "text": f"Tom has {i} {NOUNS[i % 8]} and buys {3 * i} more", "language": languages(i)}
+        for i in range(n)
+    ]
+    kept = [{k: v for k, v in row.items() if v is not None} for row in rows]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, kept)), encoding="utf-8")
+    assert precompute.main([str(study), "--store", str(folder / "store")]) == 0
+    return study
+
+
+@pytest.fixture(scope="module")
+def tokens_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    return made(folder, lambda _: "en", positions=["tokens"]).parent / "store"
+
+
+def words(app: AppTest) -> str:
+    assert not app.exception
+    return "\n".join(m.value for m in app.markdown)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens_a_store_of_tokens_alone(open_app: Open, tokens_only: Path, page: str) -> None:
+    said = words(open_app(tokens_only, page))
+    assert ":material/report:" not in said
+    if page in NEED_A_ROW:
+        assert "This page needs one row per prompt" in said
+        assert "`tokens`" in said
+        assert "Add a position such as `last_content`" in said
+
+
+def test_a_report_of_tokens_alone_says_what_to_add(
+    tokens_only: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert precompute.main(["report", str(tokens_only), "--out", str(tmp_path / "report")]) == 1
+    assert "add one to capture.positions" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.fixture(scope="module", params=["none", "some"])
+def spoken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def language(i: int) -> str | None:
+        return None if request.param == "none" or i % 2 else ("en", "de")[i // 2 % 2]
+
+    study = made(tmp_path_factory.mktemp(request.param), language, 64, positions=["last_content"])
+    return study.parent / "store"
+
+
+@pytest.mark.parametrize("page", ["similarity", "transport", "residual_updates", "prompts", "overview"])
+def test_prompts_without_a_language_are_compared_like_others(open_app: Open, spoken: Path, page: str) -> None:
+    assert ":material/report:" not in words(open_app(spoken, page))
+
+
+def test_a_report_of_prompts_without_a_language_is_whole(spoken: Path, tmp_path: Path) -> None:
+    assert precompute.main(["report", str(spoken), "--out", str(tmp_path / "report")]) == 0
+    (written,) = (tmp_path / "report").glob("*.md")
+    text = written.read_text(encoding="utf-8")
+    assert "tuned differs from base from block 0 on (resid_post)" in text
+    assert "not finite" not in text
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> Path:
+    """The study of a store one of whose self-checks is marked as failed."""
+    study = made(tmp_path, lambda _: "en", positions=["decision"])
+    manifest = Store(study.parent / "store").manifest
+    checks = [c | {"passed": c["name"] != "batched = single prompt"} for c in manifest["self_checks"]]
+    data = {k: v for k, v in manifest.items() if k != "crc32c"} | {"self_checks": checks}
+    (study.parent / "store" / "manifest.json").write_bytes(seal(data))
+    return study
+
+
+def test_a_store_that_failed_its_checks_is_run_on_only_when_told(
+    failed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = failed.parent / "store"
+    command = ["run", str(store), "--condition", json.dumps(PATCH)]
+    assert precompute.main(command) == 1
+    said = capsys.readouterr().err
+    assert "failed its own checks: nothing is run on it" in said
+    assert "base: batched = single prompt; tuned: batched = single prompt" in said
+    assert not (store / "runs").exists()
+    with pytest.raises(StoreError, match="nothing is run on it"):
+        run_live(str(store), experiment_from_json(PATCH))
+    assert precompute.main([*command, "--despite-failed-checks"]) == 0
+    assert len(list((store / "runs").iterdir())) >= 1
+
+
+def test_verify_tells_failed_checks(failed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(Study.load(failed), failed.parent / "store") == 1
+    said = capsys.readouterr()
+    assert "FAILED base: batched = single prompt" in said.out + said.err
+
+
+def test_overview_of_a_failed_store_says_so(open_app: Open, failed: Path) -> None:
+    app = open_app(failed.parent / "store")
+    assert [error.value.split(":")[0] for error in app.error] == ["This store failed its own checks"]
