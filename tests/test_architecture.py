@@ -131,8 +131,8 @@ def test_only_the_list_knows_the_analyses() -> None:
     assert len(rooms) >= 18
     below = modules("app/frame", "app/live", "app/charts", "app/build")
     above = [*modules("app/report", "app/runs"), ROOT / "app/main.py"]
-    none_of({short(p): forbidden(p, rooms | {"app.report", "app.runs", "app.calibration"}) for p in below})
-    none_of({short(p): forbidden(p, rooms | {"app.calibration"}) for p in above})
+    none_of({short(p): forbidden(p, rooms | {"app.report", "app.runs"}) for p in below})
+    none_of({short(p): forbidden(p, rooms) for p in above})
     others = [p for p in modules("app") if p != ROOT / "app/analyses.py"]
     none_of({short(p): forbidden(p, analyses) for p in others})
 

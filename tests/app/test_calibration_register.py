@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.calibration import ENTRIES
-from app.calibration.scan import ROOT, speaking
-from app.calibration.spoken import CONCLUDES, FIGURES, PHRASES, RULES
-from engine.analysis.calibration import Entry
+from benchmarks.calibration import ENTRIES, Entry
+from benchmarks.calibration.scan import ROOT, speaking
+from benchmarks.calibration.spoken import CONCLUDES, FIGURES, PHRASES, RULES
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 
@@ -23,8 +22,8 @@ def test_every_function_that_words_something_is_registered_once() -> None:
     known = [*CONCLUDES, *FIGURES, *PHRASES]
     assert len(known) == len(set(known))
     found = speaking()
-    assert not found - set(known), "give it an Entry, or say in app/calibration/spoken.py why it needs none"
-    assert not set(known) - found, "it is gone; take it out of app/calibration/spoken.py"
+    assert not found - set(known), "give it an Entry, or say in calibration/spoken.py why it needs none"
+    assert not set(known) - found, "it is gone; take it out of benchmarks/calibration/spoken.py"
 
 
 def test_the_register_and_the_entries_name_each_other() -> None:

@@ -103,9 +103,9 @@ assert scope["table"].equals(panel.table)
 assert "Prompts lie far" in page("runs", run=run.run_id)[1]
 
 # the register of what is said
-from app.calibration import ENTRIES
-from app.calibration.scan import speaking
-from app.calibration.spoken import CONCLUDES, FIGURES, PHRASES
+from benchmarks.calibration import ENTRIES
+from benchmarks.calibration.scan import speaking
+from benchmarks.calibration.spoken import CONCLUDES, FIGURES, PHRASES
 
 (entry,) = [one for one in ENTRIES if one.name == "Toy"]
 rng = np.random.default_rng(0)
@@ -119,7 +119,7 @@ assert not speaking() - {*CONCLUDES, *FIGURES, *PHRASES}
 def project(tmp_path: Path) -> Path:
     """A copy of the program with the toy in it."""
     place = tmp_path / "project"
-    for folder in ("app", "engine", "store", "pages"):
+    for folder in ("app", "engine", "store", "pages", "benchmarks/calibration"):
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "precompute.py", place)
     shutil.copytree(TOY, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from app.calibration.steering import MEAN, SPEC, WEIGHTS, World, weights, world
 from app.prompts.tables import token_ratio
+from benchmarks.calibration.steering import MEAN, SPEC, WEIGHTS, World, weights, world
 from engine.behaviour.numbers import difference
 from engine.stats.means import bootstrap_ratio
 from engine.steering.report import equal_table

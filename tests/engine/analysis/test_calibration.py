@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.calibration import ENTRIES
-from engine.analysis.calibration import PLANTED, Entry, Measured, measure, table
+from benchmarks.calibration import ENTRIES, PLANTED, Entry, Measured, measure, table
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "calibration.md"
 SLOW = {

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.analysis.calibration.entry import Make
-from engine.analysis.calibration.patched import (
+from benchmarks.calibration.entry import Make
+from benchmarks.calibration.patched import (
     CLAIMS,
     CONTENT,
     NOTHING,
@@ -21,7 +21,7 @@ from engine.analysis.calibration.patched import (
     answers,
     same,
 )
-from engine.analysis.calibration.patched import word as word_of
+from benchmarks.calibration.patched import word as word_of
 from engine.errors import AnalysisError
 from engine.stats.uncertainty import holm, mcnemar_exact
 from engine.z_patching.numbers import (

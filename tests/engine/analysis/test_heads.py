@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.analysis.calibration.effects import PLANTED_HEADS, said_localised, saturated
-from engine.analysis.calibration.effects import pushes as simulated
-from engine.analysis.calibration.entry import Make
+from benchmarks.calibration.effects import PLANTED_HEADS, said_localised, saturated
+from benchmarks.calibration.effects import pushes as simulated
+from benchmarks.calibration.entry import Make
 from engine.errors import AnalysisError
 from engine.heads import numbers as heads
 from engine.heads.numbers import Heads

@@ -1,6 +1,6 @@
 """How often every worded conclusion is said where it is false, and where it is true.
 
-    python benchmarks/calibration.py [--repeats 200] [--only NAME ...] [--write docs/calibration.md]
+    python -m benchmarks.calibration [--repeats 200] [--only NAME ...] [--write docs/calibration.md]
 
 Arrays and simulated outcomes only, no model. Prints the table that stands in docs/calibration.md, or writes
 it there between the two markers. Exit status 1 when a rule is wrong more often than 5 % (binomial error
@@ -18,8 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from app.calibration import ENTRIES
-from engine.analysis.calibration import PLANTED, Measured, measure, share, table
+from benchmarks.calibration import ENTRIES, PLANTED, Measured, measure, share, table
 
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 

@@ -13,8 +13,7 @@ from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
 from app.patching import words as patch_words
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.entry import Make
+from benchmarks.calibration.entry import Entry, Make
 from engine.lab.noise import kl_floor
 from engine.patching.mapped_spec import CONTROLS, MappedPatch
 from engine.patching.numbers import ROUNDING, Resampling, best_alpha, correlation, reduction

@@ -1,21 +1,22 @@
 """The register of everything that is said: each function that words something, with its entries or none.
 
-An analysis may keep its part in `app/<analysis>/calibration.py`: `ENTRIES`, and its part of the tables here,
-by the functions' names inside its folder ("words.map_title"). A function that is found in the source
-(`scan.speaking`) and stands in no table fails a test.
+An analysis may keep its part in a module of its own here: `ROOM`, the folder it speaks of ("app.subspaces"),
+`ENTRIES`, and its part of the tables below by the functions' names inside that folder ("words.map_title"). A
+function that is found in the source (`scan.speaking`) and stands in no table fails a test.
 """
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-OWN: dict[str, ModuleType] = {
-    f"app.{path.parent.name}": import_module(f"app.{path.parent.name}.calibration")
-    for path in sorted(Path(__file__).resolve().parents[1].glob("*/calibration.py"))
-}
+HERE = Path(__file__).parent
+ROOMS = [path.stem for path in sorted(HERE.glob("*.py")) if re.search(r"^ROOM = ", path.read_text(), re.M)]
+MODULES = [import_module(f"{__package__}.{name}") for name in ROOMS]
+OWN: dict[str, ModuleType] = {module.ROOM: module for module in MODULES}
 """The registers that analyses keep themselves, by folder."""
 
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from app.ard import words as ard_words
 from app.geometry import words as geometry_words
 from app.z_patching import words as z_words
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.entry import Make
-from engine.analysis.calibration.geometry import basis
-from engine.analysis.calibration.patched import BROADCAST, CONTENT, LARGE, RANDOM, SCAFFOLD, answers, same
+from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.geometry import basis
+from benchmarks.calibration.patched import BROADCAST, CONTENT, LARGE, RANDOM, SCAFFOLD, answers, same
 from engine.ard.spectrum import conclusion, energy_overlap, overlap, start_p
 from engine.geometry.language_energy import LanguageEnergy, language_energy
 from engine.stats.uncertainty import holm

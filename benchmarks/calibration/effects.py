@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.analysis.calibration.entry import Entry, Make
+from benchmarks.calibration.entry import Entry, Make
 from engine.bridge import numbers as bridge
 from engine.heads import numbers as heads
 from engine.heads.numbers import Heads

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from app.behaviour import words as behaviour_words
 from app.frame import words
 from app.heads import words as heads_words
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.entry import Make
+from benchmarks.calibration.entry import Entry, Make
 from engine.behaviour import numbers as behaviour
 from engine.behaviour.report import WHOLE
 from engine.behaviour.spec import FIGURES

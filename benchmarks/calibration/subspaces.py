@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from app.subspaces import tables as q
 from app.subspaces import words as say
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.effects import change
-from engine.analysis.calibration.entry import Make
+from benchmarks.calibration.effects import change
+from benchmarks.calibration.entry import Entry, Make
 from engine.subspaces.numbers import Inputs, Scores, Stability, conclude, sweep
 from engine.subspaces.numbers.words import kendall_w
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator
+ROOM = "app.subspaces"
 KINDS = ("write", "mixed")
 
 

@@ -24,8 +24,7 @@ def speaking(root: Path = ROOT) -> set[str]:
 
 
 def _modules(root: Path, folder: str) -> list[Path]:
-    every = sorted((root / folder).rglob("*.py"))
-    return [path for path in every if "calibration" not in (*path.parts, path.stem)]
+    return sorted((root / folder).rglob("*.py"))
 
 
 def _numbers(root: Path) -> list[Path]:

@@ -16,9 +16,8 @@ from app.prompts import tables as fairness_queries
 from app.synthesis import view as synthesis
 from app.transport import words as transport_words
 from app.weights import words as weights_words
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.entry import Make
-from engine.analysis.calibration.geometry import Updates, isotropic
+from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.geometry import Updates, isotropic
 from engine.residual_updates.numbers import residual_updates, split_updates, update_norms
 from engine.stats.spectra import uneven_edge
 from engine.stats.uncertainty import Interval, energy_p_value, holm, random_subspace_moments, wilson

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from app.heads import words as heads_words
 from app.rank import words as rank_words
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.effects import PLANTED_HEADS, Effect, Pushes, pushes, saturated
-from engine.analysis.calibration.entry import Make
+from benchmarks.calibration.effects import PLANTED_HEADS, Effect, Pushes, pushes, saturated
+from benchmarks.calibration.entry import Entry, Make
 from engine.heads import numbers as heads
 from engine.heads.numbers import Heads
 from engine.rank.numbers import needed_for, rank_grid, sign_flipped_spectra

@@ -1,8 +1,9 @@
 """How often its title is wrong."""
 
 from app.toy.words import toy_title
-from engine.analysis.calibration import Entry
+from benchmarks.calibration.entry import Entry
 
+ROOM = "app.toy"
 ENTRIES = (
     Entry(
         "Toy",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.analysis.calibration.entry import Entry, Make
-from engine.analysis.calibration.geometry import basis
+from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.geometry import basis
 from engine.ard.fit import Objective, fit_ard
 from engine.ard.holdout import hold_out
 from engine.ard.spectrum import conclusion, overlap, spectrum

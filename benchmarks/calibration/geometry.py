@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.analysis.calibration.entry import Entry, Make
+from benchmarks.calibration.entry import Entry, Make
 from engine.geometry.language_energy import language_energy
 from engine.geometry.layers import grassmann_p, layer_structure, weight_alignment
 from engine.geometry.separation import Problems, random_ratios, rank_p, separates, separation_ratios

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from app.steering import words as steering_words
 from app.weight_steering import words as weight_steering_words
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.entry import Make
+from benchmarks.calibration.entry import Entry, Make
 from engine.steering.report import Effects, curves, equal_table
 from engine.steering.run import choose, equal_moves, moves
 from engine.steering.spec import Steering

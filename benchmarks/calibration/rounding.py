@@ -17,9 +17,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.behaviour import words as behaviour_words
-from app.calibration.parts import FULL, SWEEP
-from app.calibration.patches import ALPHAS, CONDITION, Swept, run_of
-from app.calibration.steering import SPEC
 from app.frame import noise, words
 from app.heads import words as heads_words
 from app.live.jobs import JobResult
@@ -29,8 +26,10 @@ from app.rank import words as rank_words
 from app.steering import words as steering_words
 from app.transport import words as transport_words
 from app.weight_steering import words as weight_steering_words
-from engine.analysis.calibration import Entry
-from engine.analysis.calibration.entry import Make
+from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.parts import FULL, SWEEP
+from benchmarks.calibration.patches import ALPHAS, CONDITION, Swept, run_of
+from benchmarks.calibration.steering import SPEC
 from engine.behaviour.numbers import difference
 from engine.behaviour.spec import FIGURES
 from engine.heads import numbers as heads
