@@ -63,7 +63,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.installed-dev
-	$(BIN)/mypy engine store app pages patchbay precompute.py
+	$(BIN)/mypy engine store app pages patchbay precompute.py benchmarks/calibration
 
 test: lint types
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
