@@ -1,29 +1,48 @@
-"""Overview: what is in the store and whether it can be trusted."""
+"""Overview: what was found about the pair, what to do next, and what the store holds."""
 
 import streamlit as st
 
 from app import screen
+from app.analyses import ANALYSES
+from app.escape import plain
+from app.frame import controls
 from app.frame import parts as components
-from app.overview import panels as overview
+from app.frame.opened import failed_checks
+from app.frame.stored import missing_of
+from app.overview import findings, panels
 from app.overview.analysis import OVERVIEW
+from app.report.own import wanted
 
 opened = components.begin(OVERVIEW.title, OVERVIEW.question, blocking=False)
-with st.container(horizontal=True, gap="small", key="facts"):
-    for name, value, note in overview.facts(opened):
-        screen.metric(name, value, help=note, border=True, width=128)
+chosen = controls.current()
+trusted = opened.store.self_checks() and not failed_checks(opened.store)
 
-screen.markdown("#### Models")
-screen.dataframe(overview.models(opened), hide_index=True, width="stretch")
+if trusted and chosen.a != chosen.b:
+    screen.markdown(f"#### {plain(chosen.b)} beside {plain(chosen.a)}")
+    with components.guard("overview: findings"):
+        for number, one in enumerate(findings.findings(ANALYSES, opened, chosen)):
+            if number % 2 == 0:
+                columns = st.columns(2, gap="small")
+            with columns[number % 2]:
+                findings.show(opened, one)
+    with components.guard("overview: what to do next"):
+        left = [(group.title, missing_of(opened, group.experiments)) for group in wanted(opened, chosen)]
+        findings.next_steps(opened, [(title, missing) for title, missing in left if missing])
 
-left, right = st.columns(2, gap="medium")
-with left, components.guard("overview: prompts"):
-    components.show(opened, overview.prompts_panel(opened))
-with right, components.guard("overview: disk use"):
-    components.show(opened, overview.disk_panel(opened))
-
-screen.markdown("#### Self-checks of the precompute run")
-checks = components.checks_table(opened)
-if checks.height:
-    screen.dataframe(checks, hide_index=True, width="stretch")
-else:
-    screen.markdown("None were recorded.")
+with screen.expander("What is in the store", icon=":material/inventory_2:", expanded=not trusted):
+    with st.container(horizontal=True, gap="small", key="facts"):
+        for name, value, note in panels.facts(opened):
+            screen.metric(name, value, help=note, border=True, width=128)
+    screen.markdown("#### Models")
+    screen.dataframe(panels.models(opened), hide_index=True, width="stretch")
+    left, right = st.columns(2, gap="medium")
+    with left, components.guard("overview: prompts"):
+        components.show(opened, panels.prompts_panel(opened))
+    with right, components.guard("overview: disk use"):
+        components.show(opened, panels.disk_panel(opened))
+    screen.markdown("#### Self-checks of the precompute run")
+    checks = components.checks_table(opened)
+    if checks.height:
+        screen.dataframe(checks, hide_index=True, width="stretch")
+    else:
+        screen.markdown("None were recorded.")

@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 
 from app.behaviour import view
-from app.frame.analysis import Analysis, Blocks, Kind, Planned, Term
+from app.frame.analysis import Analysis, Blocks, Headline, Kind, Planned, Term
 from app.frame.blocks import Block, Text
 from app.frame.chapters import of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
-from app.frame.stored import Asked, opened_run
+from app.frame.stored import Asked, of_pair, opened_run
 from engine.behaviour.spec import Behaviour
 
 TERMS = (
@@ -73,6 +73,25 @@ MEASURED = Kind(
     view.selection_of,
     view.run_panels,
 )
+
+
+def headline(opened: Opened, selection: Selection) -> Headline:
+    """The selected figure, else the first that there is, of two models without an intervention."""
+    found: Headline = None
+    for asked, stored in _alike(of_pair(opened, selection, MEASURED.jobs), selection):
+        whole = [(one, run) for one, run in zip(asked, stored, strict=True) if one.intervention is None]
+        runs = {one.model: opened_run(opened, run[1]["run_id"]) for one, run in whole}
+        measured = [set(run.summary["figures"]) for run in runs.values()]
+        shared = [name for name in view.OFFERED if all(name in figures for figures in measured)]
+        if len(runs) == 2 and shared:
+            chosen = view.figure_of(selection).name in shared
+            seen = selection if chosen else dataclasses.replace(selection, measure=shared[0])
+            found = view.panels(opened, runs, seen)[0], seen
+            if chosen:
+                break
+    return found
+
+
 BEHAVIOUR = Analysis(
     "behaviour",
     "Behaviour",
@@ -85,4 +104,5 @@ BEHAVIOUR = Analysis(
     planned=(Planned("behaviour", "Behaviour", planned),),
     chapters=(of_kind(MEASURED, chapter),),
     terms=TERMS,
+    headline=headline,
 )

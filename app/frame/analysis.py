@@ -20,6 +20,8 @@ from engine.lab.experiment import Experiment
 Blocks = Sequence[Block] | str
 """What a chapter shows, or why it has nothing to show."""
 Make = Callable[[], Panel | None]
+Headline = tuple[Panel, Selection] | None
+"""A finding, and the selection under which its page shows it."""
 Advance = Callable[[int, int, str], None]
 """Called with (done, of how many, what is being done)."""
 
@@ -129,6 +131,8 @@ class Analysis:
         chapters: of the report. terms: that the report defines for it.
         fitted: what can be computed ahead of a report.
         deepest: the selection at the place where its effects are largest.
+        headline: what it says first of a pair, from the store or a stored run, and the selection of its page
+            that shows it; None where there is nothing.
         empty, controls, panels: for `app.frame.page.show`: why a store has nothing for it (title, text), its
             controls, and panels that need no run, or what makes them.
     """
@@ -147,6 +151,7 @@ class Analysis:
     terms: tuple[Term, ...] = ()
     fitted: Fitted | None = None
     deepest: Callable[[Opened, Selection], Selection] | None = None
+    headline: Callable[[Opened, Selection], Headline] = lambda _opened, _selection: None
     empty: Callable[[Opened], tuple[str, str] | None] = lambda _opened: None
     controls: Callable[[Opened], None] = lambda _opened: None
     panels: Callable[[Opened, Selection], Iterable[Panel | Make]] = lambda _opened, _selection: ()

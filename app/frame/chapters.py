@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from app.frame.analysis import Blocks, Chapter, Kind, Make
+from app.frame.analysis import Blocks, Chapter, Headline, Kind, Make
 from app.frame.blocks import Block, Text
 from app.frame.opened import Opened
 from app.frame.selection import Selection, update
@@ -46,6 +46,31 @@ def newest(kind: Kind, opened: Opened, selection: Selection, found: Sequence[Ask
     """The newest runs of a kind, each with the panels that its page shows."""
     blocks = [block for run in found[:MOST] for block in one(kind, opened, selection, run)]
     return (*blocks, *older(len(found) - MOST))
+
+
+Order = Callable[[Sequence[Asked]], Sequence[Asked]]
+
+
+def first_of(kind: Kind, order: Order = list) -> Callable[[Opened, Selection], Headline]:
+    """What a kind says first: the first panel of the first stored run of the pair that says something.
+
+    Args:
+        order: of the runs, which come newest first.
+    """
+
+    def headline(opened: Opened, selection: Selection) -> Headline:
+        for condition, summary in order(of_pair(opened, selection, kind.jobs))[:MOST]:
+            try:
+                result = opened_run(opened, summary["run_id"])
+                seen = update(selection, opened.facts, **kind.selection_of(condition, selection))
+                panels = [] if kind.nothing(result) else kind.panels(opened, result, seen)
+            except PatchbayError:  # damaged, or of a model that is no longer there: its page says so
+                continue
+            if panels:
+                return panels[0], seen
+        return None
+
+    return headline
 
 
 def no_run(_opened: Opened, selection: Selection) -> str:

@@ -7,7 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import streamlit as st
@@ -114,14 +114,20 @@ def stored(opened: Opened, condition: Experiment) -> JobResult | None:
 
 
 def run_button(
-    opened: Opened, wanted: Sequence[Experiment], text: str = "Run", *, done: bool = False, key: str = "run"
+    opened: Opened,
+    wanted: Sequence[Experiment],
+    text: str = "Run",
+    *,
+    done: bool = False,
+    key: str = "run",
+    kind: Literal["primary", "secondary"] = "primary",
 ) -> None:
     """Run; off while something of this session runs, which is cancelled beside its progress.
 
     Args:
         wanted: what one click submits.
         done: whether everything has a stored result already; the button then says so and is off.
-        key: of the button, where a page has several.
+        key: of the button, where a page has several. kind: how much it stands out.
     """
 
     def submit() -> None:
@@ -137,7 +143,7 @@ def run_button(
         screen.button(
             "Already run; the stored result is below" if done else text,
             icon=":material/play_arrow:",
-            type="primary",
+            type=kind,
             on_click=submit,
             disabled=done or not wanted,
             key=key,

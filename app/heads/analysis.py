@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.frame.analysis import Analysis, Kind, Planned, Term
-from app.frame.chapters import of_kind
+from app.frame.chapters import first_of, of_kind
 from app.heads import view
 from app.heads.fields import HeadFields
 
@@ -51,5 +51,6 @@ HEADS = Analysis(
     ),
     chapters=(of_kind(SUBSETS),),
     terms=TERMS,
+    headline=first_of(SUBSETS),
     fields=HeadFields,
 )

@@ -90,10 +90,10 @@ def _described(condition: str | None) -> str:
 OVERVIEW = Analysis(
     "overview",
     "Overview",
-    "What this store holds, where it came from and whether it can be trusted.",
+    "What differs between the two models, and how sure is that?",
     section="Study",
     icon="dashboard",
-    answers="what is in the store: models, prompts, self-checks, disk",
+    answers="what was found about a pair, in a sentence each; what has not been run; what the store holds",
     chapters=(
         Chapter(
             "compared",

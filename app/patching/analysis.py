@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from app.frame.analysis import Analysis, Chapter, Kind, Planned, Term
-from app.frame.chapters import of_kind
+from collections.abc import Sequence
+
+from app.frame.analysis import Analysis, Chapter, Headline, Kind, Planned, Term
+from app.frame.chapters import first_of, of_kind
+from app.frame.opened import Opened
+from app.frame.selection import Selection
+from app.frame.stored import Asked
 from app.patching import chapters, summary
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
@@ -75,6 +80,19 @@ PATCHES = Kind(
     patch_view.selection_of,
     patch_view.run_panels,
 )
+
+
+def headline(opened: Opened, selection: Selection) -> Headline:
+    """What a map does where it saves most on the train split, else the newest patch without one."""
+    shown = summary.strongest(opened, selection)
+
+    def best_first(found: Sequence[Asked]) -> Sequence[Asked]:
+        at = (shown.site, shown.layer)
+        return sorted(found, key=lambda run: (run[0]["component"], run[0]["layer"]) != at)
+
+    return first_of(MAPPED, best_first)(opened, selection) or first_of(PATCHES)(opened, selection)
+
+
 PATCHING = Analysis(
     "patching",
     "Patching",
@@ -101,5 +119,6 @@ PATCHING = Analysis(
     ),
     terms=TERMS,
     deepest=summary.strongest,
+    headline=headline,
     fields=PatchFields,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.frame.analysis import Analysis, Kind, Planned, Term
-from app.frame.chapters import of_kind
+from app.frame.chapters import first_of, of_kind
 from app.rank import view
 from app.rank.fields import RankFields
 
@@ -41,5 +41,6 @@ RANK = Analysis(
     planned=(Planned("rank", TITLE, lambda _opened, at: [view.experiment_of(at)], deepest=True),),
     chapters=(of_kind(SWEEPS),),
     terms=TERMS,
+    headline=first_of(SWEEPS),
     fields=RankFields,
 )

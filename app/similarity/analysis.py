@@ -9,7 +9,7 @@ import streamlit as st
 
 from app.frame import controls
 from app.frame import parts as components
-from app.frame.analysis import Analysis, Blocks, Chapter, Make, Term
+from app.frame.analysis import Analysis, Blocks, Chapter, Headline, Make, Term
 from app.frame.chapters import collect
 from app.frame.opened import Opened
 from app.frame.selection import Selection
@@ -68,6 +68,13 @@ def chapter(opened: Opened, selection: Selection) -> Blocks:
     return collect(makers)
 
 
+def headline(opened: Opened, selection: Selection) -> Headline:
+    """CKA block by block, of two models."""
+    if selection.a == selection.b or components.no_position(opened) is not None:
+        return None
+    return similarity.curve_panel(opened, selection), selection
+
+
 SIMILARITY = Analysis(
     "similarity",
     TITLE,
@@ -88,6 +95,7 @@ SIMILARITY = Analysis(
         ),
     ),
     terms=TERMS,
+    headline=headline,
     empty=components.no_position,
     controls=settings,
     panels=panels,

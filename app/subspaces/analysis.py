@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.frame.analysis import Analysis, Kind, Planned, Term
-from app.frame.chapters import of_kind
+from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
 from app.subspaces import chapter, view
@@ -62,5 +62,6 @@ SUBSPACES = Analysis(
     planned=(Planned("subspaces", TITLE, planned),),
     chapters=(of_kind(SCORES, chapter.shown, chapter.empty),),
     terms=TERMS,
+    headline=first_of(SCORES),
     fields=SubspaceFields,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from app.frame.analysis import Analysis, Kind, Planned
-from app.frame.chapters import of_kind
+from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
 from app.weight_steering import view
@@ -54,5 +54,6 @@ WEIGHT_STEERING = Analysis(
     chapters=(of_kind(STEERED),),
     empty=lambda opened: None if view.can_steer(opened) else view.NOTHING,
     controls=view.steering_controls,
+    headline=first_of(STEERED),
     fields=WeightSteeringFields,
 )

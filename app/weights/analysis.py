@@ -7,7 +7,7 @@ from functools import partial
 import streamlit as st
 
 from app.frame import controls
-from app.frame.analysis import Analysis, Blocks, Chapter, Term
+from app.frame.analysis import Analysis, Blocks, Chapter, Headline, Term
 from app.frame.blocks import Block, Text
 from app.frame.chapters import collect
 from app.frame.opened import Opened
@@ -60,6 +60,12 @@ def chapter(opened: Opened, selection: Selection) -> Blocks:
     return blocks or f"Differences are kept against {first} only, the study's first model."
 
 
+def headline(opened: Opened, selection: Selection) -> Headline:
+    """Where in depth the weights of the pair differ."""
+    model = weights.model_of(opened, selection)
+    return None if model is None else (weights.blocks_panel(opened, selection, model), selection)
+
+
 WEIGHTS = Analysis(
     "weights",
     "Weight diffs",
@@ -77,6 +83,7 @@ WEIGHTS = Analysis(
         ),
     ),
     terms=TERMS,
+    headline=headline,
     empty=empty,
     controls=settings,
     panels=weights.panels,

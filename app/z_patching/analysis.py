@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.frame.analysis import Analysis, Kind, Planned
-from app.frame.chapters import of_kind
+from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
 from app.geometry import weights as geometry
@@ -53,5 +53,6 @@ Z_PATCHING = Analysis(
     kinds=(PATCHES, TOKENS),
     planned=(Planned("z-patching", TITLE, planned),),
     chapters=(of_kind(PATCHES),),
+    headline=first_of(PATCHES),
     fields=ZFields,
 )

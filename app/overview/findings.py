@@ -1,0 +1,95 @@
+"""What is found about a pair, an analysis a finding, and what has not been run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from app import screen
+from app.charts.palette import Palette
+from app.charts.template import Spec
+from app.escape import plain
+from app.frame import parts as components
+from app.frame import running as live_view
+from app.frame.analysis import Analysis
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.selection import Selection, to_params
+from engine.errors import PatchbayError
+from engine.lab.experiment import Experiment
+
+FIRST = ("weights", "similarity", "behaviour", "patching", "heads", "weight_steering")
+"""The order in which a fine-tune is looked at: what changed, where, what it does, what carries it."""
+SMALL = 150
+"""Height of a small chart in pixels."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an analysis says first of a pair: the panel, and the selection under which its page shows it."""
+
+    analysis: Analysis
+    panel: Panel
+    selection: Selection
+
+
+def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection) -> Iterator[Finding]:
+    """One finding of each analysis that has one, in the order of reading.
+
+    An analysis that can't say anything of this store (a damaged run, a position it doesn't have) is left
+    out here; its page says why.
+    """
+    first = sorted((one for one in analyses if one.name in FIRST), key=lambda one: FIRST.index(one.name))
+    for one in (*first, *(one for one in analyses if one.name not in FIRST)):
+        try:
+            found = one.headline(opened, selection)
+        except PatchbayError:
+            continue
+        if found is not None:
+            yield Finding(one, *found)
+
+
+def small(panel: Panel, palette: Palette) -> Spec:
+    """A panel's chart without legend and titles of its axes, low."""
+    spec = panel.draw(palette).spec()
+    for part in spec["layer"]:
+        for name, channel in part.get("encoding", {}).items():
+            if name in ("x", "y"):
+                channel["title"] = None
+            elif isinstance(channel, dict) and "field" in channel:
+                channel["legend"] = None
+    return {**spec, "height": SMALL}
+
+
+def show(opened: Opened, finding: Finding) -> None:
+    """Which analysis, the finding in words, its chart, and the way to its page."""
+    one, panel = finding.analysis, finding.panel
+    with st.container(border=True, height="stretch", key=f"finding-{one.name}"):
+        components.page_link(one.name, one.title, to_params(finding.selection, opened.facts))
+        screen.markdown(f"**{plain(panel.title)}**")
+        spec = small(panel, components.colors())
+        st.vega_lite_chart(spec=spec, width="stretch", key=f"small-{one.name}", alt=panel.title)
+
+
+def next_steps(opened: Opened, wanted: Sequence[tuple[str, Sequence[Experiment]]]) -> None:
+    """What has not been run: all of it, or one group after the other, and the progress of what runs.
+
+    Args:
+        wanted: title and experiments of each group, without those that have a stored result.
+    """
+    if not wanted and not live_view.jobs():
+        return
+    screen.markdown("#### Not run yet")
+    live_view.watch()
+    every = [experiment for _, experiments in wanted for experiment in experiments]
+    if every:
+        live_view.run_button(opened, every, f"Run all {len(every)} experiments", key="run-all")
+    if len(wanted) > 1 and not live_view.active():
+        with screen.expander("One by one"):
+            for number, (title, experiments) in enumerate(wanted):
+                count = f", {len(experiments)} experiments" if len(experiments) > 1 else ""
+                live_view.run_button(
+                    opened, experiments, f"{title}{count}", key=f"run-next-{number}", kind="secondary"
+                )
