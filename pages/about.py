@@ -7,7 +7,7 @@ from app.frame import parts as components
 from app.overview import panels as overview
 from app.overview.analysis import ABOUT
 
-opened = components.begin(ABOUT.title, ABOUT.question, blocking=False)
+opened = components.begin(ABOUT.title, ABOUT.question, blocking=False, pair=False)
 provenance, study, meaning, reading = screen.tabs(
     ["Provenance", "Study file", "What the numbers mean", "Open it elsewhere"]
 )

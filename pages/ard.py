@@ -14,7 +14,6 @@ opened = components.begin(ARD.title, ARD.question)
 if not ard_view.available(opened):
     components.empty(*ard_view.WHY_EMPTY)
     st.stop()
-controls.pair_controls()
 first, second, third = st.columns([1, 1, 1], vertical_alignment="bottom")
 with first:
     controls.slide("layer", "Block ℓ")

@@ -11,7 +11,6 @@ from app.frame import parts as components
 from app.frame import running as live_view
 
 opened = components.begin(BEHAVIOUR.title, BEHAVIOUR.question)
-controls.pair_controls()
 offered = behaviour_view.offered_interventions(opened, controls.current())
 left, right = st.columns(2)
 with left:

@@ -15,7 +15,6 @@ opened = components.begin(BRIDGE.title, BRIDGE.question)
 if not bridge.available(opened):
     components.empty(*bridge.WHY_EMPTY)
     st.stop()
-controls.pair_controls()
 first, second, third = st.columns(3)
 with first:
     controls.steps("k", "Rank k of Z", geometry_queries.ranks(opened))

@@ -14,7 +14,6 @@ components.need_position(opened)
 if not geometry.available(opened):
     components.empty(*geometry.WHY_EMPTY)
     st.stop()
-controls.pair_controls()
 compare = geometry.comparable(opened)
 first, second, third = st.columns(3)
 with first:

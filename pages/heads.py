@@ -16,7 +16,6 @@ allowed = opened.facts.tokens
 if not allowed:
     components.empty(*heads_view.WHY_EMPTY)
     st.stop()
-controls.pair_controls()
 first, second, third = st.columns(3)
 with first:
     controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))

@@ -8,10 +8,9 @@ from app.escape import plain
 from app.frame import controls
 from app.frame import parts as components
 from app.frame.opened import failed_checks
-from app.frame.stored import missing_of
 from app.overview import findings, panels
 from app.overview.analysis import OVERVIEW
-from app.report.own import wanted
+from app.report.own import not_stored
 
 opened = components.begin(OVERVIEW.title, OVERVIEW.question, blocking=False)
 chosen = controls.current()
@@ -26,8 +25,8 @@ if trusted and chosen.a != chosen.b:
             with columns[number % 2]:
                 findings.show(opened, one)
     with components.guard("overview: what to do next"):
-        left = [(group.title, missing_of(opened, group.experiments)) for group in wanted(opened, chosen)]
-        findings.next_steps(opened, [(title, missing) for title, missing in left if missing])
+        left = [(group.title, missing) for group, missing in not_stored(opened, chosen)]
+        findings.next_steps(opened, left)
 
 with screen.expander("What is in the store", icon=":material/inventory_2:", expanded=not trusted):
     with st.container(horizontal=True, gap="small", key="facts"):

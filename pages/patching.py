@@ -12,7 +12,6 @@ opened = components.begin(PATCHING.title, PATCHING.question)
 if not opened.facts.tokens:
     components.empty(*live_view.WHY_NO_TOKEN)
     st.stop()
-controls.pair_controls()
 if controls.switch("patch", "View", {"table": "Raw vs mapped", "one": "One replacement"}) == "table":
     patch_page.table(opened)
 else:

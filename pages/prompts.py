@@ -22,7 +22,6 @@ with components.guard("prompts: nearest pairs"):
         with screen.expander("The validation prompts nearest to train", icon=":material/content_copy:"):
             screen.dataframe(nearest, hide_index=True, width="stretch", height=300)
 
-controls.pair_controls()
 controls.filter_controls()
 chosen = controls.current()
 if not asked.has_vocabulary(opened):

@@ -19,7 +19,6 @@ if not allowed:
     components.empty(*live_view.WHY_NO_TOKEN)
     st.stop()
 part = controls.switch("part", "What to look at", {"rank": "Rank k × α", "steering": "Steering and ablation"})
-controls.pair_controls()
 first, second, third = st.columns(3)
 with first:
     controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))

@@ -12,7 +12,6 @@ opened = components.begin(
     "Report",
     "Everything that this store says about a pair, as one file to keep, to print and to paste from.",
 )
-controls.pair_controls()
 chosen = controls.current()
 screen.caption(page.about(chosen))
 

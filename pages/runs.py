@@ -9,7 +9,7 @@ from app.frame.stored import opened_run
 from app.runs import view as runs_view
 
 opened = components.begin(
-    "Runs", "Every live experiment of this study, kept in the store; opening one needs no model."
+    "Runs", "Every live experiment of this study, kept in the store; opening one needs no model.", pair=False
 )
 listed = runs_view.table(opened)
 if not listed.height:

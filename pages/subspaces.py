@@ -10,7 +10,7 @@ from app.frame import running as live_view
 from app.subspaces import view as subspaces_view
 from app.subspaces.analysis import SUBSPACES
 
-opened = components.begin(SUBSPACES.title, SUBSPACES.question)
+opened = components.begin(SUBSPACES.title, SUBSPACES.question, pair=False)
 if not subspaces_view.can_score(opened):
     components.empty(*subspaces_view.NOTHING)
     st.code(subspaces_view.SNIPPET, language="toml")

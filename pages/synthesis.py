@@ -13,7 +13,6 @@ opened = components.begin(SYNTHESIS.title, SYNTHESIS.question)
 if not synthesis.available(opened):
     components.empty(*synthesis.WHY_EMPTY)
     st.stop()
-controls.pair_controls()
 left, right = st.columns(2)
 with left:
     controls.steps("k", "Rank k of Z", geometry_queries.ranks(opened))

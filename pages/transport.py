@@ -13,7 +13,6 @@ from app.transport.fields import MapFields
 
 opened = components.begin(TRANSPORT.title, TRANSPORT.question)
 components.need_position(opened)
-controls.pair_controls()
 first, second, third = st.columns(3)
 with first:
     controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))

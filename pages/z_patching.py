@@ -18,7 +18,6 @@ opened = components.begin(Z_PATCHING.title, Z_PATCHING.question)
 if len(opened.facts.languages) < 2 or "pair_id" not in opened.store.prompts.columns:
     components.empty(*z_patching_view.WHY_EMPTY)
     st.stop()
-controls.pair_controls()
 z_patching_controls.choosers(opened)
 
 chosen = controls.current()

@@ -125,7 +125,7 @@ class Analysis:
         name: folder, page and address.
         title, question: heading of its page and what stands below it.
         section, icon: its place in the menu and a Material symbol; no section: it has no page of its own.
-        fields: settings of its own in links.
+        pair: whether its page is about models A and B. fields: settings of its own in links.
         answers, null: its line in the table of the README.
         kinds: of live experiments. planned: what a full study of a pair runs of them.
         chapters: of the report. terms: that the report defines for it.
@@ -142,6 +142,7 @@ class Analysis:
     question: str = ""
     section: str = ""
     icon: str = ""
+    pair: bool = True
     fields: type[Fields] | None = None
     answers: str = ""
     null: str = "–"

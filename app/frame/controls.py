@@ -187,15 +187,10 @@ def clicked(key: str) -> None:
         change(candidate=str(points[0]["candidate"]))
 
 
-def pair_controls() -> None:
-    """The two models compared and the layer, which every page shares."""
+def has_pairs() -> bool:
+    """Whether there is a choice of two models."""
     facts: Facts = st.session_state[_FACTS]
-    if len(facts.models) > 2:
-        left, right = st.columns(2)
-        with left:
-            choose("a", "Model A")
-        with right:
-            choose("b", "Model B")
+    return len(facts.models) > 2
 
 
 def filter_controls(split: str | None = "split", *, spoken: bool = True) -> None:

@@ -16,7 +16,7 @@ from app.frame.selection import Selection
 
 def show(analysis: Analysis) -> None:
     """Heading, why there is nothing or else controls, the runs that are asked for, and panels."""
-    opened = components.begin(analysis.title, analysis.question)
+    opened = components.begin(analysis.title, analysis.question, pair=analysis.pair)
     why = analysis.empty(opened)
     if why is not None:
         components.empty(*why)

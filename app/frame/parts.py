@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ IMAGES = (
     ("Vega-Lite", export.LITE, "application/json", export.json_bytes),
 )
 """Files of a chart: what their buttons say, how their names end, media types and who makes them."""
+LEAD = 170
+"""Characters of a caption that stand below a chart; a first sentence may be longer."""
+_SENTENCES = re.compile(r"(?<=\.)\s+(?=[^\W\d_a-z])")
 PAGES_DIR = Path(__file__).resolve().parents[2] / "pages"
 
 
@@ -85,18 +89,19 @@ def colors() -> Palette:
     return palette(is_dark())
 
 
-def begin(title: str, question: str, *, blocking: bool = True) -> Opened:
+def begin(title: str, question: str, *, blocking: bool = True, pair: bool = True) -> Opened:
     """Start a page: the open store, title, trust badge; stops when the store is not to be trusted.
 
     Args:
         title, question: heading and the question the page answers.
         blocking: whether failed self-checks stop the page.
+        pair: whether it is about models A and B, which are then chosen beside the title.
 
     Raises:
         StoreError: there is no readable store; the guard around the page shows why.
     """
     opened = open_store()
-    header(opened, title, question)
+    header(opened, title, question, pair=pair)
     if blocking:
         block_if_untrusted(opened)
     elif failed_checks(opened.store):
@@ -120,12 +125,17 @@ def progress(text: str) -> Callable[[int, int], None]:
     return advance
 
 
-def header(opened: Opened, title: str, question: str) -> None:
-    """Page title, the question it answers, the trust badge, and notices about the link."""
-    left, right = st.columns([4, 1.15], vertical_alignment="center")
+def header(opened: Opened, title: str, question: str, *, pair: bool = False) -> None:
+    """Page title, the question it answers, the two models, the trust badge, and notices about the link."""
+    left, *models, right = st.columns(
+        [2.4, 0.95, 0.95, 1.1] if pair and controls.has_pairs() else [4, 1.1], vertical_alignment="bottom"
+    )
     with left:
         screen.title(title, anchor=False)
         screen.caption(question)
+    for place, (name, text) in zip(models, (("a", "Model A"), ("b", "Model B")), strict=False):
+        with place:
+            controls.choose(name, text)
     with right:
         trust_badge(opened)
     for notice in controls.notices():
@@ -140,7 +150,7 @@ def trust_badge(opened: Opened) -> None:
     elif failed:
         text, icon = f"{len(failed)} of {len(checks)} checks failed", ":material/error:"
     else:
-        text, icon = f"{len(checks)} of {len(checks)} checks hold", ":material/verified:"
+        text, icon = f"{len(checks)} checks hold", ":material/verified:"
     with screen.popover(text, icon=icon, width="stretch", key="trust-badge"):
         screen.markdown("**Self-checks of the precompute run**")
         screen.dataframe(checks_table(opened), hide_index=True, width="stretch")
@@ -213,9 +223,22 @@ def show(opened: Opened, panel: Panel) -> None:
             )
         else:
             st.vega_lite_chart(spec=spec, width="stretch", key=key, alt=panel.title)
-        screen.caption(panel.caption)
-        exports(panel)
-        screen.caption(provenance(opened, panel.models))
+        lead, rest = led(panel.caption)
+        screen.caption(lead)
+        with st.container(horizontal=True, gap="small"):
+            with screen.popover("How to read it", icon=":material/help:", type="tertiary"):
+                if rest:
+                    screen.caption(rest)
+                screen.caption(provenance(opened, panel.models))
+            exports(panel)
+
+
+def led(caption: str) -> tuple[str, str]:
+    """What of a caption stands below the chart, two lines of it, and what is read on request."""
+    lead, *more = _SENTENCES.split(caption)
+    while more and len(lead) + 1 + len(more[0]) <= LEAD:
+        lead = f"{lead} {more.pop(0)}"
+    return lead, " ".join(more)
 
 
 def _on_click(key: str) -> Callable[[], None]:
@@ -228,23 +251,22 @@ def _on_click(key: str) -> Callable[[], None]:
 
 def exports(panel: Panel) -> None:
     """Data, image and code of a panel; files are made when they are asked for."""
-    with st.container(horizontal=True, gap="small"):
-        with screen.popover("Data", icon=":material/table:", type="tertiary"):
-            _file(panel, "CSV", "csv", "text/csv", lambda: export.csv_bytes(panel.table))
-            _file(
-                panel,
-                "Parquet",
-                "parquet",
-                "application/octet-stream",
-                lambda: export.parquet_bytes(panel.table),
-            )
-        with screen.popover("Image", icon=":material/image:", type="tertiary"):
-            for text, suffix, mime, make in IMAGES:
-                _file(panel, text, suffix, mime, functools.partial(_drawn, panel, make))
-        with screen.popover("Code", icon=":material/code:", type="tertiary"):
-            st.code(panel.code, language="python")
-            screen.caption("The chart in Altair, from the Vega-Lite file under Image:")
-            st.code(export.chart_code(panel.name), language="python")
+    with screen.popover("Data", icon=":material/table:", type="tertiary"):
+        _file(panel, "CSV", "csv", "text/csv", lambda: export.csv_bytes(panel.table))
+        _file(
+            panel,
+            "Parquet",
+            "parquet",
+            "application/octet-stream",
+            lambda: export.parquet_bytes(panel.table),
+        )
+    with screen.popover("Image", icon=":material/image:", type="tertiary"):
+        for text, suffix, mime, make in IMAGES:
+            _file(panel, text, suffix, mime, functools.partial(_drawn, panel, make))
+    with screen.popover("Code", icon=":material/code:", type="tertiary"):
+        st.code(panel.code, language="python")
+        screen.caption("The chart in Altair, from the Vega-Lite file under Image:")
+        st.code(export.chart_code(panel.name), language="python")
 
 
 def _drawn(panel: Panel, make: Callable[[Chart, str], bytes]) -> bytes:

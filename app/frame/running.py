@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import access, screen
 from app.escape import plain
@@ -126,7 +127,7 @@ def run_button(
 
     Args:
         wanted: what one click submits.
-        done: whether everything has a stored result already; the button then says so and is off.
+        done: whether everything has a stored result already; a line then says so in the button's place.
         key: of the button, where a page has several. kind: how much it stands out.
     """
 
@@ -135,25 +136,36 @@ def run_button(
             access.require("run")
             start(opened, wanted)
 
+    if done:
+        with row():
+            screen.caption(":material/check: Run before; the stored result is shown")
+            if wanted:
+                as_command(opened, wanted, key)
+        return
     if active():
         screen.button(
             "Running…", icon=":material/hourglass:", disabled=True, key=f"busy-{key}", width="stretch"
         )
     else:
         screen.button(
-            "Already run; the stored result is below" if done else text,
+            text,
             icon=":material/play_arrow:",
             type=kind,
             on_click=submit,
-            disabled=done or not wanted,
+            disabled=not wanted,
             key=key,
             width="stretch",
         )
         if wanted:
-            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            with row():
                 as_command(opened, wanted, key)
-                if not done and (said := durations.told(wanted, runs_of(opened, None))):
+                if said := durations.told(wanted, runs_of(opened, None)):
                     screen.caption(said)
+
+
+def row() -> DeltaGenerator:
+    """A line of small things."""
+    return st.container(horizontal=True, vertical_alignment="center", gap="small")
 
 
 def as_command(opened: Opened, wanted: Sequence[Experiment], key: str) -> None:

@@ -27,7 +27,7 @@ SMALL = 150
 
 
 @dataclass(frozen=True)
-class Finding:
+class Answer:
     """What an analysis says first of a pair: the panel, and the selection under which its page shows it."""
 
     analysis: Analysis
@@ -35,7 +35,7 @@ class Finding:
     selection: Selection
 
 
-def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection) -> Iterator[Finding]:
+def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection) -> Iterator[Answer]:
     """One finding of each analysis that has one, in the order of reading.
 
     An analysis that can't say anything of this store (a damaged run, a position it doesn't have) is left
@@ -48,7 +48,7 @@ def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection)
         except PatchbayError:
             continue
         if found is not None:
-            yield Finding(one, *found)
+            yield Answer(one, *found)
 
 
 def small(panel: Panel, palette: Palette) -> Spec:
@@ -63,7 +63,7 @@ def small(panel: Panel, palette: Palette) -> Spec:
     return {**spec, "height": SMALL}
 
 
-def show(opened: Opened, finding: Finding) -> None:
+def show(opened: Opened, finding: Answer) -> None:
     """Which analysis, the finding in words, its chart, and the way to its page."""
     one, panel = finding.analysis, finding.panel
     with st.container(border=True, height="stretch", key=f"finding-{one.name}"):

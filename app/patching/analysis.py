@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from app.frame.analysis import Analysis, Chapter, Headline, Kind, Planned, Term
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
-from app.frame.stored import Asked
 from app.patching import chapters, summary
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
@@ -83,14 +80,10 @@ PATCHES = Kind(
 
 
 def headline(opened: Opened, selection: Selection) -> Headline:
-    """What a map does where it saves most on the train split, else the newest patch without one."""
-    shown = summary.strongest(opened, selection)
-
-    def best_first(found: Sequence[Asked]) -> Sequence[Asked]:
-        at = (shown.site, shown.layer)
-        return sorted(found, key=lambda run: (run[0]["component"], run[0]["layer"]) != at)
-
-    return first_of(MAPPED, best_first)(opened, selection) or first_of(PATCHES)(opened, selection)
+    """The mapped patch that saves most on the train split, else the newest patch without a map."""
+    return first_of(MAPPED, summary.best_first(selection))(opened, selection) or first_of(PATCHES)(
+        opened, selection
+    )
 
 
 PATCHING = Analysis(

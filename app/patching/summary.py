@@ -6,7 +6,7 @@ Everything comes from stored runs and from the tables of the pages; what is not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -70,6 +70,17 @@ def strongest(opened: Opened, selection: Selection) -> Selection:
     if not ranked.height:
         return selection
     return dataclasses.replace(selection, site=ranked["hook"][0], layer=int(ranked["layer"][0]))
+
+
+def best_first(selection: Selection) -> Callable[[Sequence[Asked]], list[Asked]]:
+    """An order of mapped patches: comparable ones by what the map saves on train, then the others."""
+
+    def order(runs: Sequence[Asked]) -> list[Asked]:
+        ranked = patch_table.ranked(patch_table.table(comparable(runs, selection)))["run_id"].to_list()
+        place = {run_id: number for number, run_id in enumerate(ranked)}
+        return sorted(runs, key=lambda run: place.get(run[1]["run_id"], len(place)))
+
+    return order
 
 
 def one_shot(opened: Opened, selection: Selection, place: tq.Place, runs: Sequence[Asked]) -> Table:

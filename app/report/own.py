@@ -90,6 +90,14 @@ def wanted(opened: Opened, selection: Selection) -> list[Wanted]:
     return found
 
 
+def not_stored(opened: Opened, selection: Selection) -> list[tuple[Wanted, list[Experiment]]]:
+    """What has no stored result of everything that the analyses would run; none where none can run."""
+    if not opened.facts.tokens or selection.a == selection.b:
+        return []
+    every = ((one, missing_of(opened, one.experiments)) for one in wanted(opened, selection))
+    return [(one, missing) for one, missing in every if missing]
+
+
 def _alike(opened: Opened, selection: Selection, planned: Planned) -> bool:
     """Whether the two models of a selection have the sizes in common that they must."""
     one, other = (opened.store.model_info(model) for model in (selection.a, selection.b))
@@ -107,10 +115,7 @@ def not_run(opened: Opened, selection: Selection) -> Blocks:
     for fitted in (one.fitted for one in ANALYSES if one.fitted is not None):
         if said := fitted.missing(opened, selection):
             blocks.append(Text(said, fitted.title, f"python precompute.py report {store} --fit"))
-    for one in wanted(opened, selection):
-        missing = missing_of(opened, one.experiments)
-        if not missing:
-            continue
+    for one, missing in not_stored(opened, selection):
         data = [compact(experiment) for experiment in missing]
         said = f"{len(missing)} of {len(one.experiments)}, such as: {missing[0].describe()}"
         if len(data) == 1:

@@ -34,7 +34,6 @@ def empty(opened: Opened) -> tuple[str, str] | None:
 
 def settings(opened: Opened) -> None:
     """Controls of the page."""
-    controls.pair_controls()
     left, middle, right = st.columns(3)
     with left:
         controls.choose("position", "Token position", only=updates.positions(opened))

@@ -37,7 +37,6 @@ TERMS = (
 
 def settings(_opened: Opened) -> None:
     """Controls of the page."""
-    controls.pair_controls()
     left, middle, right = st.columns(3)
     with left:
         controls.choose("site", "Site", only=similarity.SITES)

@@ -42,6 +42,7 @@ WEIGHT_STEERING = Analysis(
     "weight_steering",
     TITLE,
     QUESTION,
+    pair=False,
     section="Weights",
     icon="exercise",
     answers=(

@@ -70,6 +70,7 @@ WEIGHTS = Analysis(
     "weights",
     "Weight diffs",
     "Which weights did the fine-tune change, by how much, and in how many directions?",
+    pair=False,
     section="Weights",
     icon="difference",
     answers="which tensors did a fine-tune change, by how much and with what rank? norms, spectra, heads",

@@ -268,7 +268,7 @@ def test_a_stored_result_opens_without_a_model(
     monkeypatch.setattr("engine.models.loading.load", lambda *_: pytest.fail("no model is needed"))
     app = open_app(own_store, "rank", part=part, words=WORDS)
     said = text(app)
-    assert "Already run; the stored result is below" in [b.label for b in app.button]
+    assert any("Run before" in caption.value for caption in app.caption)
     for panel in view.run_panels(opened, result, selection):
         assert panel.title[:12] in said
 

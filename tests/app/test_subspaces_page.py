@@ -505,7 +505,7 @@ def test_a_stored_run_opens_and_every_control_works(
     assert at.found.text.split("\n")[0].replace("`", "") in said
     for panel in panels.run_panels(opened, at):
         assert panel.title in said
-    assert [b.disabled for b in app.button if b.key == "run"] == [True]
+    assert any("Run before" in caption.value for caption in app.caption)
     app.select_slider(key="steps-dims").set_value(6).run()
     assert "k = 6" in text(app)
     assert app.query_params["dims"] == "6"

@@ -174,7 +174,7 @@ def test_a_stored_result_opens_without_a_model(
     monkeypatch.setattr("engine.models.loading.load", lambda *_: pytest.fail("no model is needed"))
     app = open_app(opened.path, "weight_steering", b="tuned")
     assert not app.exception
-    assert "Already run; the stored result is below" in [button.label for button in app.button]
+    assert any("Run before" in caption.value for caption in app.caption)
     said = text(app)
     assert "the perplexity of the prompts" in said
     slider = app.slider(key="slide-strength")

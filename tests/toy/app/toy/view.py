@@ -20,7 +20,6 @@ def selection_of(condition, _selection):
 
 
 def settings(_opened):
-    controls.pair_controls()
     controls.slide("layer", "Block ℓ")
     controls.slide("grain", "Every prompt of")
 
