@@ -183,7 +183,7 @@ def test_the_code_on_the_method_page_runs(
     (block,) = re.findall(r"```python\n(.*?)```", (root / "docs/methods/weights.md").read_text(), re.S)
     exec(compile(block, "weights.md", "exec"), {})
     said = capsys.readouterr().out
-    assert "model.layers.4.self_attn.o_proj.weight rank 4 stand out: 2" in said
+    assert "model.layers.4.self_attn.o_proj.weight rank 4 stand out: 1" in said
     assert "heads [2, 6]" in said
     before, after = said.splitlines()[-2:]
     assert before.endswith("No, I do not agree.")

@@ -75,7 +75,7 @@ def test_engine_equals_plain_hooks(family: str, read_at: Literal["patched", "dec
             order = torch.tensor(found.top_ids[1:, prompt])
             assert torch.equal(order.sort(-1).values, torch.arange(VOCAB).expand(2, -1))
             log_probs = torch.tensor(found.top_log_probs)[1:, prompt].double()
-            torch.testing.assert_close(log_probs, expected.gather(-1, order), rtol=0, atol=limit)
+            torch.testing.assert_close(log_probs, expected.gather(-1, order), rtol=limit, atol=limit)
             kl = patch_oracle.kl(expected, unpatched[prompt])
             np.testing.assert_allclose(found.kl[1:, prompt], kl.numpy(), rtol=0, atol=limit)
             moved += int(((expected - unpatched[prompt]).abs().amax(-1) > 10 * TOLERANCE).sum())
