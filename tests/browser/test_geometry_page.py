@@ -29,7 +29,9 @@ def test_sliders_move_titles_and_the_link(tab: Page, dashboard: str) -> None:
 def test_every_block_is_measured_when_asked(tab: Page, dashboard: str) -> None:
     visit(tab, f"{dashboard}/geometry?layers=every&k=3")
     title = tab.locator(".st-key-panel-z-every-separation-mean h4").first
-    expect(title).to_contain_text(re.compile("(is shown to separate in no block|separates in \\d of 5 blocks) at k = 3"))
+    expect(title).to_contain_text(
+        re.compile("(is shown to separate in no block|separates in \\d of 5 blocks) at k = 3")
+    )
     expect(tab.locator(".st-key-panel-z-structure h4").first).to_contain_text("least alike neighbours")
     expect(tab.locator(".st-key-panel-z-gates h4").first).to_contain_text("gates read")
 

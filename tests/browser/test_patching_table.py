@@ -21,7 +21,9 @@ def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_da
     expect(tab.get_by_text("This site has not been run under these settings")).to_be_visible()
     tab.get_by_role("button", name="Run this site").click()
     title = tab.locator(".st-key-panel-patch-alphas h4").first
-    expect(title).to_contain_text("mlp_out of block 5: 5 prompts are too few to tell what the map changes: KL from", timeout=WAIT)
+    expect(title).to_contain_text(
+        "mlp_out of block 5: 5 prompts are too few to tell what the map changes: KL from", timeout=WAIT
+    )
     settle(tab)
     clean(tab)
     expect(tab.locator(".st-key-panel-patch-drill [data-testid='stDataFrame']").first).to_be_visible()
