@@ -22,14 +22,14 @@ from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
 from app.patching import words as say
+from app.transport import rare as map_rare
 from app.transport.fields import MapFields
-from app.transport.panels import METHOD_NAMES
+from app.transport.panels import METHOD_NAMES, rank_grid, rank_name
 from engine.patching.mapped_spec import MappedPatch
 from engine.transport.named import USES
 
 READ_AT = {"patched": "patched token", "decision": "decision token"}
 AMPLITUDE = {"vector": "the vector", "deviation": "deviation"}
-RANKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 COLUMNS = {
     "layer": st.column_config.NumberColumn("block"),
     "alpha": st.column_config.NumberColumn("best α (train)", format="%.4g"),
@@ -180,8 +180,7 @@ def _map_controls(opened: Opened) -> None:
         if not used:
             screen.caption("This map has no parameters.")
         if "rank" in used:
-            ranks = [rank for rank in RANKS if rank <= opened.facts.width]
-            controls.steps("rank", "Rank k (0: full)", ranks)
+            controls.steps("rank", "Rank k", rank_grid(opened.facts.width), names=rank_name)
         if "shrinkage" in used:
             controls.slide("shrink", "Shrinkage γ", step=0.01)
         if "penalty" in used:
@@ -192,6 +191,7 @@ def _map_controls(opened: Opened) -> None:
             controls.slide("q", "Directions of the logit subspace")
         if "clusters" in used:
             controls.slide("clusters", "Clusters (1: one map)")
+        map_rare.show()
 
 
 def _sites(rows: pl.DataFrame) -> None:

@@ -170,6 +170,9 @@ def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
         {"method": "RidgeTransport", "lam_mode": "set", "lam": 1.5, "clusters": 3, "layer": 2},
         {"rank": 4, "shrink": 0.2, "target": "a", "amplitude": "deviation", "raw_alpha": "scaled"},
         {"method": "LogitSubspaceRidge", "q": 8, "language": "zh", "read_at": "decision"},
+        {"method": "LogitSubspaceRidge", "q": 8, "joint": "yes", "lam_from": -6.0},
+        {"method": "PCAProcrustes", "rank": 3, "joint": "yes"},
+        {"rank": 4, "map_scale": "seed"},
     ]
     for change in changes:
         selection = update(START, FACTS, **change)
