@@ -10,7 +10,8 @@ from app.frame.selection import Fields
 
 @dataclass(frozen=True)
 class PatchFields(Fields):
-    """`patch`: which half of the page; `kind`, `heads`: what one replacement puts in; `alphas`: one or all.
+    """`patch`: which half of the page; `kind`, `heads`: what one replacement puts in; `alphas`: one or all;
+    `grid`: all amplitudes, as "0.3,0.5"; `spread`: amplitudes of one site or of every one that was run.
     `sites` is no longer asked for; links may have it."""
 
     patch: str = choice("table", "one")
@@ -18,3 +19,5 @@ class PatchFields(Fields):
     alphas: str = choice("one", "curve")
     sites: str = choice("one", "every")
     heads: str = text()
+    grid: str = text()
+    spread: str = choice("one", "all")

@@ -18,11 +18,13 @@ from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes
 from app.live.jobs import JobResult
+from app.patching import amplitudes
 from app.patching import drill as patch_drill
 from app.patching import words as say
+from app.patching.fields import PatchFields
 from app.transport.fields import map_changes
 from app.transport.tables import spec_of
-from engine.patching.mapped_spec import MappedPatch
+from engine.patching.mapped_spec import ALPHAS, MappedPatch
 
 PAGE = "patching"
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z")
@@ -41,7 +43,7 @@ def experiment_of(
     """The mapped patch a selection describes, at another site, block or in another direction.
 
     Raises:
-        PatchError: the selection's position is not one token.
+        PatchError: the selection's position is not one token, or its amplitudes can't be read.
     """
     side = selection.target if target is None else target
     to, source = (selection.a, selection.b) if side == "a" else (selection.b, selection.a)
@@ -52,6 +54,7 @@ def experiment_of(
         layer=selection.layer if layer is None else layer,
         position=selection.position,
         map=spec_of(selection),
+        alphas=amplitudes.read(PatchFields.of(selection).grid) or ALPHAS,
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
         read_at=selection.read_at,  # type: ignore[arg-type]
@@ -79,6 +82,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "site": condition["component"],
         "layer": condition["layer"],
         "position": condition["position"],
+        "grid": amplitudes.written(condition["alphas"], ALPHAS),
         "amplitude": condition["scale"],
         "raw_alpha": condition["raw_alpha"],
         "read_at": condition["read_at"],
@@ -338,7 +342,8 @@ def code(path: str, selection: Selection) -> str:
 
 def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
     """The panels of one stored run."""
-    return patch_drill.panels(opened, result)
+    every = amplitudes.amplitudes_panel(opened, result, selection.alpha)
+    return [*patch_drill.panels(opened, result), *([every] if every is not None else [])]
 
 
 def not_run(selection: Selection, count: int) -> tuple[str, str]:

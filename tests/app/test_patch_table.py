@@ -20,6 +20,7 @@ from app.frame.selection import Facts, defaults, update
 from app.live.jobs import JobResult
 from app.live.model_cache import ModelCache
 from app.live.run import compute, save
+from app.patching import amplitudes
 from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
@@ -164,6 +165,52 @@ def test_the_marked_alpha_is_the_one_that_train_chose(store: Path) -> None:
     assert validation.height == train.height
 
 
+def test_every_amplitude_is_told_from_the_stored_kls(store: Path) -> None:
+    """One run, a row for each α: the one that train chose as the summary has it, the others by hand."""
+    opened: Any = SimpleNamespace(path=str(store))
+    result = result_of(store)
+    table, summary = amplitudes.rows(result), result.summary
+    assert table["alpha"].unique().sort().to_list() == summary["alphas"]
+    assert table.filter(pl.col("which").str.contains("auto"))["alpha"].unique().to_list() == [
+        summary["alpha_auto"]
+    ]
+    for split in ("train", "validation"):
+        best = table.filter(pl.col("which").str.contains("best"), pl.col("split") == split).row(0, named=True)
+        found = summary["splits"][split]
+        for name, value in (
+            ("gain", found["delta"]),
+            ("drop", found["drop"]),
+            ("kl_raw", found["kl"]["raw"]),
+        ):
+            ends = (best[name], best[f"{name}_low"], best[f"{name}_high"])
+            assert ends == pytest.approx((value["estimate"], value["low"], value["high"]), rel=1e-12)
+    every, prompts = result.tables["kl"], result.tables["prompts"]
+    held = prompts.filter(pl.col("split") == "validation")["row"]
+    kl = {
+        (kind, alpha): rows.filter(pl.col("row").is_in(held.implode()))["kl"].mean()
+        for (kind, alpha), rows in every.group_by("kind", "alpha")
+    }
+    for alpha in (0.4, 1.6):
+        row = table.filter(pl.col("alpha") == alpha, pl.col("split") == "validation").row(0, named=True)
+        assert row["gain"] == pytest.approx(kl["raw", 1.0] - kl["mapped", alpha], rel=1e-9)
+        assert row["drop"] == pytest.approx(100 * (1 - kl["mapped", alpha] / kl["raw", 1.0]), rel=1e-9)
+    panel = amplitudes.amplitudes_panel(opened, result, 0.41)
+    assert panel is not None
+    assert " at α = 0.4, " in panel.title
+    assert "best)" in panel.title
+    panel.chart(LIGHT).to_dict()
+
+
+def test_amplitudes_are_read_and_written() -> None:
+    assert amplitudes.read(" 0.7,0.3 ,1") == (0.3, 0.7, 1.0)
+    assert amplitudes.read("") == ()
+    assert amplitudes.written((0.3, 0.123456789), (1.0,)) == "0.3,0.123456789"
+    assert amplitudes.written((1.0,), (1.0,)) == ""
+    for nonsense in ("a", "1,,2", "inf"):
+        with pytest.raises(PatchError, match=r"Expected.*0\.3, 0\.5"):
+            amplitudes.read(nonsense)
+
+
 def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
     changes: list[dict[str, Any]] = [
         {},
@@ -173,6 +220,7 @@ def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
         {"method": "LogitSubspaceRidge", "q": 8, "joint": "yes", "lam_from": -6.0},
         {"method": "PCAProcrustes", "rank": 3, "joint": "yes"},
         {"rank": 4, "map_scale": "seed"},
+        {"grid": "0.3, 0.5,0.7"},
     ]
     for change in changes:
         selection = update(START, FACTS, **change)
