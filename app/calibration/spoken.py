@@ -186,6 +186,7 @@ FIGURES: dict[str, str] = {
     "app.overview.panels.disk_panel": "sizes of files",
     "app.overview.panels.prompts_panel": "counts",
     "app.patching.amplitudes.amplitudes_title": "differences with their intervals; none is called the best",
+    "app.patching.asymmetry.asymmetry_title": "differences with their intervals",
     "app.patching.words.alpha_title": "the values at both ends with their intervals; none is called the best",
     "app.weights.differences.title": "exact differences of weights",
     "app.frame.again.verdict": "exact differences of two runs",

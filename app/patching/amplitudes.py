@@ -31,6 +31,7 @@ SCHEMA = {
     "which": pl.String,
     "split": pl.String,
     **{f"{name}{end}": pl.Float64 for name in SPANS for end in ("", "_low", "_high")},
+    **dict.fromkeys(("kl_raw_sd", "kl_mapped_sd"), pl.Float64),
 }
 
 
@@ -61,6 +62,8 @@ def written(alphas: Sequence[float], usual: Sequence[float]) -> str:
 
 def rows(result: JobResult) -> pl.DataFrame:
     """One row per amplitude and split: KL_raw, KL_mapped, ΔKL (`gain`) and drop%, with intervals, in nats.
+
+    `kl_raw_sd` and `kl_mapped_sd`: standard deviations (n − 1) over prompts.
 
     `which` says "auto" of the amplitude that gives mapped train vectors the target's length, and "best" of
     the one that train chose ("auto, best"). Nothing is run: a stored run has every prompt's KL at every α.
@@ -105,7 +108,8 @@ def _spans(
     if kl["raw"] is not None and kl["mapped"] is not None:
         less = reduction(kl["raw"], kl["mapped"], limit, how, floor)
         spans |= {"gain": less.delta, "drop": less.drop}
-    return {
+    spread = {f"kl_{kind}_sd": float(v.std(ddof=1)) for kind, v in kl.items() if v is not None}
+    return spread | {
         name + end: None if spans.get(name) is None else float(getattr(spans[name], key))
         for name in SPANS
         for key, end in (("estimate", ""), ("low", "_low"), ("high", "_high"))

@@ -18,7 +18,7 @@ from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes
 from app.live.jobs import JobResult
-from app.patching import amplitudes
+from app.patching import amplitudes, asymmetry
 from app.patching import drill as patch_drill
 from app.patching import words as say
 from app.patching.fields import PatchFields
@@ -342,8 +342,13 @@ def code(path: str, selection: Selection) -> str:
 
 def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
     """The panels of one stored run."""
-    every = amplitudes.amplitudes_panel(opened, result, selection.alpha)
-    return [*patch_drill.panels(opened, result), *([every] if every is not None else [])]
+    back = asymmetry.reversed_run(opened, result)
+    made = [
+        *patch_drill.panels(opened, result),
+        amplitudes.amplitudes_panel(opened, result, selection.alpha),
+        None if back is None else asymmetry.asymmetry_panel(opened, result, back),
+    ]
+    return [panel for panel in made if panel is not None]
 
 
 def not_run(selection: Selection, count: int) -> tuple[str, str]:

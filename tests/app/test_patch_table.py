@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ from streamlit.testing.v1 import AppTest
 from app.build.build import build
 from app.charts.palette import LIGHT
 from app.frame import again as rerun
+from app.frame.opened import Opened
 from app.frame.selection import Facts, defaults, update
 from app.live.jobs import JobResult
 from app.live.model_cache import ModelCache
 from app.live.run import compute, save
-from app.patching import amplitudes
+from app.patching import amplitudes, asymmetry
 from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
@@ -199,6 +201,42 @@ def test_every_amplitude_is_told_from_the_stored_kls(store: Path) -> None:
     assert " at α = 0.4, " in panel.title
     assert "best)" in panel.title
     panel.chart(LIGHT).to_dict()
+
+
+def test_both_directions_are_compared_prompt_by_prompt(store: Path) -> None:
+    opened: Any = Opened(str(store), Store(store), FACTS)
+    result, back = result_of(store), result_of(store, target="a")
+    assert result.condition["target"] == back.condition["source"] == "tuned"
+    found = asymmetry.reversed_run(opened, result)
+    assert found is not None
+    assert found.condition == back.condition
+    assert asymmetry.reversed_run(opened, result_of(store, layer=0)) is None
+    table = asymmetry.rows(result, back)
+    one, other = (
+        {
+            r["id"]: r
+            for r in run.tables["prompts"].filter(pl.col("split") == "validation").iter_rows(named=True)
+        }
+        for run in (result, back)
+    )
+    for row in table.iter_rows(named=True):
+        here = [one[name][f"kl_{row['kind']}"] for name in one]
+        gaps = [one[name][f"kl_{row['kind']}"] - other[name][f"kl_{row['kind']}"] for name in one]
+        assert row["n"] == len(one) == len(other)
+        assert row["difference"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-9, abs=1e-12)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["sd"] == pytest.approx(statistics.stdev(here), rel=1e-9)
+    turned = asymmetry.rows(back, result)
+    assert turned["difference"].to_list() == pytest.approx((-table["difference"]).to_list(), rel=1e-12)
+    panel = asymmetry.asymmetry_panel(opened, result, back)
+    assert panel.title.startswith(
+        "KL of tuned ← base less that of base ← tuned on the same prompts, nats: raw"
+    )
+    scope: dict[str, Any] = {}
+    exec(panel.code, scope)
+    assert scope["table"].equals(panel.table)
+    assert asymmetry.asymmetry_panel(opened, back, result).chart(LIGHT).to_dict()
+    assert "patch-asymmetry" in [p.name for p in patch_table.run_panels(opened, result, START)]
 
 
 def test_amplitudes_are_read_and_written() -> None:
