@@ -48,9 +48,10 @@ def test_an_experiment_has_the_hash_that_its_stored_runs_have() -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "smollm2-sycophancy", "mgsm-zh-en", "qwen2.5-3b-zh-en"])
-def test_listed_experiments_are_the_same(name: str) -> None:
+def test_listed_experiments_are_the_same_and_others_may_follow(name: str) -> None:
     asked = read_experiments([str(ROOT / f"studies/{name}.experiments.json")])
-    assert [one.content_hash(FINGERPRINT) for one in asked] == pinned("listed")[name]
+    known = pinned("listed")[name]
+    assert [one.content_hash(FINGERPRINT) for one in asked][: len(known)] == known
 
 
 def test_a_link_shows_what_it_showed() -> None:

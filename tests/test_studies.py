@@ -105,9 +105,12 @@ def test_both_studies_ask_for_the_same_cells_in_both_directions(name: str, probl
     directions = {(one.target_language, one.source_language, one.mode) for one in patches}
     assert {(a, b) for a, b, _ in directions} == {("en", "zh"), ("zh", "en")}
     assert {mode for *_, mode in directions} == {"replace", "shift"}
+    transported = [one for one in patches if one.vectors == "transport"]
+    assert {one.target_language for one in transported} == {"en", "zh"}
+    assert {one.mode for one in transported} == {"replace"}
     fits = [one for one in asked if isinstance(one, Ard)]
     assert {(one.layer, one.penalty) for one in fits} == {
-        (at, p) for at in (32, 33) for p in (0.001, 0.01, 0.1)
+        (at, p) for at in (10, 15, 20, 25, 28, 30, 32, 33, 34, 35) for p in (0.001, 0.01, 0.1)
     }
 
 
