@@ -156,6 +156,11 @@ def slide(name: str, text: str, step: float | None = None, help: str | None = No
     return int(shown) if whole else float(shown)
 
 
+def stride() -> None:
+    """Which of all blocks are run where every one is asked for."""
+    slide("stride", "Where every block is run: each n-th, n")
+
+
 def write(name: str, text: str, placeholder: str = "", help: str | None = None) -> None:
     """A text bound to a field of the selection, without the white space around it."""
     key = f"write-{name}"

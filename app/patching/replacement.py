@@ -101,7 +101,7 @@ def conditions(opened: Opened, selection: Selection) -> list[Condition]:
     if selection.layers == "one":
         return [condition_of(selection)]
     count = min(opened.facts.n_layers[m] for m in (selection.a, selection.b))
-    return [condition_of(selection, layer) for layer in range(count)]
+    return [condition_of(selection, layer) for layer in range(0, count, selection.stride)]
 
 
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:

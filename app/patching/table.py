@@ -63,8 +63,10 @@ def experiment_of(
 
 
 def experiments(opened: Opened, selection: Selection) -> list[MappedPatch]:
-    """The whole table: every site that the map is defined at, every block of both models, both directions."""
-    blocks = range(min(opened.facts.n_layers[model] for model in (selection.a, selection.b)))
+    """The whole table: every site that the map is defined at, every block of both models (or each n-th), both
+    directions."""
+    count = min(opened.facts.n_layers[model] for model in (selection.a, selection.b))
+    blocks = range(0, count, selection.stride)
     sites = [site for site in SITES if site in opened.facts.sites and spec_of(selection).fits(site)]
     return [
         experiment_of(selection, site, block, side)

@@ -99,6 +99,8 @@ def _one_controls(opened: Opened) -> None:
         controls.switch("read_at", "Read at", READ_AT)
         controls.switch("alphas", "Amplitudes", {"one": "this α", "curve": "0 to 2, or as listed"})
         controls.switch("layers", "Blocks", {"one": "this block", "every": "every block"})
+        if controls.current().layers == "every":
+            controls.stride()
         if PatchFields.of(controls.current()).alphas == "curve":
             controls.write("grid", "Amplitudes α", "0, 0.2, … 2", "Numbers with commas between.")
 
@@ -185,9 +187,10 @@ def _table_controls(opened: Opened) -> None:
 
 
 def _amplitude_controls() -> None:
-    """Which amplitudes are run, and of which sites all are shown."""
-    with screen.popover("Amplitudes", icon=":material/tune:", key="patch-amplitude-settings"):
+    """Which amplitudes and blocks are run, and of which sites all amplitudes are shown."""
+    with screen.popover("Amplitudes, blocks", icon=":material/tune:", key="patch-amplitude-settings"):
         controls.write("grid", "Amplitudes α that are run", "0.2, 0.4, … 2", GRID_HELP)
+        controls.stride()
         controls.switch("spread", "Table of all amplitudes", {"one": "this site", "all": "every site"})
 
 
