@@ -374,6 +374,9 @@ def test_a_stored_run_leads_back_to_itself(opened: Opened) -> None:
     changes = view.selection_of(wanted.to_json(), chosen(opened))
     seen = update(chosen(opened), opened.facts, **changes)
     assert (SubspaceFields.of(seen).broad, seen.delta) == (6, DELTAS[1])
+    stored = wanted.model_copy(update={"fold_norm": False})
+    seen = update(chosen(opened), opened.facts, **view.selection_of(stored.to_json(), chosen(opened)))
+    assert view.experiment_of(opened, seen).fold_norm is False
     assert kind_of(wanted.to_json()).page == view.PAGE
     assert experiment_from_json(wanted.to_json()) == wanted
     assert "precompute.py run" in headless.command(opened.path, [view.experiment_of(opened, chosen(opened))])
@@ -396,6 +399,7 @@ def test_the_run_in_the_link_is_preferred_then_the_pages_own_then_the_newest(uns
         assert found is not None
         assert (found.condition == wanted.to_json()) == (condition is not None)
     assert view.stored(at, SubspaceScores(broad=3), own) is None  # another broad rank
+    assert view.stored(at, wanted.model_copy(update={"fold_norm": False}), own) is None  # other gains
     assert set(view.runs_at(at, wanted.broad)) == {own, other}
 
 
