@@ -133,7 +133,8 @@ def shown_of(opened: Opened, result: JobResult, selection: Selection) -> Shown:
     names = scores.names
     candidate = next((one for one in (selection.candidate, conclusion.best) if one in names), names[0])
     measure = selection.measure if selection.measure in q.MEASURES else next(iter(q.MEASURES))
-    return Shown(result, delta, k, clean, layers, scores, changes, candidate, measure, agreement, conclusion)
+    told = (agreement, conclusion, own.hues == "family")
+    return Shown(result, delta, k, clean, layers, scores, changes, candidate, measure, *told)
 
 
 def cleans(summary: Mapping[str, Any], k: int) -> list[int]:
@@ -308,6 +309,7 @@ def show(opened: Opened, shown: Shown) -> None:
     for text in substituted(shown, controls.current()):
         screen.warning(plain(text), icon=":material/link_off:")
     parts.conclusion(opened, shown)
+    controls.switch("hues", "Points coloured by", {"side": "side", "family": "family"})
     write, read = panels.maps(opened, shown)
     left, right = st.columns(2)
     with left:
