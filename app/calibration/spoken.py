@@ -192,6 +192,7 @@ FIGURES: dict[str, str] = {
     "app.frame.again.verdict": "exact differences of two runs",
     "app.runs.view.kind_title": "a name",
     "app.prompts.splits.balance_title": "counts",
+    "app.steering.spans.spans_title": "values at both ends with their intervals",
     "app.steering.words.cost_title": "a KL with its interval",
     "app.synthesis.view.title": "a count of parts",
     "app.synthesis.parts.rates_words": "rates with their intervals",

@@ -57,6 +57,11 @@ def experiment_of(selection: Selection) -> RankSweep:
     )
 
 
+def experiments(selection: Selection) -> list[RankSweep]:
+    """What one click runs."""
+    return [experiment_of(selection)]
+
+
 def place_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """Changes that make a condition's models and site the selected ones."""
     return {
