@@ -15,7 +15,7 @@ controls.pair_controls()
 offered = behaviour_view.offered_interventions(opened, controls.current())
 left, right = st.columns(2)
 with left:
-    behaviour_view.figure_control()
+    behaviour_view.figure_control(opened)
 with right:
     behaviour_view.intervention_control(offered)
 if behaviour_view.chosen_interventions(controls.current(), offered):
@@ -27,7 +27,9 @@ with components.guard("behaviour: runs"):
     patches = behaviour_view.chosen_interventions(
         chosen, behaviour_view.offered_interventions(opened, chosen)
     )
-    wanted = behaviour_view.wanted(chosen, patches, behaviour_view.lead_of(opened))
+    wanted = behaviour_view.wanted(
+        chosen, patches, behaviour_view.lead_of(opened), behaviour_view.wording_of(opened)
+    )
     runs = behaviour_view.found_runs(opened, wanted)
     missing = [one for name, one in behaviour_view.named(wanted).items() if name not in runs]
     live_view.run_button(opened, missing, done=not missing)
@@ -41,5 +43,6 @@ with components.guard("behaviour: runs"):
         if not shown:
             components.empty(*behaviour_view.WHY_NO_FIGURE)
         behaviour_view.answers(runs)
+        behaviour_view.show_wording(opened)
         for note in dict.fromkeys(n for run in runs.values() for n in run.summary["notes"]):
             screen.caption(plain(note))

@@ -61,7 +61,7 @@ def _alike(found: Sequence[Asked], selection: Selection) -> list[tuple[list[Beha
 
 def planned(opened: Opened, selection: Selection) -> list[Behaviour]:
     """Both models, without interventions."""
-    return view.wanted(selection, [], view.lead_of(opened))
+    return view.wanted(selection, [], view.lead_of(opened), view.wording_of(opened))
 
 
 MEASURED = Kind(

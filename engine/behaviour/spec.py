@@ -77,6 +77,12 @@ class Wording(BaseModel):
                 ) from error
         return self
 
+    @classmethod
+    def beside(cls, given: Mapping[str, Any]) -> Wording:
+        """The built-in lists with those of a study's `[wording]` in their language's place or beside them."""
+        usual = cls().model_dump()
+        return cls.model_validate({name: {**own, **given.get(name, {})} for name, own in usual.items()})
+
     @property
     def markers(self) -> tuple[str, ...]:
         """Names of the style markers of all languages."""

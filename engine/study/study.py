@@ -33,7 +33,7 @@ from engine.prompts.positions import KINDS, parse_position
 from engine.prompts.span_spec import SpanPosition
 from engine.prompts.spec import PromptsSpec
 from engine.similarity.sampling import MOST
-from engine.spec import MOST_ENTRIES, Frozen, LocalPath, resolved
+from engine.spec import MOST_ENTRIES, Frozen, LocalPath, later, resolved
 from engine.study.contrasts import ContrastSpec, check_contrasts
 from engine.study.file_hashes import content_hash
 from engine.study.files import must_exist, read_toml
@@ -41,6 +41,7 @@ from engine.study.fingerprints import portable
 from engine.study.refusals import to_study_error
 from engine.study.roots import confine_all
 from engine.study.subspaces import SubspacesSpec, check_deltas
+from engine.study.wording import WordingSpec
 
 Component = Literal["resid", "attn_out", "mlp_out", "head_z"]
 
@@ -235,6 +236,7 @@ class Study(Frozen):
 
     The first two models are the default pair (base, tuned). `contrasts` are further weight differences by
     name, of models that were made from the first one. `subspaces` is what subspace scores need, None without.
+    `wording` are lists for measures of behaviour, beside the built-in English and Chinese ones.
     """
 
     name: str
@@ -245,6 +247,7 @@ class Study(Frozen):
     contrasts: dict[str, ContrastSpec] = Field(default_factory=dict, max_length=MOST_ENTRIES)
     capture: CaptureSpec = CaptureSpec()
     subspaces: SubspacesSpec | None = None
+    wording: WordingSpec = later(WordingSpec())
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     folder = property(lambda self: self._folder, doc="Where the study file lies: its paths start there.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import live_study
@@ -27,7 +28,7 @@ from app.live import headless
 from app.live.jobs import JobResult
 from app.live.run import run_live, save
 from engine.behaviour.report import WHOLE
-from engine.behaviour.spec import FIGURES, Behaviour, Intervention
+from engine.behaviour.spec import FIGURES, Behaviour, Intervention, Wording
 from engine.models.loading import from_parts
 from engine.patching.spec import Condition
 from store.reader import Store
@@ -205,3 +206,24 @@ def test_the_page_before_and_after_a_run(own_store: Path, open_app: Callable[...
     assert f"#### 0 of {count} answers differ" in said
     app = open_app(own_store, "behaviour", measure="agreement&")
     assert not app.exception
+
+
+def test_the_page_shows_and_asks_with_the_study_s_own_lists(opened: Opened) -> None:
+    usual = behaviour_view.wording_of(opened)
+    assert usual == Wording()
+    assert set(behaviour_view.wording_table(opened)["from"]) == {"built in"}
+    manifest = {
+        **opened.store.manifest,
+        "study": {"wording": {"yes": {"kk": ["Иә"]}, "no": {"en": ["Nope"]}}},
+    }
+    facts = dataclasses.replace(opened.facts, languages=("en", "kk"))
+    other: Any = SimpleNamespace(store=SimpleNamespace(manifest=manifest), facts=facts)
+    wording = behaviour_view.wording_of(other)
+    assert (wording.yes["kk"], wording.no["en"]) == (("Иә",), ("Nope",))
+    rows = {(r["list"], r["language"]): r for r in behaviour_view.wording_table(other).iter_rows(named=True)}
+    assert rows["yes", "kk"]["from"] == rows["no", "en"]["from"] == "study"
+    assert rows["no", "zh"]["from"] == "built in"
+    assert rows["refusal", "kk"]["from"] == "no list of its own"
+    asked = behaviour_view.wanted(pair(opened), [], "", wording)
+    assert {one.wording.no["en"] for one in asked} == {("Nope",)}
+    assert behaviour_view.figure_of(pair(opened, measure="style: polite")).title == "Style: polite"
