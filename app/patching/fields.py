@@ -11,8 +11,9 @@ from app.frame.selection import Fields
 @dataclass(frozen=True)
 class PatchFields(Fields):
     """`patch`: which half of the page; `kind`, `heads`: what one replacement puts in; `alphas`: one or all;
-    `grid`: all amplitudes, as "0.3,0.5"; `spread`: amplitudes of one site or of every one that was run.
-    `sites` is no longer asked for; links may have it."""
+    `grid`: all amplitudes, as "0.3,0.5"; `spread`: amplitudes of one site or of every one that was run;
+    `vocabulary`: whether KL is given a second time on shared tokens. `sites` is no longer asked for; links
+    may have it."""
 
     patch: str = choice("table", "one")
     kind: str = choice("raw", "literal", "self", "mean")
@@ -21,3 +22,4 @@ class PatchFields(Fields):
     heads: str = text()
     grid: str = text()
     spread: str = choice("one", "all")
+    vocabulary: str = choice("whole", "shared")

@@ -18,7 +18,7 @@ from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes
 from app.live.jobs import JobResult
-from app.patching import amplitudes, asymmetry
+from app.patching import amplitudes, asymmetry, shared_tokens
 from app.patching import drill as patch_drill
 from app.patching import words as say
 from app.patching.fields import PatchFields
@@ -57,6 +57,7 @@ def experiment_of(
         alphas=amplitudes.read(PatchFields.of(selection).grid) or ALPHAS,
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
+        shared=PatchFields.of(selection).vocabulary == "shared",
         read_at=selection.read_at,  # type: ignore[arg-type]
         where=where_of(selection),
     )
@@ -87,6 +88,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "grid": amplitudes.written(condition["alphas"], ALPHAS),
         "amplitude": condition["scale"],
         "raw_alpha": condition["raw_alpha"],
+        "vocabulary": "shared" if condition.get("shared") else "whole",
         "read_at": condition["read_at"],
         **map_changes(condition["map"]),
         **where_changes(condition),
@@ -349,6 +351,7 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
         *patch_drill.panels(opened, result),
         amplitudes.amplitudes_panel(opened, result, selection.alpha),
         None if back is None else asymmetry.asymmetry_panel(opened, result, back),
+        shared_tokens.shared_panel(opened, result),
     ]
     return [panel for panel in made if panel is not None]
 

@@ -48,6 +48,11 @@ GRID_HELP = (
     "the target's "
     "length are always among them. Empty: 0.2 to 2 in steps of 0.2."
 )
+VOCABULARY = {"whole": "of all tokens", "shared": "also of shared tokens"}
+VOCABULARY_HELP = (
+    "of shared tokens: the next-token distributions over the tokens whose string both tokenizers have, "
+    "renormalised. A diagnostic beside the whole KL, with how much probability these tokens have."
+)
 SPANS = {"kl_raw": "KL_raw", "kl_mapped": "KL_mapped", "gain": "ΔKL", "drop": "drop"}
 
 
@@ -187,10 +192,11 @@ def _table_controls(opened: Opened) -> None:
 
 
 def _amplitude_controls() -> None:
-    """Which amplitudes and blocks are run, and of which sites all amplitudes are shown."""
-    with screen.popover("Amplitudes, blocks", icon=":material/tune:", key="patch-amplitude-settings"):
+    """Which amplitudes and blocks are run, on which tokens, and of which sites all amplitudes are shown."""
+    with screen.popover("Amplitudes, blocks, tokens", icon=":material/tune:", key="patch-amplitude-settings"):
         controls.write("grid", "Amplitudes α that are run", "0.2, 0.4, … 2", GRID_HELP)
         controls.stride()
+        controls.switch("vocabulary", "KL", VOCABULARY, help=VOCABULARY_HELP)
         controls.switch("spread", "Table of all amplitudes", {"one": "this site", "all": "every site"})
 
 

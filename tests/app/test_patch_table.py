@@ -22,7 +22,7 @@ from app.frame.selection import Facts, defaults, update
 from app.live.jobs import JobResult
 from app.live.model_cache import ModelCache
 from app.live.run import compute, save
-from app.patching import amplitudes, asymmetry
+from app.patching import amplitudes, asymmetry, shared_tokens
 from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
@@ -259,6 +259,7 @@ def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
         {"method": "PCAProcrustes", "rank": 3, "joint": "yes"},
         {"rank": 4, "map_scale": "seed"},
         {"grid": "0.3, 0.5,0.7"},
+        {"vocabulary": "shared"},
     ]
     for change in changes:
         selection = update(START, FACTS, **change)
@@ -416,3 +417,23 @@ def test_a_repetition_is_told_in_words() -> None:
     assert rerun.verdict(0.0, 1) == "Run again (1): every KL came out the same, to the last bit."
     assert rerun.verdict(3e-7, 2) == "Run again (2): the KLs differ by at most 3e-7 nats."
     assert "cannot be compared" in rerun.verdict(None, 3)
+
+
+def test_the_diagnostic_on_shared_tokens_stands_beside_the_whole(store: Path) -> None:
+    """One tokenizer shares every token: both figures are one."""
+    asked = patch_table.experiment_of(update(START, FACTS, vocabulary="shared"))
+    opened, cache = Store(store), ModelCache("cpu")
+    result = compute(opened, asked, cache, lambda **_: None, lambda: False)
+    save(str(store), opened.fingerprint, asked, result)
+    at: Any = Opened(str(store), opened, FACTS)
+    panel = shared_tokens.shared_panel(at, result_of(store, vocabulary="shared"))
+    assert panel is not None
+    assert "shared tokens have 100.0 % of the unpatched probability" in panel.title
+    for kind in panel.table["kind"].unique():
+        whole, part = panel.table.filter(kind=kind)["value"].to_list()
+        assert part == pytest.approx(whole, rel=1e-4, abs=1e-7)
+    scope: dict[str, Any] = {}
+    exec(panel.code, scope)
+    assert scope["table"].equals(panel.table)
+    panel.chart(LIGHT).to_dict()
+    assert shared_tokens.shared_panel(at, result_of(store)) is None
