@@ -303,7 +303,7 @@ def _amplitudes(path: str, run_id: str) -> pl.DataFrame:
     return amplitudes.rows(JobResult(run.condition, run.summary, run.tables))
 
 
-def _every_amplitude(opened: Opened, runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def _every_amplitude(opened: Opened, runs: list[patch_table.Run]) -> None:
     """One table of all sites that were run at all amplitudes, the automatic ones among them."""
     table = pl.concat(_amplitudes(opened.path, str(summary["run_id"])) for _, summary in runs)
     with st.container(border=True, key="panel-patch-every"):

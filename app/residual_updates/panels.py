@@ -22,7 +22,7 @@ from engine.residual_updates.numbers import ROUNDED, ResidualUpdates, chance_rat
 WHY_EMPTY = (
     "This store has no residual updates",
     "R(ℓ) needs the residual stream of every block and the head kernels of the models. Capture `resid` with "
-    '`layers = "all"` in the study file and run precompute.py again.',
+    '`layers = "all"` in the study file, without a stride, and run precompute.py again.',
 )
 CAPTION = (
     "Z: the {k} leading key-side directions of all heads of block {ref} of the same model "

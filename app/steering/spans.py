@@ -105,9 +105,9 @@ def spans_panel(opened: Opened, result: JobResult) -> Panel | None:
 
 def spans_title(table: pl.DataFrame) -> str:
     """Shift and side effect at the smallest and the largest k, with their intervals."""
-    ends = table["k"].min(), table["k"].max()
+    ks = sorted(table["k"].unique().to_list())
     told = []
-    for k in ends:
+    for k in (ks[0], ks[-1]):
         values = [
             say.signed({"shift": row["value"], "low": row["low"], "high": row["high"]})
             for name in (SERIES["ablate", "shift"], SERIES["ablate", "kl"])

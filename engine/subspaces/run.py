@@ -46,7 +46,8 @@ def run(wanted: SubspaceScores, lab: Lab) -> ExperimentResult:
     watched = _Watched(lab)
     inputs = watched.inputs(replace(inputs, target=targets[0]))
     if not wanted.fold_norm:
-        inputs = replace(inputs, **dict.fromkeys(GAINS))
+        left_out: dict[str, Any] = dict.fromkeys(GAINS)
+        inputs = replace(inputs, **left_out)
     lab.report(message="Building the candidates.")
     changes, broad = [watched.target(target) for target in targets], min(wanted.broad, d)
     with threadpool_limits(1 if d <= ONE_THREAD else None):

@@ -215,6 +215,19 @@ def test_overrides_are_validated_and_change_the_fingerprint(folder: Path) -> Non
         study.with_overrides(components=["heads"])
 
 
+def test_a_stride_takes_each_nth_block(folder: Path) -> None:
+    text = STUDY.replace("layers = [2, 0]", 'layers = "all"')
+    assert text != STUDY
+    study = Study.load(write(folder, text))
+    other = study.with_overrides(stride=3)
+    assert other.capture.blocks(8) == (0, 3, 6)
+    assert study.capture.blocks(3) == (0, 1, 2)
+    assert "stride" not in study.to_json()["capture"]
+    assert diff_studies(study.to_json(), other.to_json()) == ["capture.stride: (absent) → 3"]
+    with pytest.raises(StudyError, match="a list names its blocks itself"):
+        study.with_overrides(layers=[0, 2], stride=2)
+
+
 def test_layers_are_checked_against_the_model(folder: Path) -> None:
     capture = Study.load(write(folder, STUDY)).capture
     assert capture.blocks(3) == (0, 2)

@@ -142,7 +142,7 @@ def _add_layer(one: Prepared, ranks: Mapping[int, _Rank], layer: int, built: _Bu
             together = np.concatenate(list(fitting.values()), axis=1)
             narrow.put(frame, fitting, tensor_energy(change, together))
         found = measures(frame, narrow, k)
-        specific = {clean: specificity(frame, narrow, clean) for clean in rank.cleans}
+        specific: dict[int, Found] = {clean: specificity(frame, narrow, clean) for clean in rank.cleans}
         for index, basis in wide.items():
             own = Projections.empty(frame, 1, basis.shape[1])
             own.put(frame, {0: basis}, tensor_energy(change, basis))
@@ -153,7 +153,7 @@ def _add_layer(one: Prepared, ranks: Mapping[int, _Rank], layer: int, built: _Bu
         rank.specific.append(specific)
 
 
-def _replace(found: Mapping[str, Array], index: int, own: Mapping[str, Array]) -> None:
+def _replace(found: Found, index: int, own: Mapping[str, Array]) -> None:
     """Puts one candidate's values, each (1,), in its place among all."""
     for name, values in own.items():
         found[name][index] = values[0]
