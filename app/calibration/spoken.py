@@ -247,7 +247,7 @@ PHRASES = frozenset(
         *("app.z_patching.words.basis", "app.z_patching.words.cell", "app.z_patching.words.counts"),
         *("app.z_patching.words.listed", "app.z_patching.words.p_value", "app.z_patching.words.percent"),
         *("app.z_patching.words.setup", "app.z_patching.words.tokens_caption"),
-        "app.z_patching.words.transport_note",
+        *("app.z_patching.words.transport_note", "app.transport.words.constant_note"),
     )
 )
 """Parts of sentences: numbers, names and settings as text."""

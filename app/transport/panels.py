@@ -141,6 +141,7 @@ def _score_caption(opened: Opened, place: tq.Place, spec: MapSpec, found: Transp
         "from the target's mean.",
         _penalty_note(opened, place, spec),
         _cluster_note(opened, place, spec),
+        words.constant_note(*(int((side.moments[1] == 0).sum()) for side in (both.train.x, both.train.y))),
         f"{repeated} train prompts repeat another one's activation exactly." if repeated else "",
     ]
     return " ".join(filter(None, parts))

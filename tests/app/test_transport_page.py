@@ -21,6 +21,7 @@ from app.frame import export
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import Panel
 from app.frame.selection import Selection, changed, defaults
+from app.patching import words as patch_words
 from app.transport import panels as transport
 from app.transport import places as transport_table
 from app.transport import saved as saved_maps
@@ -90,6 +91,20 @@ def test_scores_are_those_of_the_raw_features(opened: Opened) -> None:
     assert "bootstrap over pairs" in panel.caption
     lower = view(opened, layer=CHANGED - 1)
     assert value(panels(opened, lower)["map-scores"], "CKA of the models, debiased") == pytest.approx(1.0)
+
+
+def test_dimensions_that_do_not_vary_are_counted(opened: Opened) -> None:
+    assert "do not vary on train" not in panels(opened, view(opened))["map-scores"].caption
+    said = transport_words.constant_note(3, 1)
+    assert said == "3 of the source's dimensions and 1 of the target's do not vary on train."
+    assert transport_words.constant_note(0, 0) == ""
+    note = patch_words.map_note(
+        {
+            "map": {"words": "ridge", "n": 4, "r2_train": 1.0, "r2_validation": None, "r2_shuffled": None},
+            "constant_dimensions": {"source": 3, "target": 1},
+        }
+    )
+    assert note.endswith(said)
 
 
 def test_the_penalty_is_chosen_on_train_with_pairs_left_out_together(opened: Opened) -> None:
