@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app import screen
+from app.behaviour import corrections
 from app.behaviour import view as behaviour_view
 from app.behaviour.analysis import BEHAVIOUR
 from app.escape import plain
@@ -30,6 +31,7 @@ with components.guard("behaviour: runs"):
     wanted = behaviour_view.wanted(
         chosen, patches, behaviour_view.lead_of(opened), behaviour_view.wording_of(opened)
     )
+    wanted = corrections.applied(opened, chosen, wanted)
     runs = behaviour_view.found_runs(opened, wanted)
     missing = [one for name, one in behaviour_view.named(wanted).items() if name not in runs]
     live_view.run_button(opened, missing, done=not missing)
@@ -42,6 +44,7 @@ with components.guard("behaviour: runs"):
             components.show(opened, panel)
         if not shown:
             components.empty(*behaviour_view.WHY_NO_FIGURE)
+        corrections.show(opened, runs, behaviour_view.named(wanted))
         behaviour_view.answers(runs)
         behaviour_view.show_wording(opened)
         for note in dict.fromkeys(n for run in runs.values() for n in run.summary["notes"]):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from app.behaviour import view
+from app.behaviour.fields import BehaviourFields
 from app.frame.analysis import Analysis, Blocks, Kind, Planned, Term
 from app.frame.blocks import Block, Text
 from app.frame.chapters import of_kind
@@ -85,4 +86,5 @@ BEHAVIOUR = Analysis(
     planned=(Planned("behaviour", "Behaviour", planned),),
     chapters=(of_kind(MEASURED, chapter),),
     terms=TERMS,
+    fields=BehaviourFields,
 )

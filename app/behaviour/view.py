@@ -139,6 +139,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         **pair,
         "measure": selection.measure if selection.measure in shown else shown[0],
         "report": condition["split"],
+        "answers": "corrected" if condition.get("corrections") else "read",
         **where_changes(condition),
     }
     if condition.get("intervention"):
