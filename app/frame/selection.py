@@ -27,7 +27,7 @@ def _blocks(facts: Facts) -> tuple[float, float]:
 
 
 def _middle(facts: Facts) -> int:
-    return (facts.max_layer + 1) // 2
+    return facts.middle
 
 
 def _usual_position(facts: Facts) -> str:
