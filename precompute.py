@@ -52,6 +52,7 @@ def plan_parser(
     result = argparse.ArgumentParser(prog=prog, description=description)
     result.add_argument("study", type=Path, help="study file (TOML)")
     result.add_argument("--layers", type=parse_layers, help='blocks, as "0-3,7" or "all"')
+    result.add_argument("--stride", type=int, help="each n-th block of all, from 0")
     result.add_argument("--sites", type=parse_names, help="of resid,attn_out,mlp_out,head_z")
     result.add_argument("--positions", type=parse_names, help="of last_content,decision,mean,…")
     result.add_argument("--limit", type=int, help="about this many prompts, whole groups")
@@ -207,7 +208,7 @@ def verify(options: argparse.Namespace) -> int:
 
 def _study(options: argparse.Namespace) -> Study:
     study = Study.load(options.study)
-    chosen = (options.layers, options.sites, options.positions, options.limit)
+    chosen = (options.layers, options.sites, options.positions, options.limit, options.stride)
     return study if all(choice is None for choice in chosen) else study.with_overrides(*chosen)
 
 

@@ -1,4 +1,4 @@
-"""What every part of a study file is made of: frozen models and paths beside the study file."""
+"""What studies and experiments are made of: frozen models, settings that came later, and local paths."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+)
 
-__all__ = ["MOST_ENTRIES", "Frozen", "LocalPath", "resolved"]
+__all__ = ["MOST_ENTRIES", "Frozen", "Lasting", "LocalPath", "later", "resolved"]
 
 LONGEST_PATH = 4000
 LONGEST_TEXT = 100_000
@@ -17,7 +25,29 @@ MOST_ENTRIES = 1000
 """Characters of a text, and entries of a list, in a study."""
 
 
-class Frozen(BaseModel):
+_LATER = "later"
+
+
+def later(default: Any, **limits: Any) -> Any:
+    """A field that was added after results were stored. At its default it isn't written: descriptions made
+    before have the content hash that they had, and mean what they meant."""
+    return Field(default=default, json_schema_extra={_LATER: True}, **limits)
+
+
+class Lasting(BaseModel):
+    """A description whose content hash outlives new fields, which are declared by `later`."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = written(self)
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get(_LATER) and getattr(self, name) == field.default:
+                found.pop(name, None)
+        return found
+
+
+class Frozen(Lasting):
     """A part of a study: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(

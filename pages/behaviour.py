@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app import screen
+from app.behaviour import corrections
 from app.behaviour import view as behaviour_view
 from app.behaviour.analysis import BEHAVIOUR
 from app.escape import plain
@@ -14,7 +15,7 @@ opened = components.begin(BEHAVIOUR.title, BEHAVIOUR.question)
 offered = behaviour_view.offered_interventions(opened, controls.current())
 left, right = st.columns(2)
 with left:
-    behaviour_view.figure_control()
+    behaviour_view.figure_control(opened)
 with right:
     behaviour_view.intervention_control(offered)
 if behaviour_view.chosen_interventions(controls.current(), offered):
@@ -26,7 +27,10 @@ with components.guard("behaviour: runs"):
     patches = behaviour_view.chosen_interventions(
         chosen, behaviour_view.offered_interventions(opened, chosen)
     )
-    wanted = behaviour_view.wanted(chosen, patches, behaviour_view.lead_of(opened))
+    wanted = behaviour_view.wanted(
+        chosen, patches, behaviour_view.lead_of(opened), behaviour_view.wording_of(opened)
+    )
+    wanted = corrections.applied(opened, chosen, wanted)
     runs = behaviour_view.found_runs(opened, wanted)
     missing = [one for name, one in behaviour_view.named(wanted).items() if name not in runs]
     live_view.run_button(opened, missing, done=not missing)
@@ -39,6 +43,8 @@ with components.guard("behaviour: runs"):
             components.show(opened, panel)
         if not shown:
             components.empty(*behaviour_view.WHY_NO_FIGURE)
+        corrections.show(opened, runs, behaviour_view.named(wanted))
         behaviour_view.answers(runs)
+        behaviour_view.show_wording(opened)
         for note in dict.fromkeys(n for run in runs.values() for n in run.summary["notes"]):
             screen.caption(plain(note))

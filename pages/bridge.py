@@ -4,6 +4,7 @@ import streamlit as st
 
 from app import screen
 from app.bridge import panels as bridge
+from app.bridge import spaces
 from app.bridge import tables as bridge_queries
 from app.bridge.analysis import BRIDGE
 from app.frame import controls
@@ -34,11 +35,17 @@ with controls.row():
     controls.switch("fit", "Fit", bridge.FITS)
     if len(opened.facts.categories) > 1:
         controls.switch("pairing", "Null pairs with", bridge.PAIRINGS)
+    with screen.popover("More of the bridge", icon=":material/tune:", key="bridge-rare"):
+        controls.switch("intercept", "Coordinates", bridge.INTERCEPTS, help=bridge.INTERCEPT_HELP)
+        controls.switch("space", "Subspace", bridge.SPACES, help=bridge.SPACE_HELP)
     controls.switch("parts", "Profile over blocks", {"shown": "shown", "hidden": "hidden"})
 
 with components.guard("bridge: fit"):
     chosen = bridge_queries.effective(opened, controls.current())
     bridge_queries.prepare(opened, chosen, components.progress)
+    hint = spaces.hint(opened, chosen)
+    if hint is not None:
+        screen.info(hint, icon=":material/lightbulb:")
     note = bridge.warning(opened, chosen)
     if note is not None:
         screen.warning(note, icon=":material/warning:")

@@ -41,7 +41,8 @@ with components.guard(f"rank: {part}"):
     chosen = controls.current()
     wanted = view.experiment_of(chosen)
     found = live_view.stored(opened, wanted)
-    live_view.run_button(opened, [wanted], done=found is not None)
+    missing = [one for one in view.experiments(chosen) if live_view.stored(opened, one) is None]
+    live_view.run_button(opened, missing, done=not missing)
     live_view.watch()
     if found is None and not live_view.active():
         components.empty(*view.not_run(chosen))

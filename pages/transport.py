@@ -7,6 +7,7 @@ from app.frame import parts as components
 from app.patching import replacement as patch_view
 from app.transport import panels as transport
 from app.transport import places_view as transport_table_view
+from app.transport import rare as map_rare
 from app.transport import saved as saved_maps
 from app.transport.analysis import TRANSPORT
 from app.transport.fields import MapFields
@@ -42,6 +43,7 @@ with (
         controls.switch("lam_mode", "Penalty", {"auto": "λ chosen on train", "set": "set λ"})
         if MapFields.of(controls.current()).lam_mode == "set":
             controls.slide("lam", "log₁₀ λ", step=0.25)
+    map_rare.popover()
     usable = True
 
 if usable:

@@ -170,13 +170,17 @@ class Dense:
             case "write_not_downstream_read":
                 return self.not_downstream(k)
             case "causally_isolated":
-                parts = [self.basis(n, BROAD) for n in ("input_super", "kv_super", "lm_head_read")]
+                parts = [self.basis(n, 8) for n in ("input_super", "kv_super")]
+                parts.append(self.basis("lm_head_read", BROAD))
                 return svd_left(
                     away(np.linalg.qr(np.concatenate(parts, axis=1))[0]) @ self.writes(self.layer), k
                 )
             case "attn_ov_write":
                 pairs = zip(self.heads("o_proj"), self.heads("v_proj"), strict=True)
                 return svd_left(sum(o @ v for o, v in pairs), k)
+            case "attn_ov_write_rows":
+                each = self.a.n_heads // self.a.n_kv_heads
+                return svd_left(self.w("o_proj") @ np.repeat(self.w("v_proj"), each, axis=0), k)
             case "attention_sink":
                 pairs = zip(self.heads("o_proj"), self.heads("v_proj"), strict=True)
                 return plain_pca(np.array([o @ v @ self.x("start_embedding") for o, v in pairs]), k)[
@@ -188,6 +192,9 @@ class Dense:
                 return svd_left(self.w("down_proj") @ np.diag(gate.mean(axis=0)) @ self.w("up_proj"), k)
             case "qk_circuit":
                 return self.qk(k)
+            case "qk_circuit_rows":
+                each = self.a.n_heads // self.a.n_kv_heads
+                return svd_left(self.w("q_proj").T @ np.repeat(self.w("k_proj"), each, axis=0), k)
             case "qk_circuit_per_head":
                 pairs = zip(self.heads("q_proj"), self.heads("k_proj"), strict=True)
                 return svd_left(np.concatenate([q.T @ key for q, key in pairs], axis=1), k)
@@ -240,7 +247,8 @@ class Dense:
             case "qk_and_chars_clusters":
                 return np.zeros((self.a.d, 0))  # two random 4-dimensional subspaces of 48 dimensions
             case "WNR_union_TaskDiff":
-                return svd_left(np.concatenate([self.not_downstream(2), plain_pca(contrast, 2)], axis=1), k)
+                both = [self.not_downstream(k), plain_pca(contrast, k)]
+                return svd_left(np.concatenate(both, axis=1), 2 * k)
             case "TaskDiff_lora_ceiling":
                 return plain_pca(self.x("label_fit"), k)
             case "act_ceiling":

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 import precompute
 from app.build import capture as capture_module
+from engine.errors import StoreError
 from engine.models.loading import load
 from engine.models.pieces import model_pieces
 from engine.passes.capture import capture_unit
@@ -185,6 +186,19 @@ def test_options_change_the_fingerprint_and_another_study_is_refused(
     assert "made from another study" in message
     assert "capture.layers: all → [0, 1]" in message
     assert Store(store).complete
+
+
+def test_each_nth_block_is_kept_as_in_the_whole_store(study: Path, store: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    assert precompute.main([str(study), "--store", str(some), "--stride", "2"]) == 0
+    found, whole = Store(some), Store(store)
+    assert list(found.layers("tuned")) == [0, 2]
+    assert list(found.states("tuned")) == [0, 1, 2, 3]
+    for site in ("resid_pre", "resid_post", "mlp_out"):
+        one, other = (s.activations("tuned", site, 2, "decision") for s in (found, whole))
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(StoreError, match="1"):
+        found.activations("tuned", "mlp_out", 1, "decision")
 
 
 def edit(file: Path, change: Callable[[str], str]) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from transformers import AutoTokenizer, Qwen2Config, Qwen3Config
+from transformers import AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
 
 from app.build import prepare
 from app.build.plan_subspaces import subspace_bytes
@@ -23,6 +25,7 @@ from engine.models.skeleton import skeleton
 from engine.patching.mapped_spec import MappedPatch
 from engine.prompts.spec import PromptsSpec
 from engine.prompts.table import assign_splits, read_prompts
+from engine.steering.spec import Steering
 from engine.study.study import Study
 from engine.subspaces.spec import SubspaceScores
 from engine.z_patching.spec import ZPatching
@@ -41,6 +44,15 @@ QWEN_3B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+LLAMA_8B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
 QWEN_600M: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 28,
@@ -105,10 +117,48 @@ def test_both_studies_ask_for_the_same_cells_in_both_directions(name: str, probl
     directions = {(one.target_language, one.source_language, one.mode) for one in patches}
     assert {(a, b) for a, b, _ in directions} == {("en", "zh"), ("zh", "en")}
     assert {mode for *_, mode in directions} == {"replace", "shift"}
+    transported = [one for one in patches if one.vectors == "transport"]
+    assert {one.target_language for one in transported} == {"en", "zh"}
+    assert {one.mode for one in transported} == {"replace"}
     fits = [one for one in asked if isinstance(one, Ard)]
     assert {(one.layer, one.penalty) for one in fits} == {
-        (at, p) for at in (32, 33) for p in (0.001, 0.01, 0.1)
+        (at, p) for at in (10, 15, 20, 25, 28, 30, 32, 33, 34, 35) for p in (0.001, 0.01, 0.1)
     }
+
+
+PAIRS = ("cultural", "cognitive")
+
+
+@pytest.mark.usefixtures("of_the_config")
+@pytest.mark.parametrize("pair", PAIRS)
+def test_both_pairs_are_planned_and_asked_the_same(pair: str, tmp_path: Path) -> None:
+    """With the shape of the real models and the demo's tokenizer; prompts stand for those of the Hub."""
+    LlamaConfig(**LLAMA_8B, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(ROOT / "demo/base").save_pretrained(tmp_path / "model")
+    text = (ROOT / f"studies/llama-3.1-8b-{pair}.toml").read_text(encoding="utf-8")
+    text = re.sub(r'hub = "[^"]+"', 'path = "model"', text)
+    lines = [
+        line for line in text.splitlines() if not line.startswith(("files", "columns", "ids", "exclude"))
+    ]
+    text = "\n".join(lines).replace("[prompts]", '[prompts]\nfiles = ["prompts.jsonl"]')
+    rows = [{"id": f"p{i}", "text": f"Tom has {i} apples.", "language": "kk"} for i in range(40)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    study = Study.load(tmp_path / "study.toml")
+    plan = describe_plan(Prepared.of(study))
+    # 33 states and 32 blocks of three more sites, two models, 40 prompts, two positions, two bytes each
+    stored = (33 + 32 * 2) * 4096 + 32 * 32 * 128
+    assert (
+        f"{2 * 2 * 40 * stored * 2 / 1e9:.1f} GB" in plan or f"{2 * 2 * 40 * stored * 2 / 1e6:.1f} MB" in plan
+    )
+    assert ("kk" in study.wording.yes) == (pair == "cultural")
+    asked = read_experiments([str(ROOT / "studies/llama-3.1-8b-pairs.experiments.json")])
+    assert {name for one in asked for name in one.models()} == set(study.models)
+    patches = [one for one in asked if isinstance(one, MappedPatch)]
+    assert {one.layer for one in patches} == {10, 24, 26}
+    assert {(one.target, one.source) for one in patches} == {("base", "tuned"), ("tuned", "base")}
+    assert {one.alphas for one in patches} == {(0.3, 0.5, 0.7, 1.0)}
+    assert {one.dims for one in asked if isinstance(one, Steering)} == set(range(1, 9))
 
 
 @pytest.mark.usefixtures("of_the_config")

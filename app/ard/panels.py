@@ -51,9 +51,11 @@ def setting(fit: Fit) -> str:
     experiment = experiment_from_json(condition)
     tokens, held = summary["tokens"], row["held_out"]
     text = (
-        f"{summary['n_fitted']} train problems in {' and '.join(condition['languages'])}, every token of the "
+        f"{summary['n_fitted']} {'train ' * (condition.get('fitted', 'train') == 'train')}problems in "
+        f"{' and '.join(condition['languages'])}, every token of the "
         f"prompts' own text ({tokens['least']} to {tokens['most']}; {tokens['cut']} clouds cut to "
-        f"{condition['max_tokens']}), {condition['objective']} objective, "
+        f"{condition['max_tokens']}), {condition['objective']} objective, learning rate "
+        f"{condition.get('rate', 0.05):g}, "
         f"{experiment.start_text()}. "  # type: ignore[attr-defined]
     )
     if held is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import streamlit as st
 from app import screen
 from app.ard import panels as ard_panels
 from app.ard.fields import PENALTIES as LINKED
-from app.ard.fields import ArdFields
+from app.ard.fields import USUAL_RATE, ArdFields
 from app.ard.tables import Fit, fit_of, key_of, opened_fit, stored
 from app.escape import plain
 from app.frame import controls
@@ -46,6 +47,8 @@ START_HELP = (
     "are the "
     "null of that: how much any fit keeps of what it was started with."
 )
+FITTED = {"train": "train problems", "all": "all problems"}
+FITTED_HELP = "Fitted on all problems, nothing is held out: whether anything was found is then not tested."
 WHY_EMPTY = (
     "These prompts do not come in two languages",
     "Lengthscales are fitted to the same problems in two languages. Give the prompts a `pair_id` and a "
@@ -112,6 +115,9 @@ def experiment_of(
         draws=RANDOM_DRAWS if begin == "random" else 1,
         steps=own.steps,
         max_tokens=own.cloud,
+        problems=own.most,
+        rate=0.05 if own.rate == USUAL_RATE else float(f"{10**own.rate:.6g}"),
+        fitted=own.fitted,  # type: ignore[arg-type]
     )
 
 
@@ -131,6 +137,9 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "start": condition["start"],
         "steps": condition["steps"],
         "cloud": condition["max_tokens"],
+        "most": condition["problems"],
+        "rate": round(math.log10(condition.get("rate", 0.05)), 6),
+        "fitted": condition.get("fitted", "train"),
         **warm,
         **joined,
     }
@@ -139,7 +148,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
 def grid(opened: Opened, selection: Selection) -> list[Ard]:
     """Fits that one click asks for: every λ at the selected block, or at every block."""
     n_layers = opened.facts.n_layers[geometry.model_of(selection)]
-    layers = range(n_layers) if selection.layers == "every" else [selection.layer]
+    layers = range(0, n_layers, selection.stride) if selection.layers == "every" else [selection.layer]
     return [
         experiment_of(opened, selection, layer=layer, penalty=penalty)
         for layer in layers
@@ -254,3 +263,7 @@ def settings() -> None:
     with screen.popover("Fit settings", icon=":material/settings:", key="ard-settings"):
         controls.slide("steps", "Steps at most")
         controls.slide("cloud", "Tokens of a prompt at most")
+        controls.switch("fitted", "Fitted on", FITTED, help=FITTED_HELP)
+        controls.slide("most", "Problems at most")
+        controls.slide("rate", "log₁₀ of the learning rate", step=0.1)
+        controls.stride()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from app.behaviour import view
+from app.behaviour.fields import BehaviourFields
 from app.frame.analysis import Analysis, Blocks, Headline, Kind, Planned, Term
 from app.frame.blocks import Block, Text
 from app.frame.chapters import of_kind
@@ -61,7 +62,7 @@ def _alike(found: Sequence[Asked], selection: Selection) -> list[tuple[list[Beha
 
 def planned(opened: Opened, selection: Selection) -> list[Behaviour]:
     """Both models, without interventions."""
-    return view.wanted(selection, [], view.lead_of(opened))
+    return view.wanted(selection, [], view.lead_of(opened), view.wording_of(opened))
 
 
 MEASURED = Kind(
@@ -105,4 +106,5 @@ BEHAVIOUR = Analysis(
     chapters=(of_kind(MEASURED, chapter),),
     terms=TERMS,
     headline=headline,
+    fields=BehaviourFields,
 )

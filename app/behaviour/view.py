@@ -46,7 +46,10 @@ WHY_NO_FIGURE = (
 
 
 def figure_of(selection: Selection) -> Figure:
-    """The figure a selection shows; agreement where the link names none that exists."""
+    """The figure a selection shows; agreement where the link names none that can exist."""
+    kind, _, marker = selection.measure.partition(": ")
+    if kind == "style" and marker:
+        return style_figures((marker,))[0]
     return OFFERED.get(selection.measure, OFFERED["agreement"])
 
 
@@ -55,6 +58,7 @@ def experiment_of(
     model: str | None = None,
     intervention: Intervention | None = None,
     lead: str = "",
+    wording: Wording | None = None,
 ) -> Behaviour:
     """The run that gives the selected figure for a model of the pair, by default B.
 
@@ -72,7 +76,47 @@ def experiment_of(
         max_new_tokens=MAX_NEW_TOKENS,
         shared_with=None if partner == model else partner,
         lead=lead,
+        wording=wording or Wording(),
     )
+
+
+def wording_of(opened: Opened) -> Wording:
+    """The lists of the study, beside the built-in ones."""
+    study: Mapping[str, Any] = opened.store.manifest.get("study", {})
+    return Wording.beside(study.get("wording", {}))
+
+
+def wording_table(opened: Opened) -> pl.DataFrame:
+    """list, language, texts, from ("study" or "built in"); a row for each, and one for every language of the
+    prompts without a list, which is read with all of them."""
+    study = opened.store.manifest.get("study", {}).get("wording", {})
+    lists = wording_of(opened).model_dump()
+    styles = lists.pop("style")
+    given = {name: study.get(name, {}) for name in lists}
+    for language, markers in styles.items():
+        for marker, patterns in markers.items():
+            lists.setdefault(f"style: {marker}", {})[language] = patterns
+            mine = marker in study.get("style", {}).get(language, {})
+            given.setdefault(f"style: {marker}", {}).update({language: patterns} if mine else {})
+    rows = [
+        (name, language, ", ".join(texts), "study" if language in given[name] else "built in")
+        for name, by in lists.items()
+        for language, texts in by.items()
+    ]
+    rows += [
+        (name, language, "all of these", "no list of its own")
+        for name, by in lists.items()
+        for language in opened.facts.languages
+        if language not in by
+    ]
+    return pl.DataFrame(rows, schema=["list", "language", "texts", "from"], orient="row")
+
+
+def show_wording(opened: Opened) -> None:
+    """The lists that answers are read with."""
+    with screen.expander("Words and patterns", icon=":material/translate:"):
+        screen.dataframe(wording_table(opened), hide_index=True, width="stretch")
+        screen.caption("`[wording]` in the study adds lists of any language, or replaces a language's own.")
 
 
 def lead_of(opened: Opened) -> str:
@@ -95,6 +139,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         **pair,
         "measure": selection.measure if selection.measure in shown else shown[0],
         "report": condition["split"],
+        "answers": "corrected" if condition.get("corrections") else "read",
         **where_changes(condition),
     }
     if condition.get("intervention"):
@@ -130,10 +175,13 @@ def chosen_interventions(selection: Selection, offered: Mapping[str, Interventio
     return [offered[key] for key in listed(selection.contrast, offered, 4)]
 
 
-def wanted(selection: Selection, chosen: Sequence[Intervention], lead: str) -> list[Behaviour]:
+def wanted(
+    selection: Selection, chosen: Sequence[Intervention], lead: str, wording: Wording | None = None
+) -> list[Behaviour]:
     """Everyone whose answers are compared: model A, model B, and each chosen intervention."""
-    plain = [experiment_of(selection, name, None, lead) for name in dict.fromkeys((selection.a, selection.b))]
-    return plain + [experiment_of(selection, one.patch().target, one, lead) for one in chosen]
+    asked = [(name, None) for name in dict.fromkeys((selection.a, selection.b))]
+    asked += [(one.patch().target, one) for one in chosen]  # type: ignore[misc]
+    return [experiment_of(selection, name, one, lead, wording) for name, one in asked]
 
 
 def found_runs(opened: Opened, experiments: Sequence[Behaviour]) -> dict[str, JobResult]:
@@ -182,15 +230,16 @@ def _shown(runs: Runs, selection: Selection) -> Figure | None:
     return next((f for f in figures(spec) if f.name in next(iter(runs.values())).summary["figures"]), None)
 
 
-def figure_control() -> None:
+def figure_control(opened: Opened) -> None:
     """What is measured."""
+    offered = OFFERED | {figure.name: figure for figure in style_figures(wording_of(opened).markers)}
     shown = figure_of(controls.current()).name
-    st.session_state["behaviour-measure"] = shown
+    st.session_state["behaviour-measure"] = shown if shown in offered else "agreement"
     screen.selectbox(
         "Measure",
-        list(OFFERED),
+        list(offered),
         key="behaviour-measure",
-        format_func=lambda name: OFFERED[name].title,
+        format_func=lambda name: offered[name].title,
         on_change=lambda: controls.change(measure=st.session_state["behaviour-measure"]),
         help="The first four score given texts; the others read generated answers, which take longer.",
     )

@@ -10,8 +10,11 @@ from app.frame.selection import Fields
 
 @dataclass(frozen=True)
 class BridgeFields(Fields):
-    """`way`: direction between two languages; `fit`: method; `pairing`: which problems the null exchanges."""
+    """`way`: direction between two languages; `fit`: method; `pairing`: which problems the null exchanges;
+    `intercept`: whether the sides are centred; `space`: Z of the heads, or the dimensions of a stored fit."""
 
     way: str = choice("forth", "back")
     fit: str = choice("ridge", "minimum_norm")
     pairing: str = choice("any", "category")
+    intercept: str = choice("yes", "no")
+    space: str = choice("heads", "ard")

@@ -23,6 +23,18 @@ from engine.bridge.numbers import Bridge
 
 __all__ = ["FITS", "PAIRINGS", "WHY_EMPTY", "available", "panels", "warning", "ways"]
 
+INTERCEPTS = {"yes": "centred", "no": "as they are"}
+SPACES = {"heads": "Z of the heads", "ard": "ARD-MMD's dimensions"}
+INTERCEPT_HELP = (
+    "centred: both sides lose their means, an intercept is fitted. as they are: y ≈ x W through the "
+    "origin, only "
+    "R²'s denominator is centred; a shift between the languages then counts as error."
+)
+SPACE_HELP = (
+    "ARD-MMD's dimensions: the k of smallest lengthscale in the stored fit of the block, at the λ "
+    "shown on the "
+    "page of ARD-MMD. Blocks without such a fit are left out."
+)
 FITS = {"ridge": "ridge", "minimum_norm": "minimum norm"}
 PAIRINGS = {"any": "any other", "category": "same category"}
 WHY_EMPTY = (
@@ -75,8 +87,19 @@ def _setting(opened: Opened, selection: Selection) -> str:
     start, end = bq.spoken(opened, selection)
     return (
         f"{geometry_queries.problem_count(opened, selection, bq.MOST)}, coordinates of {selection.site} at "
-        f"{selection.position} in the block's own Z, {end} ≈ {start} W + b. {geometry.what(selection)}"
+        f"{selection.position} in {_space(selection)}, {end} ≈ {start} W{_shift(selection)}. "
+        f"{geometry.what(selection) if BridgeFields.of(selection).space == 'heads' else ''}".rstrip()
     )
+
+
+def _space(selection: Selection) -> str:
+    if BridgeFields.of(selection).space == "heads":
+        return "the block's own Z"
+    return f"the {selection.k} dimensions of smallest lengthscale (ARD-MMD) at the block"
+
+
+def _shift(selection: Selection) -> str:
+    return " + b" if BridgeFields.of(selection).intercept == "yes" else ", without an intercept"
 
 
 def _permuted(selection: Selection, draws: int) -> str:
@@ -147,7 +170,8 @@ def _profile(opened: Opened, selection: Selection) -> Panel:
         return layer_curve(curve, look, palette, null)
 
     caption = (
-        f"Every block in its own Z, λ chosen anew. Grey: central 95 % of permuted pairs. p in the data: "
+        f"Every block in {_space(selection)}, λ chosen anew. Grey: central 95 % of permuted pairs. p "
+        "in the data: "
         f"against the largest R² over all blocks. {_permuted(selection, bq.PROFILE_DRAWS)} "
         f"A click selects a block. {_setting(opened, selection)}"
     )

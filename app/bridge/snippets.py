@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.bridge import spaces
 from app.bridge import tables as bridge_queries
 from app.bridge.fields import BridgeFields
 from app.frame import grams
@@ -61,6 +62,25 @@ def _sides(opened: Opened, selection: Selection) -> list[str]:
     groups = "None"
     if own.pairing == "category":
         groups = "store.prompts['category'].gather(one).to_list()"
+    options = {"method": own.fit, "center": own.intercept == "yes"}
+    options_line = f"options = {{**{options!r}, 'groups': {groups}, 'seed': {SEED}}}"
+    if own.space == "ard":
+        return [
+            *_pairs(opened, selection),
+            "",
+            "from store.runs import RunLog",
+            "",
+            f"fits = {spaces.fits(opened, selection)!r}",
+            "",
+            "def coordinates(block):",
+            "    fit = RunLog(store.path).open(fits[block]).table.filter(pl.col('draw') == 0)",
+            f"    order = np.argsort(fit['log10_lengthscale'].to_numpy(), kind='stable')[:{selection.k}]",
+            f"    return [store.activations({model!r}, {selection.site!r}, block, {selection.position!r}, "
+            "rows=rows)[:, order]",
+            "            for rows in (one, two)]",
+            "",
+            options_line,
+        ]
     return [
         *_pairs(opened, selection),
         "",
@@ -73,7 +93,7 @@ def _sides(opened: Opened, selection: Selection) -> list[str]:
         "rows=rows) @ z",
         "            for rows in (one, two)]",
         "",
-        f"options = {{'method': {own.fit!r}, 'groups': {groups}, 'seed': {SEED}}}",
+        options_line,
     ]
 
 
@@ -138,7 +158,7 @@ def profile(opened: Opened, selection: Selection) -> str:
     """Left-out R² of every block in its own Z."""
     lines = [
         *_sides(opened, selection),
-        f"blocks = store.layers({geometry.model_of(selection)!r})",
+        f"blocks = {spaces.blocks(opened, selection)!r}",
         "found = bridge.profile((coordinates(block) for block in blocks), "
         f"draws={bridge_queries.PROFILE_DRAWS}, **options)",
         "table = pl.DataFrame({'layer': blocks, 'value': found.r2_loo, 'null_low': found.null_low,",

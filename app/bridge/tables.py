@@ -12,6 +12,8 @@ from typing import Any, cast
 import numpy as np
 import streamlit as st
 
+from app.ard.fields import ArdFields
+from app.bridge import spaces
 from app.bridge.fields import BridgeFields
 from app.frame.opened import Opened
 from app.frame.prompts import SEED, Key
@@ -34,7 +36,7 @@ Progress = Callable[[str], Callable[[int, int], None]]
 def effective(opened: Opened, selection: Selection) -> Selection:
     """The selection with a site, a position, a k, a block and a null that this page can show."""
     ks, sites, positions = geometry_queries.ranks(opened), geometry.sites(opened), opened.facts.positions
-    layers = opened.store.layers(geometry.model_of(selection))
+    layers = spaces.blocks(opened, selection) or opened.store.layers(geometry.model_of(selection))
     one_kind = selection.category != "all" or len(opened.facts.categories) < 2
     return changed(
         selection,
@@ -67,7 +69,8 @@ def coordinates(
         making: called when they are not kept and have to be made.
     """
     model = geometry.model_of(selection)
-    where = (selection.site, selection.position, selection.split, selection.category, selection.joined)
+    space = spaces.relevant(opened, selection)
+    where = (selection.site, selection.position, selection.split, selection.category, selection.joined, space)
     key = ("bridge", opened.key, model, layer, *where)
 
     def make() -> Coordinates:
@@ -77,8 +80,7 @@ def coordinates(
             opened.store.activations(model, selection.site, layer, selection.position, rows=rows)
             for rows in geometry_queries.problem_rows(opened, selection, MOST)
         ]
-        bases = geometry_queries.bases(opened, model, selection.joined, layer)
-        return {k: (both[0] @ basis, both[1] @ basis) for k, basis in bases.items()}
+        return spaces.coordinates(opened, selection, layer, both)
 
     return cast(Coordinates, _kept().get(key, make))
 
@@ -109,7 +111,8 @@ def _relevant(selection: Selection) -> tuple[Any, ...]:
         "joined",
         "k",
     )
-    return *(getattr(selection, name) for name in names), BridgeFields.of(selection)
+    own = (BridgeFields.of(selection), ArdFields.of(selection).penalty)
+    return *(getattr(selection, name) for name in names), *own
 
 
 def fitted(opened: Opened, selection: Selection) -> Bridge:
@@ -124,6 +127,7 @@ def _fitted(key: Key, _opened: Opened, selection: Selection, layer: int) -> Brid
     return fit_bridge(
         *sides(_opened, selection, layer),
         method=BridgeFields.of(selection).fit,  # type: ignore[arg-type]
+        center=BridgeFields.of(selection).intercept == "yes",
         groups=kinds(_opened, selection),
         draws=DRAWS,
         seed=SEED,
@@ -132,16 +136,15 @@ def _fitted(key: Key, _opened: Opened, selection: Selection, layer: int) -> Brid
 
 def along(opened: Opened, selection: Selection) -> tuple[list[int], Profile]:
     """Blocks, and the left-out R² of each with its own Z."""
-    blocks = opened.store.layers(geometry.model_of(selection))
-    return blocks, _along(opened.key, opened, selection)
+    return spaces.blocks(opened, selection), _along(opened.key, opened, selection)
 
 
 @st.cache_resource(show_spinner="Fitting every block…", max_entries=256, hash_funcs={Selection: _relevant})
 def _along(key: Key, _opened: Opened, selection: Selection) -> Profile:
-    blocks = _opened.store.layers(geometry.model_of(selection))
     return profile(
-        (sides(_opened, selection, block) for block in blocks),
+        (sides(_opened, selection, block) for block in spaces.blocks(_opened, selection)),
         method=BridgeFields.of(selection).fit,  # type: ignore[arg-type]
+        center=BridgeFields.of(selection).intercept == "yes",
         groups=kinds(_opened, selection),
         draws=PROFILE_DRAWS,
         seed=SEED,
@@ -156,7 +159,7 @@ def random_spectrum(k: int) -> np.ndarray:
 
 def prepare(opened: Opened, selection: Selection, progress: Progress) -> None:
     """Read and project what the selection needs and is not kept yet, behind a progress bar."""
-    blocks = opened.store.layers(geometry.model_of(selection))
+    blocks = spaces.blocks(opened, selection)
     wanted = blocks if selection.parts == "shown" else [selection.layer]
     bar: list[Callable[[int, int], None]] = []
 

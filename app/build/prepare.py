@@ -79,6 +79,7 @@ class Prepared:
         shapes = {name: planned(spec, notes[name]) for name, spec in study.models.items()}
         for name, shape in shapes.items():
             _check_heads(study, name, shape, study.capture.blocks(shape.n_layers))
+        _check_stride(study, shapes)
         tokenizers = {
             name: _tokenizer(spec, shapes[name], notes[name]) for name, spec in study.models.items()
         }
@@ -160,10 +161,17 @@ class Prepared:
             positions=places,
             n_prompts=len(self.table),
             components=capture.components,
-            layers=None if capture.layers == "all" else capture.layers,
+            layers=self._blocks(),
             unit_prompts=capture.unit_prompts,
             dtype=capture.dtype,
         )
+
+    def _blocks(self) -> tuple[int, ...] | None:
+        """Blocks that are stored; None for all."""
+        capture = self.study.capture
+        if capture.layers == "all" and capture.stride == 1:
+            return None
+        return capture.blocks(min(shape.n_layers for shape in self.shapes.values()))
 
     def _row_counts(self, position: str) -> dict[str, tuple[int, ...]] | None:
         resolved = {model: places[position] for model, places in self.positions.items()}
@@ -265,6 +273,18 @@ def _check_enough(table: pl.DataFrame) -> None:
             expected="at least two prompts",
             given=table.height,
             next_step="add prompts, or raise prompts.limit (or --limit).",
+        )
+
+
+def _check_stride(study: Study, shapes: Mapping[str, ModelTaps]) -> None:
+    """A stride names the same blocks of every model only where all are as deep."""
+    depths = {name: shape.n_layers for name, shape in shapes.items()}
+    if study.capture.stride > 1 and len(set(depths.values())) > 1:
+        raise StudyError(
+            "Each n-th block is not the same blocks in models of different depth.",
+            expected="models of one depth with capture.stride above 1",
+            given=", ".join(f"{name}: {depth} blocks" for name, depth in depths.items()),
+            next_step="list the blocks in capture.layers.",
         )
 
 

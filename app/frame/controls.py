@@ -156,6 +156,22 @@ def slide(name: str, text: str, step: float | None = None, help: str | None = No
     return int(shown) if whole else float(shown)
 
 
+def stride() -> None:
+    """Which of all blocks are run where every one is asked for."""
+    slide("stride", "Where every block is run: each n-th, n")
+
+
+def write(name: str, text: str, placeholder: str = "", help: str | None = None) -> None:
+    """A text bound to a field of the selection, without the white space around it."""
+    key = f"write-{name}"
+    st.session_state[key] = setting(name)
+
+    def changed() -> None:
+        change(**{name: str(st.session_state[key]).strip()})
+
+    screen.text_input(text, key=key, placeholder=placeholder, help=help, on_change=changed)
+
+
 def steps(
     name: str,
     text: str,

@@ -34,6 +34,7 @@ class Facts:
         averages: those of them that are means over several tokens, and can't be patched.
         languages, categories, splits: values found in the prompts table.
         large: whether a pass over all activations takes seconds; such parts start hidden.
+        captured: blocks whose activations every model has; none where that is not known.
         width: the smallest width of the models' streams, the largest rank of a map.
     """
 
@@ -48,6 +49,13 @@ class Facts:
     large: bool = False
     width: int = 64
     averages: tuple[str, ...] = ()
+    captured: tuple[int, ...] = ()
+
+    @property
+    def middle(self) -> int:
+        """The block that is shown first: the middle one, or the captured one next to it."""
+        half = (self.max_layer + 1) // 2
+        return min(self.captured, key=lambda block: abs(block - half), default=half)
 
     @property
     def tokens(self) -> tuple[str, ...]:

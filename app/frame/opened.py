@@ -147,6 +147,7 @@ def read_facts(store: Store) -> Facts:
         splits=found("split"),
         large=any(int(i["n_layers"]) * store.n_prompts * int(i["d"]) > LARGE for i in info.values()),
         width=min(int(i["d"]) for i in info.values()),
+        captured=tuple(sorted(set.intersection(*(set(store.layers(name)) for name in models)))),
     )
 
 

@@ -27,7 +27,7 @@ def _blocks(facts: Facts) -> tuple[float, float]:
 
 
 def _middle(facts: Facts) -> int:
-    return (facts.max_layer + 1) // 2
+    return facts.middle
 
 
 def _usual_position(facts: Facts) -> str:
@@ -42,9 +42,9 @@ class Selection:
 
     `a`, `b` name the pair; `layer` and `ref` are block indices; `target` is `a` or `b`, the model
     that a live patch runs, on the prompts of split `report`; `layers` says whether one block or all of
-    them are run; `run` names an earlier live result. `joined` says how heads make one Z. `delta` is a weight
-    change, `candidate` a subspace that a chart was clicked at. `own` has the settings of single
-    analyses by name, in order.
+    them are run, with `stride` every n-th; `run` names an earlier live result. `joined` says how heads
+    make one Z. `delta` is a weight change, `candidate` a subspace that a chart was clicked at. `own` has
+    the settings of single analyses by name, in order.
     """
 
     a: str = choice(among=lambda facts: facts.models, usual=lambda facts: facts.pair[0])
@@ -80,6 +80,7 @@ class Selection:
     amplitude: str = choice("vector", "deviation")
     raw_alpha: str = choice("fixed", "scaled")
     layers: str = choice("one", "every")
+    stride: int = number(1, within=lambda facts: (1.0, float(max(1, facts.max_layer))))
     joined: str = choice("blocks", "kernels")
     measure: str = text()
     contrast: str = text()

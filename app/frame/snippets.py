@@ -121,7 +121,8 @@ def _updates(opened: Opened, model: str, selection: Selection) -> list[str]:
         "",
         f"deltas, rounding = zip(*updates(store, {model!r}, {selection.position!r}, keep))",
         f"norms = update_norms(deltas, {{{selection.k}: basis}})",
-        "norms = dataclasses.replace(norms, rounding=np.array(rounding))",
+        "norms = dataclasses.replace(norms, rounding=np.array(rounding), "
+        f"blocks=tuple(store.layers({model!r})))",
     ]
 
 
@@ -139,14 +140,14 @@ def updates(opened: Opened, model: str, selection: Selection, languages: bool = 
     over = " / found.chance" if selection.scale == "r_over_chance" else ""
     if languages:
         lines += [
-            "table = pl.concat(pl.DataFrame({'layer': range(len(found.labels)), 'series': name,",
+            "table = pl.concat(pl.DataFrame({'layer': found.blocks, 'series': name,",
             f"    'value': band.estimate{over}, 'low': band.low{over}, 'high': band.high{over}}})",
             "    for name, band in found.languages.items())",
         ]
     else:
         lines += [
             "band = found.ratio",
-            "table = pl.DataFrame({'layer': range(len(found.labels)), 'update': found.labels,",
+            "table = pl.DataFrame({'layer': found.blocks, 'update': found.labels,",
             f"    'value': band.estimate{over}, 'low': band.low{over}, 'high': band.high{over}}})",
         ]
     return "\n".join(lines)
@@ -169,8 +170,7 @@ def asymmetry(opened: Opened, model: str, selection: Selection) -> str:
         f"    {_resampling(opened, selection)})",
         "(pair, apart), = list(found.differences.items())[:1]",
         "low, high = found.differences_all[pair]",
-        "table = pl.DataFrame({'layer': range(len(found.labels)), 'value': apart.estimate, 'low': low, "
-        "'high': high})",
+        "table = pl.DataFrame({'layer': found.blocks, 'value': apart.estimate, 'low': low, 'high': high})",
     ]
     return "\n".join(lines)
 
@@ -206,7 +206,7 @@ def split(opened: Opened, model: str, selection: Selection) -> str:
         over = " / chance"
     lines += [
         f"found = split_updates(attn_out, mlp_out, basis, {_resampling(opened, selection)})",
-        "table = pl.concat(pl.DataFrame({'layer': range(len(band.estimate)), 'series': name,",
+        f"table = pl.concat(pl.DataFrame({{'layer': store.layers({model!r}), 'series': name,",
         f"    'value': band.estimate{over}, 'low': band.low{over}, 'high': band.high{over}}})",
         "    for name, band in (('attention', found.attn), ('MLP', found.mlp)))",
     ]

@@ -50,10 +50,10 @@ def updates(store: Store, model: str, position: str, rows: np.ndarray) -> Iterat
             total = parts[0] + parts[1]
             yield total, sum_error(total, parts, dtype)
         return
-    states = store.states(model)
-    before = read("resid", states[0])
-    for state in states[1:]:
-        after = read("resid", state)
+    last: tuple[int, np.ndarray] | None = None
+    for block in store.layers(model):
+        before = last[1] if last is not None and last[0] == block else read("resid", block)
+        after = read("resid", block + 1)
         delta = after - before
         yield delta, sum_error(delta, (before, after), dtype)
-        before = after
+        last = (block + 1, after)

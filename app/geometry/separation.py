@@ -18,6 +18,7 @@ from app.frame.selection import Selection
 from app.frame.words import number
 from app.geometry import snippets, words
 from app.geometry import tables as gq
+from app.geometry.configurations import configurations_panel
 from app.geometry.weights import model_of, what
 
 LOOKED = "k and block were set by hand; p is not adjusted for having looked at several. "
@@ -249,6 +250,6 @@ Make = Callable[[Opened, Selection, str], Panel]
 
 def makers(selection: Selection) -> tuple[Make, ...]:
     """Panels for each pooling: over blocks too when every block is measured."""
-    every: tuple[Make, ...] = (every_separation_panel, every_energy_panel)
+    every: tuple[Make, ...] = (every_separation_panel, every_energy_panel, configurations_panel)
     one: tuple[Make, ...] = (separation_panel, heads_panel, energy_panel)
     return every + one if selection.layers == "every" else one

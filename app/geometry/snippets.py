@@ -186,6 +186,29 @@ def every_separation(opened: Opened, model: str, selection: Selection, pooling: 
     return "\n".join(lines)
 
 
+def configurations(opened: Opened, model: str, selection: Selection, pooling: str) -> str:
+    """Ratios of every block at every k, of all heads and of each."""
+    one, two = gq.problem_rows(opened, selection)
+    heads = update_queries.key_heads(opened, model)
+    lines = [
+        *_store_lines(opened),
+        f"sigma = store.array('weights/{slug(model)}/kernel_sigma')",
+        f"one, two = np.array({_listed(one)}), np.array({_listed(two)})  # rows of the same problems",
+        f"ks, rows = {tuple(gq.ranks(opened))!r}, []",
+        f"for block in store.layers({model!r}):",
+        f"    both = store.activations({model!r}, {selection.site!r}, block, {pooling!r})",
+        "    problems = sep.Problems.of(both[one], both[two])",
+        f"    right = store.array('weights/{slug(model)}/kernel_right', first=block)",
+        f"    z = subspace.multi_head_bases(right, sigma[block], ks, {selection.joined!r}, kv_heads={heads})",
+        "    found = {'all heads': sep.separation_ratios(problems, z)[1]}",
+        "    for i, head in enumerate(right):",
+        "        found[f'head {i}'] = sep.inside_ratios(problems, head[:, : max(ks)], ks)",
+        "    rows += [(block, part, k, v) for part, own in found.items() for k, v in zip(ks, own)]",
+        "table = pl.DataFrame(rows, schema=['layer', 'part', 'k', 'value'], orient='row')",
+    ]
+    return "\n".join(lines)
+
+
 def every_energy(opened: Opened, model: str, selection: Selection, pooling: str) -> str:
     """Language energy of every block at the selected k."""
     lines = [

@@ -44,7 +44,8 @@ def structure_title(model: str, found: LayerStructure) -> str:
 
     Rule: said only when fewer than 5 % of random orders of the blocks have so large a difference; up to four
     blocks have too few orders for that. The
-    weights are given, so similarities have no sampling error and the least of them can be named.
+    weights are given, so similarities have no sampling error and the largest drop from one pair of neighbours
+    to the next, and the least similarity, can be named.
     """
     text = f"{model}: neighbouring blocks "
     if found.blocks < FEWEST_BLOCKS:
@@ -57,8 +58,10 @@ def structure_title(model: str, found: LayerStructure) -> str:
         )
     else:
         text += f"are not shown to read more alike subspaces than distant ones ({p_text(found.p_gap)})"
-    text += f"; least alike neighbours: {found.boundary} and {found.boundary + 1} "
-    text += f"({number(found.at_boundary, 3)})"
+    if found.drop > 0:
+        text += f"; sharpest drop: from block {found.boundary} to {found.boundary + 1}"
+        text += f", by {number(found.drop, 3)}"
+    text += f"; least alike neighbours: {found.least} and {found.least + 1} ({number(found.at_least, 3)})"
     if found.unrelated:
         first = ", ".join(f"{i} and {i + 1}" for i in found.unrelated[:4])
         text += f"; no more alike than random subspaces: {first}" + (" …" if len(found.unrelated) > 4 else "")

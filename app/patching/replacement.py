@@ -18,6 +18,7 @@ from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes, pair_of, whole
 from app.live.jobs import JobResult
+from app.patching import amplitudes
 from app.patching.fields import PatchFields
 from app.patching.words import alpha_title, amplitude, level_with, reading, reported, tokens
 from engine.errors import PatchError
@@ -56,7 +57,7 @@ def condition_of(selection: Selection, layer: int | None = None) -> Condition:
         heads=chosen_heads(selection),
         position=selection.position,
         kind=own.kind,  # type: ignore[arg-type]
-        alphas=(1.0,) if everything else ALPHAS if own.alphas == "curve" else (selection.alpha,),
+        alphas=(1.0,) if everything else _curve(own) if own.alphas == "curve" else (selection.alpha,),
         scale=selection.amplitude,  # type: ignore[arg-type]
         read_at=selection.read_at,  # type: ignore[arg-type]
         split=selection.report,  # type: ignore[arg-type]
@@ -65,6 +66,10 @@ def condition_of(selection: Selection, layer: int | None = None) -> Condition:
 
 
 experiment_of = condition_of
+
+
+def _curve(own: PatchFields) -> tuple[float, ...]:
+    return amplitudes.read(own.grid) or ALPHAS
 
 
 def chosen_heads(selection: Selection) -> tuple[int, ...] | None:
@@ -96,7 +101,7 @@ def conditions(opened: Opened, selection: Selection) -> list[Condition]:
     if selection.layers == "one":
         return [condition_of(selection)]
     count = min(opened.facts.n_layers[m] for m in (selection.a, selection.b))
-    return [condition_of(selection, layer) for layer in range(count)]
+    return [condition_of(selection, layer) for layer in range(0, count, selection.stride)]
 
 
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
@@ -111,6 +116,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "patch": "one",
         "kind": condition["kind"],
         "alphas": "curve" if len(alphas) > 1 else "one",
+        "grid": amplitudes.written(alphas, ALPHAS) if len(alphas) > 1 else "",
         "alpha": alphas[0] if len(alphas) == 1 else selection.alpha,
         "amplitude": condition["scale"],
         "read_at": condition["read_at"],

@@ -18,11 +18,13 @@ from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes
 from app.live.jobs import JobResult
+from app.patching import amplitudes, asymmetry, shared_tokens
 from app.patching import drill as patch_drill
 from app.patching import words as say
+from app.patching.fields import PatchFields
 from app.transport.fields import map_changes
 from app.transport.tables import spec_of
-from engine.patching.mapped_spec import MappedPatch
+from engine.patching.mapped_spec import ALPHAS, MappedPatch
 
 PAGE = "patching"
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z")
@@ -41,7 +43,7 @@ def experiment_of(
     """The mapped patch a selection describes, at another site, block or in another direction.
 
     Raises:
-        PatchError: the selection's position is not one token.
+        PatchError: the selection's position is not one token, or its amplitudes can't be read.
     """
     side = selection.target if target is None else target
     to, source = (selection.a, selection.b) if side == "a" else (selection.b, selection.a)
@@ -52,16 +54,20 @@ def experiment_of(
         layer=selection.layer if layer is None else layer,
         position=selection.position,
         map=spec_of(selection),
+        alphas=amplitudes.read(PatchFields.of(selection).grid) or ALPHAS,
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
+        shared=PatchFields.of(selection).vocabulary == "shared",
         read_at=selection.read_at,  # type: ignore[arg-type]
         where=where_of(selection),
     )
 
 
 def experiments(opened: Opened, selection: Selection) -> list[MappedPatch]:
-    """The whole table: every site that the map is defined at, every block of both models, both directions."""
-    blocks = range(min(opened.facts.n_layers[model] for model in (selection.a, selection.b)))
+    """The whole table: every site that the map is defined at, every block of both models (or each n-th), both
+    directions."""
+    count = min(opened.facts.n_layers[model] for model in (selection.a, selection.b))
+    blocks = range(0, count, selection.stride)
     sites = [site for site in SITES if site in opened.facts.sites and spec_of(selection).fits(site)]
     return [
         experiment_of(selection, site, block, side)
@@ -79,8 +85,10 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "site": condition["component"],
         "layer": condition["layer"],
         "position": condition["position"],
+        "grid": amplitudes.written(condition["alphas"], ALPHAS),
         "amplitude": condition["scale"],
         "raw_alpha": condition["raw_alpha"],
+        "vocabulary": "shared" if condition.get("shared") else "whole",
         "read_at": condition["read_at"],
         **map_changes(condition["map"]),
         **where_changes(condition),
@@ -338,7 +346,14 @@ def code(path: str, selection: Selection) -> str:
 
 def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
     """The panels of one stored run."""
-    return patch_drill.panels(opened, result)
+    back = asymmetry.reversed_run(opened, result)
+    made = [
+        *patch_drill.panels(opened, result),
+        amplitudes.amplitudes_panel(opened, result, selection.alpha),
+        None if back is None else asymmetry.asymmetry_panel(opened, result, back),
+        shared_tokens.shared_panel(opened, result),
+    ]
+    return [panel for panel in made if panel is not None]
 
 
 def not_run(selection: Selection, count: int) -> tuple[str, str]:

@@ -18,18 +18,21 @@ from app.frame import running as live_view
 from app.frame.opened import Opened
 from app.frame.selection import SITES
 from app.live.jobs import JobResult
+from app.patching import amplitudes
 from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
 from app.patching import words as say
+from app.patching.fields import PatchFields
+from app.transport import rare as map_rare
 from app.transport.fields import MapFields
-from app.transport.panels import METHOD_NAMES
+from app.transport.panels import METHOD_NAMES, rank_grid, rank_name
 from engine.patching.mapped_spec import MappedPatch
 from engine.transport.named import USES
+from store.runs import RunLog
 
 READ_AT = {"patched": "patched token", "decision": "decision token"}
 AMPLITUDE = {"vector": "the vector", "deviation": "deviation"}
-RANKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 COLUMNS = {
     "layer": st.column_config.NumberColumn("block"),
     "alpha": st.column_config.NumberColumn("best α (train)", format="%.4g"),
@@ -40,6 +43,16 @@ COLUMNS = {
     "controls": st.column_config.TextColumn("controls beaten"),
     "reason": st.column_config.TextColumn("why no drop"),
 }
+GRID_HELP = (
+    "Numbers with commas between, e.g. 0.3, 0.5, 0.7. 1 and the α that gives mapped train vectors "
+    "the target's "
+    "length are always among them. Empty: 0.2 to 2 in steps of 0.2."
+)
+VOCABULARY = {"whole": "of all tokens", "shared": "also of shared tokens"}
+VOCABULARY_HELP = (
+    "of shared tokens: the next-token distributions over the tokens whose string both tokenizers have, "
+    "renormalised. A diagnostic beside the whole KL, with how much probability these tokens have."
+)
 SPANS = {"kl_raw": "KL_raw", "kl_mapped": "KL_mapped", "gain": "ΔKL", "drop": "drop"}
 
 
@@ -89,8 +102,12 @@ def _one_controls(opened: Opened) -> None:
     with controls.row():
         controls.switch("amplitude", "α scales", AMPLITUDE)
         controls.switch("read_at", "Read at", READ_AT)
-        controls.switch("alphas", "Amplitudes", {"one": "this α", "curve": "0 to 2"})
+        controls.switch("alphas", "Amplitudes", {"one": "this α", "curve": "0 to 2, or as listed"})
         controls.switch("layers", "Blocks", {"one": "this block", "every": "every block"})
+        if controls.current().layers == "every":
+            controls.stride()
+        if PatchFields.of(controls.current()).alphas == "curve":
+            controls.write("grid", "Amplitudes α", "0, 0.2, … 2", "Numbers with commas between.")
 
 
 def _heads(opened: Opened) -> None:
@@ -145,6 +162,8 @@ def table(opened: Opened) -> None:
             components.empty(*patch_table.not_run(chosen, len(whole)))
         if result is not None:
             _detail(opened, result, selected, patch_table.table(here))
+        if PatchFields.of(chosen).spread == "all" and here:
+            _every_amplitude(opened, here)
         _everything(opened, runs)
 
 
@@ -163,11 +182,22 @@ def _table_controls(opened: Opened) -> None:
     with third:
         _map_controls(opened)
         controls.slide("layer", "Block ℓ")
+    controls.slide("alpha", "Amplitude α told of, beside the one that train chose", step=0.05)
     controls.filter_controls(None)
     with controls.row():
+        _amplitude_controls()
         controls.switch("amplitude", "α scales", AMPLITUDE)
         controls.switch("raw_alpha", "Raw", {"fixed": "at α = 1", "scaled": "at the same α"})
         controls.switch("read_at", "Read at", READ_AT)
+
+
+def _amplitude_controls() -> None:
+    """Which amplitudes and blocks are run, on which tokens, and of which sites all amplitudes are shown."""
+    with screen.popover("Amplitudes, blocks, tokens", icon=":material/tune:", key="patch-amplitude-settings"):
+        controls.write("grid", "Amplitudes α that are run", "0.2, 0.4, … 2", GRID_HELP)
+        controls.stride()
+        controls.switch("vocabulary", "KL", VOCABULARY, help=VOCABULARY_HELP)
+        controls.switch("spread", "Table of all amplitudes", {"one": "this site", "all": "every site"})
 
 
 def _map_controls(opened: Opened) -> None:
@@ -180,8 +210,7 @@ def _map_controls(opened: Opened) -> None:
         if not used:
             screen.caption("This map has no parameters.")
         if "rank" in used:
-            ranks = [rank for rank in RANKS if rank <= opened.facts.width]
-            controls.steps("rank", "Rank k (0: full)", ranks)
+            controls.steps("rank", "Rank k", rank_grid(opened.facts.width), names=rank_name)
         if "shrinkage" in used:
             controls.slide("shrink", "Shrinkage γ", step=0.01)
         if "penalty" in used:
@@ -192,6 +221,7 @@ def _map_controls(opened: Opened) -> None:
             controls.slide("q", "Directions of the logit subspace")
         if "clusters" in used:
             controls.slide("clusters", "Clusters (1: one map)")
+        map_rare.show()
 
 
 def _sites(rows: pl.DataFrame) -> None:
@@ -244,7 +274,7 @@ def _frame(rows: pl.DataFrame, key: str, picked: Callable[[], None]) -> None:
 
 
 def _detail(opened: Opened, result: JobResult, selected: MappedPatch, rows: pl.DataFrame) -> None:
-    for panel in patch_drill.panels(opened, result):
+    for panel in patch_table.run_panels(opened, result, controls.current()):
         components.show(opened, panel)
     _notes(result)
     condition = result.condition
@@ -265,6 +295,25 @@ def _detail(opened: Opened, result: JobResult, selected: MappedPatch, rows: pl.D
             with tab:
                 _prompts(patch_drill.drill_table(result.table, kind))
     rerun.show(opened, condition)
+
+
+@st.cache_data(show_spinner="Reading amplitudes…", max_entries=512)
+def _amplitudes(path: str, run_id: str) -> pl.DataFrame:
+    run = RunLog(path).open(run_id)
+    return amplitudes.rows(JobResult(run.condition, run.summary, run.tables))
+
+
+def _every_amplitude(opened: Opened, runs: list[patch_table.Run]) -> None:
+    """One table of all sites that were run at all amplitudes, the automatic ones among them."""
+    table = pl.concat(_amplitudes(opened.path, str(summary["run_id"])) for _, summary in runs)
+    with st.container(border=True, key="panel-patch-every"):
+        screen.markdown("#### Every site at every amplitude, fixed and automatic")
+        screen.dataframe(table, hide_index=True, width="stretch")
+        screen.caption(
+            "which: “auto” gives mapped train vectors the target's median length, “best” has the "
+            "smallest KL on "
+            "train. Each interval is of one row by itself; all rows share their prompts."
+        )
 
 
 def _prompts(rows: pl.DataFrame) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from app.frame import noise, words
+from app.transport.words import constant_note
 from engine.patching.mapped_spec import CONTROLS
 from engine.stats.means import FEWEST
 
@@ -193,9 +194,12 @@ def map_note(summary: Mapping[str, Any]) -> str:
     def number(name: str) -> str:
         return "undefined" if found[name] is None else f"{found[name]:.3g}"
 
+    still = summary.get("constant_dimensions", {})
+    constant = constant_note(int(still.get("source", 0)), int(still.get("target", 0)))
     return (
         f"Map: {found['words']}, fitted on {found['n']} train prompts; R² {number('r2_train')} on train, "
         f"{number('r2_validation')} on validation, {number('r2_shuffled')} when fitted on permuted pairs."
+        + (f" {constant}" if constant else "")
     )
 
 

@@ -16,6 +16,7 @@ from app.live.jobs import JobResult
 from app.rank import panels as rank_panels
 from app.rank.fields import RankFields
 from app.rank.panels import BASES
+from app.transport import rare as map_rare
 from app.transport.fields import MapFields, map_changes
 from app.transport.panels import METHOD_NAMES
 from app.transport.tables import spec_of
@@ -54,6 +55,11 @@ def experiment_of(selection: Selection) -> RankSweep:
         basis=own.basis if own.basis in offered else offered[0],  # type: ignore[arg-type]
         where=where_of(selection),
     )
+
+
+def experiments(selection: Selection) -> list[RankSweep]:
+    """What one click runs."""
+    return [experiment_of(selection)]
 
 
 def place_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
@@ -102,6 +108,7 @@ def rank_controls() -> None:
         controls.switch("basis", "Directions swapped", BASES, bases(controls.current()))
         controls.switch("amplitude", "α scales", {"vector": "the vector", "deviation": "deviation"})
         controls.switch("raw_alpha", "Moment-matched patch", {"fixed": "at α = 1", "scaled": "at the same α"})
+        map_rare.popover()
         controls.filter_controls(None)
 
 

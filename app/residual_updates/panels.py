@@ -21,8 +21,9 @@ from engine.residual_updates.numbers import ROUNDED, ResidualUpdates, chance_rat
 
 WHY_EMPTY = (
     "This store has no residual updates",
-    "R(ℓ) needs the residual stream of every block and the head kernels of the models. Capture `resid` with "
-    '`layers = "all"` in the study file and run precompute.py again.',
+    "R(ℓ) needs the residual stream and the head kernels of the models. Capture `resid` and run "
+    "precompute.py "
+    "again.",
 )
 CAPTION = (
     "Z: the {k} leading key-side directions of all heads of block {ref} of the same model "
@@ -36,9 +37,7 @@ def available(opened: Opened) -> bool:
     """Whether the store holds what R needs."""
     store, names = opened.store, opened.store.array_names()
     return "resid" in store.components() and all(
-        len(store.states(model)) == opened.facts.n_layers[model] + 1
-        and update_queries.kernel_name(model) in names
-        for model in opened.facts.models
+        update_queries.kernel_name(model) in names for model in opened.facts.models
     )
 
 
@@ -63,6 +62,7 @@ def effective(opened: Opened, selection: Selection) -> Selection:
     return dataclasses.replace(
         selection,
         position=selection.position if selection.position in offered else offered[0],
+        layer=min(opened.store.layers(_model(selection)), key=lambda block: abs(block - selection.layer)),
         k=min(ks, key=lambda k: abs(k - selection.k)),
     )
 
@@ -90,7 +90,7 @@ def _look(selection: Selection, found: ResidualUpdates, colors: Mapping[str, str
         x_title="Update ℓ→ℓ+1 (written by block ℓ+1)",
         references={"chance": 1.0 if over else found.chance},
         selected=selection.layer,
-        labels=dict(enumerate(found.labels)),
+        labels=dict(zip(found.blocks, found.labels, strict=True)),
         height=height,
     )
 
@@ -109,7 +109,18 @@ def _rounding(opened: Opened, found: ResidualUpdates) -> str:
     what = "attn_out + mlp_out" if parts else "differences of stored states"
     text = f" Updates are {what}; rounding is at most {100 * found.rounding.max():.2g} % of their length"
     lost = [label for label, share in zip(found.labels, found.rounding, strict=True) if share > ROUNDED]
-    return f"{text}, and nothing is told of {', '.join(lost)}, which is mostly that." if lost else f"{text}."
+    kept = _steps(opened, found)
+    told = f", and nothing is told of {', '.join(lost)}, which is mostly that" if lost else ""
+    return f"{text}{told}.{kept}"
+
+
+def _steps(opened: Opened, found: ResidualUpdates) -> str:
+    """Which steps the store has, where it hasn't all of them."""
+    every = max(opened.facts.n_layers.values())
+    if len(found.blocks) in set(opened.facts.n_layers.values()):
+        return ""
+    steps = ", ".join(found.labels)
+    return f" The store has {len(found.blocks)} of {every} steps ({steps}); lines cross the others."
 
 
 def curve_panel(opened: Opened, selection: Selection) -> Panel:
@@ -118,7 +129,7 @@ def curve_panel(opened: Opened, selection: Selection) -> Panel:
     found = update_queries.result(opened, model, selection)
     table = pl.DataFrame(
         {
-            "layer": range(len(found.labels)),
+            "layer": found.blocks,
             "update": found.labels,
             "series": model,
             "value": _scaled(found.ratio.estimate, found, selection),
@@ -155,7 +166,7 @@ def language_panel(opened: Opened, selection: Selection) -> Panel | None:
             n: _scaled(v, found, selection)
             for n, v in (("value", band.estimate), ("low", band.low), ("high", band.high))
         }
-        parts.append(pl.DataFrame({"layer": range(len(found.labels)), "series": language, **ends}))
+        parts.append(pl.DataFrame({"layer": found.blocks, "series": language, **ends}))
     table = pl.concat(parts)
 
     def draw(palette: Palette) -> Chart:
@@ -181,7 +192,7 @@ def asymmetry_panel(opened: Opened, selection: Selection) -> Panel | None:
     low, high = found.differences_all[one, two]
     name = f"{one} − {two}"
     table = pl.DataFrame(
-        {"layer": range(len(found.labels)), "series": name, "value": apart.estimate, "low": low, "high": high}
+        {"layer": found.blocks, "series": name, "value": apart.estimate, "low": low, "high": high}
     )
 
     def draw(palette: Palette) -> Chart:
@@ -211,7 +222,7 @@ def norms_panel(opened: Opened, selection: Selection) -> Panel:
     rows = [
         pl.DataFrame(
             {
-                "layer": range(len(found.labels)),
+                "layer": found.blocks,
                 "update": found.labels,
                 "series": name,
                 "value": band.estimate * by,
@@ -240,7 +251,7 @@ def norms_panel(opened: Opened, selection: Selection) -> Panel:
         "Means over prompts, in the unit of the activations. in Z by chance: what an update unrelated to Z "
         f"has inside it, {words.number(chance, 3)} of the length outside. {what}{_rounding(opened, found)}"
     )
-    told = [block for block, share in enumerate(found.rounding) if share <= ROUNDED]
+    told = [b for b, share in zip(found.blocks, found.rounding, strict=True) if share <= ROUNDED]
     title = words.lengths_title(table.filter(pl.col("layer").is_in(told)), model)
     code = snippets.lengths(opened, model, selection)
     return Panel("updates-norms", title, table, draw, code, caption, (model,))
@@ -257,7 +268,7 @@ def split_panel(opened: Opened, selection: Selection) -> Panel | None:
     table = pl.concat(
         pl.DataFrame(
             {
-                "layer": range(len(found.labels)),
+                "layer": found.blocks,
                 "series": name,
                 "value": _scaled(band.estimate, found, selection),
                 "low": _scaled(band.low, found, selection),

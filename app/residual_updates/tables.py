@@ -91,8 +91,8 @@ def _measure(
     opened: Opened, model: str, selection: Selection, which: Filter, progress: Progress | None
 ) -> UpdateNorms:
     ranks = offered_ranks(opened.facts.max_k)
-    blocks = opened.facts.n_layers[model]
-    total = len(ranks) + blocks + 1
+    blocks = tuple(opened.store.layers(model))
+    total = len(ranks) + len(blocks) + 1
     advance = progress("Measuring every block's update against Z…") if progress else _silent
     right = opened.store.array(kernel_name(model), first=selection.ref)
     sigma = opened.store.array(
@@ -115,7 +115,7 @@ def _measure(
 
     found = update_norms(deltas(), bases, ranks)
     advance(total, total)
-    return dataclasses.replace(found, rounding=np.array(rounding))
+    return dataclasses.replace(found, rounding=np.array(rounding), blocks=blocks)
 
 
 def _silent(done: int, total: int) -> None:
@@ -181,7 +181,7 @@ def _split(
     sigma = store.array(kernel_name(model).replace("kernel_right", "kernel_sigma"), first=ref)
 
     def part(component: str) -> Iterator[np.ndarray]:
-        for block in range(_opened.facts.n_layers[model]):
+        for block in store.layers(model):
             yield store.activations(model, component, block, selection.position, rows=keep)
 
     return split_updates(

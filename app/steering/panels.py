@@ -141,6 +141,10 @@ def frontier_panel(opened: Opened, result: JobResult) -> Panel:
         "ablate": "v taken away",
         "ablate_mean": "v taken to its mean",
     }
+    if result.condition.get("dims", 1) > 1:
+        dims = result.condition["dims"]
+        names |= {"ablate": f"{dims} taken away", "ablate_mean": f"{dims} taken to their mean"}
+        names["ablate_random"] = f"{dims} random ones taken away"
     ablation = pl.col("series").str.starts_with("ablate")
     points = table.select(
         pl.col("kl").clip(0.0).sqrt().alias("x"),
@@ -154,7 +158,7 @@ def frontier_panel(opened: Opened, result: JobResult) -> Panel:
     )
 
     def draw(palette: Palette) -> Chart:
-        hues = (palette.b, palette.null, palette.a, palette.pair)
+        hues = (palette.b, palette.null, palette.a, palette.pair, palette.mark)[: len(names)]
         return named_points(
             points,
             x_title="√ side effect, √nats",
@@ -166,12 +170,24 @@ def frontier_panel(opened: Opened, result: JobResult) -> Panel:
 
     caption = (
         "One point per α and sign; up and to the left is better. √KL grows about evenly with α. taken away: "
-        f"own − (own·v)v; to its mean: own − ((own − μ)·v)v, μ the train mean. {_setting(result)} "
+        f"own − (own·v)v; to its mean: own − ((own − μ)·v)v, μ the train mean.{_span_note(result)} "
+        f"{_setting(result)} "
         f"{_how(result)}"
     )
     code = read_run(opened, result, VALIDATION.format(table="run.table"))
     title = say.ablation_title(table, result.condition, result.summary)
     return Panel("steer-frontier", title, table, draw, code, caption, _models(result), False)
+
+
+def _span_note(result: JobResult) -> str:
+    dims = result.condition.get("dims", 1)
+    if dims == 1:
+        return ""
+    return (
+        f" Here the part inside {dims} directions B, own − B Bᵀ own, and inside random spans of "
+        f"{dims} (mean over "
+        f"{result.condition['draws']} draws); v is the mean difference's part inside B."
+    )
 
 
 def equal_panel(opened: Opened, result: JobResult) -> Panel:

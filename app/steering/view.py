@@ -15,12 +15,19 @@ from app.frame.selection import Selection, pair_of
 from app.live.jobs import JobResult
 from app.rank.view import place_changes
 from app.steering import panels as steering_panels
+from app.steering import spans
 from app.steering.fields import SteeringFields
 from engine.errors import PatchError
 from engine.steering.spec import Group, Steering
 
 PAGE = "rank"
 WORDS = "Yes / No"
+SPANS = range(1, 9)
+SPAN_HELP = (
+    "1: one direction is added and taken away. More: the part of the activation inside all k is "
+    "taken away, beside "
+    "random spans of k; what is added is the mean difference's part inside them."
+)
 COLUMNS = ("language", "category", "label")
 MOST_CONTRASTS = 6
 """Values of a column up to which every two of them are offered as a contrast."""
@@ -94,6 +101,7 @@ def experiment_of(selection: Selection) -> Steering:
         against=against,
         where=group_of(own.steered),
         neutral=group_of(own.neutral),
+        dims=own.span,
         **direction_of(selection.contrast),
     )
 
@@ -114,6 +122,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "words": "" if text == WORDS else text,
         "steered": code_of(condition["where"]),
         "neutral": code_of(condition["neutral"]),
+        "span": condition.get("dims", 1),
     }
 
 
@@ -159,6 +168,9 @@ def steering_controls(opened: Opened) -> None:
             "token of the target's tokenizer; the result lists them.",
         )
         _pick("neutral", "Should stay as they are", groups(opened))
+    if chosen.contrast.startswith("leading"):
+        controls.slide("span", "Leading directions together, k", help=SPAN_HELP)
+        controls.switch("spans", "Run", {"one": "this k", "every": f"k = 1 to {SPANS[-1]}"})
 
 
 def _pick(name: str, text: str, options: Mapping[str, str]) -> None:
@@ -189,4 +201,12 @@ def not_run(selection: Selection) -> tuple[str, str]:
 
 def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
     """The panels of a stored steering run."""
-    return steering_panels.all_panels(opened, result)
+    over = spans.spans_panel(opened, result)
+    return [*steering_panels.all_panels(opened, result), *([over] if over is not None else [])]
+
+
+def experiments(selection: Selection) -> list[Steering]:
+    """What one click runs: the selected number of directions, or 1 to 8."""
+    one = experiment_of(selection)
+    every = one.direction == "leading" and SteeringFields.of(selection).spans == "every"
+    return [one.model_copy(update={"dims": k}) for k in SPANS] if every else [one]

@@ -115,9 +115,15 @@ def _kl(row: Mapping[str, float], summary: Mapping[str, Any]) -> str:
 
 def ablation_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """What taking v away does, and what it costs."""
-    row = _row(table, "ablate", 0.0)
+    row, dims = _row(table, "ablate", 0.0), condition.get("dims", 1)
     moves = _moves(row, odds(condition), noise.log_floor(summary))
-    return f"Taking v away {moves}, at a side effect of {_kl(row, summary)}"
+    what = "v" if dims == 1 else f"{dims} directions"
+    text = f"Taking {what} away {moves}, at a side effect of {_kl(row, summary)}"
+    if dims == 1:
+        return text
+    random = table.filter(pl.col("series") == "ablate_random").row(0, named=True)
+    ends = " to ".join(words.minus(f"{random[end]:+.2f}") for end in ("shift_least", "shift_most"))
+    return f"{text}; random spans of {dims} move it by {ends}"
 
 
 def equal_title(summary: Mapping[str, Any]) -> str:

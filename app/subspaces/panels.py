@@ -38,6 +38,7 @@ class Shown:
         scores: of `delta`. changes: of every weight change of the run that has scores.
         candidate: the one whose profile is shown. measure: of the grid.
         agreement: of all changes, None for one. found: the conclusion about `delta`.
+        families: whether points are coloured by family, else by the side of the weights they come from.
     """
 
     result: JobResult
@@ -51,6 +52,7 @@ class Shown:
     measure: str
     agreement: Stability | None
     found: Conclusion
+    families: bool = False
 
     @property
     def averaged(self) -> str:
@@ -119,10 +121,21 @@ def _looks(palette: Palette, kinds: Sequence[str]) -> dict[str, tuple[str, str]]
     return {name: look for name, look in looks.items() if name in (*kinds, *q.CEILING)}
 
 
+SHAPES = ("circle", "diamond", "triangle-up")
+
+
+def _families(palette: Palette, table: pl.DataFrame) -> dict[str, tuple[str, str]]:
+    """Colour and shape of families, ceilings as stars; colours come again in another shape."""
+    names = table.filter(pl.col("series") != "ceilings")["series"].unique(maintain_order=True)
+    count = len(palette.series)
+    looks = {name: (palette.series[i % count], SHAPES[i // count]) for i, name in enumerate(names)}
+    return looks | {"ceilings": (palette.null, STAR)}
+
+
 def map_panel(opened: Opened, shown: Shown, kinds: Sequence[str]) -> Panel:
     """R_act against R_w of the candidates of some axis kinds, and of ceilings."""
     scores, read = shown.scores, tuple(kinds) == q.READ
-    table = q.points(scores, kinds)
+    table = q.points(scores, kinds, families=shown.families)
     every = q.points(scores, (*q.WRITE, *q.READ))
     domains = (log_domain(every["x"].to_list(), least=1e-2), log_domain(every["y"].to_list(), least=1e-2))
     is_shown = pl.col("candidate") == shown.candidate
@@ -133,7 +146,7 @@ def map_panel(opened: Opened, shown: Shown, kinds: Sequence[str]) -> Panel:
             drawn.sort(~is_shown, maintain_order=True),
             x_title="R_act: share of D inside, over chance",
             y_title="R_w: share of ΔW inside, over chance",
-            looks=_looks(palette, kinds),
+            looks=_families(palette, table) if shown.families else _looks(palette, kinds),
             palette=palette,
             domains=domains,
             selected=shown.candidate,
@@ -150,7 +163,7 @@ def map_panel(opened: Opened, shown: Shown, kinds: Sequence[str]) -> Panel:
         f"{side}Stars: ceilings, which look at ΔW or D and are no hypotheses. Hollow: rank below {shown.k} "
         f"at some block.{missing} Click a point for its profile. {setting(shown) if read else method(shown)}."
     )
-    call = f"q.points(scores, {tuple(kinds)!r})"
+    call = f"q.points(scores, {tuple(kinds)!r}, families={shown.families})"
     title = say.map_title(scores, kinds, shown.found)
     name = "subspace-map-read" if read else "subspace-map"
     return Panel(name, title, table, draw, code_of(opened, shown, call), caption, models_of(opened, shown))

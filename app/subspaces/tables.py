@@ -13,6 +13,7 @@ import polars.selectors as cs
 from app.charts.tall import Shade
 from engine.errors import AnalysisError
 from engine.subspaces.numbers import Scores, Stability, across, stability
+from engine.subspaces.numbers.inputs import TENSORS
 
 WRITE, READ, CEILING = ("write", "mixed"), ("read",), ("ceiling",)
 GROUPS = (WRITE, READ, CEILING)
@@ -125,8 +126,10 @@ def specificity(scores: Scores) -> pl.DataFrame:
     )
 
 
-def points(scores: Scores, kinds: Sequence[str], top: int = 4) -> pl.DataFrame:
+def points(scores: Scores, kinds: Sequence[str], top: int = 4, *, families: bool = False) -> pl.DataFrame:
     """R_act (x) against R_w of both tensors (y), the best joint scores named; ceilings always among them.
+
+    series: the axis kind, or with `families` the family.
 
     Candidates without one of the two, or with 0, have no place on logarithmic axes and are left out.
     """
@@ -138,7 +141,7 @@ def points(scores: Scores, kinds: Sequence[str], top: int = 4) -> pl.DataFrame:
         "candidate",
         pl.col("r_act").alias("x"),
         pl.col("r_combined").alias("y"),
-        pl.col("axis_kind").alias("series"),
+        pl.col("family" if families else "axis_kind").alias("series"),
         (pl.col("layers_below_k") > 0).alias("hollow"),
         pl.when(named).then("candidate").alias("label"),
         "family",
@@ -320,9 +323,31 @@ def _formats(table: pl.DataFrame) -> dict[str, str]:
     }
 
 
+def per_tensor(scores: Scores) -> pl.DataFrame:
+    """One row for each candidate, block and tensor: fraction inside, R, z, p, and the most R at its rank."""
+    count = len(scores.layers)
+    columns = {
+        "candidate": np.repeat(np.array(scores.names), count),
+        "layer": np.tile(scores.layers, len(scores.names)),
+        "rank": scores.tables["rank"].ravel(),
+    }
+    return pl.concat(
+        frame(
+            columns
+            | {"tensor": [tensor] * len(columns["layer"])}
+            | {
+                name: scores.tables[f"{name}_{tensor}"].ravel()
+                for name in ("fraction", "r", "z", "p", "most")
+            }
+        )
+        for tensor in TENSORS
+    )
+
+
 FILES: dict[str, Callable[[Scores], pl.DataFrame]] = {
     "summary": summary,
     "per layer": per_layer,
+    "per tensor": per_tensor,
     "percent of ceiling": percent,
     "specificity": specificity,
 }

@@ -30,6 +30,14 @@ from store.runs import ID_LENGTH, RunLog
 PAGE, JOB = "subspaces", "subspace_scores"
 PROMPTS = "subspace-prompts"
 """Stored table of the prompts that were used."""
+GAINS = {"folded": "folded in", "stored": "left out"}
+GAINS_HELP = (
+    "folded in: what reads the stream is taken with the gain of the norm before it, the unembedding "
+    "with the final "
+    "norm's: what these weights do to the normalised stream. left out: the weights as they are "
+    "stored. It is part "
+    "of a run."
+)
 NOTHING = (
     "This store holds nothing to score subspaces with",
     "Scores need the stream under two opposite personas, and what each weight change does to it. Add the "
@@ -53,24 +61,24 @@ def can_score(opened: Opened) -> bool:
 
 def experiment_of(opened: Opened, selection: Selection) -> SubspaceScores:
     """All candidates and weight changes of the study, its own where they may run, at a broad rank."""
-    return with_own_code(
-        SubspaceScores(broad=SubspaceFields.of(selection).broad), opened.store, code_allowed()
-    )
+    own = SubspaceFields.of(selection)
+    wanted = SubspaceScores(broad=own.broad, fold_norm=own.gains == "folded")
+    return with_own_code(wanted, opened.store, code_allowed())
 
 
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """Changes to a selection under which the page shows this stored condition again."""
     run = SubspaceScores.from_json(condition)
     wanted = {} if not run.deltas or selection.delta in run.deltas else {"delta": run.deltas[0]}
-    return {"broad": run.broad, **wanted}
+    return {"broad": run.broad, "gains": "folded" if run.fold_norm else "stored", **wanted}
 
 
-def runs_at(opened: Opened, broad: int) -> dict[str, str]:
-    """Stored runs with a broad rank, newest first: id -> what and when."""
+def runs_at(opened: Opened, broad: int, fold_norm: bool = True) -> dict[str, str]:
+    """Stored runs with a broad rank, norms' gains folded in or not, newest first: id -> what and when."""
     return {
         summary["run_id"]: f"{SubspaceScores.from_json(condition).describe()}, {_when(summary)}"
         for condition, summary in live_view.runs_of(opened, JOB)
-        if condition["broad"] == broad
+        if (condition["broad"], condition.get("fold_norm", True)) == (broad, fold_norm)
     }
 
 
@@ -84,15 +92,15 @@ def own_id(opened: Opened, wanted: SubspaceScores) -> str:
 
 
 def stored(opened: Opened, wanted: SubspaceScores, run: str) -> JobResult | None:
-    """The run `run` if it has the wanted broad rank, else the wanted one, else the newest with that rank."""
-    known = runs_at(opened, wanted.broad)
+    """The run `run` if it has the wanted broad rank and gains, else the wanted one, else the newest alike."""
+    known = runs_at(opened, wanted.broad, wanted.fold_norm)
     run_id = next((one for one in (run, own_id(opened, wanted), *known) if one in known), None)
     return live_view.stored(opened, wanted) if run_id is None else _run(opened.key, run_id, opened.path)
 
 
 def is_stored(opened: Opened, wanted: SubspaceScores) -> bool:
     """Whether this very experiment is stored."""
-    return own_id(opened, wanted) in runs_at(opened, wanted.broad)
+    return own_id(opened, wanted) in runs_at(opened, wanted.broad, wanted.fold_norm)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading scores…")
@@ -125,7 +133,8 @@ def shown_of(opened: Opened, result: JobResult, selection: Selection) -> Shown:
     names = scores.names
     candidate = next((one for one in (selection.candidate, conclusion.best) if one in names), names[0])
     measure = selection.measure if selection.measure in q.MEASURES else next(iter(q.MEASURES))
-    return Shown(result, delta, k, clean, layers, scores, changes, candidate, measure, agreement, conclusion)
+    told = (agreement, conclusion, own.hues == "family")
+    return Shown(result, delta, k, clean, layers, scores, changes, candidate, measure, *told)
 
 
 def cleans(summary: Mapping[str, Any], k: int) -> list[int]:
@@ -180,14 +189,15 @@ def broads(opened: Opened) -> list[int]:
     return sorted(usual | set(scored(opened)) | {SubspaceScores().broad})
 
 
-def scored(opened: Opened) -> list[int]:
-    """Broad ranks that have a stored run."""
-    return sorted({int(condition["broad"]) for condition, _ in live_view.runs_of(opened, JOB)})
+def scored(opened: Opened, fold_norm: bool | None = None) -> list[int]:
+    """Broad ranks that have a stored run, of any gains or of those asked for."""
+    runs = [condition for condition, _ in live_view.runs_of(opened, JOB)]
+    return sorted({int(c["broad"]) for c in runs if fold_norm in (None, c.get("fold_norm", True))})
 
 
 def broad_control(opened: Opened) -> None:
     """The broad rank: stored ones open at once, others offer the job; and which of several runs."""
-    held = scored(opened)
+    held = scored(opened, SubspaceFields.of(controls.current()).gains == "folded")
     controls.steps(
         "broad",
         "Broad rank",
@@ -196,10 +206,12 @@ def broad_control(opened: Opened) -> None:
         "It is part of a run: another value scores all candidates anew.",
         names=lambda value: str(value) if value in held else f"{value} (not scored)",
     )
-    known = runs_at(opened, SubspaceFields.of(controls.current()).broad)
+    controls.switch("gains", "Norm gains of what reads", GAINS, help=GAINS_HELP)
+    own = SubspaceFields.of(controls.current())
+    known = runs_at(opened, own.broad, own.gains == "folded")
     if len(known) > 1:
-        run, own = controls.current().run, own_id(opened, experiment_of(opened, controls.current()))
-        shown = next(one for one in (run, own, *known) if one in known)
+        run, mine = controls.current().run, own_id(opened, experiment_of(opened, controls.current()))
+        shown = next(one for one in (run, mine, *known) if one in known)
         _bound("run", "Stored run", list(known), shown, format_func=known.__getitem__)
 
 
@@ -258,9 +270,10 @@ def measure_control(shown: Shown) -> None:
 
 def not_run(opened: Opened, wanted: SubspaceScores) -> tuple[str, str]:
     """Empty state: what a click will do."""
-    held = ", ".join(map(str, scored(opened)))
+    held = ", ".join(map(str, scored(opened, wanted.fold_norm)))
+    gains = "" if wanted.fold_norm else " and the norms' gains left out"
     return (
-        f"Not scored with broad rank {wanted.broad}" if held else "Not scored yet",
+        f"Not scored with broad rank {wanted.broad}{gains}" if held or gains else "Not scored yet",
         "**Score all candidates** builds every candidate subspace at every block from what the store holds, "
         "and holds it against each weight change, at every rank of the slider. It needs no model, and goes "
         "on when this page is closed." + (f" Scored so far: with broad rank {held}." if held else ""),
@@ -296,6 +309,7 @@ def show(opened: Opened, shown: Shown) -> None:
     for text in substituted(shown, controls.current()):
         screen.warning(plain(text), icon=":material/link_off:")
     parts.conclusion(opened, shown)
+    controls.switch("hues", "Points coloured by", {"side": "side", "family": "family"})
     write, read = panels.maps(opened, shown)
     left, right = st.columns(2)
     with left:

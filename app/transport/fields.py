@@ -24,18 +24,22 @@ METHODS = (
 
 @dataclass(frozen=True)
 class MapFields(Fields):
-    """`rank` 0 is a map's full rank, `lam` the decimal logarithm of ridge's λ, `q` the directions of the
-    logit subspace; per-cluster maps have more than one of `clusters`."""
+    """`rank` 0 is a map's full rank, `lam` and `lam_from` the decimal logarithms of ridge's λ and of the
+    smallest one tried, `q` the directions of the logit subspace; per-cluster maps have more than one of
+    `clusters`. `joint`: directions of both models; `map_scale`: how a Procrustes map is scaled."""
 
     method: str = choice(*METHODS)
     rank: int = number(0, within=lambda facts: (0.0, float(facts.width)))
     shrink: float = number(0.05, 0.0, 1.0)
     lam_mode: str = choice("auto", "set")
-    lam: float = number(2.0, -2.0, 6.0)
+    lam: float = number(2.0, -6.0, 6.0)
+    lam_from: float = number(-2.0, -6.0, 6.0)
     q: int = number(
         16, within=lambda facts: (1.0, float(facts.width)), usual=lambda facts: min(16, facts.width)
     )
     clusters: int = number(1, 1, 8)
+    joint: str = choice("no", "yes")
+    map_scale: str = choice("fit", "seed")
 
 
 def map_changes(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,4 +53,7 @@ def map_changes(chosen: Mapping[str, Any]) -> dict[str, Any]:
         **({} if penalty is None else {"lam": round(math.log10(penalty), 6)}),
         "q": chosen["directions"],
         "clusters": chosen["clusters"],
+        "lam_from": round(math.log10(chosen.get("penalty_from", 1e-2)), 6),
+        "joint": "yes" if chosen.get("joint") else "no",
+        "map_scale": chosen.get("scale", "fit"),
     }

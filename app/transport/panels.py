@@ -45,7 +45,11 @@ FLOOR = -0.5
 
 def ranks(opened: Opened) -> tuple[int, ...]:
     """Ranks that the slider offers: a growing grid, then 0 for the full rank."""
-    most = min(opened.facts.width, len(tq.splits(opened)["train"]) - 1)
+    return rank_grid(min(opened.facts.width, len(tq.splits(opened)["train"]) - 1))
+
+
+def rank_grid(most: int) -> tuple[int, ...]:
+    """Ranks below `most`, ever further apart, then 0 for the full rank."""
     return (*_grid(most - 1), 0)
 
 
@@ -137,6 +141,7 @@ def _score_caption(opened: Opened, place: tq.Place, spec: MapSpec, found: Transp
         "from the target's mean.",
         _penalty_note(opened, place, spec),
         _cluster_note(opened, place, spec),
+        words.constant_note(*(int((side.moments[1] == 0).sum()) for side in (both.train.x, both.train.y))),
         f"{repeated} train prompts repeat another one's activation exactly." if repeated else "",
     ]
     return " ".join(filter(None, parts))
@@ -193,7 +198,11 @@ def _penalty_note(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
         return f"λ of every cluster: {_choice(opened, spec)}."
     made: Any = tq.fitted(opened, place, spec)
     ridge = made.ridge_ if spec.method == "LogitSubspaceRidge" else made
-    return f"λ = {ridge.alpha_:.4g}, {_choice(opened, spec)}."
+    each = f"{ridge.alpha_ / len(tq.splits(opened)['train']):.3g}"
+    return (
+        f"λ = {ridge.alpha_:.4g} beside the errors' sum, {each} beside their mean over prompts, "
+        f"{_choice(opened, spec)}."
+    )
 
 
 def _cluster_note(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
@@ -274,7 +283,7 @@ def _path_table(opened: Opened, place: tq.Place, spec: MapSpec, grid: list[float
 
 def _penalty_path(opened: Opened, place: tq.Place, spec: MapSpec) -> tuple[Any, Any, dict[str, float], str]:
     road = tq.paths(opened, place, spec)
-    grid = sorted({*DEFAULT_ALPHAS, *([] if spec.penalty is None else [spec.penalty])})
+    grid = sorted({*DEFAULT_ALPHAS, *spec.penalties})
     table, null = _path_table(opened, place, spec, grid)
     how = "leave-one-pair-out" if paired(opened) else "leave-one-out"
     if road is None:

@@ -55,6 +55,8 @@ def estimator(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
         given.append(f"shrinkage={spec.shrinkage!r}")
     if "rank" in USES[spec.method]:
         given.append(f"n_components={spec.rank or None}")
+    if spec.scale != "fit":
+        given.append(f"scale={spec.scale!r}")
     if "directions" in USES[spec.method]:
         folder = f"weights/{slug(place.target)}"
         size = min(spec.directions, tq.most_directions(opened, place))
@@ -63,8 +65,17 @@ def estimator(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
             f"n_components={size}",
             f"gain=store.array('{folder}/final_norm_gain')",
         ]
+        source = f"weights/{slug(place.source)}"
+        given += [
+            f"source_unembedding=store.array('{source}/unembedding')",
+            f"source_gain=store.array('{source}/final_norm_gain')",
+        ] * spec.joint
+    if spec.joint:
+        given.append("joint=True")
     if "penalty" in USES[spec.method] and spec.penalty is not None:
         given.append(f"alphas=({spec.penalty!r},)")
+    elif spec.penalties != DEFAULT_ALPHAS:
+        given.append(f"alphas=transport.penalty_path({spec.penalty_from!r})")
     single = f"transport.{spec.method}({', '.join(given)})"
     if spec.clusters == 1:
         return single

@@ -34,7 +34,7 @@ Key = tuple[str, str, float]
 SHUFFLES, PAIRINGS, SEED = 5, 199, 0
 LEAST = 8
 """Fewest prompts of a split that a map is fitted on or judged by."""
-MOST_DIRECTIONS = 256
+MOST_DIRECTIONS = 1024
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z")
 
 
@@ -105,8 +105,11 @@ def spec_of(selection: Selection) -> MapSpec:
         "method": own.method,
         "rank": own.rank,
         "shrinkage": own.shrink,
+        "scale": own.map_scale,
         "penalty": None if own.lam_mode == "auto" else 10**own.lam,
+        "penalty_from": 10**own.lam_from,
         "directions": own.q,
+        "joint": own.joint == "yes",
         "clusters": own.clusters,
     }
     return MapSpec.model_validate(chosen)
@@ -184,24 +187,24 @@ def pair(opened: Opened, place: Place, *, keep: bool = True) -> Pair:
     )
 
 
-def readout(opened: Opened, model: str) -> tuple[np.ndarray, None]:
-    """Leading directions of a model's unembedding with the final norm's gain folded in, times their
-    singular values (at most 256, d): what a logit subspace is made of, in few rows."""
-    return _readout(opened.key, opened, model), None
+def readout(opened: Opened, *models: str) -> tuple[np.ndarray, None]:
+    """Leading directions of the models' unembeddings, stacked, with the final norms' gains folded in, times
+    their singular values (at most `MOST_DIRECTIONS`, d): what a logit subspace is made of, in few rows."""
+    return _readout(opened.key, opened, models), None
 
 
 @st.cache_resource(show_spinner="Decomposing the unembedding…", max_entries=4)
-def _readout(key: Key, _opened: Opened, model: str) -> np.ndarray:
-    text = repr(("unembedding-1", model, MOST_DIRECTIONS))
+def _readout(key: Key, _opened: Opened, models: tuple[str, ...]) -> np.ndarray:
+    text = repr(("unembedding-2", models, MOST_DIRECTIONS))
     name = f"unembedding-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
     log = MapLog(_opened.path, kept=True)
     with contextlib.suppress(StoreError, KeyError):
         found = log.open(name)
         if found.provenance.get("stamp") == list(key[1:]):
             return found.arrays["rows"]
-    folder = f"weights/{slug(model)}"
-    unembedding, gain = (_opened.store.array(f"{folder}/{n}") for n in ("unembedding", "final_norm_gain"))
-    small = transport.compress_unembedding(unembedding, min(MOST_DIRECTIONS, *unembedding.shape), gain)
+    names = [f"weights/{slug(m)}/{n}" for m in models for n in ("unembedding", "final_norm_gain")]
+    unembedding, *others = map(_opened.store.array, names)
+    small = transport.compress_unembedding(unembedding, MOST_DIRECTIONS, *others)
     with contextlib.suppress(StoreError):
         log.save(name, {"kept": "unembedding"}, {"rows": small}, {"stamp": list(key[1:])}, overwrite=True)
     return small
@@ -237,7 +240,10 @@ def check(opened: Opened, place: Place, spec: MapSpec) -> None:
 def build(opened: Opened, place: Place, spec: MapSpec) -> TransportMap:
     """The estimator of a spec, not fitted; raises AnalysisError when it can't be fitted at this place."""
     check(opened, place, spec)
-    return spec.build(lambda: readout(opened, place.target), SEED)  # type: ignore[arg-type, return-value]
+    models = (place.target, place.source) if spec.joint else (place.target,)
+    if "directions" in USES[spec.method]:
+        spec = spec.model_copy(update={"joint": False})  # the readout has both
+    return spec.build(lambda: readout(opened, *models), SEED)  # type: ignore[arg-type, return-value]
 
 
 def _base(spec: MapSpec) -> MapSpec:

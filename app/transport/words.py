@@ -142,3 +142,11 @@ def table_title(table: pl.DataFrame, source: str, target: str) -> str:
         f"{count} {word}" for count, word in ((level, "level within the intervals"), (above, "above it"))
     ]
     return f"{told}; of the others, {' and '.join(p for p in parts if not p.startswith('0 '))}"
+
+
+def constant_note(source: int, target: int) -> str:
+    """How many dimensions don't vary on train, so that ridge drops them or predicts their mean; "" "
+    "for none."""
+    if not source and not target:
+        return ""
+    return f"{source} of the source's dimensions and {target} of the target's do not vary on train."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from app.behaviour.view import wording_of
 from app.frame.analysis import Analysis, Kind, Planned
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
@@ -23,7 +24,7 @@ def planned(opened: Opened, selection: Selection) -> list[WeightSteering]:
     if len(others) != 1 or first not in (selection.a, selection.b) or not view.can_steer(opened):
         return []
     at = dataclasses.replace(selection, a=first, b=others[0])
-    return [view.experiment_of(at, view.lead(opened))]
+    return [view.experiment_of(at, view.lead(opened), wording_of(opened))]
 
 
 STEERED = Kind(

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app import screen
-from app.behaviour.view import lead_of
+from app.behaviour.view import lead_of, wording_of
 from app.escape import plain
 from app.frame import controls
 from app.frame.opened import Opened
@@ -20,6 +20,7 @@ from app.steering.view import code_of, group_of, groups
 from app.weight_steering import panels as weight_steering_panels
 from app.weight_steering.fields import WeightSteeringFields
 from app.weights import tables as weights_queries
+from engine.behaviour.spec import Wording
 from engine.errors import PatchError
 from engine.weight_steering.spec import ALPHAS, Contrast, WeightSteering
 
@@ -68,7 +69,7 @@ def code_of_contrast(contrast: Mapping[str, Any]) -> str:
     return contrast["plus"] + (f"/{contrast['minus']}" if contrast.get("minus") else "")
 
 
-def experiment_of(selection: Selection, lead: str = "") -> WeightSteering:
+def experiment_of(selection: Selection, lead: str = "", wording: Wording | None = None) -> WeightSteering:
     """The run that a selection describes; PatchError for a part that can't be read."""
     own = SteeringFields.of(selection)
     return WeightSteering(
@@ -77,6 +78,7 @@ def experiment_of(selection: Selection, lead: str = "") -> WeightSteering:
         where=group_of(own.steered),
         neutral=group_of(own.neutral),
         lead=lead,
+        wording=wording or Wording(),
     )
 
 
@@ -108,7 +110,7 @@ def offered(opened: Opened, selection: Selection) -> dict[str, str]:
 
 def asked(opened: Opened, selection: Selection) -> WeightSteering:
     """The run that a selection describes on this store; PatchError for an unknown model."""
-    wanted = experiment_of(selection, lead(opened))
+    wanted = experiment_of(selection, lead(opened), wording_of(opened))
     unknown = [name for name in wanted.models() if name not in opened.facts.models]
     if unknown:
         raise PatchError(

@@ -35,8 +35,14 @@ def of_cell(result: JobResult, found: Mapping[str, Any]) -> pl.DataFrame:
     return result.tables["rates"].filter(here, (pl.col("k") == found["k"]) | pl.col("k").is_null())
 
 
-def verdict_panel(result: JobResult, found: Mapping[str, Any], code: Code) -> Panel:
-    """Rates of Z, Z⊥ and full with their intervals, under the verdict in words."""
+def verdict_panel(
+    result: JobResult, found: Mapping[str, Any], code: Code, transported: bool | None = None
+) -> Panel:
+    """Rates of Z, Z⊥ and full with their intervals, under the verdict in words.
+
+    Args:
+        transported: whether the same patch by optimal transport is stored; None where it is not asked.
+    """
     chosen = of_cell(result, found).filter(pl.col("source") == "pair", pl.col("metric").is_in(SHOWN))
     order = {name: i for i, name in enumerate(SHOWN)}
     table = (
@@ -56,6 +62,7 @@ def verdict_panel(result: JobResult, found: Mapping[str, Any], code: Code) -> Pa
     like = ", ".join(f"{row['metric'][5:]} in {int(row['count'])}" for row in likes.iter_rows(named=True))
     caption = (
         f"{say.setup(result.condition, result.summary)} {say.verdict_caption(found, result.condition)} "
+        f"{say.transport_note(found, result.condition, transported)}"
         f"Patching everything gives the same answer and language as {like} of {result.summary['n']}. "
         f"{INTERVALS}"
     )

@@ -27,6 +27,7 @@ from app.z_patching.fields import ZFields
 from engine.lab.experiment import Where
 from engine.texts.languages import language
 from engine.z_patching.spec import Basis, ZPatching
+from store.runs import RunLog
 
 PAGE, MOST_KS = "z_patching", 6
 MODES = {"replace": "replace", "shift": "shift by the difference of means"}
@@ -203,11 +204,18 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
     def code(lines: str) -> str:
         return read_run(opened, result, lines)
 
-    panels = [z_patching_panels.verdict_panel(result, found, code)]
+    panels = [z_patching_panels.verdict_panel(result, found, code, _transported(opened, result))]
     panels.append(z_patching_panels.controls_panel(result, found, code))
     if len(result.summary["verdicts"]) > 1:
         panels += [z_patching_panels.compared_panel(result, name, code) for name in ("answer", "language")]
     return panels
+
+
+def _transported(opened: Opened, result: JobResult) -> bool:
+    """Whether the same patch by optimal transport, which replaces, is stored."""
+    wanted = {**result.condition, "vectors": "transport", "mode": "replace", "scope": "prompt"}
+    experiment = ZPatching.from_json(wanted)
+    return RunLog(opened.path).find(experiment.content_hash(opened.store.fingerprint)) is not None
 
 
 def not_run(experiment: ZPatching) -> tuple[str, str]:

@@ -86,6 +86,17 @@ def verdict_caption(found: CELL, condition: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
+def transport_note(found: CELL, condition: Mapping[str, Any], stored: bool | None) -> str:
+    """Beside a null by the mean vector: whether each token's own mix of source tokens was tried as well."""
+    if found["word"] != "null" or condition["vectors"] != "mean" or stored is None:
+        return ""
+    if stored:
+        return (
+            "The same with optimal transport in the mean's place is stored: a null of both is the stronger. "
+        )
+    return "Optimal transport in the mean's place was not tried: this null is of the mean alone. "
+
+
 def baseline(summary: Mapping[str, Any]) -> str:
     """Accuracy per language unpatched, and whether it differs: exact McNemar, p < 0.05."""
     found = summary["baseline"]

@@ -29,7 +29,7 @@ Clouds = tuple[list[np.ndarray], list[np.ndarray]]
 
 
 def run(wanted: Ard, lab: Lab) -> ExperimentResult:
-    """Fits on the train problems of a lab.
+    """Fits on the train problems of a lab, or on all of them.
 
     Returns:
         tables: "table": draw, dimension, log10_lengthscale (in pooled sds), start (log₁₀ ℓ before the first
@@ -41,15 +41,16 @@ def run(wanted: Ard, lab: Lab) -> ExperimentResult:
         AnalysisError: the clouds or the kernels can't be used. JobError: cancelled.
     """
     check_site(lab, wanted.model, wanted.component, wanted.layer)
-    fitted = problem_rows(lab.prompts, wanted, "train")
+    fitted = problem_rows(lab.prompts, wanted, wanted.fitted)
     if len(fitted) < LEAST:
         raise PatchError(
-            "Too few problems have one train prompt in each language.",
+            f"Too few problems have one {'train ' * (wanted.fitted == 'train')}prompt in each language.",
             expected=f"{LEAST} or more",
             given=f"{len(fitted)} in {' and '.join(wanted.languages)}",
             next_step="choose another category, or pair the prompts of the study by pair_id.",
         )
     held = problem_rows(lab.prompts, wanted, "validation")
+    held = held[: 0 if wanted.fitted == "all" else None]
     site = Site(wanted.component, wanted.layer)
     values, origin = lab.clouds(wanted.model, site, np.concatenate([fitted, held]).ravel())
     both = values[: 2 * len(fitted)], values[2 * len(fitted) :]
@@ -77,14 +78,15 @@ def run(wanted: Ard, lab: Lab) -> ExperimentResult:
 
 
 def problem_rows(prompts: pl.DataFrame, wanted: Ard, split: str) -> np.ndarray:
-    """Rows of the problems of a split in both languages, int64 (n, 2), in the prompts' order.
+    """Rows of the problems of a split, or of "all", in both languages, int64 (n, 2), in the prompts' order.
 
     A problem counts when exactly one of its prompts is in each language. At most `wanted.problems`.
     """
     needed = {"pair_id", "language", "split"}
     if not needed <= set(prompts.columns):
         return np.empty((0, 2), dtype=np.int64)
-    chosen = prompts.with_row_index("row").filter(pl.col("split") == split).drop_nulls("pair_id")
+    chosen = prompts.with_row_index("row").drop_nulls("pair_id")
+    chosen = chosen if split == "all" else chosen.filter(pl.col("split") == split)
     if wanted.category is not None:
         known = "category" in prompts.columns
         chosen = chosen.filter(pl.col("category") == wanted.category) if known else chosen.clear()
@@ -148,6 +150,7 @@ class _Fits:
             penalty=wanted.penalty,
             start=start,
             steps=wanted.steps,
+            rate=wanted.rate,
             max_tokens=wanted.max_tokens,
             seed=wanted.seed,
             device=self.device,

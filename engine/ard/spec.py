@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import Experiment
+from engine.spec import later
 
 StreamSite = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
 Start = Literal["cold", "svd", "random"]
@@ -19,7 +20,8 @@ RANDOM_DRAWS = 20
 class Ard(Experiment):
     """Fits one lengthscale per dimension to the token clouds of paired problems, at one (layer, λ).
 
-    Fitted on train problems; whether anything was found is asked of validation problems.
+    Fitted on train problems; whether anything was found is asked of validation problems. Fitted on all of
+    them, nothing is left to ask.
 
     Attributes:
         component: a site as wide as the stream. category: None is all of them.
@@ -30,6 +32,7 @@ class Ard(Experiment):
             how much of its own start a fit keeps when the start means nothing.
         joined: how heads make Z; see `engine.geometry.z.multi_head_basis`.
         problems: most problems that are fitted, and that are held out; drawn with the seed beyond.
+        rate: Adam's learning rate on log ℓ. fitted: which problems the fit is made on.
     """
 
     runner: ClassVar[str] = "engine.ard.run:run"
@@ -49,6 +52,8 @@ class Ard(Experiment):
     steps: int = Field(default=600, ge=1, le=1000)
     max_tokens: int = Field(default=400, ge=2, le=4000)
     problems: int = Field(default=32, ge=2, le=1000)
+    rate: float = later(0.05, gt=0.0, le=1.0)
+    fitted: Literal["train", "all"] = later("train")
 
     @field_validator("languages")
     @classmethod

@@ -11,6 +11,7 @@ import polars as pl
 
 from engine.behaviour import numbers as behaviour
 from engine.behaviour.spec import Behaviour, Figure, Lists, figures
+from engine.errors import PatchError
 from engine.lab.experiment import ExperimentResult, Lab, chosen_rows, resampling_groups
 from engine.lab.noise import measured
 from engine.lab.units import resampling_units, unit_name
@@ -36,6 +37,8 @@ def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
     Raises:
         PatchError, SiteError, ModelError: the experiment or a model fails. JobError: cancelled.
     """
+    if experiment.corrections:
+        return corrected(experiment, lab)
     rows = chosen_rows(lab.prompts, experiment.split, experiment.where)
     for name in experiment.models():
         lab.sizes(name)
@@ -52,6 +55,47 @@ def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
         [_series(name, values) for name, values in columns.items()]
     )
     return ExperimentResult(_summary(experiment, lab, lm, table), {"table": table})
+
+
+def corrected(experiment: Behaviour, lab: Lab) -> ExperimentResult:
+    """The run without corrections, stored or made now, with the corrected values in the place of those read.
+
+    Returns:
+        as `run`; the table also has "<figure> as read" for every figure that was corrected, and "corrected",
+        the figures of a prompt that were; the summary "corrected", one entry each.
+
+    Raises:
+        PatchError: a prompt that has no such answer.
+    """
+    plain = experiment.model_copy(update={"corrections": ()})
+    known = lab.stored(plain)
+    found = run(plain, lab) if known is None else known[1]
+    table, entries = found.tables["table"], []
+    touched: dict[str, list[str]] = {}
+    for figure in dict.fromkeys(one.figure for one in experiment.corrections):
+        values, ids = table[figure].to_list(), table["id"].to_list()
+        for one in (c for c in experiment.corrections if c.figure == figure):
+            at = ids.index(one.id) if one.id in ids else None
+            if at is None or values[at] is None:
+                raise PatchError(
+                    "There is no such answer to correct.",
+                    expected=f"a prompt of this run with a value of {figure!r}",
+                    given=one.id if at is None else f"{one.id}, which has none",
+                    next_step="correct the id, or leave it out.",
+                )
+            entries.append({"id": one.id, "figure": figure, "was": bool(values[at]), "value": one.value})
+            values[at] = float(one.value)
+            touched.setdefault(one.id, []).append(figure)
+        table = table.with_columns(
+            pl.col(figure).alias(f"{figure} as read"), pl.Series(figure, values, dtype=pl.Float64)
+        )
+    told = [", ".join(touched.get(name, [])) or None for name in table["id"].to_list()]
+    table = table.with_columns(pl.Series("corrected", told, dtype=pl.String))
+    changed = sum(entry["was"] != entry["value"] for entry in entries)
+    note = f"{len(entries)} values were corrected by hand, {changed} of them changed."
+    notes = [*found.summary["notes"], note.replace("1 values were", "1 value was")]
+    summary = {**found.summary, **_figures(experiment, table), "corrected": entries, "notes": notes}
+    return ExperimentResult(summary, {"table": table})
 
 
 def _edit(experiment: Behaviour, lab: Lab, rows: np.ndarray) -> Edit | None:
@@ -267,15 +311,20 @@ def _column(prompts: pl.DataFrame, name: str) -> list[Any]:
     return prompts[name].to_list() if name in prompts.columns else [None] * prompts.height
 
 
-def _summary(experiment: Behaviour, lab: Lab, lm: LoadedModel, table: pl.DataFrame) -> dict[str, Any]:
+def _figures(experiment: Behaviour, table: pl.DataFrame) -> dict[str, Any]:
+    """Every figure that has a value, and the asymmetry between languages."""
     found = {}
     for figure in figures(experiment):
         cells = _cells(experiment, figure, figure.name, table)
         if cells is not None:
             found[figure.name] = cells
+    return {"figures": found} | ({"asymmetry": _asymmetries(table)} if "right" in found else {})
+
+
+def _summary(experiment: Behaviour, lab: Lab, lm: LoadedModel, table: pl.DataFrame) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "subject": experiment.subject(),
-        "figures": found,
+        **_figures(experiment, table),
         "n_prompts": table.height,
         "interval": {
             "level": experiment.level,
@@ -286,8 +335,6 @@ def _summary(experiment: Behaviour, lab: Lab, lm: LoadedModel, table: pl.DataFra
         "rounding": measured(lab, [experiment.model]),
         "notes": list(lab.notes),
     }
-    if "right" in found:
-        summary["asymmetry"] = _asymmetries(table)
     if experiment.shared_with is not None and "coverage" in table.columns:
         summary["shared"] = {
             "with": experiment.shared_with,

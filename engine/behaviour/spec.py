@@ -15,6 +15,7 @@ from engine.errors import PatchError
 from engine.lab.experiment import Experiment, PatchExperiment, Split, Where
 from engine.patching.mapped_spec import MappedPatch
 from engine.patching.spec import Condition
+from engine.spec import later
 from engine.texts import answers
 from engine.texts.patterns import compiled
 
@@ -77,6 +78,12 @@ class Wording(BaseModel):
                 ) from error
         return self
 
+    @classmethod
+    def beside(cls, given: Mapping[str, Any]) -> Wording:
+        """The built-in lists with those of a study's `[wording]` in their language's place or beside them."""
+        usual = cls().model_dump()
+        return cls.model_validate({name: {**own, **given.get(name, {})} for name, own in usual.items()})
+
     @property
     def markers(self) -> tuple[str, ...]:
         """Names of the style markers of all languages."""
@@ -133,6 +140,20 @@ def _patch(data: dict[str, Any]) -> PatchExperiment:
     return kinds[job].from_json(data)
 
 
+class Correction(BaseModel):
+    """What a reader found an answer to say, in the place of what was read off it.
+
+    Attributes:
+        id: of the prompt. figure: which yes or no. value: what it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    figure: Literal["agrees", "right", "refused"]
+    value: bool
+
+
 class Behaviour(Experiment):
     """Measures of behaviour on the prompts of a split.
 
@@ -146,6 +167,8 @@ class Behaviour(Experiment):
         lead: put before each opening and choice, e.g. a space where prompts end without one; the forms of
             yes and no carry their own.
         wording: openings, forms and patterns.
+        corrections: of answers that were read wrongly; the last of a prompt's figure counts. The stored run
+            without them is taken, and both values are kept.
 
     Scores generate nothing and texts have no openings: what a run's measures don't use is left at one value,
     so that equal runs are equal.
@@ -163,6 +186,13 @@ class Behaviour(Experiment):
     shared_with: str | None = None
     lead: str = ""
     wording: Wording = Wording()
+    corrections: tuple[Correction, ...] = later((), max_length=100_000)
+
+    @field_validator("corrections")
+    @classmethod
+    def _last_of_each(cls, value: tuple[Correction, ...]) -> tuple[Correction, ...]:
+        found = {(one.id, one.figure): one for one in value}
+        return tuple(found[key] for key in sorted(found))
 
     @model_validator(mode="before")
     @classmethod
@@ -171,7 +201,7 @@ class Behaviour(Experiment):
         if not measures:
             return data
         if "text" not in measures:
-            return {**data, "max_new_tokens": 1}
+            return {**{k: v for k, v in data.items() if k != "corrections"}, "max_new_tokens": 1}
         if set(measures) == {"text"}:
             return {key: value for key, value in data.items() if key not in ("lead", "shared_with")}
         return data
@@ -204,7 +234,10 @@ class Behaviour(Experiment):
 
     def describe(self) -> str:
         """One line for lists of jobs."""
-        return f"{self.subject()}: {', '.join(MEASURE_NAMES[name].lower() for name in self.measures)}"
+        count = len(self.corrections)
+        corrected = f", {count} value{'s' if count > 1 else ''} corrected by hand" if count else ""
+        named = ", ".join(MEASURE_NAMES[name].lower() for name in self.measures)
+        return f"{self.subject()}: {named}{corrected}"
 
 
 MEASURE_NAMES: dict[Measure, str] = {

@@ -304,6 +304,7 @@ def profile(
     *,
     method: Literal["ridge", "minimum_norm"] = "ridge",
     alphas: Sequence[float] = DEFAULT_ALPHAS,
+    center: bool = True,
     groups: Groups | None = None,
     draws: int = 99,
     seed: int = 0,
@@ -316,8 +317,8 @@ def profile(
     values, nulls = [], []
     for one, other in places:
         x, y, penalties = _checked(one, other, method, alphas)
-        design, target = _Design.of(x, center=True), y - y.mean(axis=0)
-        total = float((target**2).sum())
+        design, target = _Design.of(x, center), y - y.mean(axis=0) if center else y
+        total = float(((y - y.mean(axis=0)) ** 2).sum())
         values.append(_left_out_r2(design, penalties, target, total).max())
         nulls.append(_permuted_r2(design, penalties, target, _permutations(len(y), groups, draws, seed)))
     if not values:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from engine.errors import AnalysisError
-from engine.geometry.z import adjacent_minus_distant, effective_rank
+from engine.geometry.z import adjacent_minus_distant, effective_rank, phase_boundary
 from engine.stats.uncertainty import energy_p_values, holm, random_subspace_moments
 
 Array = NDArray[np.float64]
@@ -56,14 +56,17 @@ class LayerStructure:
     Attributes:
         gap: mean similarity of neighbours minus that of blocks at least half the depth apart.
         p_gap: share of random orders of the blocks with at least this gap (one-sided).
-        boundary: the block ℓ whose similarity to ℓ + 1 is smallest. at_boundary: that similarity.
+        boundary: the block ℓ that is less like ℓ + 1 than ℓ − 1 was like ℓ, by most. drop: by how much.
+        least: the block ℓ whose similarity to ℓ + 1 is smallest. at_least: that similarity.
         unrelated: blocks ℓ whose Z is not told from a random subspace by ℓ + 1's (Holm over neighbours).
     """
 
     gap: float
     p_gap: float
     boundary: int
-    at_boundary: float
+    drop: float
+    least: int
+    at_least: float
     unrelated: tuple[int, ...]
     blocks: int
 
@@ -90,6 +93,7 @@ def layer_structure(
     return LayerStructure(
         gap,
         float((1 + (found >= gap - 1e-12).sum()) / (draws + 1)),
+        *phase_boundary(similarity),
         least,
         float(neighbours[least]),
         tuple(int(i) for i in unrelated),

@@ -368,10 +368,16 @@ def adjacent_minus_distant(similarity: Float[np.ndarray, "l l"]) -> float:
     return float(similarity[distance == 1].mean() - similarity[distance >= max(2, layers // 2)].mean())
 
 
-def phase_boundary(similarity: Float[np.ndarray, "l l"]) -> int:
-    """The layer ℓ whose similarity to layer ℓ + 1 is smallest: the largest drop between neighbours."""
-    if similarity.shape[0] < 2:
+def phase_boundary(similarity: Float[np.ndarray, "l l"]) -> tuple[int, float]:
+    """The layer ℓ before which similarity drops most, and the drop: s(ℓ−1, ℓ) − s(ℓ, ℓ+1) of neighbours.
+
+    The drop is 0 or less where no neighbours are less alike than the two before them.
+    """
+    neighbours = np.diagonal(similarity, 1)
+    if neighbours.size < 2:
         raise AnalysisError(
-            "Too few layers to compare.", expected="at least 2 layers", given=f"{similarity.shape[0]}"
+            "Too few layers to compare.", expected="at least 3 layers", given=f"{similarity.shape[0]}"
         )
-    return int(np.diagonal(similarity, 1).argmin())
+    drops = neighbours[:-1] - neighbours[1:]
+    largest = int(drops.argmax())
+    return largest + 1, float(drops[largest])

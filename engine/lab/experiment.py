@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from engine.errors import PatchbayError, PatchError
 from engine.prompts.positions import KINDS
 from engine.prompts.span_spec import is_name
+from engine.spec import Lasting
 
 if TYPE_CHECKING:
     from engine.models.loading import LoadedModel
@@ -60,7 +61,7 @@ EVERYWHERE = Where()
 _kinds: dict[str, type[Experiment]] = {}
 
 
-class Experiment(BaseModel):
+class Experiment(Lasting):
     """A live experiment, frozen; `to_json` and `from_json` are inverse to each other.
 
     Attributes:

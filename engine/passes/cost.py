@@ -16,7 +16,8 @@ from engine.models.sites import ModelTaps, states_of
 from engine.passes.batching import batches, padded_tokens, units
 from engine.prompts.positions import Positions
 from engine.similarity.sampling import gram_bytes
-from engine.study.study import CaptureSpec, ModelSpec
+from engine.study.capture_spec import CaptureSpec
+from engine.study.study import ModelSpec
 
 __all__ = ["BLOCK_SECONDS", "ModelPlan", "linear_rate", "plan_model"]
 

@@ -156,6 +156,7 @@ class PatchEngine:
         reverse_kl: bool = False,
         top_k: int = 0,
         watch: Sequence[int] = (),
+        shared: Sequence[int] = (),
         on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         on_partial: Callable[[np.ndarray], None] | None = None,
@@ -170,6 +171,7 @@ class PatchEngine:
             reverse_kl: KL(unpatched || patched) instead of KL(patched || unpatched).
             top_k: most likely next tokens to keep per condition and prompt.
             watch: ids of tokens whose log-probability is kept per condition and prompt, in this order.
+            shared: ids of tokens, ascending, over which KL is given a second time, renormalised.
             on_progress: called between batches with (done, total) prompt-condition pairs.
             should_stop: asked between batches.
             on_partial: called between batches with the KLs so far, (C, n), NaN where none is yet; not to be
@@ -183,9 +185,9 @@ class PatchEngine:
         site.check(self.taps)
         shape = (n_conditions, self.n_prompts)
         check_request(site, values, (*shape, site.width(self.taps)), top_k)
-        check_watch(watch, self.taps.vocab)
+        check_watch((*watch, *shared), self.taps.vocab)
         top_k = min(top_k, self.taps.vocab)
-        sweep = Sweep.begin(site, values, shape, reverse_kl, top_k, watch, self.batch_tokens)
+        sweep = Sweep.begin(site, values, shape, reverse_kl, top_k, watch, shared, self.batch_tokens)
         if site in self._known:
             sweep.self_kl[:], sweep.path_kl[:] = self._known[site]
         total = n_conditions * self.n_prompts
@@ -301,9 +303,7 @@ class PatchEngine:
             more.append(sweep.self_kl)
         factor = direct and self.dtype == torch.float32
         states = torch.cat(rows, dim=1).to(self._head.device)
-        found = self._head.compare(
-            states, reverse=sweep.reverse_kl, top_k=sweep.top_k, factor=factor, watch=sweep.watch
-        )
+        found = sweep.compare(self._head, states, factor)
         sweep.keep(work, found, more)
         if new and not again:
             sweep.self_kl[prompts] = sweep.path_kl[prompts]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.errors import PatchError
 from engine.models.sites import Site
-from engine.passes.unembed import Comparison
+from engine.passes.unembed import Comparison, Unembedding
 
 FILL = 1.25
 """Prompts share a batch while filling up the shorter tails makes it at most this much larger."""
@@ -36,6 +36,8 @@ class SweepResult:
         unpatched_top_ids, unpatched_top_log_probs: (n, k).
         watched: (C, n, W) log-probabilities of the tokens given as `watch`, None without.
         unpatched_watched: (n, W).
+        shared_kl: (C, n) nats, the same of the tokens given as `shared` alone, renormalised, None without.
+        shared_mass, unpatched_shared_mass: (C, n) and (n,) probability of those tokens.
         halvings: how often memory ran out and the batch was halved.
         batch_tokens: rows per batch at the end.
     """
@@ -52,6 +54,9 @@ class SweepResult:
     batch_tokens: int
     watched: Float32[np.ndarray, "conditions prompts w"] | None = None
     unpatched_watched: Float32[np.ndarray, "prompts w"] | None = None
+    shared_kl: Float64[np.ndarray, "conditions prompts"] | None = None
+    shared_mass: Float64[np.ndarray, "conditions prompts"] | None = None
+    unpatched_shared_mass: Float64[np.ndarray, "prompts"] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Sweep:
     reverse_kl: bool
     top_k: int
     watch: tuple[int, ...]
+    shared: tuple[int, ...]
     batch_tokens: int
     kl: Float64[np.ndarray, "conditions prompts"]
     self_kl: Float64[np.ndarray, "prompts"]
@@ -118,6 +124,7 @@ class Sweep:
         reverse_kl: bool,
         top_k: int,
         watch: Sequence[int],
+        shared: Sequence[int],
         batch_tokens: int,
     ) -> Sweep:
         """Empty arrays for (conditions, prompts)."""
@@ -129,9 +136,20 @@ class Sweep:
                 tops[name + "top_log_probs"] = np.zeros((*size, top_k), dtype=np.float32)
             if watch:
                 tops[name + "watched"] = np.zeros((*size, len(watch)), dtype=np.float32)
-        tokens = tuple(int(token) for token in watch)
+        tokens, among = (tuple(int(token) for token in ids) for ids in (watch, shared))
         return cls(
-            site, values, shape[0], reverse_kl, top_k, tokens, batch_tokens, kl, self_kl, path_kl, tops
+            site, values, shape[0], reverse_kl, top_k, tokens, among, batch_tokens, kl, self_kl, path_kl, tops
+        )
+
+    def compare(self, head: Unembedding, states: Tensor, factor: bool) -> Comparison:
+        """What is asked of final states, (P, 1 + K, d), the reference's first."""
+        return head.compare(
+            states,
+            reverse=self.reverse_kl,
+            top_k=self.top_k,
+            factor=factor,
+            watch=self.watch,
+            shared=self.shared,
         )
 
     def keep(self, work: Work, found: Comparison, more: Sequence[np.ndarray] = ()) -> None:
@@ -143,6 +161,15 @@ class Sweep:
         for array, column in zip(more, kl[:, count:].T, strict=True):
             array[prompts] = np.abs(column)
         self.done += len(prompts) * len(conditions)
+        if found.shared_kl is not None and found.shared_mass is not None:
+            mass = found.shared_mass.cpu().double().numpy()
+            shared = found.shared_kl.cpu().double().numpy()
+            at = np.ix_(conditions, prompts)
+            for name, values in (("shared_kl", shared[:, :count]), ("shared_mass", mass[:, 1 : 1 + count])):
+                self.tops.setdefault(name, np.full(self.kl.shape, np.nan))[at] = values.T
+            self.tops.setdefault("unpatched_shared_mass", np.full(len(self.self_kl), np.nan))[prompts] = mass[
+                :, 0
+            ]
         for name in ("top_ids", "top_log_probs", "watched"):
             kept: Tensor | None = getattr(found, name)
             if kept is None:
@@ -166,6 +193,9 @@ class Sweep:
             batch_tokens=self.batch_tokens,
             watched=self.tops.get("watched"),
             unpatched_watched=self.tops.get("unpatched_watched"),
+            shared_kl=self.tops.get("shared_kl"),
+            shared_mass=self.tops.get("shared_mass"),
+            unpatched_shared_mass=self.tops.get("unpatched_shared_mass"),
         )
 
 

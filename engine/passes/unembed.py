@@ -14,7 +14,7 @@ differ need no logits: `Unembedding.bound` says how far apart their distribution
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,12 +41,16 @@ class Comparison:
         kl: (P, K), nats, float64 (float32 where the device has no float64).
         top_ids, top_log_probs: (P, 1 + K, k) most likely tokens, the reference's first; None when k = 0.
         watched: (P, 1 + K, W) float32 log-probabilities of given tokens, the reference's first; None without.
+        shared_kl: as `kl`, of the distributions over some tokens alone, renormalised. shared_mass: (P, 1 + K)
+            their probability, the reference's first. None where no tokens were named.
     """
 
     kl: Tensor
     top_ids: Tensor | None
     top_log_probs: Tensor | None
     watched: Tensor | None = None
+    shared_kl: Tensor | None = None
+    shared_mass: Tensor | None = None
 
 
 class Unembedding:
@@ -106,7 +110,14 @@ class Unembedding:
         return (self._scale * self._longest * apart).square() / 2
 
     def compare(
-        self, normed: Tensor, *, reverse: bool, top_k: int, factor: bool, watch: Sequence[int] = ()
+        self,
+        normed: Tensor,
+        *,
+        reverse: bool,
+        top_k: int,
+        factor: bool,
+        watch: Sequence[int] = (),
+        shared: Sequence[int] = (),
     ) -> Comparison:
         """Divergence of rows 1.. from row 0 of each prompt.
 
@@ -117,22 +128,30 @@ class Unembedding:
             factor: try to write each prompt's rows as few combinations of few directions, so that only those
                 few meet the vocabulary. Used only where it reproduces every row to FACTOR_TOLERANCE.
             watch: vocabulary entries whose log-probability is kept, in this order.
+            shared: vocabulary entries, ascending, over which the divergence is given a second time.
         """
         prompts, rows, _ = normed.shape
         exact = _wide(normed.device) == torch.float64
         factors = low_rank(normed) if factor and exact and rows >= FACTOR_FROM else None
         sums = _Sums(prompts, rows, top_k, normed.device, reverse, watch)
+        among = _Sums(prompts, rows, 0, normed.device, reverse) if shared else None
+        wanted = torch.tensor(list(shared), dtype=torch.int64, device=normed.device)
         size = max(1, CACHE_ROWS // rows) if normed.device.type == "cpu" else prompts
         start = 0
         for tile in range(len(self.tiles)):
             basis = normed if factors is None else factors[1]
             products = self._linear(basis.reshape(-1, basis.shape[-1]), tile).view(*basis.shape[:2], -1)
+            columns = wanted[(wanted >= start) & (wanted < start + products.shape[-1])] - start
             for first in range(0, prompts, size):
                 part = slice(first, first + size)
                 logits = products[part] if factors is None else factors[0][part] @ products[part]
-                sums.add(self._finish(logits, tile), part, start)
+                logits = self._finish(logits, tile)
+                if among is not None and columns.numel():
+                    among.add(logits[..., columns], part, start)
+                sums.add(logits, part, start)
             start += products.shape[-1]
-        return sums.result()
+        found = sums.result()
+        return found if among is None else among.beside(sums, found)
 
 
 def low_rank(rows: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -218,6 +237,11 @@ class _Sums:
         values, order = values.topk(min(self.top_k, values.shape[-1]), dim=-1)
         self.top_values[part, :, : values.shape[-1]] = values
         self.top_ids[part, :, : values.shape[-1]] = ids.gather(-1, order)
+
+    def beside(self, whole: _Sums, found: Comparison) -> Comparison:
+        """The comparison of all tokens with that of the tokens seen here."""
+        mass = (self.total.log() + self.peak.to(self.wide)) - (whole.total.log() + whole.peak.to(self.wide))
+        return replace(found, shared_kl=self.result().kl, shared_mass=mass.exp())
 
     def result(self) -> Comparison:
         """The divergences of all tiles seen."""

@@ -14,6 +14,7 @@ from engine.lab.noise import kl_floor, measured
 from engine.lab.units import resampling_units, unit_name
 from engine.models.check import SelfCheck
 from engine.models.sites import Site
+from engine.passes.continuations import shared_ids
 from engine.passes.sweep import SweepResult
 from engine.patching.mapped_spec import CONTROLS, MappedKind, MappedPatch
 from engine.patching.numbers import ROUNDING, Resampling, best_alpha, correlation, cosines, reduction
@@ -41,6 +42,8 @@ def run(experiment: MappedPatch, lab: Lab) -> ExperimentResult:
     plan = _Plan.of(experiment, made)
     engine = lab.engine(experiment.target, rows, experiment.position, experiment.read_at)
     lab.report(message=f"Patching {rows.size} prompts in {plan.count} ways.")
+    tokenizers = [lab.tokenizer(name) for name in experiment.models()] if experiment.shared else []
+    shared = [i for i in shared_ids(*tokenizers) if i < engine.taps.vocab] if tokenizers else []
     site = Site(experiment.component, experiment.layer)
     swept = engine.sweep(
         site,
@@ -48,6 +51,7 @@ def run(experiment: MappedPatch, lab: Lab) -> ExperimentResult:
         n_conditions=plan.count,
         reverse_kl=experiment.reverse_kl,
         top_k=experiment.top_k,
+        shared=shared,
         on_progress=lambda done, total: lab.report(done=done, total=total),
         should_stop=lab.should_stop,
     )
@@ -156,7 +160,30 @@ class _Report:
                 "unit": unit_name(self.prompts),
             },
             "n_prompts": self.prompts.height,
+            **self._shared(),
         }
+
+    def _shared(self) -> dict[str, Any]:
+        """The same on shared tokens alone, per split: KL of every kind, ΔKL and drop%, and their probability
+        in the unpatched model; nothing where it was not asked for."""
+        swept, found = self.swept, {}
+        if swept.shared_kl is None or swept.unpatched_shared_mass is None:
+            return {}
+        for split in SPLITS:
+            where = self.split == split
+            how = self._how(where)
+            kl = {kind: swept.shared_kl[condition][where] for kind, condition in self.chosen.items()}
+            own: dict[str, Any] = {
+                "coverage": float(swept.unpatched_shared_mass[where].mean()),
+                "kl": _spans(list(kl), how.means(np.stack(list(kl.values())))),
+                "delta": None,
+                "drop": None,
+            }
+            if "raw" in kl:
+                less = reduction(kl["raw"], kl["mapped"], self.check.limit, how, self.noise)
+                own |= {"delta": span(less.delta), "drop": less.drop and span(less.drop)}
+            found[split] = own
+        return {"shared": found}
 
     def tables(self, tokenizer: Any) -> dict[str, pl.DataFrame]:
         """The drill-down at the best α, per-prompt numbers, the α curve, and every KL of the sweep."""

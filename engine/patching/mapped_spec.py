@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import PatchExperiment
+from engine.spec import later
 from engine.transport.named import MapSpec
 
 MappedKind = Literal["mapped", "raw", "bogus", "shuffled", "random", "mean", "self"]
@@ -32,6 +33,7 @@ class MappedPatch(PatchExperiment):
         raw_alpha: "fixed" leaves the raw condition at α = 1; "scaled" gives it the same α as the mapped one.
         bogus_layer: layer whose map the bogus control borrows; None is half the blocks away.
         top_k: likeliest next tokens kept per prompt at the best α.
+        shared: give every KL a second time on the tokens whose string both tokenizers have, renormalised.
     """
 
     runner: ClassVar[str] = "engine.patching.mapped_run:run"
@@ -43,6 +45,7 @@ class MappedPatch(PatchExperiment):
     raw_alpha: Literal["fixed", "scaled"] = "fixed"
     bogus_layer: int | None = Field(default=None, ge=0)
     top_k: int = Field(default=5, ge=1, le=50)
+    shared: bool = later(False)
 
     @field_validator("alphas")
     @classmethod

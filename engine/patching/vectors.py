@@ -77,9 +77,14 @@ def fitted(
     x = lab.activations(experiment.source, site, experiment.position, rows)
     y = lab.activations(experiment.target, site, experiment.position, rows)
     order = wrong_pairs(lab.prompts[rows], experiment.seed) if shuffled else slice(None)
-    estimator = spec.build(readout(lab, experiment.target), experiment.seed)
+    estimator = built(lab, experiment, spec)
     estimator.fit(x, y[order], groups=resampling_groups(lab.prompts[rows]))
     return Fitted(estimator, rows, x, y)
+
+
+def built(lab: Lab, experiment: PatchExperiment, spec: MapSpec) -> TransportMap:
+    """The estimator of a map between an experiment's models, not fitted."""
+    return spec.build(readout(lab, experiment.target), experiment.seed, readout(lab, experiment.source))
 
 
 def readout(lab: Lab, model: str) -> Readout:

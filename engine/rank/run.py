@@ -29,7 +29,7 @@ from engine.lab.units import resampling_units, unit_name
 from engine.models.sites import Site
 from engine.passes.patch_engine import SELF_LIMIT
 from engine.patching.run import self_check
-from engine.patching.vectors import readout, wrong_pairs
+from engine.patching.vectors import built, wrong_pairs
 from engine.rank import numbers as ranks
 from engine.rank.report import RankData, choice, describe_spectra, prompt_kls, table
 from engine.rank.spec import RankSweep
@@ -170,7 +170,7 @@ class Plan:
         """
 
         def fit(kept: np.ndarray) -> TransportMap:
-            estimator = spec.map.build(readout(lab, spec.target), spec.seed)
+            estimator = built(lab, spec, spec.map)
             x, y = sides.source_train[kept], sides.target_train[kept]
             return estimator.fit(x, y, groups=sides.groups[kept])
 

@@ -42,6 +42,7 @@ class UpdateNorms:
         ks: the k values. d: model width.
         rounding: (block,) share of each update's length that is rounding of what it was computed from; None
             where that is not known.
+        blocks: which block each entry is of; None: 0, 1, 2, … as they came.
     """
 
     z: Array
@@ -51,6 +52,7 @@ class UpdateNorms:
     ks: tuple[int, ...]
     d: int
     rounding: Array | None = None
+    blocks: tuple[int, ...] | None = None
 
     @property
     def shares(self) -> Array:

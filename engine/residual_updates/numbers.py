@@ -84,7 +84,7 @@ class ResidualUpdates:
     """R of every block at one k.
 
     Attributes:
-        labels: axis labels. k, d, kind: what was computed.
+        blocks: which blocks these are. labels: axis labels. k, d, kind: what was computed.
         ratio: R with its bootstrap band. low_all, high_all: simultaneous limits over blocks.
         chance: R of an unrelated update. relative: R/chance.
         p_random: Holm-adjusted p of each block's energy fraction in Z being this large in a random
@@ -95,6 +95,7 @@ class ResidualUpdates:
         verdict: the finding in words, against chance and against 1.
     """
 
+    blocks: tuple[int, ...]
     labels: tuple[str, ...]
     k: int
     d: int
@@ -165,8 +166,10 @@ def residual_updates(
     low_all, high_all, raw = (_without(lost, v) for v in (low_all, high_all, _p_random(norms, z, k)))
     p_random = holm(raw), holm(1.0 - raw)
     curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name, units, lost)
-    labels = tuple(update_label(u) for u in range(z.shape[0]))
+    blocks = norms.blocks or tuple(range(z.shape[0]))
+    labels = tuple(update_label(block) for block in blocks)
     return ResidualUpdates(
+        blocks=blocks,
         labels=labels,
         k=k,
         d=norms.d,

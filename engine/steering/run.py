@@ -19,7 +19,15 @@ from engine.patching.run import self_check
 from engine.rank.numbers import equal_kl_amplitude
 from engine.steering.report import Effects, curves, equal_table, forms_table, prompt_effects
 from engine.steering.spec import Steering
-from engine.steering.vectors import Move, Steer, Tokens, direction, find_tokens, random_directions
+from engine.steering.vectors import (
+    Move,
+    Steer,
+    Tokens,
+    direction,
+    find_tokens,
+    random_directions,
+    random_spans,
+)
 
 
 def run(spec: Steering, lab: Lab) -> ExperimentResult:
@@ -72,11 +80,13 @@ def run(spec: Steering, lab: Lab) -> ExperimentResult:
 
 
 def moves(spec: Steering) -> list[Move]:
-    """Every α of both signs for v and the random directions, and both ablations."""
+    """Every α of both signs for v and the random directions, and the ablations."""
     signed = sorted([*(-a for a in spec.alphas), *spec.alphas])
     found = [Move("direction", 0, alpha) for alpha in signed]
     found += [Move("random", draw, alpha) for draw in range(1, spec.draws + 1) for alpha in signed]
-    return [*found, Move("ablate", 0, 0.0), Move("ablate_mean", 0, 0.0)]
+    found += [Move("ablate", 0, 0.0), Move("ablate_mean", 0, 0.0)]
+    spans = range(1, spec.draws + 1) if spec.dims > 1 else ()
+    return [*found, *(Move("ablate_random", draw, 0.0) for draw in spans)]
 
 
 def choose(effects: Effects, budget: float) -> float | None:
@@ -138,10 +148,11 @@ class Bench:
         union = np.union1d(rows, train)
         values = lab.activations(spec.target, site, spec.position, union).astype(np.float64)
         own, on_train = values[np.searchsorted(union, rows)], values[np.searchsorted(union, train)]
-        v = direction(spec, lab, tokens)
+        v, span = direction(spec, lab, tokens)
         drawn = random_directions(v.size, spec.draws, spec.seed)
+        spans = (span, *random_spans(v.size, span.shape[1], spec.draws, spec.seed))
         norm = float(np.linalg.norm(on_train, axis=1).mean())
-        steer = Steer(own, on_train.mean(axis=0), norm, np.vstack([v, drawn]))
+        steer = Steer(own, on_train.mean(axis=0), norm, np.vstack([v, drawn]), spans)
         engine = lab.engine(spec.target, rows, spec.position, spec.read_at)
         roles = {
             role: np.isin(rows, np.concatenate([parts[role, s] for s in ("train", "validation")]))

@@ -10,9 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import PatchExperiment, Where
+from engine.spec import later
 
 ALPHAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-_OF_DIRECTION = {"leading": "leading", "plus": "contrast", "minus": "contrast"}
+_OF_DIRECTION = {"leading": "leading", "dims": "leading", "plus": "contrast", "minus": "contrast"}
 """Fields that belong to one direction; a contrast and an unembedding have no source either."""
 
 
@@ -28,6 +29,9 @@ class Steering(PatchExperiment):
     add: own + α · m · v, m the site's mean norm over the train prompts, both signs of every α. ablate:
     own − (own·v) v, and the same about the train mean μ: own − ((own − μ)·v) v.
 
+    With `dims` k > 1 the part inside the span B of k leading directions is taken away, own − B Bᵀ own, beside
+    random spans of k, and v is the mean difference's part inside B.
+
     wanted shift: change of log p(wanted) − log p(against) of the next token, on the prompts of `where`.
     side effect: KL(steered || unpatched) on the prompts of `neutral`.
 
@@ -35,7 +39,7 @@ class Steering(PatchExperiment):
         direction: "difference": mean of source − target; "leading": a leading direction of source − target,
             not centred; "contrast": mean over `plus` − mean over `minus` within the target; "unembedding":
             the wanted tokens' unembedding − the others', times the final norm's gain. From train prompts.
-        leading: which leading direction, from 1.
+        leading: which leading direction, from 1. dims: how many, from that one on.
         plus, minus: the two groups of a contrast.
         wanted, against: words; each stands for all its forms that are one token of the target's tokenizer.
         where: prompts whose shift is wanted. neutral: prompts that should stay as they are.
@@ -57,6 +61,7 @@ class Steering(PatchExperiment):
     neutral: Group = Group()
     alphas: tuple[float, ...] = ALPHAS
     budget: float = Field(default=0.1, gt=0.0)
+    dims: int = later(1, ge=1, le=64)
     draws: int = Field(default=8, ge=2, le=100)
 
     @model_validator(mode="before")
@@ -114,7 +119,9 @@ class Steering(PatchExperiment):
         if self.direction == "difference":
             return f"mean of {self.source} − {self.target}"
         if self.direction == "leading":
-            return f"direction {self.leading} of {self.source} − {self.target}"
+            last = self.leading + self.dims - 1
+            which = f"direction {self.leading}" if self.dims == 1 else f"directions {self.leading} to {last}"
+            return f"{which} of {self.source} − {self.target}"
         if self.direction == "contrast":
             return f"mean of ({self.plus.describe()}) − mean of ({self.minus.describe()})"
         return f"unembedding of {'/'.join(self.wanted)} − {'/'.join(self.against)}"

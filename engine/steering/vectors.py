@@ -15,7 +15,7 @@ from engine.models.sites import Site
 from engine.passes.continuations import tokenise
 from engine.patching.tables import token_text
 from engine.patching.vectors import readout
-from engine.rank.numbers import leading_directions
+from engine.rank.numbers import leading_directions, random_basis
 from engine.steering.spec import Steering
 
 
@@ -23,8 +23,9 @@ class Move(NamedTuple):
     """One condition.
 
     Attributes:
-        series: direction, random, ablate (towards 0) or ablate_mean (towards the train mean).
-        draw: of the random direction, from 1; 0 is v. alpha: signed; 0 for ablations.
+        series: direction, random, ablate (towards 0), ablate_mean (towards the train mean) or ablate_random
+            (a random span of as many directions, towards 0).
+        draw: of the random direction or span, from 1; 0 is v. alpha: signed; 0 for ablations.
     """
 
     series: str
@@ -39,22 +40,23 @@ class Steer:
     Attributes:
         own: (n, d) the target's own activations. mean: (d,) over the train prompts.
         norm: their mean norm. directions: (1 + draws, d) unit rows, v first.
+        spans: what is taken away, each (d, k) column-orthonormal: that of v, then random ones.
     """
 
     own: Float[np.ndarray, "n d"]
     mean: Float[np.ndarray, " d"]
     norm: float
     directions: Float[np.ndarray, "m d"]
+    spans: tuple[Float[np.ndarray, "d k"], ...]
 
     def at(self, moves: Sequence[Move], prompts: Sequence[int]) -> Float32[np.ndarray, "c p d"]:
         """Vectors of every condition for some prompts."""
-        own, v = self.own[list(prompts)], self.directions[0]
+        own = self.own[list(prompts)]
         out = np.empty((len(moves), *own.shape), dtype=np.float32)
         for i, move in enumerate(moves):
-            if move.series == "ablate":
-                out[i] = own - np.outer(own @ v, v)
-            elif move.series == "ablate_mean":
-                out[i] = own - np.outer((own - self.mean) @ v, v)
+            if move.series.startswith("ablate"):
+                span, around = self.spans[move.draw], self.mean if move.series == "ablate_mean" else 0.0
+                out[i] = own - ((own - around) @ span) @ span.T
             else:
                 out[i] = own + move.alpha * self.norm * self.directions[move.draw]
         return out
@@ -79,8 +81,10 @@ def random_directions(d: int, draws: int, seed: int) -> Float[np.ndarray, "draws
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-def direction(spec: Steering, lab: Lab, tokens: Tokens) -> Float[np.ndarray, " d"]:
-    """The unit direction v (d,), from train prompts alone.
+def direction(
+    spec: Steering, lab: Lab, tokens: Tokens
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d k"]]:
+    """The unit direction v (d,) and the span that is taken away (d, k), from train prompts alone.
 
     Raises:
         PatchError: widths that differ, a site without an unembedding, a direction of no length.
@@ -93,7 +97,7 @@ def direction(spec: Steering, lab: Lab, tokens: Tokens) -> Float[np.ndarray, " d
 
     if spec.direction == "contrast":
         sides = [train(spec.target, group).mean(axis=0) for group in (spec.plus, spec.minus)]
-        return unit(sides[0] - sides[1], what)
+        return _alone(unit(sides[0] - sides[1], what))
     if spec.direction == "unembedding":
         if spec.component == "head_z":
             raise PatchError(
@@ -103,21 +107,33 @@ def direction(spec: Steering, lab: Lab, tokens: Tokens) -> Float[np.ndarray, " d
             )
         weights, gain = readout(lab, spec.target)()
         wanted, against = (weights[list(ids)].mean(axis=0) for ids in (tokens.wanted, tokens.against))
-        return unit(gain * (wanted - against), what)
+        return _alone(unit(gain * (wanted - against), what))
     _same_width(spec, lab)
     apart = train(spec.source, spec.where) - train(spec.target, spec.where)
     mean = apart.mean(axis=0)
     if spec.direction == "difference":
-        return unit(mean, what)
+        return _alone(unit(mean, what))
     found = leading_directions(apart).basis
-    if spec.leading > found.shape[1]:
+    last = spec.leading + spec.dims - 1
+    if last > found.shape[1]:
         raise PatchError(
             f"{spec.source} − {spec.target} has fewer directions at {spec.site_text()}.",
             expected=f"1 to {found.shape[1]}" if found.shape[1] else "models that differ there",
-            given=spec.leading,
+            given=last,
         )
-    chosen = found[:, spec.leading - 1]
-    return unit(chosen if chosen @ mean >= 0 else -chosen, what)
+    span = found[:, spec.leading - 1 : last]
+    if spec.dims > 1:
+        return unit(span @ (span.T @ mean), what), span
+    return _alone(unit(span[:, 0] if span[:, 0] @ mean >= 0 else -span[:, 0], what))
+
+
+def _alone(v: Float[np.ndarray, " d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d 1"]]:
+    return v, v[:, None]
+
+
+def random_spans(d: int, k: int, draws: int, seed: int) -> tuple[Float[np.ndarray, "d k"], ...]:
+    """Uniformly random k-dimensional spans; none for k = 1, where v is told from random directions."""
+    return tuple(random_basis(d, k, seed + draw) for draw in range(1, draws + 1)) if k > 1 else ()
 
 
 def _same_width(spec: Steering, lab: Lab) -> None:

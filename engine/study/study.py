@@ -17,23 +17,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
-    Discriminator,
     Field,
     PrivateAttr,
-    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from engine.errors import PromptsError, StudyError
 from engine.names import check_apart, check_hub_id, check_key, check_title
-from engine.prompts.positions import KINDS, parse_position
-from engine.prompts.span_spec import SpanPosition
 from engine.prompts.spec import PromptsSpec
-from engine.similarity.sampling import MOST
-from engine.spec import MOST_ENTRIES, Frozen, LocalPath, resolved
+from engine.spec import MOST_ENTRIES, Frozen, LocalPath, later, resolved
+from engine.study.capture_spec import CaptureSpec, name_of
 from engine.study.contrasts import ContrastSpec, check_contrasts
 from engine.study.file_hashes import content_hash
 from engine.study.files import must_exist, read_toml
@@ -41,8 +36,7 @@ from engine.study.fingerprints import portable
 from engine.study.refusals import to_study_error
 from engine.study.roots import confine_all
 from engine.study.subspaces import SubspacesSpec, check_deltas
-
-Component = Literal["resid", "attn_out", "mlp_out", "head_z"]
+from engine.study.wording import WordingSpec
 
 
 def _folder_or_hub(value: Any, info: ValidationInfo) -> Any:
@@ -150,91 +144,12 @@ class ModelSpec(Frozen):
         return {key: value for key, value in named.items() if isinstance(value, Path)}
 
 
-Position = Annotated[
-    Annotated[str, Tag("name")] | Annotated[SpanPosition, Tag("span")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "span"),
-]
-"""A position by its name, or one that the study defines."""
-
-
-class CaptureSpec(Frozen):
-    """Which activations are kept.
-
-    `layers` are absolute block indices. `unit_prompts` is the number of prompts of one commit,
-    `batch_tokens` the token budget of one forward pass. `similarity_prompts` is the number of prompts
-    beyond which similarity looks at a random sample of that many.
-    """
-
-    components: tuple[Component, ...] = Field(
-        default=("resid", "attn_out", "mlp_out", "head_z"), min_length=1
-    )
-    positions: tuple[Position, ...] = Field(
-        default=("last_content", "decision", "mean"), min_length=1, max_length=MOST_ENTRIES
-    )
-    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0, le=100_000)], ...] = "all"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    unit_prompts: int = Field(default=64, ge=1, le=1_000_000)
-    batch_tokens: int = Field(default=4096, ge=1, le=1_000_000_000)
-    similarity_prompts: int = Field(default=MOST, ge=16, le=1_000_000)
-
-    @field_validator("components")
-    @classmethod
-    def _ordered(cls, value: tuple[Component, ...]) -> tuple[Component, ...]:
-        order: tuple[Component, ...] = ("resid", "attn_out", "mlp_out", "head_z")
-        return tuple(name for name in order if name in value)
-
-    @field_validator("positions")
-    @classmethod
-    def _known_positions(cls, value: tuple[str | SpanPosition, ...]) -> tuple[str | SpanPosition, ...]:
-        try:
-            found = tuple(str(parse_position(one)) if isinstance(one, str) else one for one in value)
-        except PromptsError as error:
-            raise ValueError(str(error)) from None
-        names = [_name_of(one) for one in found]
-        if len(set(names)) != len(names):
-            raise ValueError("each position once")
-        taken = [one.name for one in found if isinstance(one, SpanPosition) and one.name in KINDS]
-        if taken:
-            raise ValueError(f"another name than {taken[0]!r}, which is a position of Patchbay's")
-        return found
-
-    @property
-    def position_names(self) -> tuple[str, ...]:
-        """Names of the positions, in order."""
-        return tuple(map(_name_of, self.positions))
-
-    @field_validator("layers")
-    @classmethod
-    def _sorted_layers(cls, value: Any) -> Any:
-        if value == "all":
-            return value
-        if not value:
-            raise ValueError('at least one layer, or "all"')
-        return tuple(sorted(set(value)))
-
-    def blocks(self, n_layers: int) -> tuple[int, ...]:
-        """The asked block indices for a model of `n_layers` blocks; StudyError when one is out of range."""
-        if self.layers == "all":
-            return tuple(range(n_layers))
-        if self.layers[-1] >= n_layers:
-            raise StudyError(
-                "The study's capture.layers asks for a block that the model doesn't have.",
-                expected=f"indices 0 to {n_layers - 1}",
-                given=self.layers[-1],
-                next_step="lower capture.layers (or --layers) to blocks of the model.",
-            )
-        return self.layers
-
-
-def _name_of(position: str | SpanPosition) -> str:
-    return position if isinstance(position, str) else position.name
-
-
 class Study(Frozen):
     """One experiment: models, prompts and what to capture.
 
     The first two models are the default pair (base, tuned). `contrasts` are further weight differences by
     name, of models that were made from the first one. `subspaces` is what subspace scores need, None without.
+    `wording` are lists for measures of behaviour, beside the built-in English and Chinese ones.
     """
 
     name: str
@@ -245,6 +160,7 @@ class Study(Frozen):
     contrasts: dict[str, ContrastSpec] = Field(default_factory=dict, max_length=MOST_ENTRIES)
     capture: CaptureSpec = CaptureSpec()
     subspaces: SubspacesSpec | None = None
+    wording: WordingSpec = later(WordingSpec())
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     folder = property(lambda self: self._folder, doc="Where the study file lies: its paths start there.")
 
@@ -346,11 +262,14 @@ class Study(Frozen):
         components: Sequence[str] | None = None,
         positions: Sequence[str] | None = None,
         limit: int | None = None,
+        stride: int | None = None,
     ) -> Study:
         """The same study with some of its choices replaced; None keeps one. Changes the fingerprint."""
         data = self.model_dump()
-        own = {_name_of(one): one for one in self.capture.positions}
+        own = {name_of(one): one for one in self.capture.positions}
         named = None if positions is None else [own.get(name, name) for name in positions]
+        if stride is not None:
+            data["capture"]["stride"] = stride
         chosen = {"layers": layers, "components": components, "positions": named}
         data["capture"] |= {
             key: value if isinstance(value, str) else tuple(value)

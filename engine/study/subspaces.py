@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from engine.prompts.spec import PromptFilter
-from engine.spec import MOST_ENTRIES, Frozen, LocalPath
+from engine.spec import MOST_ENTRIES, Frozen, LocalPath, later
 
 __all__ = ["SubspacesSpec", "check_deltas"]
 
@@ -27,7 +27,9 @@ class SubspacesSpec(Frozen):
     `deltas` are models of the study or contrasts; none given: every model with the base's tensors, and
     every contrast. `positive` and `negative` are system messages of the two personas: the i-th fit prompt
     takes entry i mod n of both. `where` says which prompts are used, None all. At most `fit` of them from the
-    train split build bases, and at most `evaluate` of the validation split carry the label. `candidates` is a
+    train split build bases, and at most `evaluate` of the validation split carry the label. `template` is how
+    prompts under a persona are rendered: as the study's, or "chat" or "plain" where those without one are
+    not. `candidates` is a
     Python file with a user's own candidates; it enters the fingerprint by its content.
     """
 
@@ -38,6 +40,7 @@ class SubspacesSpec(Frozen):
     fit: int = Field(default=40, ge=2, le=1_000_000)
     evaluate: int = Field(default=40, ge=2, le=1_000_000)
     candidates: LocalPath | None = None
+    template: Literal["prompts", "chat", "plain"] = later("prompts")
 
     @field_validator("positive", "negative")
     @classmethod

@@ -19,6 +19,8 @@ from engine.study.subspaces import SubspacesSpec
 
 __all__ = ["PERSONAS", "SubspacePrompts", "choose_rows", "subspace_prompts"]
 
+_OWN = {"template"}
+"""Columns by which a prompt says how it is rendered."""
 PERSONAS = ("positive", "negative")
 
 
@@ -136,6 +138,11 @@ def subspace_prompts(
     entries = np.arange(len(fit)) % len(spec.positive)
     chosen = table[fit]
     _refuse_tokens(chosen, prompts)
+    if spec.template != "prompts":
+        prompts = prompts.model_copy(update={"template": spec.template})
+        chosen = chosen.with_columns(
+            pl.lit(None).cast(chosen.schema[c]).alias(c) for c in _OWN & set(chosen.columns)
+        )
     as_system = prompts.template == "chat" and _takes_system(chosen, tokenizer, prompts, spec)
     rendered = {}
     for persona, texts in zip(PERSONAS, (spec.positive, spec.negative), strict=True):

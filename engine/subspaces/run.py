@@ -17,6 +17,8 @@ from engine.subspaces.own_candidates import OwnFile, load
 from engine.subspaces.spec import SubspaceScores
 from engine.subspaces.tables import DESCRIBED, tables_of
 
+GAINS = ("attn_norm", "mlp_norm", "q_norm", "k_norm", "final_norm")
+"""Inputs that are folded into what reads the stream."""
 ONE_THREAD = 512
 """Width up to which threads lose more than they gain: at 128, two took five times the CPU time of one."""
 
@@ -43,6 +45,9 @@ def run(wanted: SubspaceScores, lab: Lab) -> ExperimentResult:
         raise PatchError("No rank fits the model.", expected=f"k up to its width {d}", given=wanted.ks)
     watched = _Watched(lab)
     inputs = watched.inputs(replace(inputs, target=targets[0]))
+    if not wanted.fold_norm:
+        left_out: dict[str, Any] = dict.fromkeys(GAINS)
+        inputs = replace(inputs, **left_out)
     lab.report(message="Building the candidates.")
     changes, broad = [watched.target(target) for target in targets], min(wanted.broad, d)
     with threadpool_limits(1 if d <= ONE_THREAD else None):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import Experiment
+from engine.spec import later
 
 KS = (*range(1, 17), 24, 32, 48, 64)
 CLEANS = (0, 1, 2, 4, 8, 16, 32)
@@ -25,6 +26,8 @@ class SubspaceScores(Experiment):
         ks: ranks of candidates; those above the model's width are left out.
         cleans: numbers of clean principal directions that specificity takes out; k itself always is one.
         candidates: names; none given: all, the study's own among them where `code` is set.
+        fold_norm: take what reads the stream with the gains of the norms before it, and the unembedding with
+            the final norm's; False takes the weights as they are stored.
         code: SHA-256 of the study's file of own candidates, which is then run; "" runs no such code.
     """
 
@@ -37,6 +40,7 @@ class SubspaceScores(Experiment):
     cleans: tuple[Annotated[int, Field(ge=0)], ...] = CLEANS
     candidates: tuple[str, ...] = ()
     code: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    fold_norm: bool = later(True)
 
     @model_validator(mode="before")
     @classmethod
@@ -75,4 +79,5 @@ class SubspaceScores(Experiment):
         ranks = f"k = {self.ks[0]}" + (f" to {self.ks[-1]}" if len(self.ks) > 1 else "")
         own = ", with own candidates" if self.code else ""
         broad = "" if self.broad == type(self).model_fields["broad"].default else f", broad rank {self.broad}"
-        return f"subspace scores of {which}, {ranks}{broad}{own}"
+        gains = "" if self.fold_norm else ", norms' gains left out"
+        return f"subspace scores of {which}, {ranks}{broad}{gains}{own}"

@@ -24,7 +24,7 @@ from engine.transport.evaluate import (
 from engine.transport.logit import LogitSubspaceRidge, compress_unembedding, unembedding_basis
 from engine.transport.paths import MappedLengths, PathErrors
 from engine.transport.procrustes import PCAProcrustes, ScaledProcrustes
-from engine.transport.ridge import DEFAULT_ALPHAS, RidgeTransport
+from engine.transport.ridge import DEFAULT_ALPHAS, RidgeTransport, penalty_path
 from engine.transport.sides import Paired, Side, Span
 from engine.transport.simple import Identity, MeanShift, MomentMatching
 from engine.transport.state import TRANSPORTS, export_map, import_map, register_transport
@@ -58,6 +58,7 @@ __all__ = [
     "export_map",
     "import_map",
     "mean_cosine",
+    "penalty_path",
     "r2",
     "raw_alikeness",
     "register_transport",

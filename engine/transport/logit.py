@@ -41,11 +41,17 @@ def unembedding_basis(
 
 
 def compress_unembedding(
-    unembedding: Float[np.ndarray, "vocab d"], size: int, gain: Float[np.ndarray, " d"] | None = None
+    unembedding: Float[np.ndarray, "vocab d"],
+    size: int,
+    gain: Float[np.ndarray, " d"] | None = None,
+    other: Float[np.ndarray, "other_vocab d"] | None = None,
+    other_gain: Float[np.ndarray, " d"] | None = None,
 ) -> Float[np.ndarray, "size d"]:
-    """diag(σ)Vᵀ of W·diag(gain), cut to its leading `size` rows (at most d): the same leading right singular
-    vectors and values in far fewer rows. Of two compressed matrices stacked the same holds approximately."""
-    basis, sigma = _leading(unembedding, min(size, *np.shape(unembedding)), gain)
+    """diag(σ)Vᵀ of W·diag(gain), or of two such matrices stacked, cut to its leading `size` rows (at most d):
+    the same leading right singular vectors and values in far fewer rows."""
+    rows, d = np.shape(unembedding)
+    rows += 0 if other is None else len(other)
+    basis, sigma = _leading(unembedding, min(size, rows, d), gain, other, other_gain)
     return (basis * sigma).T
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import PatchError
+from engine.spec import Lasting, later
 
 if TYPE_CHECKING:
     from engine.transport import TransportMap
 
 USES: dict[str, tuple[str, ...]] = {
-    "ScaledProcrustes": ("rank", "shrinkage", "clusters"),
-    "PCAProcrustes": ("rank", "clusters"),
-    "RidgeTransport": ("penalty", "clusters"),
-    "LogitSubspaceRidge": ("directions", "penalty"),
+    "ScaledProcrustes": ("rank", "shrinkage", "scale", "clusters"),
+    "PCAProcrustes": ("rank", "joint", "clusters"),
+    "RidgeTransport": ("penalty", "penalty_from", "clusters"),
+    "LogitSubspaceRidge": ("directions", "joint", "penalty", "penalty_from"),
     "MomentMatching": ("clusters",),
     "MeanShift": ("clusters",),
     "Identity": (),
@@ -45,15 +46,19 @@ Readout = Callable[[], tuple[np.ndarray, np.ndarray]]
 """The target's unembedding (V, d) and its final norm's gain (d,)."""
 
 
-class MapSpec(BaseModel):
+class MapSpec(Lasting):
     """Which transport map, with what parameters. Those that the map doesn't have are left at their default.
 
     Attributes:
         method: a name of `USES`.
         rank: components of the Procrustes maps; 0 is the full rank.
         shrinkage: γ of ScaledProcrustes, 0 to 1.
+        scale: of ScaledProcrustes: "fit" is the least-squares one, "seed" divides by the whole source's
+            energy, whatever the rank: truncated maps come out too short.
         penalty: ridge's λ; None takes the one with the smallest leave-one-out error, by pairs, on train.
+        penalty_from: the smallest λ among those.
         directions: size of the logit subspace.
+        joint: take the directions of both models' unembeddings, or the principal components of both sides.
         clusters: at most this many maps, one per k-means cluster of the source; 1 is a single map.
     """
 
@@ -62,8 +67,11 @@ class MapSpec(BaseModel):
     method: str = "ScaledProcrustes"
     rank: int = Field(default=0, ge=0)
     shrinkage: float = Field(default=0.05, ge=0.0, le=1.0)
+    scale: Literal["fit", "seed"] = later("fit")
     penalty: float | None = Field(default=None, gt=0.0)
+    penalty_from: float = later(1e-2, ge=1e-12, le=1e6)
     directions: int = Field(default=16, ge=1)
+    joint: bool = later(False)
     clusters: int = Field(default=1, ge=1)
 
     @model_validator(mode="before")
@@ -76,6 +84,8 @@ class MapSpec(BaseModel):
         if method not in USES:
             raise PatchError("There is no such transport map.", expected=", ".join(USES), given=repr(method))
         unused = (set(cls.model_fields) - {"method"}) - set(USES[method])
+        if data.get("penalty") is not None:
+            unused |= {"penalty_from"}
         return {key: value for key, value in data.items() if key not in unused}
 
     def describe(self) -> str:
@@ -83,11 +93,18 @@ class MapSpec(BaseModel):
         words = {
             "rank": "full rank" if self.rank == 0 else f"rank {self.rank}",
             "shrinkage": f"γ = {self.shrinkage:g}",
+            "scale": "" if self.scale == "fit" else "scaled by the whole source",
             "penalty": "λ by leave-one-out" if self.penalty is None else f"λ = {self.penalty:g}",
+            "penalty_from": self._path_words(),
             "directions": f"{self.directions} logit directions",
+            "joint": "" if not self.joint else "of both models together",
             "clusters": "" if self.clusters == 1 else f"up to {self.clusters} clusters",
         }
         return ", ".join([NAMES[self.method], *(words[name] for name in USES[self.method] if words[name])])
+
+    def _path_words(self) -> str:
+        usual = type(self).model_fields["penalty_from"].default
+        return "" if self.penalty is not None or self.penalty_from == usual else f"from {self.penalty_from:g}"
 
     def fits(self, component: str) -> bool:
         """Whether the map is defined at a component whatever the widths."""
@@ -104,11 +121,13 @@ class MapSpec(BaseModel):
                 next_step="choose another site, or RidgeTransport, which fits everywhere.",
             )
 
-    def build(self, readout: Readout | None = None, seed: int = 0) -> TransportMap:
+    def build(
+        self, readout: Readout | None = None, seed: int = 0, source_readout: Readout | None = None
+    ) -> TransportMap:
         """The estimator, not fitted.
 
         Args:
-            readout: called by a map that needs the target's unembedding.
+            readout: called by a map that needs the target's unembedding. source_readout: the source's.
             seed: of k-means.
 
         Raises:
@@ -116,24 +135,36 @@ class MapSpec(BaseModel):
         """
         from engine.transport import ClusteredTransport
 
-        single = self._single(readout)
+        single = self._single(readout, source_readout)
         return single if self.clusters == 1 else ClusteredTransport(single, self.clusters, seed=seed)
 
-    def _single(self, readout: Readout | None) -> TransportMap:
+    @property
+    def penalties(self) -> tuple[float, ...]:
+        """The λ that are tried, ascending; the one that is set."""
+        from engine.transport.ridge import penalty_path
+
+        return penalty_path(self.penalty_from) if self.penalty is None else (self.penalty,)
+
+    def _single(self, readout: Readout | None, source_readout: Readout | None) -> TransportMap:
         from engine import transport
 
-        penalties = transport.DEFAULT_ALPHAS if self.penalty is None else (self.penalty,)
+        penalties = self.penalties
         if self.method == "ScaledProcrustes":
-            return transport.ScaledProcrustes(self.shrinkage, self.rank or None)
+            return transport.ScaledProcrustes(self.shrinkage, self.rank or None, self.scale)
         if self.method == "PCAProcrustes":
-            return transport.PCAProcrustes(self.rank or None)
+            return transport.PCAProcrustes(self.rank or None, self.joint)
         if self.method == "RidgeTransport":
             return transport.RidgeTransport(penalties)
         if self.method == "LogitSubspaceRidge":
-            if readout is None:
+            if readout is None or (self.joint and source_readout is None):
                 raise PatchError(
-                    "A logit subspace needs the target's unembedding.", expected="a readout", given="none"
+                    "A logit subspace needs the target's unembedding, a joint one the source's as well.",
+                    expected="a readout of each",
+                    given="none",
                 )
             unembedding, gain = readout()
-            return transport.LogitSubspaceRidge(unembedding, self.directions, gain=gain, alphas=penalties)
+            other, other_gain = source_readout() if self.joint and source_readout else (None, None)
+            return transport.LogitSubspaceRidge(
+                unembedding, self.directions, self.joint, other, gain, other_gain, alphas=penalties
+            )
         return transport.TRANSPORTS[self.method]()

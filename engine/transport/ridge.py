@@ -21,6 +21,15 @@ from engine.transport.sides import Array, Side, Span
 DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-2, 6, 25))
 
 
+def penalty_path(lowest: float = DEFAULT_ALPHAS[0]) -> tuple[float, ...]:
+    """Candidates for λ from `lowest` to 1e6: `DEFAULT_ALPHAS`, with three more for each decade below them,
+    or without those below `lowest`."""
+    first = float(np.log10(DEFAULT_ALPHAS[0] / lowest))
+    steps = int(np.ceil(3 * first - 1e-9))
+    below = [DEFAULT_ALPHAS[0] * 10.0 ** (-first * i / steps) for i in range(steps, 0, -1)]
+    return (*below, *(a for a in DEFAULT_ALPHAS if a >= lowest * (1 - 1e-9)))
+
+
 def left_out_errors(
     span: Span, y: Float[np.ndarray, "n m"], alphas: Array, unit: Int[np.ndarray, " n"] | None = None
 ) -> Float[np.ndarray, "a"]:

@@ -138,6 +138,8 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(opened: Opened) -> None:
     every = ard_view.grid(opened, dataclasses.replace(selection, layers="every"))
     assert len(every) == 3 * opened.facts.n_layers["base"]
     assert len(ard_view.missing(opened, every)) == len(every) - 2
+    some = ard_view.grid(opened, dataclasses.replace(selection, layers="every", stride=3))
+    assert sorted({spec.layer for spec in some}) == [*range(0, opened.facts.n_layers["base"], 3)]
     elsewhere = ard_view.grid(opened, view(opened, layer=0))
     assert ard_view.run_text(elsewhere, elsewhere).endswith("at block 0")
 
@@ -148,6 +150,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(opened: Opened) -> None:
         {},
         {"model": "b", "objective": "paired", "penalty": "0.1", "category": "add", "cloud": 20},
         {"site": "mlp_out", "layer": 3, "steps": 900},
+        {"fitted": "all", "most": 250, "rate": -2.0},
     ],
     ids=str,
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import live_study
 import polars as pl
 import pytest
+import streamlit as st
 from behaviour_demo import demo_lab
 from memory_lab import MemoryLab
 from planted_store import prompts_table
@@ -17,9 +19,11 @@ from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
+from app.behaviour import corrections
 from app.behaviour import panels as behaviour_panels
 from app.behaviour import view as behaviour_view
 from app.behaviour import words as say
+from app.behaviour.fields import BehaviourFields
 from app.charts.palette import DARK, LIGHT
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, defaults, update
@@ -27,7 +31,7 @@ from app.live import headless
 from app.live.jobs import JobResult
 from app.live.run import run_live, save
 from engine.behaviour.report import WHOLE
-from engine.behaviour.spec import FIGURES, Behaviour, Intervention
+from engine.behaviour.spec import FIGURES, Behaviour, Correction, Intervention, Wording
 from engine.models.loading import from_parts
 from engine.patching.spec import Condition
 from store.reader import Store
@@ -183,15 +187,20 @@ def test_an_interval_without_significance_is_not_a_finding() -> None:
     assert "b is lower than a by 20 points (1 to 40)" in say.difference_title(FIGURE["right"], "a", lower)
 
 
-def test_the_page_before_and_after_a_run(own_store: Path, open_app: Callable[..., AppTest]) -> None:
-    app = open_app(own_store, "behaviour", measure="right")
-    assert not app.exception
-    assert "#### Not run yet" in [m.value for m in app.markdown]
+def answering_lab() -> tuple[MemoryLab, pl.DataFrame]:
+    """Two models that are one, on the planted store's prompts, whose answer is always 7."""
     tokenizer, table = chatml(), prompts_table().with_columns(answer=pl.lit("7"))
     lm = from_parts(tiny("qwen3", vocab_size=len(tokenizer)), tokenizer, "base")
     ids = [tokenizer(text)["input_ids"] for text in table["text"]]
     models, last = {"base": lm, "tuned": lm}, [len(i) - 1 for i in ids]
-    lab = MemoryLab(models, dict.fromkeys(models, ids), dict.fromkeys(models, last), table)
+    return MemoryLab(models, dict.fromkeys(models, ids), dict.fromkeys(models, last), table), table
+
+
+def test_the_page_before_and_after_a_run(own_store: Path, open_app: Callable[..., AppTest]) -> None:
+    app = open_app(own_store, "behaviour", measure="right")
+    assert not app.exception
+    assert "#### Not run yet" in [m.value for m in app.markdown]
+    lab, table = answering_lab()
     store = Store(own_store)
     shown = update(defaults(read_facts(store)), read_facts(store), measure="right")
     for one in behaviour_view.wanted(shown, [], ""):
@@ -205,3 +214,53 @@ def test_the_page_before_and_after_a_run(own_store: Path, open_app: Callable[...
     assert f"#### 0 of {count} answers differ" in said
     app = open_app(own_store, "behaviour", measure="agreement&")
     assert not app.exception
+
+
+def test_the_page_shows_and_asks_with_the_study_s_own_lists(opened: Opened) -> None:
+    usual = behaviour_view.wording_of(opened)
+    assert usual == Wording()
+    assert set(behaviour_view.wording_table(opened)["from"]) == {"built in"}
+    manifest = {
+        **opened.store.manifest,
+        "study": {"wording": {"yes": {"kk": ["Иә"]}, "no": {"en": ["Nope"]}}},
+    }
+    facts = dataclasses.replace(opened.facts, languages=("en", "kk"))
+    other: Any = SimpleNamespace(store=SimpleNamespace(manifest=manifest), facts=facts)
+    wording = behaviour_view.wording_of(other)
+    assert (wording.yes["kk"], wording.no["en"]) == (("Иә",), ("Nope",))
+    rows = {(r["list"], r["language"]): r for r in behaviour_view.wording_table(other).iter_rows(named=True)}
+    assert rows["yes", "kk"]["from"] == rows["no", "en"]["from"] == "study"
+    assert rows["no", "zh"]["from"] == "built in"
+    assert rows["refusal", "kk"]["from"] == "no list of its own"
+    asked = behaviour_view.wanted(pair(opened), [], "", wording)
+    assert {one.wording.no["en"] for one in asked} == {("Nope",)}
+    assert behaviour_view.figure_of(pair(opened, measure="style: polite")).title == "Style: polite"
+
+
+def test_an_answer_is_corrected_on_the_page_and_kept_beside_what_was_read(
+    own_store: Path, open_app: Callable[..., AppTest]
+) -> None:
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    shown = update(defaults(opened.facts), opened.facts, measure="right")
+    plain = behaviour_view.wanted(shown, [], behaviour_view.lead_of(opened))[0]
+    lab, _ = answering_lab()
+    result = plain.run(lab)
+    save(str(own_store), store.fingerprint, plain, result)
+    assert corrections.known(opened, plain) == ()
+    prompt = result.table.filter(pl.col("right").is_not_null())["id"][0]
+    one = corrections.with_one(opened, plain, Correction(id=prompt, figure="right", value=True))
+    lab.done[plain.content_hash("")] = result
+    save(str(own_store), store.fingerprint, one, one.run(lab))
+    st.cache_data.clear()
+    assert corrections.known(opened, plain) == one.corrections
+    two = corrections.with_one(opened, one, Correction(id=prompt, figure="right", value=False))
+    assert [c.value for c in two.corrections] == [False]
+    assert corrections.applied(opened, shown, [plain]) == [plain]
+    changed = update(shown, opened.facts, answers="corrected")
+    assert corrections.applied(opened, changed, [plain]) == [one]
+    back = update(shown, opened.facts, **behaviour_view.selection_of(one.to_json(), shown))
+    assert BehaviourFields.of(back).answers == "corrected"
+    app = open_app(own_store, "behaviour", measure="right", answers="corrected")
+    assert not app.exception
+    assert any("corrected by hand" in caption.value for caption in app.caption)

@@ -15,6 +15,7 @@ from polars.testing import assert_frame_equal
 from streamlit.testing.v1 import AppTest
 
 from app.bridge import panels as bridge
+from app.bridge import spaces
 from app.bridge import tables as bridge_queries
 from app.bridge import words as bridge_words
 from app.bridge.fields import BridgeFields
@@ -22,15 +23,19 @@ from app.charts.palette import DARK, LIGHT
 from app.frame import export
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, changed, defaults
+from app.live.run import save
+from engine.ard.spec import Ard
 from engine.bridge.numbers import DEFAULT_ALPHAS, Profile, fit_bridge
 from engine.errors import AnalysisError
 from engine.geometry import z as subspace
+from engine.lab.experiment import ExperimentResult
 from store.reader import Store
 
 Open = Callable[..., AppTest]
 VIEWS: dict[str, dict[str, Any]] = {
     "default": {"k": 4},
     "back": {"k": 3, "way": "back", "model": "b", "site": "resid_pre", "pairing": "category"},
+    "uncentred": {"k": 4, "intercept": "no"},
     "interpolating": {"k": 6, "fit": "minimum_norm", "split": "validation", "joined": "kernels"},
 }
 
@@ -68,9 +73,9 @@ def test_figures_are_those_of_the_raw_activations(opened: Opened, name: str) -> 
     selection = view(opened, name)
     x, y = by_hand(opened, selection, selection.layer)
     found = bridge_queries.fitted(opened, selection)
-    wanted = fit_bridge(
-        x, y, method=BridgeFields.of(selection).fit, groups=bridge_queries.kinds(opened, selection)
-    )  # type: ignore[arg-type]
+    own = BridgeFields.of(selection)
+    options: Any = {"method": own.fit, "center": own.intercept == "yes"}
+    wanted = fit_bridge(x, y, groups=bridge_queries.kinds(opened, selection), **options)
     assert (found.n, found.k) == x.shape
     # coordinates differ by float32 storage and by the order of sums
     assert found.r2_loo == pytest.approx(wanted.r2_loo, abs=1e-4)
@@ -79,7 +84,7 @@ def test_figures_are_those_of_the_raw_activations(opened: Opened, name: str) -> 
     blocks, along = bridge_queries.along(opened, selection)
     assert blocks == list(range(LAYERS))
     for block in blocks:
-        one = fit_bridge(*by_hand(opened, selection, block), method=BridgeFields.of(selection).fit, draws=1)  # type: ignore[arg-type]
+        one = fit_bridge(*by_hand(opened, selection, block), draws=1, **options)
         assert along.r2_loo[block] == pytest.approx(one.r2_loo, abs=1e-4)
 
 
@@ -176,3 +181,43 @@ def test_a_store_of_eight_pairs_at_least_is_bridged(opened: Opened) -> None:
     found = bridge_queries.fitted(opened, view(opened))
     assert found.n == PAIRS
     assert found.p < 0.05
+
+
+def test_dimensions_of_a_stored_fit_stand_for_z(own_store: Path) -> None:
+    """The k of smallest lengthscale, at the blocks that have a fit; uncentred through the origin, "
+    "by lstsq."""
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    selection = view(opened, k=2, space="ard", intercept="no", fit="minimum_norm")
+    said = spaces.hint(opened, selection)
+    assert said is not None
+    assert "run one of them first" in said
+    with pytest.raises(AnalysisError, match="No fit of lengthscales at block 1 is stored"):
+        spaces.dimensions(opened, selection, 1)
+    d = store.model_info("base")["d"]
+    logs = np.random.default_rng(0).normal(size=d)
+    table = pl.DataFrame({"draw": 0, "dimension": range(d), "log10_lengthscale": logs, "start": 0.0})
+    result = ExperimentResult({"fits": [{"collapsed": False, "held_out": None}]}, {"table": table})
+    wanted = {"model": "base", "component": selection.site, "layer": 1, "languages": ("en", "zh")}
+    save(str(own_store), store.fingerprint, Ard(**wanted), result)
+    st.cache_data.clear()
+    assert spaces.hint(opened, selection) is None
+    assert spaces.blocks(opened, selection) == [1]
+    order = np.argsort(logs)[:2]
+    prompts, state = prompts_table().with_row_index("row"), streams()["base"]["resid", 2]
+    x, y = (
+        state[prompts.filter(pl.col("language") == name)["row"].to_numpy()][:, order].astype(float)
+        for name in ("en", "zh")
+    )
+    w = np.linalg.lstsq(x, y, rcond=None)[0]
+    found = bridge_queries.fitted(opened, selection)
+    np.testing.assert_allclose(found.w, w, rtol=1e-3, atol=1e-5)  # the store keeps bfloat16 or float32
+    total = ((y - y.mean(axis=0)) ** 2).sum()
+    assert found.r2_train == pytest.approx(1 - ((y - x @ w) ** 2).sum() / total, abs=1e-4)
+    for panel in bridge.panels(opened, selection):
+        scope: dict[str, Any] = {}
+        exec(panel.code, scope)
+        assert_frame_equal(scope["table"], panel.table, check_dtypes=False, rel_tol=1e-4, abs_tol=1e-5)
+        assert "dimensions of smallest lengthscale" in panel.caption or panel.name in ("bridge-path",)

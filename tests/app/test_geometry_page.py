@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from app.frame import export
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import Panel
 from app.frame.selection import Selection, changed, defaults
+from app.geometry import configurations
 from app.geometry import separation as geometry_separation
 from app.geometry import tables as geometry_queries
 from app.geometry import weights as geometry
@@ -98,12 +100,39 @@ def test_the_code_of_a_panel_gives_its_table(opened: Opened, name: str) -> None:
 @pytest.mark.parametrize(("name", "palette"), [("default", LIGHT), ("every", DARK)])
 def test_panels_draw_valid_charts(opened: Opened, name: str, palette: Any) -> None:
     found = panels(opened, view(opened, name))
-    assert len({panel.name for panel in found}) == len(found) == (4 + 2 * (5 if name == "every" else 3))
+    assert len({panel.name for panel in found}) == len(found) == (4 + 2 * (6 if name == "every" else 3))
     for panel in found:
         panel.chart(palette).to_dict()
         assert len(panel.title) < 300
         assert panel.caption
         assert b"<svg" in export.svg_bytes(panel.draw(LIGHT), panel.title)[:200]
+
+
+def test_every_configuration_is_counted(opened: Opened) -> None:
+    """Blocks × k, of all heads and of single ones; counts and chance by hand from the planted problems."""
+    selection = view(opened, layers="every")
+    layers, ks = list(opened.store.layers("base")), geometry_queries.ranks(opened)
+    panel = configurations.configurations_panel(opened, selection, "mean")
+    table = panel.table
+    assert table.height == len(layers) * len(ks) * (1 + HEADS)
+    one = geometry_queries.measured(opened, "base", selection, 2, "mean")
+    row = table.filter(layer=2, part="head 1", k=ks[-1]).row(0, named=True)
+    assert row["value"] == one.heads[1, -1]
+    assert row["random"] == pytest.approx(statistics.median(one.separation.random[:, -1]))
+    below = one.heads[1, -1] < statistics.median(one.separation.random[:, -1])
+    assert row["below"] == below
+    found = configurations.counts(table)
+    below, small, of = found["all heads"]
+    every = [
+        geometry_queries.measured(opened, "base", selection, layer, "mean").separation for layer in layers
+    ]
+    assert of == len(layers) * len(ks)
+    assert small == sum(int((each.p_random < 0.05).sum()) for each in every)
+    assert f"in {below} of {of} configurations ({of / 2:g} by chance), p < 0.05 in {small}" in panel.title
+    low, high = configurations.drawn_range(
+        {layer: geometry_queries.measured(opened, "base", selection, layer, "mean") for layer in layers}
+    )
+    assert low < of / 2 < high
 
 
 def test_sliders_read_and_measure_nothing_again(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,10 +236,11 @@ def test_separation_is_said_only_with_both_conditions() -> None:
 
 
 def test_words_about_weights_follow_their_rules() -> None:
-    found = LayerStructure(0.1, 0.01, 3, 0.05, (3, 4), 8)
+    found = LayerStructure(0.1, 0.01, 2, 0.2, 3, 0.05, (3, 4), 8)
     assert geometry_words.structure_title("m", found) == (
-        "m: neighbouring blocks read more alike subspaces than distant ones, by 0.100 (p = 0.01); least "
-        "alike neighbours: 3 and 4 (0.050); no more alike than random subspaces: 3 and 4, 4 and 5"
+        "m: neighbouring blocks read more alike subspaces than distant ones, by 0.100 (p = 0.01); sharpest "
+        "drop: from block 2 to 3, by 0.200; least alike neighbours: 3 and 4 (0.050); no more alike "
+        "than random subspaces: 3 and 4, 4 and 5"
     )
     assert "are not shown to" in geometry_words.structure_title("m", dataclasses.replace(found, p_gap=0.2))
     few = geometry_words.structure_title("m", dataclasses.replace(found, p_gap=1 / 12, blocks=4))

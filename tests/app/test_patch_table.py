@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,12 @@ from streamlit.testing.v1 import AppTest
 from app.build.build import build
 from app.charts.palette import LIGHT
 from app.frame import again as rerun
+from app.frame.opened import Opened
 from app.frame.selection import Facts, defaults, update
 from app.live.jobs import JobResult
 from app.live.model_cache import ModelCache
 from app.live.run import compute, save
+from app.patching import amplitudes, asymmetry, shared_tokens
 from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
@@ -164,12 +167,99 @@ def test_the_marked_alpha_is_the_one_that_train_chose(store: Path) -> None:
     assert validation.height == train.height
 
 
+def test_every_amplitude_is_told_from_the_stored_kls(store: Path) -> None:
+    """One run, a row for each α: the one that train chose as the summary has it, the others by hand."""
+    opened: Any = SimpleNamespace(path=str(store))
+    result = result_of(store)
+    table, summary = amplitudes.rows(result), result.summary
+    assert table["alpha"].unique().sort().to_list() == summary["alphas"]
+    assert table.filter(pl.col("which").str.contains("auto"))["alpha"].unique().to_list() == [
+        summary["alpha_auto"]
+    ]
+    for split in ("train", "validation"):
+        best = table.filter(pl.col("which").str.contains("best"), pl.col("split") == split).row(0, named=True)
+        found = summary["splits"][split]
+        for name, value in (
+            ("gain", found["delta"]),
+            ("drop", found["drop"]),
+            ("kl_raw", found["kl"]["raw"]),
+        ):
+            ends = (best[name], best[f"{name}_low"], best[f"{name}_high"])
+            assert ends == pytest.approx((value["estimate"], value["low"], value["high"]), rel=1e-12)
+    every, prompts = result.tables["kl"], result.tables["prompts"]
+    held = prompts.filter(pl.col("split") == "validation")["row"]
+    kl = {
+        (kind, alpha): rows.filter(pl.col("row").is_in(held.implode()))["kl"].mean()
+        for (kind, alpha), rows in every.group_by("kind", "alpha")
+    }
+    for alpha in (0.4, 1.6):
+        row = table.filter(pl.col("alpha") == alpha, pl.col("split") == "validation").row(0, named=True)
+        assert row["gain"] == pytest.approx(kl["raw", 1.0] - kl["mapped", alpha], rel=1e-9)
+        assert row["drop"] == pytest.approx(100 * (1 - kl["mapped", alpha] / kl["raw", 1.0]), rel=1e-9)
+    panel = amplitudes.amplitudes_panel(opened, result, 0.41)
+    assert panel is not None
+    assert " at α = 0.4, " in panel.title
+    assert "best)" in panel.title
+    panel.chart(LIGHT).to_dict()
+
+
+def test_both_directions_are_compared_prompt_by_prompt(store: Path) -> None:
+    opened: Any = Opened(str(store), Store(store), FACTS)
+    result, back = result_of(store), result_of(store, target="a")
+    assert result.condition["target"] == back.condition["source"] == "tuned"
+    found = asymmetry.reversed_run(opened, result)
+    assert found is not None
+    assert found.condition == back.condition
+    assert asymmetry.reversed_run(opened, result_of(store, layer=0)) is None
+    table = asymmetry.rows(result, back)
+    one, other = (
+        {
+            r["id"]: r
+            for r in run.tables["prompts"].filter(pl.col("split") == "validation").iter_rows(named=True)
+        }
+        for run in (result, back)
+    )
+    for row in table.iter_rows(named=True):
+        here = [one[name][f"kl_{row['kind']}"] for name in one]
+        gaps = [one[name][f"kl_{row['kind']}"] - other[name][f"kl_{row['kind']}"] for name in one]
+        assert row["n"] == len(one) == len(other)
+        assert row["difference"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-9, abs=1e-12)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["sd"] == pytest.approx(statistics.stdev(here), rel=1e-9)
+    turned = asymmetry.rows(back, result)
+    assert turned["difference"].to_list() == pytest.approx((-table["difference"]).to_list(), rel=1e-12)
+    panel = asymmetry.asymmetry_panel(opened, result, back)
+    assert panel.title.startswith(
+        "KL of tuned ← base less that of base ← tuned on the same prompts, nats: raw"
+    )
+    scope: dict[str, Any] = {}
+    exec(panel.code, scope)
+    assert scope["table"].equals(panel.table)
+    assert asymmetry.asymmetry_panel(opened, back, result).chart(LIGHT).to_dict()
+    assert "patch-asymmetry" in [p.name for p in patch_table.run_panels(opened, result, START)]
+
+
+def test_amplitudes_are_read_and_written() -> None:
+    assert amplitudes.read(" 0.7,0.3 ,1") == (0.3, 0.7, 1.0)
+    assert amplitudes.read("") == ()
+    assert amplitudes.written((0.3, 0.123456789), (1.0,)) == "0.3,0.123456789"
+    assert amplitudes.written((1.0,), (1.0,)) == ""
+    for nonsense in ("a", "1,,2", "inf"):
+        with pytest.raises(PatchError, match=r"Expected.*0\.3, 0\.5"):
+            amplitudes.read(nonsense)
+
+
 def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"method": "RidgeTransport", "lam_mode": "set", "lam": 1.5, "clusters": 3, "layer": 2},
         {"rank": 4, "shrink": 0.2, "target": "a", "amplitude": "deviation", "raw_alpha": "scaled"},
         {"method": "LogitSubspaceRidge", "q": 8, "language": "zh", "read_at": "decision"},
+        {"method": "LogitSubspaceRidge", "q": 8, "joint": "yes", "lam_from": -6.0},
+        {"method": "PCAProcrustes", "rank": 3, "joint": "yes"},
+        {"rank": 4, "map_scale": "seed"},
+        {"grid": "0.3, 0.5,0.7"},
+        {"vocabulary": "shared"},
     ]
     for change in changes:
         selection = update(START, FACTS, **change)
@@ -327,3 +417,23 @@ def test_a_repetition_is_told_in_words() -> None:
     assert rerun.verdict(0.0, 1) == "Run again (1): every KL came out the same, to the last bit."
     assert rerun.verdict(3e-7, 2) == "Run again (2): the KLs differ by at most 3e-7 nats."
     assert "cannot be compared" in rerun.verdict(None, 3)
+
+
+def test_the_diagnostic_on_shared_tokens_stands_beside_the_whole(store: Path) -> None:
+    """One tokenizer shares every token: both figures are one."""
+    asked = patch_table.experiment_of(update(START, FACTS, vocabulary="shared"))
+    opened, cache = Store(store), ModelCache("cpu")
+    result = compute(opened, asked, cache, lambda **_: None, lambda: False)
+    save(str(store), opened.fingerprint, asked, result)
+    at: Any = Opened(str(store), opened, FACTS)
+    panel = shared_tokens.shared_panel(at, result_of(store, vocabulary="shared"))
+    assert panel is not None
+    assert "shared tokens have 100.0 % of the unpatched probability" in panel.title
+    for kind in panel.table["kind"].unique():
+        whole, part = panel.table.filter(kind=kind)["value"].to_list()
+        assert part == pytest.approx(whole, rel=1e-4, abs=1e-7)
+    scope: dict[str, Any] = {}
+    exec(panel.code, scope)
+    assert scope["table"].equals(panel.table)
+    panel.chart(LIGHT).to_dict()
+    assert shared_tokens.shared_panel(at, result_of(store)) is None

@@ -23,6 +23,7 @@ from app.rank import panels as rank_panels
 from app.rank import view as rank_view
 from app.rank import words as say
 from app.rank.fields import RankFields
+from app.steering import spans
 from app.steering import view as steering_view
 from app.steering import words as tell
 from engine.errors import PatchError
@@ -64,6 +65,7 @@ PARTS: list[dict[str, Any]] = [
     {"part": "steering", "words": WORDS},
     {"part": "steering", "words": WORDS, "b": "other", "contrast": "language:zh/en"},
     {"part": "steering", "words": WORDS, "contrast": "leading:1", "steered": "language:en"},
+    {"part": "steering", "words": WORDS, "contrast": "leading:1", "steered": "language:en", "span": 3},
 ]
 
 
@@ -86,6 +88,29 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, changes: 
         assert names["table"].equals(panel.table)
 
 
+def test_what_taking_directions_away_does_is_told_over_their_number(opened: Opened) -> None:
+    changes = {"part": "steering", "words": WORDS, "contrast": "leading:1", "steered": "language:en"}
+    several = steering_view.experiments(chosen(opened, **changes, spans="every"))
+    assert [one.dims for one in several] == [*range(1, 9)]
+    alone, three = (stored(opened, chosen(opened, **changes, span=k)) for k in (1, 3))
+    panel = spans.spans_panel(opened, three)
+    assert panel is not None
+    for k, result in ((1, alone), (3, three)):
+        wanted = result.table.filter(pl.col("series") == "ablate", pl.col("split") == "validation").row(
+            0, named=True
+        )
+        mine = panel.table.filter(pl.col("k") == k)
+        told = {row["series"]: row["value"] for row in mine.iter_rows(named=True)}
+        assert told["shift, k taken away"] == wanted["shift"]
+        assert told["side effect, k taken away"] == wanted["kl"]
+        assert ("shift, random spans taken away" in told) == (k > 1)
+    title = tell.ablation_title(
+        three.table.filter(pl.col("split") == "validation"), three.condition, three.summary
+    )
+    assert title.startswith("Taking 3 directions away")
+    assert "; random spans of 3 move it by" in title
+
+
 SELECTIONS: list[dict[str, Any]] = [
     {},
     {"target": "a", "method": "RidgeTransport", "lam_mode": "set", "lam": 3.0, "basis": "difference"},
@@ -101,6 +126,7 @@ SELECTIONS: list[dict[str, Any]] = [
 STEERINGS: list[dict[str, Any]] = [
     {},
     {"contrast": "leading:3", "words": "a, b / c"},
+    {"contrast": "leading:2", "span": 4},
     {"contrast": "unembedding", "steered": "label:wrong", "neutral": "category:add"},
     {"contrast": "language:zh/en", "target": "a", "steered": "language:en"},
 ]

@@ -7,14 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 from tiny_study import NOUNS, write_study
 
 import precompute
 from app import main
 from app.build.verify import verify
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import changed, defaults
 from app.live.run import run_live
+from app.residual_updates import panels as updates
 from engine.errors import StoreError
 from engine.kinds import experiment_from_json
 from engine.study.study import Study
@@ -128,3 +134,47 @@ def test_verify_tells_failed_checks(failed: Path, capsys: pytest.CaptureFixture[
 def test_overview_of_a_failed_store_says_so(open_app: Open, failed: Path) -> None:
     app = open_app(failed.parent / "store")
     assert [error.value.split(":")[0] for error in app.error] == ["This store failed its own checks"]
+
+
+@pytest.fixture(scope="module", params=["parts", "states"])
+def strided(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A store of blocks 0 and 2 of 3, and one of all: with what blocks add, or with the stream alone."""
+    folder = tmp_path_factory.mktemp(request.param)
+    parts = ["resid", "attn_out", "mlp_out"] if request.param == "parts" else ["resid"]
+    study = made(folder, lambda i: ("en", "de")[i % 2], 32, positions=["decision", "mean"], components=parts)
+    some = folder / "some"
+    assert precompute.main([str(study), "--store", str(some), "--stride", "2"]) == 0
+    return some, folder / "store"
+
+
+def test_residual_updates_are_those_of_the_steps_that_a_store_has(strided: tuple[Path, Path]) -> None:
+    tables = []
+    for path in strided:
+        st.cache_resource.clear()
+        st.cache_data.clear()
+        store = Store(path)
+        opened = Opened(str(path), store, read_facts(store))
+        selection = updates.effective(opened, changed(defaults(opened.facts), layer=1, ref=1))
+        assert selection.layer == (1 if path == strided[1] else 0)
+        panels = [made for make in updates.PANELS if (made := make(opened, selection)) is not None]
+        for panel in panels:
+            scope: dict[str, Any] = {}
+            exec(panel.code, scope)
+            found = scope["table"]["value"].to_numpy()
+            np.testing.assert_allclose(found, panel.table["value"].to_numpy(), rtol=1e-6)
+        tables.append({panel.name: panel for panel in panels})
+    some, every = (one["updates"].table for one in tables)
+    assert some["layer"].to_list() == [0, 2]
+    assert some["update"].to_list() == ["−1→0", "1→2"]
+    wanted = every.filter(pl.col("layer").is_in([0, 2]))
+    np.testing.assert_allclose(some["value"], wanted["value"], rtol=1e-6)
+    np.testing.assert_allclose(some["mean_length"], wanted["mean_length"], rtol=1e-6)
+    assert "The store has 2 of 3 steps (−1→0, 1→2)" in tables[0]["updates"].caption
+    assert "steps" not in tables[1]["updates"].caption
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens_a_store_of_each_second_block(
+    open_app: Open, strided: tuple[Path, Path], page: str
+) -> None:
+    assert ":material/report:" not in words(open_app(strided[0], page))

@@ -374,6 +374,9 @@ def test_a_stored_run_leads_back_to_itself(opened: Opened) -> None:
     changes = view.selection_of(wanted.to_json(), chosen(opened))
     seen = update(chosen(opened), opened.facts, **changes)
     assert (SubspaceFields.of(seen).broad, seen.delta) == (6, DELTAS[1])
+    stored = wanted.model_copy(update={"fold_norm": False})
+    seen = update(chosen(opened), opened.facts, **view.selection_of(stored.to_json(), chosen(opened)))
+    assert view.experiment_of(opened, seen).fold_norm is False
     assert kind_of(wanted.to_json()).page == view.PAGE
     assert experiment_from_json(wanted.to_json()) == wanted
     assert "precompute.py run" in headless.command(opened.path, [view.experiment_of(opened, chosen(opened))])
@@ -396,6 +399,7 @@ def test_the_run_in_the_link_is_preferred_then_the_pages_own_then_the_newest(uns
         assert found is not None
         assert (found.condition == wanted.to_json()) == (condition is not None)
     assert view.stored(at, SubspaceScores(broad=3), own) is None  # another broad rank
+    assert view.stored(at, wanted.model_copy(update={"fold_norm": False}), own) is None  # other gains
     assert set(view.runs_at(at, wanted.broad)) == {own, other}
 
 
@@ -568,3 +572,27 @@ def test_captions_say_what_above_chance_does_not_mean(opened: Opened) -> None:
     for name in ("subspace-map", "subspace-profile", "subspace-ranking", "subspace-grid"):
         assert "Above chance means no random direction" in by_name[name].caption
         assert "sets neither a candidate nor its block apart" in by_name[name].caption
+
+
+def test_points_may_be_coloured_by_family_and_tensors_come_one_by_one(opened: Opened) -> None:
+    at = shown(opened, hues="family")
+    for panel in panels.maps(opened, at):
+        families = {entry.name: entry.family for entry in at.scores.candidates}
+        for name, series in panel.table.select("candidate", "series").iter_rows():
+            assert series == families[name]
+        scope: dict[str, Any] = {}
+        exec(panel.code, scope)
+        assert scope["table"].equals(panel.table)
+        panel.chart(LIGHT).to_dict()
+    looks = panels._families(LIGHT, q.points(at.scores, q.WRITE, families=True))
+    assert len(set(looks.values())) == len(looks)
+    table = q.FILES["per tensor"](at.scores)
+    assert table.height == 2 * len(at.scores.names) * len(at.scores.layers)
+    row = at.scores.names.index("mlp_write"), 2
+    mine = table.filter(candidate="mlp_write", layer=int(at.scores.layers[2]), tensor="down_proj").row(
+        0, named=True
+    )
+    for name in ("fraction", "r", "z", "p", "most"):
+        assert mine[name] == pytest.approx(float(at.scores.tables[f"{name}_down_proj"][row]), nan_ok=True)
+    chance = mine["rank"] / at.scores.d
+    assert mine["fraction"] == pytest.approx(mine["r"] * chance)

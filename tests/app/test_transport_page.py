@@ -21,6 +21,7 @@ from app.frame import export
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import Panel
 from app.frame.selection import Selection, changed, defaults
+from app.patching import words as patch_words
 from app.transport import panels as transport
 from app.transport import places as transport_table
 from app.transport import saved as saved_maps
@@ -40,6 +41,10 @@ VIEWS: dict[str, dict[str, Any]] = {
     "ridge": {"method": "RidgeTransport"},
     "set": {"method": "RidgeTransport", "lam_mode": "set", "lam": 1.25},
     "logit": {"method": "LogitSubspaceRidge", "q": 5},
+    "joint": {"method": "LogitSubspaceRidge", "q": 5, "joint": "yes", "lam_from": -6.0},
+    "joint pca": {"method": "PCAProcrustes", "rank": 4, "joint": "yes"},
+    "seed": {"rank": 3, "map_scale": "seed"},
+    "small": {"method": "RidgeTransport", "lam_mode": "set", "lam": -6.0},
     "clusters": {"clusters": 2, "rank": 2},
     "ridges": {"method": "RidgeTransport", "clusters": 2},
     "moments": {"method": "MomentMatching", "target": "a", "site": "head_z"},
@@ -86,6 +91,20 @@ def test_scores_are_those_of_the_raw_features(opened: Opened) -> None:
     assert "bootstrap over pairs" in panel.caption
     lower = view(opened, layer=CHANGED - 1)
     assert value(panels(opened, lower)["map-scores"], "CKA of the models, debiased") == pytest.approx(1.0)
+
+
+def test_dimensions_that_do_not_vary_are_counted(opened: Opened) -> None:
+    assert "do not vary on train" not in panels(opened, view(opened))["map-scores"].caption
+    said = transport_words.constant_note(3, 1)
+    assert said == "3 of the source's dimensions and 1 of the target's do not vary on train."
+    assert transport_words.constant_note(0, 0) == ""
+    note = patch_words.map_note(
+        {
+            "map": {"words": "ridge", "n": 4, "r2_train": 1.0, "r2_validation": None, "r2_shuffled": None},
+            "constant_dimensions": {"source": 3, "target": 1},
+        }
+    )
+    assert note.endswith(said)
 
 
 def test_the_penalty_is_chosen_on_train_with_pairs_left_out_together(opened: Opened) -> None:

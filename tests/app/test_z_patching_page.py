@@ -292,3 +292,13 @@ def test_steps_stand_beside_each_other_with_what_was_nearly_said() -> None:
     assert text.index("60 %") < text.index("30 %") < text.index("100 %")
     assert z_patching_view.COLOURS["zh"] in text.split("答")[0].rsplit("<span", 1)[1]
     assert "↵" in text
+
+
+def test_a_null_by_the_mean_says_whether_transport_was_tried() -> None:
+    null, told = {"word": "null"}, {"word": "partial"}
+    mean, moved = {"vectors": "mean"}, {"vectors": "transport"}
+    assert "was not tried: this null is of the mean alone" in say.transport_note(null, mean, False)
+    assert "is stored: a null of both" in say.transport_note(null, mean, True)
+    assert say.transport_note(told, mean, False) == ""
+    assert say.transport_note(null, moved, False) == ""
+    assert say.transport_note(null, mean, None) == ""

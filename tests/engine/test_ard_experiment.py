@@ -88,6 +88,22 @@ def test_a_run_is_the_fit_of_the_train_problems_judged_on_validation() -> None:
     assert found.summary["origin"] == "made up"
 
 
+def test_all_problems_may_be_fitted_at_another_rate_and_then_nothing_is_tested() -> None:
+    lab, _ = lab_of()
+    usual = experiment(rate=0.05, fitted="train")
+    assert usual == experiment()
+    assert not {"rate", "fitted"} & set(usual.to_json())
+    asked = experiment(rate=0.01, fitted="all")
+    assert experiment_from_json(asked.to_json()) == asked
+    found = run(asked, lab)
+    fit = fit_ard(lab.made[::2], lab.made[1::2], steps=30, rate=0.01)
+    np.testing.assert_array_equal(found.table["log10_lengthscale"], fit.log_lengthscales / np.log(10.0))
+    slow = fit.log_lengthscales - fit_ard(lab.made[::2], lab.made[1::2], steps=30).log_lengthscales
+    assert np.abs(slow).max() > 0.1
+    assert (found.summary["n_fitted"], found.summary["n_held_out"]) == (18, 0)
+    assert found.summary["fits"][0]["held_out"] is None
+
+
 def test_starts_by_z_and_by_random_subspaces() -> None:
     lab, _ = lab_of()
     warm = run(experiment(start="svd", k=4, steps=3), lab)

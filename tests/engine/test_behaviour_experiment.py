@@ -16,7 +16,7 @@ from tiny_models import tiny
 from tiny_tokenizers import chatml, llama3
 
 from engine.behaviour.numbers import difference
-from engine.behaviour.spec import Behaviour, Intervention, Wording
+from engine.behaviour.spec import Behaviour, Correction, Intervention, Wording
 from engine.errors import PatchError
 from engine.heads.map_spec import HeadMap
 from engine.kinds import experiment_from_json
@@ -227,3 +227,44 @@ def test_the_demos_tuned_model_agrees_with_wrong_claims_and_its_base_does_not() 
     assert labels == {"right": 1.0, "wrong": 1.0}
     again = difference(one["agrees"].to_numpy(), one["agrees"].to_numpy(), groups, binary=True)
     assert (again.interval.estimate, again.p) == (0, 1)
+
+
+def test_a_corrected_answer_counts_and_what_was_read_is_kept(lab: MemoryLab) -> None:
+    """From the stored run, without generating again; rates by hand."""
+    plain = Behaviour(model="base", measures=("text",), max_new_tokens=3, n_boot=200)
+    assert "corrections" not in plain.to_json()
+    first = plain.run(lab)
+    table = first.table
+    prompts = table.filter(pl.col("right").is_not_null())["id"].to_list()[:2]
+    before = dict(table.select("id", "right").rows())
+    wanted = plain.model_copy(
+        update={"corrections": tuple(Correction(id=i, figure="right", value=not before[i]) for i in prompts)}
+    )
+    assert experiment_from_json(wanted.to_json()) == wanted
+    assert wanted.describe().endswith(", 2 values corrected by hand")
+    assert wanted.content_hash("") != plain.content_hash("")
+    lab.done[plain.content_hash("")] = first
+    lab.models, models = {}, lab.models  # nothing may be loaded
+    try:
+        found = wanted.run(lab)
+    finally:
+        lab.models = models
+        lab.done.clear()
+    after = dict(found.table.select("id", "right").rows())
+    assert {i for i in after if after[i] != before[i]} == set(prompts)
+    assert dict(found.table.select("id", "right as read").rows()) == before
+    assert found.table.filter(pl.col("corrected") == "right")["id"].to_list() == sorted(
+        prompts, key=table["id"].to_list().index
+    )
+    known = [value for value in after.values() if value is not None]
+    assert found.summary["figures"]["right"]["value"] == pytest.approx(sum(known) / len(known))
+    assert found.summary["figures"]["refused"] == first.summary["figures"]["refused"]
+    assert found.summary["notes"][-1] == "2 values were corrected by hand, 2 of them changed."
+    twice = (*wanted.corrections, Correction(id=prompts[0], figure="right", value=bool(before[prompts[0]])))
+    again = Behaviour.from_json({**plain.to_json(), "corrections": [c.model_dump() for c in twice]})
+    assert len(again.corrections) == 2
+    assert Behaviour(model="base", corrections=wanted.corrections) == Behaviour(model="base")
+    with pytest.raises(PatchError, match="no such answer to correct"):
+        plain.model_copy(update={"corrections": (Correction(id="nobody", figure="right", value=True),)}).run(
+            lab
+        )

@@ -93,3 +93,34 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
     run, site = engine("llama"), Site("mlp_out", 0)
     with pytest.raises(PatchError, match=f"0 to {VOCAB - 1}"):
         run.sweep(site, run.activations(site)[None], n_conditions=1, watch=(3, VOCAB))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("tile", [30, 1000])
+def test_kl_over_some_tokens_is_that_of_the_cut_and_renormalised_distributions(
+    reverse: bool, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By plain hooks; tiles without any of the tokens are passed over."""
+    monkeypatch.setattr(unembed, "TILE", tile)
+    shared = [0, 2, 5, 31, 33, 40, 95, 99]
+    run, site = engine("qwen3", read_at="decision", batch_tokens=9), Site("attn_out", 1)
+    own = run.activations(site)
+    vectors = np.stack([own.numpy() * alpha for alpha in (0.0, 1.0, 3.0)])
+    swept = run.sweep(site, vectors, n_conditions=3, shared=shared, reverse_kl=reverse)
+    assert swept.shared_kl is not None
+    assert swept.shared_mass is not None
+    assert swept.unpatched_shared_mass is not None
+    np.testing.assert_array_equal(swept.kl, run.sweep(site, vectors, n_conditions=3, reverse_kl=reverse).kl)
+    for prompt, (ids, position) in enumerate(zip(run.token_ids, run.positions, strict=True)):
+        before = patch_oracle.log_probs(run.lm.model, ids, run.reads[prompt])[0].double()[shared]
+        with patch_oracle.patched(run.taps, site, position, torch.as_tensor(vectors[:, prompt])):
+            after = patch_oracle.log_probs(run.lm.model, ids, run.reads[prompt], 3).double()[:, shared]
+        assert swept.unpatched_shared_mass[prompt] == pytest.approx(float(before.exp().sum()), rel=1e-5)
+        for condition in range(3):
+            mass = float(after[condition].exp().sum())
+            assert swept.shared_mass[condition, prompt] == pytest.approx(mass, rel=1e-4)
+            p, q = after[condition].log_softmax(0), before.log_softmax(0)
+            p, q = (q, p) if reverse else (p, q)
+            wanted = float((p.exp() * (p - q)).sum())
+            assert swept.shared_kl[condition, prompt] == pytest.approx(wanted, rel=1e-3, abs=2e-6)
+    assert np.abs(swept.shared_kl - swept.kl).max() > 1e-3

@@ -394,3 +394,36 @@ def test_a_repetition_gives_the_same_numbers_and_another_seed_does_not(lab: Memo
     assert (largest_difference(result.tables, other.tables) or 0.0) > 1e-4  # another random rotation
     assert largest_difference(result.tables, {"table": other.table}) is None
     assert largest_difference(result.tables, experiment(alphas=(0.5,)).run(lab).tables) is None
+
+
+def test_shared_tokens_are_a_diagnostic_beside_the_whole(
+    lab: MemoryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tokens shared: the same numbers; two of three: other ones, and their probability."""
+
+    class Vocabulary:
+        def __init__(self, last: int) -> None:
+            self.last = last
+
+        def get_vocab(self) -> dict[str, int]:
+            return {f"t{i}": i for i in range(self.last)}
+
+        def decode(self, ids: list[int], clean_up_tokenization_spaces: bool = False) -> str:
+            return f"t{ids[0]}"
+
+    vocab = lab.models["tuned"].taps.vocab
+    sizes = {"tuned": vocab, "base": vocab}
+    monkeypatch.setattr(type(lab), "tokenizer", lambda _self, name: Vocabulary(sizes[name]), raising=False)
+    assert "shared" not in experiment(shared=False).to_json()
+    assert "shared" not in experiment().run(lab).summary
+    found = experiment(shared=True).run(lab).summary
+    for split in ("train", "validation"):
+        whole, shared = found["splits"][split], found["shared"][split]
+        assert shared["coverage"] == pytest.approx(1.0, abs=1e-6)
+        for kind, span in whole["kl"].items():
+            assert shared["kl"][kind]["estimate"] == pytest.approx(span["estimate"], rel=1e-5, abs=1e-9)
+        assert shared["delta"]["low"] == pytest.approx(whole["delta"]["low"], rel=1e-4, abs=1e-9)
+    sizes["base"] = 2 * vocab // 3
+    part = experiment(shared=True).run(lab).summary["shared"]["validation"]
+    assert 0.3 < part["coverage"] < 0.95
+    assert part["delta"]["estimate"] != pytest.approx(found["splits"]["validation"]["delta"]["estimate"])

@@ -158,8 +158,10 @@ def test_directions_of_a_pair() -> None:
     apart = lab.activations("base", site, "", rows).astype(float) - lab.activations("tuned", site, "", rows)
     tokens = find_tokens(Words(), ("w9",), ("w77",))
     mean = apart.mean(axis=0)
-    np.testing.assert_allclose(direction(experiment(), lab, tokens), mean / np.linalg.norm(mean), atol=1e-6)
-    second = direction(experiment(direction="leading", leading=2), lab, tokens)
+    np.testing.assert_allclose(
+        direction(experiment(), lab, tokens)[0], mean / np.linalg.norm(mean), atol=1e-6
+    )
+    second, _ = direction(experiment(direction="leading", leading=2), lab, tokens)
     expected = ranks.leading_directions(apart).basis[:, 1]
     assert abs(second @ expected) == pytest.approx(1)
     assert second @ mean >= 0
@@ -233,3 +235,36 @@ def test_a_direction_of_no_length_and_bad_specs_are_refused() -> None:
     spec = experiment(direction="contrast", plus=Group(label="wrong"))
     assert experiment_from_json(spec.to_json()) == spec
     assert spec.models() == ("tuned",)
+
+
+def test_several_leading_directions_are_taken_away_together() -> None:
+    """The span by a plain SVD, the patches by plain hooks; random spans beside it."""
+    assert experiment(direction="leading", dims=1) == experiment(direction="leading")
+    assert "dims" not in experiment(direction="leading").to_json()
+    assert experiment(dims=3) == experiment()
+    lab = pair()
+    spec = experiment(direction="leading", leading=2, dims=3)
+    assert spec.direction_text() == "directions 2 to 4 of base − tuned"
+    found = run(spec, lab)
+    site = Site("resid_post", 1)
+    every = range(TRAIN + VALIDATION)
+    own, other = (lab.activations(name, site, "", every).astype(float) for name in ("tuned", "base"))
+    english = (lab.prompts["language"] == "en").to_numpy()[:TRAIN]
+    apart = (other - own)[:TRAIN][english]
+    span = np.linalg.svd(apart)[2][1:4].T
+    v = span @ span.T @ apart.mean(axis=0)
+    v /= np.linalg.norm(v)
+    norm = np.linalg.norm(own[:TRAIN], axis=1).mean()
+    shifts = []
+    for row in [r for r in every[TRAIN:] if lab.prompts["language"][r] == "en"]:
+        x = own[row]
+        patched, before = plain(lab, spec, row, np.stack([x - span @ (span.T @ x), x + 0.3 * norm * v]))
+        shifts.append(odds(patched) - odds(before))
+    table = found.table.filter(pl.col("split") == "validation")
+    for i, (series, alpha) in enumerate((("ablate", 0.0), ("direction", 0.3))):
+        value = table.filter(pl.col("series") == series, pl.col("alpha") == alpha)["shift"][0]
+        assert value == pytest.approx(np.mean(shifts, axis=0)[i], abs=1e-4)
+    random = table.filter(pl.col("series") == "ablate_random").row(0, named=True)
+    assert random["shift_least"] <= random["shift"] <= random["shift_most"]
+    with pytest.raises(PatchError, match="fewer directions"):
+        run(experiment(direction="leading", leading=40, dims=30), lab)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from engine.behaviour.spec import Wording
 from engine.errors import StudyError
 from engine.study.fingerprints import diff_studies
 from engine.study.study import Study
+from engine.texts import answers
 
 STUDY = """
 name = "pair"
@@ -213,6 +215,19 @@ def test_overrides_are_validated_and_change_the_fingerprint(folder: Path) -> Non
         study.with_overrides(components=["heads"])
 
 
+def test_a_stride_takes_each_nth_block(folder: Path) -> None:
+    text = STUDY.replace("layers = [2, 0]", 'layers = "all"')
+    assert text != STUDY
+    study = Study.load(write(folder, text))
+    other = study.with_overrides(stride=3)
+    assert other.capture.blocks(8) == (0, 3, 6)
+    assert study.capture.blocks(3) == (0, 1, 2)
+    assert "stride" not in study.to_json()["capture"]
+    assert diff_studies(study.to_json(), other.to_json()) == ["capture.stride: (absent) → 3"]
+    with pytest.raises(StudyError, match="a list names its blocks itself"):
+        study.with_overrides(layers=[0, 2], stride=2)
+
+
 def test_layers_are_checked_against_the_model(folder: Path) -> None:
     capture = Study.load(write(folder, STUDY)).capture
     assert capture.blocks(3) == (0, 2)
@@ -227,3 +242,25 @@ def test_a_hub_id_is_told_from_a_folder(folder: Path) -> None:
     study = Study.load(write(folder, text))
     assert study.models["tuned"].adapter == "someone/adapter"
     assert "models.tuned.adapter" not in study.to_json()["content"]
+
+
+def test_wording_of_any_language_stands_beside_the_built_in_lists(folder: Path) -> None:
+    """A study without it has the fingerprint that it had; with it the lists reach the measures."""
+    plain = Study.load(write(folder, STUDY))
+    assert "wording" not in plain.to_json()
+    lists = 'yes = {kk = ["Иә", "иә"]}\nagrees = {kk = ["^иә"]}\nstyle = {kk = {polite = ["өтінемін"]}}\n'
+    text = f"{STUDY}\n[wording]\n{lists}"
+    study = Study.load(write(folder, text))
+    assert study.fingerprint() != plain.fingerprint()
+    assert Study.from_json(study.to_json(), folder) == study
+    found = Wording.beside(study.to_json()["wording"])
+    assert found.yes["kk"] == ("Иә", "иә")
+    assert found.yes["en"] == Wording().yes["en"]
+    assert found.refusal == Wording().refusal
+    assert found.markers == (*Wording().markers, "polite")
+    agrees = answers.of_language(found.agrees, "kk")
+    assert answers.verdict("Иә, бұл дұрыс.", agrees, found.disagrees["en"]) is True
+    with pytest.raises(StudyError, match=r"wording\.refuses"):
+        Study.load(write(folder, STUDY + '\n[wording]\nrefuses = {kk = ["("]}\n'))
+    with pytest.raises(StudyError, match="wording"):
+        Study.load(write(folder, STUDY + '\n[wording]\nsorry = {kk = ["x"]}\n'))

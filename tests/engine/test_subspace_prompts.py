@@ -79,6 +79,22 @@ def test_without_a_system_role_a_persona_stands_before_the_users_text(template: 
     assert "system" not in text
 
 
+@pytest.mark.parametrize(("of_study", "of_personas"), [("plain", "chat"), ("chat", "plain")])
+def test_personas_may_be_rendered_where_other_prompts_are_not(of_study: str, of_personas: str) -> None:
+    """Raw clean and label prompts with templated personas, and the other way round."""
+    usual = SPEC.model_copy(update={"template": "prompts"})
+    assert "template" not in usual.model_dump()
+    spec = SPEC.model_copy(update={"template": of_personas})
+    found = made(chatml(), spec, template=of_study)
+    wanted = {
+        "chat": "<|im_start|>system\nYou agree.<|im_end|>\n<|im_start|>user\nIs 1 right?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "plain": "You agree.\n\nIs 1 right?",
+    }
+    assert found.encoded["positive"]["rendered"][0] == wanted[of_personas]
+    assert made(chatml(), usual, template=of_study).encoded["positive"]["rendered"][0] == wanted[of_study]
+
+
 def test_the_start_token_is_bos_or_without_one_eos() -> None:
     tokenizer = llama3()
     assert made(tokenizer).start == tokenizer.bos_token_id

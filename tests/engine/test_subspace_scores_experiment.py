@@ -94,6 +94,27 @@ def test_a_stored_run_gives_the_same_scores(tmp_path: Path) -> None:
     assert again.details["qk_x_chars_clusters"].shape == (5, 6)
 
 
+def test_reads_are_taken_with_or_without_the_gains_of_norms(lab: SyntheticLab) -> None:
+    """R_act of a read by a plain SVD of W, and of W diag(g); what is asked by default has the old hash."""
+    assert "fold_norm" not in SubspaceScores(fold_norm=True).to_json()
+    d, layer, k = lab.inputs.d, 2, 4
+    rows = np.asarray(lab.targets[0].label(layer))
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    gain = np.asarray(lab.inputs.mlp_norm(layer))  # type: ignore[misc]
+    assert lab.inputs.up_proj is not None
+    for fold in (True, False):
+        wanted = few(lab, candidates=("mlp_up_read", "mlp_write"), fold_norm=fold)
+        found = wanted.run(lab)  # type: ignore[arg-type]
+        weight = np.asarray(lab.inputs.up_proj(layer)) * (gain if fold else 1.0)
+        basis = np.linalg.svd(weight)[2][:k].T
+        share = ((rows @ basis) ** 2).sum() / len(rows)
+        scores = scores_of(found.summary, found.tables, DELTAS[0], k)
+        at = scores.names.index("mlp_up_read"), scores.layers.tolist().index(layer)
+        assert scores.tables["r_act"][at] == pytest.approx(share / (k / d), rel=1e-9)
+    assert wanted.describe().endswith("norms' gains left out")
+    assert experiment_from_json(wanted.to_json()) == wanted
+
+
 def test_ranks_together_equal_ranks_alone(lab: SyntheticLab) -> None:
     entries = {name: REGISTRY[name] for name in FEW}
     together = prepare_all(lab.inputs, lab.targets, entries, widest=8, broad=12)

@@ -29,6 +29,13 @@ def reading_product(
     return left_of_product(left, inputs.unscaled(name, layer), k, inputs.stream_gain(name, layer))
 
 
+def repeated_rows(weight: Float[np.ndarray, "rows d"], n_heads: int, n_kv_heads: int) -> Array:
+    """Rows of query heads summed as if each row of a key head, not each key head, were repeated: row j of all
+    query heads then meets row ⌊j·g/h⌋ of all key heads, (n_kv_heads · d_h, d)."""
+    each = n_heads // n_kv_heads
+    return weight.reshape(-1, each, weight.shape[1]).sum(axis=1)
+
+
 def qk_circuit_basis(inputs: Workspace, layer: int, k: int) -> Array:
     """Query side of Σ_i W_q,iᵀ W_k,g(i)."""
 
@@ -50,6 +57,20 @@ def qk_circuit_basis(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def attn_ov_write(inputs: Workspace, layer: int, k: int) -> Array:
     out = grouped_rows(inputs.get("o_proj", layer).T, inputs.n_heads, inputs.n_kv_heads)
+    return reading_product(inputs, out.T, "v_proj", layer, k)
+
+
+@candidate(
+    name="attn_ov_write_rows",
+    family="circuits",
+    axis_kind="write",
+    source="weights",
+    needs=("o_proj", "v_proj"),
+    definition="attn_ov_write with rows of values repeated instead of heads, as some code does",
+    nested=True,
+)
+def attn_ov_write_rows(inputs: Workspace, layer: int, k: int) -> Array:
+    out = repeated_rows(inputs.get("o_proj", layer).T, inputs.n_heads, inputs.n_kv_heads)
     return reading_product(inputs, out.T, "v_proj", layer, k)
 
 
@@ -108,6 +129,20 @@ def gate_kernel(inputs: Workspace, layer: int, k: int) -> Array:
 )
 def qk_circuit(inputs: Workspace, layer: int, k: int) -> Array:
     return qk_circuit_basis(inputs, layer, k)
+
+
+@candidate(
+    name="qk_circuit_rows",
+    family="circuits",
+    axis_kind="mixed",
+    source="weights",
+    needs=("q_proj", "k_proj"),
+    definition="qk_circuit with rows of keys repeated instead of heads, as some code does",
+    nested=True,
+)
+def qk_circuit_rows(inputs: Workspace, layer: int, k: int) -> Array:
+    queries = repeated_rows(inputs.read_weight("q_proj", layer), inputs.n_heads, inputs.n_kv_heads)
+    return reading_product(inputs, queries.T, "k_proj", layer, k)
 
 
 @candidate(

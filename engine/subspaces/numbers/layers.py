@@ -122,8 +122,10 @@ def measures(frame: Frame, at: Projections, k: int) -> dict[str, Array]:
     """Scores of all candidates at one layer, each (C,), all but specificity; NaN where not defined.
 
     Args:
-        at: projections narrowed to k.
+        at: projections narrowed to k columns; more only of a candidate that has more. k: directions of the
+            weight change that the cosine is with.
     """
+    width = at.rows.shape[2]
     rank = np.maximum(at.rank, 0)
     tensors = [name for name in TENSORS if frame.spectra[name].size]
     fractions = {"act": (at.rows**2).sum(axis=(1, 2))}
@@ -133,8 +135,8 @@ def measures(frame: Frame, at: Projections, k: int) -> dict[str, Array]:
     out: dict[str, Array] = {"rank": np.where(at.rank < 0, np.nan, at.rank.astype(np.float64))}
     for which, fraction in fractions.items():
         known = (rank > 0) & bool(frame.spectra[which].size)
-        mean, variance = (moment[rank] for moment in frame.null(which, k))
-        most = frame.ceiling(which, k)[rank]
+        mean, variance = (moment[rank] for moment in frame.null(which, width))
+        most = frame.ceiling(which, width)[rank]
         scores = against(fraction, mean, variance) | {"most": most / mean}
         out |= {f"{name}_{which}": np.where(known, values, np.nan) for name, values in scores.items()}
     out["cosine"] = cosine_with_delta(at, rank, k)

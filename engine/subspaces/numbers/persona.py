@@ -272,8 +272,8 @@ def qk_and_chars_clusters(inputs: Workspace, layer: int, k: int) -> Array:
     axis_kind="mixed",
     source="weights and activations",
     needs=(*WRITES, *ALL_READS, *PERSONAS),
-    definition="span of the first ⌈k/2⌉ of write_not_downstream_read and ⌊k/2⌋ of TaskDiff_contrast",
+    definition="span of write_not_downstream_read and TaskDiff_contrast, of rank up to 2k",
+    expands=True,
 )
 def wnr_union_task_diff(inputs: Workspace, layer: int, k: int) -> Array:
-    half = k // 2
-    return union(write_not_downstream(inputs, layer, k - half), contrast_basis(inputs, layer, half))
+    return union(write_not_downstream(inputs, layer, k), contrast_basis(inputs, layer, k))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.errors import AnalysisError
 from engine.subspaces.numbers.building import build, detail
 from engine.subspaces.numbers.inputs import TENSORS
-from engine.subspaces.numbers.layers import measures, specificity
+from engine.subspaces.numbers.layers import Projections, measures, specificity
 from engine.subspaces.numbers.scores import AtRank, LeftOut
 from engine.subspaces.numbers.workspace import MOMENTS
 
@@ -136,11 +136,27 @@ def _add_layer(one: Prepared, ranks: Mapping[int, _Rank], layer: int, built: _Bu
     change = one.inputs.delta_columns(layer) if any(bases.values()) else {}
     for k, rank in ranks.items():
         narrow = whole.narrowed(k)
-        if bases[k]:
-            together = np.concatenate(list(bases[k].values()), axis=1)
-            narrow.put(frame, bases[k], tensor_energy(change, together))
-        rank.measures.append(measures(frame, narrow, k))
-        rank.specific.append({clean: specificity(frame, narrow, clean) for clean in rank.cleans})
+        wide = {index: basis for index, basis in bases[k].items() if basis.shape[1] > k}
+        fitting = {index: basis for index, basis in bases[k].items() if index not in wide}
+        if fitting:
+            together = np.concatenate(list(fitting.values()), axis=1)
+            narrow.put(frame, fitting, tensor_energy(change, together))
+        found = measures(frame, narrow, k)
+        specific: dict[int, Found] = {clean: specificity(frame, narrow, clean) for clean in rank.cleans}
+        for index, basis in wide.items():
+            own = Projections.empty(frame, 1, basis.shape[1])
+            own.put(frame, {0: basis}, tensor_energy(change, basis))
+            _replace(found, index, measures(frame, own, k))
+            for clean, one_specific in specific.items():
+                _replace(one_specific, index, specificity(frame, own, clean))
+        rank.measures.append(found)
+        rank.specific.append(specific)
+
+
+def _replace(found: Found, index: int, own: Mapping[str, Array]) -> None:
+    """Puts one candidate's values, each (1,), in its place among all."""
+    for name, values in own.items():
+        found[name][index] = values[0]
 
 
 def tensor_energy(change: Mapping[str, Array], basis: Array) -> dict[str, Array]:

@@ -47,12 +47,14 @@ class Candidate(Description):
     Attributes:
         build: (inputs, layer, k) -> column-orthonormal (d, r), r ≤ k.
         nested: the basis for k is the first k columns of the one for any larger k, so that it is built once.
+        expands: the basis may have up to 2k columns, e.g. a union; it is scored at its true rank. Not nested.
         shared: one basis for all layers; `build` is called for one of them.
         detail: more numbers to show beside the basis, e.g. cosines of an intersection.
     """
 
     build: Build
     nested: bool = False
+    expands: bool = False
     shared: bool = False
     detail: Build | None = None
 
@@ -75,10 +77,11 @@ class Candidate(Description):
                 next_step="of a complex pair of directions, take the real and the imaginary part as two.",
             )
         basis = np.asarray(built.real if np.iscomplexobj(built) else built, dtype=np.float64)
-        if basis.ndim != 2 or basis.shape[0] != inputs.d or basis.shape[1] > k:
+        most = 2 * k if self.expands else k
+        if basis.ndim != 2 or basis.shape[0] != inputs.d or basis.shape[1] > most:
             raise AnalysisError(
                 f"The candidate {self.name} gave no basis of the stream.",
-                expected=f"shape ({inputs.d}, r) with r ≤ {k}",
+                expected=f"shape ({inputs.d}, r) with r ≤ {most}",
                 given=f"shape {basis.shape}",
                 next_step="return one column for each direction.",
             )
@@ -180,6 +183,7 @@ def candidate(
     needs: tuple[str, ...],
     definition: str,
     nested: bool = False,
+    expands: bool = False,
     shared: bool = False,
     detail: Build | None = None,
     registry: Registry | None = None,
@@ -196,6 +200,7 @@ def candidate(
             needs=needs,
             definition=definition,
             nested=nested,
+            expands=expands,
             shared=shared,
             detail=detail,
         )

@@ -11,6 +11,8 @@ from engine.subspaces.numbers.registry import candidate
 from engine.subspaces.numbers.workspace import READS, WRITES, Workspace
 
 Array = NDArray[np.float64]
+ISOLATED_FROM = 8
+"""Directions of what a block reads that `causally_isolated` leaves out of each kind."""
 
 ALL_READS = (*READS, "unembedding")
 
@@ -294,14 +296,13 @@ def write_not_downstream_read(inputs: Workspace, layer: int, k: int) -> Array:
     axis_kind="write",
     source="weights",
     needs=(*WRITES, *ALL_READS),
-    definition="write with the broad input_super, kv_super and lm_head_read projected out first",
+    definition="write with 8 input_super, 8 kv_super and the broad lm_head_read directions taken out first",
     nested=True,
 )
 def causally_isolated(inputs: Workspace, layer: int, k: int) -> Array:
-    broad = inputs.broad
     read = union(
-        input_super_basis(inputs, layer, broad),
-        kv_super_basis(inputs, layer, broad),
-        unembedding_read(inputs, broad),
+        input_super_basis(inputs, layer, ISOLATED_FROM),
+        kv_super_basis(inputs, layer, ISOLATED_FROM),
+        unembedding_read(inputs, inputs.broad),
     )
     return write_outside(inputs, layer, read, k)

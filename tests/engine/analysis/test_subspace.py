@@ -125,10 +125,20 @@ def test_layer_structure_is_read_from_the_similarity_matrix() -> None:
         [np.linalg.qr((first if i < 4 else second) + 0.02 * rng.normal(size=(300, 5)))[0] for i in range(10)]
     )
     matrix = sp.grassmann_matrix(bases)
-    assert sp.phase_boundary(matrix) == 3
+    assert sp.phase_boundary(matrix)[0] == 3
     assert sp.adjacent_minus_distant(matrix) > 0.5
     scattered = sp.grassmann_matrix(np.stack([sp.random_basis(300, 5, s) for s in range(12)]))
     assert abs(sp.adjacent_minus_distant(scattered)) < 0.05
+
+
+def test_the_boundary_of_phases_is_the_largest_drop_not_the_smallest_similarity() -> None:
+    """Neighbours 0.9, 0.4, 0.35, 0.3: least alike are 3 and 4, but similarity falls off between 1 and 2."""
+    matrix = np.eye(5)
+    for i, value in enumerate((0.9, 0.4, 0.35, 0.3)):
+        matrix[i, i + 1] = matrix[i + 1, i] = value
+    assert sp.phase_boundary(matrix) == (1, pytest.approx(0.5))
+    rising = np.eye(4) + np.diag([0.2, 0.5, 0.8], 1)
+    assert sp.phase_boundary(rising)[1] < 0
 
 
 def test_random_basis_is_seeded_orthonormal_and_uniform() -> None:
@@ -151,7 +161,7 @@ def test_bad_input_is_refused_with_its_reason() -> None:
         (lambda: sp.random_basis(3, 4, 0), "k = 4"),
         (lambda: sp.check_basis(np.ones((4, 2))), "Orthonormalise"),
         (lambda: sp.check_basis(np.eye(4)[:, :2], 5), "columns of length 5"),
-        (lambda: sp.phase_boundary(np.ones((1, 1))), "at least 2 layers"),
+        (lambda: sp.phase_boundary(np.ones((2, 2))), "at least 3 layers"),
         (lambda: sp.adjacent_minus_distant(np.ones((2, 2))), "at least 3 layers"),
     ):
         with pytest.raises(AnalysisError) as caught:

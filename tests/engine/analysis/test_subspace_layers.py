@@ -127,7 +127,9 @@ def test_order_of_blocks_shows_where_it_is_planted_and_rarely_where_not() -> Non
         [np.linalg.qr((first if i < 4 else second) + 0.02 * rng.normal(size=(200, 5)))[0] for i in range(9)]
     )
     found = sl.layer_structure(sp.grassmann_matrix(planted), 200, 5)
-    assert found.boundary == 3
+    assert (found.boundary, found.least) == (3, 3)
+    neighbours = np.diagonal(sp.grassmann_matrix(planted), 1)
+    assert found.drop == pytest.approx(neighbours[2] - neighbours[3])
     assert found.unrelated == (3,)
     matrix = sp.grassmann_matrix(planted)
     rng = np.random.default_rng(4)  # the null again, one order after another

@@ -94,9 +94,22 @@ def test_summary_is_means_over_changed_layers(arrays: Arrays) -> None:
 
 
 def test_there_are_the_44_and_their_companions() -> None:
-    assert len(REGISTRY) == 50
+    assert len(REGISTRY) == 52
     companions = {"qk_circuit_per_head", "qk_and_chars_clusters", "act_ceiling", "dW_o_proj_ceiling"}
-    assert companions | {"dW_down_proj_ceiling", "dW_combined_ceiling"} <= set(REGISTRY)
+    companions |= {"dW_down_proj_ceiling", "dW_combined_ceiling", "qk_circuit_rows", "attn_ov_write_rows"}
+    assert companions <= set(REGISTRY)
     assert all(f"`{name}`" in subspace_scores.definitions() for name in REGISTRY)
     bars = {len(re.findall(r"(?<!\\)\|", line)) for line in subspace_scores.definitions().splitlines()}
     assert bars == {7}  # six cells in every row: bars of a definition, as in |h|, are escaped
+
+
+def test_a_union_has_the_rank_of_both_and_rows_are_heads_where_each_query_has_its_key() -> None:
+    arrays = Arrays(layers=2, n_kv_heads=4, changed=(1,))
+    scores = sweep(arrays.inputs(), k=K, broad=BROAD)
+    union = scores.names.index("WNR_union_TaskDiff")
+    assert scores.tables["rank"][union].tolist() == [2 * K, 2 * K]
+    for one, other in (("qk_circuit", "qk_circuit_rows"), ("attn_ov_write", "attn_ov_write_rows")):
+        first, second = (scores.tables["r_act"][scores.names.index(name), 1] for name in (one, other))
+        assert first == pytest.approx(second, rel=1e-9)
+    isolated = scores.names.index("causally_isolated")
+    assert (scores.tables["rank"][isolated] == K).all()  # 8 + 8 + 12 directions leave 20 of 48
