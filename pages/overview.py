@@ -3,7 +3,9 @@
 import streamlit as st
 
 from app import screen
+from app.escape import plain
 from app.frame import parts as components
+from app.frame import related
 from app.overview import panels as overview
 from app.overview.analysis import OVERVIEW
 
@@ -14,6 +16,10 @@ with st.container(horizontal=True, gap="small", key="facts"):
 
 screen.markdown("#### Models")
 screen.dataframe(overview.models(opened), hide_index=True, width="stretch")
+
+for model in opened.facts.models[1:]:
+    with components.guard(f"overview: {model}"):
+        screen.caption(plain(related.sentence(opened, model)))
 
 left, right = st.columns(2, gap="medium")
 with left, components.guard("overview: prompts"):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.frame import related
 from app.frame.blocks import Block
 from app.frame.opened import Opened
 from app.frame.panel import Panel
@@ -129,6 +130,7 @@ class Analysis:
         chapters: of the report. terms: that the report defines for it.
         fitted: what can be computed ahead of a report.
         deepest: the selection at the place where its effects are largest.
+        tuned: the two models that its numbers presuppose to be a base and its fine-tune, where they do.
         empty, controls, panels: for `app.frame.page.show`: why a store has nothing for it (title, text), its
             controls, and panels that need no run, or what makes them.
     """
@@ -147,9 +149,20 @@ class Analysis:
     terms: tuple[Term, ...] = ()
     fitted: Fitted | None = None
     deepest: Callable[[Opened, Selection], Selection] | None = None
+    tuned: Callable[[Opened, Selection], tuple[str, str]] | None = None
     empty: Callable[[Opened], tuple[str, str] | None] = lambda _opened: None
     controls: Callable[[Opened], None] = lambda _opened: None
     panels: Callable[[Opened, Selection], Iterable[Panel | Make]] = lambda _opened, _selection: ()
+
+
+def pair_of(_opened: Opened, selection: Selection) -> tuple[str, str]:
+    """The selected pair, for `Analysis.tuned`."""
+    return selection.a, selection.b
+
+
+def caution(analysis: Analysis, opened: Opened, selection: Selection) -> str:
+    """That a pair isn't shown to be a base and its fine-tune, where an analysis presupposes that; else ""."""
+    return "" if analysis.tuned is None else related.notice(opened, *analysis.tuned(opened, selection))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from app.frame.analysis import Analysis, Kind, Planned
+from app.frame.analysis import Analysis, Kind, Planned, pair_of
 from app.frame.chapters import of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
@@ -42,6 +42,7 @@ WEIGHT_STEERING = Analysis(
     "weight_steering",
     TITLE,
     QUESTION,
+    tuned=pair_of,
     section="Weights",
     icon="exercise",
     answers=(
