@@ -144,8 +144,8 @@ def grid_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     some = q.part_rows(opened, model)
     more += f" Of other vocabularies the rows of shared token strings: {'; '.join(some)}." if some else ""
     caption = (
-        f"{q.label(opened, model)}. {meaning} Null: 0 where both models are equal bit by bit, empty where they "
-        "can't be compared. Tensors "
+        f"{q.label(opened, model)}. {meaning} Null: 0 where both models are equal bit by bit, empty where "
+        "they can't be compared. Tensors "
         f"outside the blocks are in the table of the store alone.{more} Click a cell to select its block. "
         f"{say.rounding(q.tensors(opened, model))}"
     ).rstrip()
