@@ -100,7 +100,7 @@ def relatedness(matrices: Sequence[Matrix], additional: int = 0) -> Relatedness:
     embedding = next((one.cosine for one in own if one.embedding), math.nan)
     alike = sum(value >= ALIKE for value in cosines)
     return Relatedness(
-        _verdict(cosine, embedding, cosines, len(own) + additional),
+        verdict_of(cosine, embedding, cosines, len(own) + additional),
         math.sqrt(apart / size) if pairs else math.nan,
         cosine,
         embedding,
@@ -138,13 +138,18 @@ def compare(base: nn.Module, tuned: nn.Module) -> Relatedness:
     return relatedness(found, len(more))
 
 
-def _verdict(cosine: float, embedding: float, cosines: Sequence[float], total: int) -> Verdict:
+def verdict_of(cosine: float, embedding: float, cosines: Sequence[float], total: int) -> Verdict:
+    """The verdict, see `Relatedness`.
+
+    Args:
+        cosine: over all compared matrices. cosines: of each. total: matrices in either model.
+    """
     if not cosines:
         return "not comparable" if total else "unknown"
     alike = sum(value >= ALIKE for value in cosines)
     if cosine >= ALIKE and len(cosines) == total and 2 * alike >= total:
         return "related"
-    if embedding >= ALIKE or alike >= PARTLY * total:
+    if embedding >= ALIKE or alike >= max(2, PARTLY * total):
         return "partly"
     return "unknown" if any(map(math.isnan, cosines)) else "unrelated"
 
