@@ -100,7 +100,7 @@ def relatedness(matrices: Sequence[Matrix], additional: int = 0) -> Relatedness:
     embedding = next((one.cosine for one in own if one.embedding), math.nan)
     alike = sum(value >= ALIKE for value in cosines)
     return Relatedness(
-        verdict_of(cosine, embedding, cosines, len(own) + additional),
+        verdict(cosine, embedding, cosines, len(own) + additional),
         math.sqrt(apart / size) if pairs else math.nan,
         cosine,
         embedding,
@@ -138,7 +138,7 @@ def compare(base: nn.Module, tuned: nn.Module) -> Relatedness:
     return relatedness(found, len(more))
 
 
-def verdict_of(cosine: float, embedding: float, cosines: Sequence[float], total: int) -> Verdict:
+def verdict(cosine: float, embedding: float, cosines: Sequence[float], total: int) -> Verdict:
     """The verdict, see `Relatedness`.
 
     Args:
