@@ -69,6 +69,11 @@ class StoreLab:
         """The study's seed."""
         return self.study.seed
 
+    @property
+    def first(self) -> str:
+        """The store's first model."""
+        return str(self.store.models[0])
+
     def sizes(self, model: str) -> Mapping[str, int]:
         """n_layers, n_heads, head_dim and d of a model, as stored."""
         if model not in self.store.models:
@@ -185,8 +190,9 @@ class StoreLab:
 
     def delta(self, model: str) -> Iterator[WeightDelta]:
         """What a model's weights differ by from the first model's, as stored."""
-        from app.live.deltas import read_deltas
+        from app.live.deltas import by_string, read_deltas
 
+        by_string(self.store, model)
         return read_deltas(self.store, model)
 
     def array(self, name: str, first: int | None = None) -> np.ndarray:

@@ -222,7 +222,7 @@ class Lab(Protocol):
     Attributes:
         prompts: every prompt of the study: id, text, and pair_id, language, category, split, answer,
             choices, label where there are any.
-        seed: the study's.
+        seed: the study's. first: the study's first model, from which weight differences are.
         notes: remarks about where vectors came from that a reader needs; the lab adds to it.
     """
 
@@ -230,6 +230,8 @@ class Lab(Protocol):
     def prompts(self) -> pl.DataFrame: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def first(self) -> str: ...
     @property
     def notes(self) -> list[str]: ...
 
