@@ -5,7 +5,7 @@ import streamlit as st
 from app import screen
 from app.analyses import ANALYSES
 from app.escape import plain
-from app.frame import controls
+from app.frame import controls, related
 from app.frame import parts as components
 from app.frame.opened import failed_checks
 from app.overview import findings, panels
@@ -18,6 +18,9 @@ trusted = opened.store.self_checks() and not failed_checks(opened.store)
 
 if trusted and chosen.a != chosen.b:
     screen.markdown(f"#### {plain(chosen.b)} beside {plain(chosen.a)}")
+    with components.guard("overview: common origin"):
+        for model in (m for m in (chosen.a, chosen.b) if m != opened.facts.models[0]):
+            screen.caption(plain(related.sentence(opened, model)))
     with components.guard("overview: findings"):
         for number, one in enumerate(findings.findings(ANALYSES, opened, chosen)):
             if number % 2 == 0:

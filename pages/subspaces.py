@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import screen
 from app.escape import plain
-from app.frame import controls
+from app.frame import controls, page
 from app.frame import parts as components
 from app.frame import running as live_view
 from app.subspaces import view as subspaces_view
@@ -18,6 +18,7 @@ if not subspaces_view.can_score(opened):
 subspaces_view.broad_control(opened)
 
 chosen = controls.current()
+page.warn(SUBSPACES, opened, chosen)
 with components.guard("subspace scores: runs"):
     wanted = subspaces_view.experiment_of(opened, chosen)
     found = subspaces_view.stored(opened, wanted, chosen.run)

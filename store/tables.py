@@ -28,6 +28,7 @@ DELTA: Columns = {
     "norm": REAL,
     "relative": REAL,
     "rows": I64,
+    "tuned": REAL,
 }
 _PROMPTS: Columns = {
     **dict.fromkeys(("pair_id", "language", "category", "split", "answer", "label"), TEXT),

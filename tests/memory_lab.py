@@ -36,6 +36,10 @@ class MemoryLab:
     noise: dict[str, dict[str, Any]] = field(default_factory=dict)
     _engines: dict[Any, PatchEngine] = field(default_factory=dict)
 
+    @property
+    def first(self) -> str:
+        return next(iter(self.models))
+
     def sizes(self, model: str) -> Mapping[str, int]:
         taps = self.models[model].taps
         return {

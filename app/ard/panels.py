@@ -139,7 +139,8 @@ def spectrum_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
     caption = (
         "A small ℓ: the objective needs the dimension. Bimodal: BIC prefers two Gaussians and D > 2 "
         f"({told if np.isfinite(one) else 'all alike'}). Fits of noise are bimodal too, for a few "
-        "dimensions lower the objective of any sample: the null is the pairing of held-out problems. "
+        "dimensions lower the objective of any sample: the null is the pairing of held-out problems. The "
+        f"title counts dimensions {words.RULES['outlier']}, whatever threshold is drawn. "
         f"{setting(fit)}"
     )
     apart = int(surviving(fit.log_lengthscales)[0].sum())

@@ -92,6 +92,8 @@ def sorted_title(under: int, d: int, limit: float, rule: str, *, collapsed: bool
     if limit == float("-inf") and collapsed:
         return f"No threshold: the fit collapsed, and its {d} lengthscales have no meaning"
     if limit == float("-inf"):
+        if rule != "mixture":
+            return f"No threshold: the {d} lengthscales have none by the rule “{RULES[rule]}”"
         return f"No threshold: one Gaussian describes the {d} lengthscales as well as two"
     return f"{under} of {d} dimensions lie under log₁₀ ℓ = {number(limit)}, {RULES[rule]}"
 

@@ -55,13 +55,14 @@ DELTA_SCHEMA: dict[str, Any] = {
     "rounding": pl.Float64,
     "noise": pl.Float64,
     "rows": pl.Int64,
+    "tuned": pl.Float64,
     "factors_stored": pl.Boolean,
     "stored": pl.String,
     "problem": pl.String,
 }
 """`stored`: what is kept of a difference: "factors", "dense" or "nothing". `problem`: why there is none.
 `edge`: largest singular value of a random difference with the same row and column norms, 99 % quantile.
-`rounding`, `noise`, `rows`: see `engine.weights.deltas.WeightDelta`; null where they don't apply."""
+`rounding`, `noise`, `rows`, `tuned`: see `engine.weights.deltas.WeightDelta`; null where they don't apply."""
 
 HEADS_SCHEMA: dict[str, Any] = {
     "name": pl.String,

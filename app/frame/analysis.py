@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.frame import related
 from app.frame.blocks import Block
 from app.frame.opened import Opened
 from app.frame.panel import Panel
@@ -133,6 +134,7 @@ class Analysis:
         deepest: the selection at the place where its effects are largest.
         headline: what it says first of a pair, from the store or a stored run, and the selection of its page
             that shows it; None where there is nothing.
+        tuned: the two models that its numbers presuppose to be a base and its fine-tune, where they do.
         empty, controls, panels: for `app.frame.page.show`: why a store has nothing for it (title, text), its
             controls, and panels that need no run, or what makes them.
     """
@@ -153,9 +155,20 @@ class Analysis:
     fitted: Fitted | None = None
     deepest: Callable[[Opened, Selection], Selection] | None = None
     headline: Callable[[Opened, Selection], Headline] = lambda _opened, _selection: None
+    tuned: Callable[[Opened, Selection], tuple[str, str]] | None = None
     empty: Callable[[Opened], tuple[str, str] | None] = lambda _opened: None
     controls: Callable[[Opened], None] = lambda _opened: None
     panels: Callable[[Opened, Selection], Iterable[Panel | Make]] = lambda _opened, _selection: ()
+
+
+def pair_of(_opened: Opened, selection: Selection) -> tuple[str, str]:
+    """The selected pair, for `Analysis.tuned`."""
+    return selection.a, selection.b
+
+
+def caution(analysis: Analysis, opened: Opened, selection: Selection) -> str:
+    """That a pair isn't shown to be a base and its fine-tune, where an analysis presupposes that; else ""."""
+    return "" if analysis.tuned is None else related.notice(opened, *analysis.tuned(opened, selection))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from app.escape import plain
 from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
-from app.frame.analysis import Analysis, Kind
+from app.frame.analysis import Analysis, Kind, caution
 from app.frame.opened import Opened
 from app.frame.selection import Selection
 
@@ -23,6 +23,7 @@ def show(analysis: Analysis) -> None:
         st.stop()
     analysis.controls(opened)
     chosen = controls.current()
+    warn(analysis, opened, chosen)
     for kind in analysis.kinds:
         with components.guard(f"{analysis.name}: {kind.name}"):
             live(opened, kind, chosen)
@@ -32,6 +33,13 @@ def show(analysis: Analysis) -> None:
                 panel = made() if callable(made) else made
                 if panel is not None:
                     components.show(opened, panel)
+
+
+def warn(analysis: Analysis, opened: Opened, chosen: Selection) -> None:
+    """Says that the pair isn't shown to be a base and its fine-tune, where a page presupposes it."""
+    said = caution(analysis, opened, chosen)
+    if said:
+        screen.warning(plain(said), icon=":material/link_off:")
 
 
 def live(opened: Opened, kind: Kind, chosen: Selection) -> None:

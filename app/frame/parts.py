@@ -316,7 +316,8 @@ def no_position(opened: Opened) -> tuple[str, str] | None:
     return (
         "This page needs one row per prompt",
         f"The store keeps {kept}, many rows per prompt. Add a position such as `last_content`, `decision` or "
-        "`mean` to `positions` under `[capture]` in the study, and precompute a new store.",
+        "`mean`, or one draw of a sample such as `sample(k=4,draw=1)`, to `positions` under `[capture]` in "
+        "the study, and precompute a new store.",
     )
 
 

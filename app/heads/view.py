@@ -20,6 +20,7 @@ from app.heads import panels as heads_panels
 from app.heads.fields import HeadFields
 from app.heads.panels import VECTORS
 from app.live.jobs import JobResult, JobStatus
+from app.patching import categories
 from engine.heads.map_spec import HeadMap
 from engine.heads.spec import HeadSubsets
 
@@ -125,6 +126,16 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
         return [panel(result, selection, code) for panel in parts]
     if nothing(result) is not None:
         return []
+    what = f"KL of all heads of block {result.condition['layer']}"
+    split = categories.categories_panel(
+        opened,
+        result,
+        "prompts",
+        {"split": "validation"},
+        "kl_all",
+        what,
+        f"{heads_panels.prompts(result)} ",
+    )
     block = (
         heads_panels.singles_panel,
         heads_panels.curve_panel,
@@ -133,7 +144,7 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
         heads_panels.interaction_panel,
         heads_panels.predictors_panel,
     )
-    return [panel(result, code) for panel in block]
+    return [*(panel(result, code) for panel in block), *([] if split is None else [split])]
 
 
 def growing(jobs: Sequence[JobStatus]) -> pl.DataFrame | None:

@@ -15,7 +15,15 @@ from engine.weights.steer import HELD
 from store.bfloat16 import widen
 from store.reader import Store
 
-__all__ = ["StoredDeltas", "arrays_of", "read_delta", "read_deltas", "steerable", "undefined_tensors"]
+__all__ = [
+    "StoredDeltas",
+    "arrays_of",
+    "by_string",
+    "read_delta",
+    "read_deltas",
+    "steerable",
+    "undefined_tensors",
+]
 
 
 def arrays_of(row: Mapping[str, Any], model: str) -> list[str]:
@@ -66,6 +74,21 @@ def read_deltas(store: Store, name: str, only: Collection[str] | None = None) ->
     for row in store.table(delta_table(name)).iter_rows(named=True):
         if only is None or row["name"] in only:
             yield read_delta(store, name, row)
+
+
+def by_string(store: Store, model: str) -> None:
+    """StoreError for a difference that an earlier version took row by row over two numberings of tokens."""
+    name, first = delta_table(model), store.models[0]
+    if not {name, "shared-vocabulary"} <= set(store.table_names()) or "rows" in store.table(name).columns:
+        return
+    pair = store.table("shared-vocabulary").filter(a=first, b=model)
+    if {"shared", "same_id"} <= set(pair.columns) and (pair["shared"] != pair["same_id"]).any():
+        raise StoreError(
+            f"The stored difference of {model} from {first} pairs embeddings by number.",
+            expected="token strings with the same numbers in both vocabularies, or rows paired by string",
+            given=f"{pair['shared'][0]} strings in both, {pair['same_id'][0]} under the same number",
+            next_step="run precompute.py on the same study into a new folder.",
+        )
 
 
 class StoredDeltas(Mapping[str, WeightDelta]):

@@ -69,6 +69,11 @@ class StoreLab:
         """The study's seed."""
         return self.study.seed
 
+    @property
+    def first(self) -> str:
+        """The store's first model."""
+        return str(self.store.models[0])
+
     def sizes(self, model: str) -> Mapping[str, int]:
         """n_layers, n_heads, head_dim and d of a model, as stored."""
         if model not in self.store.models:
@@ -110,16 +115,16 @@ class StoreLab:
         Raises:
             PatchError: a position of several tokens, or one that neither the store nor Patchbay knows.
         """
-        from engine.prompts.positions import KINDS, positions
+        from engine.prompts.positions import kind_of, positions
 
         kept = position in self.store.positions()
-        if (self.store.position_kind(position) if kept else KINDS.get(position)) != "one":
+        if (self.store.position_kind(position) if kept else kind_of(position)) != "one":
             single = [name for name in self.store.positions() if self.store.position_kind(name) == "one"]
             raise PatchError(
                 f"The position {position!r} cannot be patched: it is not one token of the prompt.",
                 expected="one of " + ", ".join(dict.fromkeys([*single, "last_content", "decision"])),
                 given="a mean or several tokens" if kept else "no position of this store",
-                next_step="choose a one-token position; means and token samples can only be compared.",
+                next_step="choose a one-token position; of a sample, one draw: sample(k=4,draw=1).",
             )
         table = f"positions-{model}"
         if table not in self._tables and table in self.store.table_names():
@@ -185,8 +190,9 @@ class StoreLab:
 
     def delta(self, model: str) -> Iterator[WeightDelta]:
         """What a model's weights differ by from the first model's, as stored."""
-        from app.live.deltas import read_deltas
+        from app.live.deltas import by_string, read_deltas
 
+        by_string(self.store, model)
         return read_deltas(self.store, model)
 
     def array(self, name: str, first: int | None = None) -> np.ndarray:

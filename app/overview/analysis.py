@@ -7,6 +7,7 @@ import json
 import polars as pl
 
 from app.frame import parts as components
+from app.frame import related
 from app.frame.analysis import Analysis, Blocks, Chapter
 from app.frame.blocks import Table, Text
 from app.frame.opened import Opened
@@ -34,7 +35,6 @@ SETTINGS = {
     "mean": "average of R",
 }
 """Fields of the selection that a report depends on, with their names."""
-"""Fields of the selection that a report depends on, with their names."""
 
 
 def compared(opened: Opened, selection: Selection) -> Blocks:
@@ -46,8 +46,10 @@ def compared(opened: Opened, selection: Selection) -> Blocks:
     rows = [(name, said.get(field, str(given[field])), field) for field, name in SETTINGS.items()]
     settings = pl.DataFrame(rows, schema=["setting", "value", "field"], orient="row")
     title = f"{selection.a} and {selection.b}" if selection.a != selection.b else selection.a
+    others = [name for name in dict.fromkeys(pair) if name != opened.facts.models[0]]
     return (
         Table("models", title, models),
+        *(Text(related.sentence(opened, name)) for name in others),
         Table("settings", "Settings", settings, "field: its name in the link of a page."),
     )
 

@@ -16,6 +16,7 @@ from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.live.jobs import JobResult
+from app.patching import categories
 from app.patching import words as say
 from engine.patching.mapped_spec import CONTROLS
 
@@ -25,8 +26,16 @@ FLOOR = 1e-6
 
 def panels(opened: Opened, result: JobResult) -> list[Panel]:
     """The amplitude curve, and cosine against KL where there is a raw condition."""
-    found = [alpha_panel(opened, result), cosine_panel(opened, result)]
+    found = [alpha_panel(opened, result), categories_panel(opened, result), cosine_panel(opened, result)]
     return [panel for panel in found if panel is not None]
+
+
+def categories_panel(opened: Opened, result: JobResult) -> Panel | None:
+    """What the raw activation does by category, or the mapped one where there is no raw."""
+    kind = "raw" if "kl_raw" in result.tables["prompts"].columns else "mapped"
+    about = f"Validation prompts ({say.reported(result.condition)}). "
+    what, chosen = f"KL of the {kind} activation", {"split": "validation"}
+    return categories.categories_panel(opened, result, "prompts", chosen, f"kl_{kind}", what, about)
 
 
 def _models(result: JobResult) -> tuple[str, str]:

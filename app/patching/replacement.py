@@ -18,7 +18,7 @@ from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes, pair_of, whole
 from app.live.jobs import JobResult
-from app.patching import amplitudes
+from app.patching import amplitudes, categories
 from app.patching.fields import PatchFields
 from app.patching.words import alpha_title, amplitude, level_with, reading, reported, tokens
 from engine.errors import PatchError
@@ -365,7 +365,17 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
     lines = code(opened.path, Condition.from_json(result.condition))
     curve = alpha_panel(result, selection.alpha, lines)
     first = histogram_panel(result, selection.alpha, lines)
-    return [first] if curve is None else [first, curve]
+    row = point(result, selection.alpha)
+    split = categories.categories_panel(
+        opened,
+        result,
+        "table",
+        {"alpha": row["alpha"]} if "alpha" in result.table.columns else {},
+        "kl",
+        f"KL of the patch at α = {row['alpha']:g}",
+        f"{row['n']} prompts ({reported(result.condition)}). ",
+    )
+    return [panel for panel in (first, split, curve) if panel is not None]
 
 
 def directions(selection: Selection) -> Any:

@@ -108,7 +108,8 @@ def one_shot(opened: Opened, selection: Selection, place: tq.Place, runs: Sequen
         "at every place."
     )
     settings = patch_table.settings(runs[0][0]) if runs else tq.spec_of(selection).describe()
-    caption = f"{settings}. {cka} Intervals: 95 %. – where drop% has no meaning: KL_raw is within rounding."
+    caption = f"{settings}. {cka} Intervals: {_level(runs)}. "
+    caption += "– where drop% has no meaning: KL_raw is within rounding."
     caption += noise.note(runs[0][1]) if runs else ""
     title = f"{place.target} ← {place.source}: one line per block and hook"
     return Table(f"one-shot-{place.target}", title, frame, caption, shown=paper(frame))
@@ -146,6 +147,12 @@ def paper(frame: pl.DataFrame) -> pl.DataFrame:
 PRINTED = {"kl_raw": "KL_raw", "kl_mapped": "KL_mapped", "gain": "ΔKL", "drop": "Drop %"}
 
 
+def _level(runs: Sequence[Asked]) -> str:
+    """The level of the runs' intervals: "95 %", "90 or 95 %"."""
+    levels = sorted({float(condition.get("level", 0.95)) for condition, _ in runs}) or [0.95]
+    return " or ".join(f"{100 * level:g}" for level in levels) + " %"
+
+
 def spans(frame: pl.DataFrame, name: str) -> pl.Series:
     """ "0.442 (0.31 to 0.55)" of a column and its ends; null without a value."""
     tell = _percent if name == "drop" else words.nats
@@ -178,8 +185,8 @@ def control(opened: Opened, runs: Sequence[Asked]) -> Table:
     title = f"Bogus-map control: another block's map is not shown to save anything in {told} of {of} cases"
     caption = (
         "The same source activation through the map of this site and through that of another block, at the α "
-        "chosen on train for the right map. Saved is what exceeds rounding noise. Intervals: 95 % bootstrap, "
-        "paired."
+        "chosen on train for the right map. Saved is what exceeds rounding noise. Intervals: "
+        f"{_level(runs)} bootstrap, paired."
     )
     return Table("bogus", title, frame, caption, shown=shown)
 
@@ -256,7 +263,7 @@ def top(runs: Sequence[Asked]) -> Table:
         pl.col("run_id").alias("Run"),
     )
     caption = (
-        "Ranked by ΔKL on validation prompts; Rank gives all ranks that the intervals allow. Each interval "
-        "is of one run by itself."
+        "In the order of ΔKL on the train prompts; everything shown is of the validation prompts. Rank gives "
+        "all ranks that the intervals there allow. Each interval is of one run by itself."
     )
     return Table("top", f"Top {rows.height} of {len(runs)} runs", rows, caption, shown=shown)

@@ -6,8 +6,8 @@ import dataclasses
 
 from app.analyses import ANALYSES
 from app.frame import parts as components
-from app.frame.analysis import Advance, Chapter
-from app.frame.blocks import Report, Section
+from app.frame.analysis import Advance, Chapter, caution
+from app.frame.blocks import Report, Section, Text
 from app.frame.opened import Opened, device, failed_checks
 from app.frame.selection import Selection, defaults, update
 from app.report import html, markdown, own
@@ -68,6 +68,8 @@ def section(chapter: Chapter, opened: Opened, selection: Selection) -> Section:
     except PatchbayError as error:
         found = str(error)
     blocks, missing = ((), found) if isinstance(found, str) else (tuple(found), "")
+    said = next((caution(one, opened, selection) for one in ANALYSES if chapter in one.chapters), "")
+    blocks = (Text(said), *blocks) if blocks and said else blocks
     return Section(chapter.name, chapter.title, chapter.question, blocks, missing)
 
 

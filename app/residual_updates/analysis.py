@@ -9,7 +9,7 @@ import streamlit as st
 
 from app.frame import controls
 from app.frame import parts as components
-from app.frame.analysis import Analysis, Blocks, Chapter, Make, Term
+from app.frame.analysis import Analysis, Blocks, Chapter, Make, Term, pair_of
 from app.frame.chapters import collect, plain
 from app.frame.opened import Opened
 from app.frame.selection import Selection
@@ -75,6 +75,7 @@ RESIDUAL_UPDATES = Analysis(
     "residual_updates",
     TITLE,
     "How much of what each block adds to the stream lies in the subspace Z that one block's heads read?",
+    tuned=pair_of,
     section="Compare",
     icon="stacked_line_chart",
     answers="does a block write into the subspace Z that its attention reads, or beside it?",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.frame.analysis import Analysis, Kind, Planned, Term
+from app.frame.analysis import Analysis, Kind, Planned, Term, pair_of
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
@@ -48,6 +48,7 @@ SUBSPACES = Analysis(
     "subspaces",
     TITLE,
     QUESTION,
+    tuned=pair_of,
     section="Weights",
     icon="join_inner",
     answers=(

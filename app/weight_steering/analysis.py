@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from app.behaviour.view import wording_of
-from app.frame.analysis import Analysis, Kind, Planned
+from app.frame.analysis import Analysis, Kind, Planned, pair_of
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
@@ -44,6 +44,7 @@ WEIGHT_STEERING = Analysis(
     TITLE,
     QUESTION,
     pair=False,
+    tuned=pair_of,
     section="Weights",
     icon="exercise",
     answers=(

@@ -7,12 +7,12 @@ from functools import partial
 import streamlit as st
 
 from app.frame import controls
-from app.frame.analysis import Analysis, Blocks, Chapter, Headline, Term
+from app.frame.analysis import Analysis, Blocks, Chapter, Headline, Term, pair_of
 from app.frame.blocks import Block, Text
 from app.frame.chapters import collect
 from app.frame.opened import Opened
 from app.frame.selection import Selection
-from app.weights import differences, view
+from app.weights import differences, tables, view
 from app.weights import panels as weights
 from app.weights.fields import WeightFields
 
@@ -29,6 +29,12 @@ TERMS = (
 def empty(opened: Opened) -> tuple[str, str] | None:
     """Why a store has nothing to show."""
     return weights.NOTHING if weights.model_of(opened, controls.current()) is None else None
+
+
+def ends(opened: Opened, selection: Selection) -> tuple[str, str]:
+    """The two models whose difference is looked at."""
+    model = weights.model_of(opened, selection)
+    return pair_of(opened, selection) if model is None else tables.ends(opened, model)
 
 
 def settings(opened: Opened) -> None:
@@ -54,7 +60,9 @@ def chapter(opened: Opened, selection: Selection) -> Blocks:
         if found is None:
             blocks.append(Text(f"No weight differences of {model} from {first} are stored."))
         elif not found.height:
-            blocks.append(Text(differences.title(found, model, first)))
+            blocks.append(
+                Text(differences.title(found, model, first, differences.not_compared(opened, model).height))
+            )
         else:
             blocks += collect((partial(differences.panel, opened, model),))
     return blocks or f"Differences are kept against {first} only, the study's first model."
@@ -71,6 +79,7 @@ WEIGHTS = Analysis(
     "Weight diffs",
     "Which weights did the fine-tune change, by how much, and in how many directions?",
     pair=False,
+    tuned=ends,
     section="Weights",
     icon="difference",
     answers="which tensors did a fine-tune change, by how much and with what rank? norms, spectra, heads",

@@ -12,8 +12,8 @@ from app.charts.template import Chart
 from app.frame import words
 from app.frame.opened import Opened
 from app.frame.panel import Panel
+from app.live.weight_tables import delta_table
 from app.weights import words as weights_words
-from store.layout import slug
 
 NAMED = 4
 _IN_BLOCK = re.compile(r"\.(\d+)\.(.+?)(?:\.weight)?$")
@@ -25,15 +25,13 @@ def table(opened: Opened, model: str) -> pl.DataFrame | None:
 
     `block` is null for weights outside the blocks; `relative` is ‖W_model − W_first‖ / ‖W_first‖.
     """
-    name = f"weight-delta-{slug(model)}"
+    name = delta_table(model)
     if model == opened.facts.models[0] or name not in opened.store.table_names():
         return None
     found = opened.store.table(name).drop_nulls("norm")  # null: a tensor that one model lacks
-    places = [_IN_BLOCK.search(weight) for weight in found["name"]]
     return found.select(
         "name",
-        pl.Series("block", [int(p[1]) if p else None for p in places], dtype=pl.Int64),
-        pl.Series("part", [p[2] if p else n for p, n in zip(places, found["name"], strict=True)]),
+        *_places(found["name"]),
         "shape",
         "norm",
         "relative",
@@ -43,18 +41,25 @@ def table(opened: Opened, model: str) -> pl.DataFrame | None:
     )
 
 
-def title(found: pl.DataFrame, model: str, first: str) -> str:
-    """Which weights differ: named when they are few, else how many and where the most."""
+def title(found: pl.DataFrame, model: str, first: str, lost: int = 0) -> str:
+    """Which weights differ: named when they are few, else how many and where the most.
+
+    Args:
+        lost: tensors that can't be compared.
+    """
+    lacking = f"; {lost} can't be compared" if lost else ""
     if not found.height:
-        return f"No weight of {model} differs from {first}"
+        return f"No weight of {model}{' that can be compared' * bool(lost)} differs from {first}{lacking}"
     below = weights_words.not_above_rounding(found)
     if below == found.height:
-        return f"No difference of {model} from {first} is above the rounding of their weights"
-    more = f"; {below} not above rounding" if below else ""
+        return f"No difference of {model} from {first} is above the rounding of their weights{lacking}"
+    more = (f"; {below} not above rounding" if below else "") + lacking
     few = found.sort("relative", descending=True).head(NAMED)
     named = [_said(row) for row in few.iter_rows(named=True)]
     if found.height <= NAMED:
-        return f"{model} differs from {first} in {found.height} weights only: {'; '.join(named)}{more}"
+        only = "" if lost else " only"
+        count = f"{found.height} weight{'s' * (found.height > 1)}"
+        return f"{model} differs from {first} in {count}{only}: {'; '.join(named)}{more}"
     return (
         f"{model} differs from {first} in {found.height} weights, relative to their norm most in "
         f"{named[0]}{more}"
@@ -73,7 +78,8 @@ def panel(opened: Opened, model: str) -> Panel | None:
     if found is None or not found.height:
         return None
     first = opened.facts.models[0]
-    shown = grid(found, opened.facts.n_layers[model])
+    lost = not_compared(opened, model)
+    shown = grid(found, max(opened.facts.n_layers[name] for name in (first, model)), lost)
 
     def draw(palette: Palette) -> Chart:
         return matrix(
@@ -90,17 +96,44 @@ def panel(opened: Opened, model: str) -> Panel | None:
 
     caption = (
         f"Frobenius norm of {model} − {first}, relative to {first}'s, of every weight that differs in any "
-        "number; the others are equal bit by bit. Null: 0, nothing is estimated. rank: where the difference "
-        "is of low rank; error: of its stored factors, relative. "
+        "number; of the others that can be compared every number is equal. Null: 0, nothing is estimated. "
+        "rank: where the difference is of low rank; error: of its stored factors, relative. "
         f"{weights_words.rounding(found)}"
     ).rstrip()
     return Panel(
-        "weights", title(found, model, first), found, draw, code(opened, model), caption, (first, model)
+        "weights",
+        title(found, model, first, lost.height),
+        found,
+        draw,
+        code(opened, model),
+        caption,
+        (first, model),
     )
 
 
-def grid(found: pl.DataFrame, n_layers: int) -> pl.DataFrame:
-    """Relative difference of every weight that differs somewhere, in every block: 0 where it is equal.
+def not_compared(opened: Opened, model: str) -> pl.DataFrame:
+    """Weights that can't be compared: block, part; none in a store without differences."""
+    name = delta_table(model)
+    found = opened.store.table(name) if name in opened.store.table_names() else pl.DataFrame({"name": []})
+    lost = found.drop_nulls("problem") if "problem" in found.columns else found.clear()
+    return _places(lost["name"].cast(pl.String))
+
+
+def _places(names: pl.Series) -> pl.DataFrame:
+    found = [_IN_BLOCK.search(name) for name in names]
+    return pl.DataFrame(
+        {
+            "block": [int(p[1]) if p else None for p in found],
+            "part": [p[2] if p else n for p, n in zip(found, names, strict=True)],
+        },
+        schema={"block": pl.Int64, "part": pl.String},
+    )
+
+
+def grid(found: pl.DataFrame, n_layers: int, lost: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Relative difference of every weight that differs somewhere, in every block.
+
+    0 where it is equal, null where it can't be compared: `lost`, of `not_compared`.
 
     Weights outside the blocks have no place in it, unless nothing else differs: they all are block 0's then.
     """
@@ -109,9 +142,12 @@ def grid(found: pl.DataFrame, n_layers: int) -> pl.DataFrame:
         return found.with_columns(block=pl.lit(0))
     parts = inside.select(pl.col("part").unique(maintain_order=True))
     every = parts.join(pl.DataFrame({"block": range(n_layers)}), how="cross")
-    return every.join(inside, on=["block", "part"], how="left", maintain_order="left").with_columns(
-        pl.col("relative").fill_null(0.0)
+    joined = every.join(inside, on=["block", "part"], how="left", maintain_order="left")
+    gone = set() if lost is None else set(lost.iter_rows())
+    known = pl.Series(
+        [place not in gone for place in joined.select("block", "part").iter_rows()], dtype=pl.Boolean
     )
+    return joined.with_columns(relative=pl.when(known).then(pl.col("relative").fill_null(0.0)))
 
 
 def code(opened: Opened, model: str) -> str:
@@ -120,6 +156,6 @@ def code(opened: Opened, model: str) -> str:
         (
             "from store.reader import Store",
             "",
-            f"table = Store({opened.path!r}).table({f'weight-delta-{slug(model)}'!r})",
+            f"table = Store({opened.path!r}).table({delta_table(model)!r})",
         )
     )

@@ -104,7 +104,8 @@ def blocks_panel(opened: Opened, selection: Selection, model: str) -> Panel:
 
     caption = (
         f"Frobenius norm of each difference over all tensors of a block, relative to that of {first}'s "
-        "weights. Null: 0, and 0 means equal bit by bit; nothing is estimated, so there is no interval. "
+        "weights, of tensors that both models have in one shape; none, no point. Null: 0, and 0 means equal "
+        "bit by bit; nothing is estimated, so there is no interval. "
         "Click a block to select it."
     )
     named = [f"{q.label(opened, name)}." for name in models if name in q.contrasts(opened)]
@@ -143,7 +144,8 @@ def grid_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     some = q.part_rows(opened, model)
     more += f" Of other vocabularies the rows of shared token strings: {'; '.join(some)}." if some else ""
     caption = (
-        f"{q.label(opened, model)}. {meaning} Null: 0 where both models are equal bit by bit. Tensors "
+        f"{q.label(opened, model)}. {meaning} Null: 0 where both models are equal bit by bit, empty where "
+        "they can't be compared. Tensors "
         f"outside the blocks are in the table of the store alone.{more} Click a cell to select its block. "
         f"{say.rounding(q.tensors(opened, model))}"
     ).rstrip()
@@ -222,10 +224,10 @@ def heads_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     there = "" if low is None else f" In block {selection.layer}: {low:.2f} to {high:.2f}."
     caption = (
         "Share of a head's columns (output) or rows (query, key, value) in the squared difference of its "
-        "projection; empty where both models are equal. Null: the difference's directions turned at "
-        f"random, its singular values kept (95 % range).{there} p by a Beta with the exact two moments, "
-        "after Holm over heads and blocks."
+        "projection; empty where both models are equal or can't be compared. Null: the difference's "
+        f"directions turned at random, its singular values kept (95 % range).{there} p by a Beta with the "
+        "exact two moments, after Holm over heads and blocks."
     )
-    title = say.heads_title(table, model, part, selection.layer)
+    title = say.heads_title(table, model, part, selection.layer, q.heads_told(opened, model))
     code = _code(opened, f"q.heads(opened, {model!r}, {part!r})")
     return Panel("weight-heads", title, table, draw, code, caption, _models(opened, [model]))

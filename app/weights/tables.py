@@ -81,46 +81,74 @@ def part_rows(opened: Opened, model: str) -> list[str]:
     return [f"{row['name']}: {row['rows']:,} of {row['shape'][0]:,}" for row in kept]
 
 
+def places(opened: Opened, name: str) -> pl.DataFrame:
+    """Every tensor of the blocks of either model of a difference: name, layer, part, size, norm, …
+
+    `size` is ‖W‖ in the first model. `norm` is 0 where both models are equal bit by bit, and null where they
+    can't be compared: all tensors of a contrast that some tensor keeps from being made.
+    """
+    found = tensors(opened, name)
+    first = opened.store.table(NORMS).select("name", "layer", size="norm")
+    lost = found.filter(pl.col("problem").is_not_null()) if "problem" in found.columns else found.clear()
+    whole = not lost.is_empty() and name in contrasts(opened)
+    every = first.join(found.drop("layer", "part"), on="name", how="left", maintain_order="left")
+    every = pl.concat([every, lost.join(first, on="name", how="anti").drop("part")], how="diagonal")
+    known = pl.lit(not whole) & ~pl.col("name").is_in(lost["name"].to_list())
+    value = pl.when(known).then(pl.col("norm").fill_null(0.0))
+    parts = pl.Series("part", list(map(part_of, every["name"])), dtype=pl.String)
+    return every.with_columns(parts, norm=value).drop_nulls("layer").sort("layer", maintain_order=True)
+
+
 def by_block(opened: Opened, models: tuple[str, ...]) -> pl.DataFrame:
-    """Every block as a whole: layer, series (difference), norm, value = ‖ΔW‖/‖W‖ over all its tensors."""
-    whole = (
-        opened.store.table(NORMS)
-        .drop_nulls("layer")
-        .group_by("layer")
-        .agg(size=(pl.col("norm") ** 2).sum().sqrt())
-        .sort("layer")
-    )
+    """Every block as a whole: layer, series (difference), norm, value = ‖ΔW‖/‖W‖, lost.
+
+    Both norms are over the tensors of a block that can be compared; null where there are none. `lost`: how
+    many can't be, which is all of a block that one of the models doesn't have.
+    """
     parts = []
     for model in models:
-        own = tensors(opened, model).drop_nulls(["layer", "norm"])
-        summed = own.group_by("layer").agg(norm=(pl.col("norm") ** 2).sum().sqrt())
-        joined = whole.join(summed, on="layer", how="left", maintain_order="left")
+        known = pl.col("norm").is_not_null()
+        summed = (
+            places(opened, model)
+            .group_by("layer", maintain_order=True)
+            .agg(
+                norm=pl.when(known.any()).then((pl.col("norm") ** 2).sum().sqrt()),
+                size=(pl.col("size").filter(known) ** 2).sum().sqrt(),
+                lost=(~known).sum().cast(pl.Int64),
+            )
+        )
         parts.append(
-            joined.with_columns(pl.col("norm").fill_null(0.0)).select(
+            summed.select(
                 "layer",
                 pl.lit(model).alias("series"),
                 "norm",
                 (pl.col("norm") / pl.col("size")).alias("value"),
+                "lost",
             )
         )
     return pl.concat(parts)
 
 
 def grid(opened: Opened, model: str, measure: str) -> pl.DataFrame:
-    """part × layer of one measure; tensors that are equal in both models have norm 0 and no rank."""
-    own = tensors(opened, model).drop_nulls(["layer", "norm"])
-    parts = own.select(pl.col("part").unique(maintain_order=True))
-    layers = blocks(opened, model)
-    every = layers.join(parts, how="cross").join(own, on=["layer", "part"], how="left", maintain_order="left")
+    """part × layer of one measure, of parts that differ somewhere.
+
+    Tensors that are equal in both models have norm 0 and no rank; those that can't be compared have neither.
+    """
+    own = places(opened, model)
+    differ = own.filter(pl.col("norm").is_not_null() & (pl.col("norm") > 0))
+    parts = differ.select(pl.col("part").unique(maintain_order=True))
+    every = blocks(opened, model).join(parts, how="cross")
+    every = every.join(own, on=["layer", "part"], how="left", maintain_order="left")
     value = pl.col(measure)
-    return every.select(
-        "layer", "part", (value if measure == "effective_rank" else value.fill_null(0.0)).alias("value")
-    )
+    if measure != "effective_rank":
+        value = pl.when(pl.col("norm").is_not_null()).then(value.fill_null(0.0))
+    return every.select("layer", "part", value.alias("value"))
 
 
 def blocks(opened: Opened, name: str) -> pl.DataFrame:
-    """Column `layer`: every block of a difference's model."""
-    count = opened.facts.n_layers[ends(opened, name)[0]]
+    """Column `layer`: every block of either model of a difference, or of the first one."""
+    models = {opened.facts.models[0], *ends(opened, name)}
+    count = max(opened.facts.n_layers[model] for model in models)
     return pl.DataFrame({"layer": range(count)}, schema={"layer": pl.Int64})
 
 
@@ -173,6 +201,16 @@ def standing_out(opened: Opened, model: str, layer: int, part: str) -> dict[str,
         "effective_rank": row["effective_rank"],
         "rank": float("nan") if row["rank"] is None else row["rank"],
     }
+
+
+def heads_told(opened: Opened, model: str) -> bool:
+    """Whether no row of `heads` means no difference, not tensors or heads that can't be compared."""
+    name = kept_heads_table(model, opened.store.table_names()) or heads_table(model)
+    own = places(opened, model)
+    split = opened.store.table(name)["name"].unique().to_list()
+    attention = pl.col("part").str.contains("attn|attention") & (pl.col("shape").list.len() >= 2)
+    other = own.filter(attention & (pl.col("norm") > 0) & ~pl.col("name").is_in(split))
+    return own["norm"].null_count() == 0 and other.is_empty()
 
 
 def heads(opened: Opened, model: str, part: str) -> pl.DataFrame:

@@ -18,21 +18,37 @@ KINDS = {"o": "output", "q": "query", "k": "key", "v": "value"}
 def blocks_title(table: pl.DataFrame, model: str, of: str, first: str) -> str:
     """Which blocks a difference changes, and where most relative to the block's weights.
 
+    "Only" is said where all other blocks are compared.
+
     Args:
+        table: of `by_block`.
         model: its name in the table. of, first: the models whose weights it takes from each other.
     """
-    own = table.filter((pl.col("series") == model) & (pl.col("value") > 0))
-    count = table.filter(pl.col("series") == model).height
+    every = table.filter(pl.col("series") == model)
+    known, own = every.drop_nulls("value"), every.filter(pl.col("value") > 0)
+    more = _not_compared(every)
+    if known.is_empty():
+        return f"No block of {of} can be compared with {first}"
     if own.is_empty():
-        return f"{of} and {first} have the same weights in every block"
+        which = "every block that can be compared" if more else "every block"
+        return f"{of} and {first} have the same weights in {which}{more}"
     top = own.sort("value", descending=True).row(0, named=True)
     most = f"block {top['layer']} by {_share(top['value'])}"
-    if own.height == count:
-        return f"{model} changes every block, most {most}"
-    where = words.blocks(own["layer"].to_list())
-    return (
-        f"{model} changes {where} only{', most ' + most if own.height > 1 else ' by ' + _share(top['value'])}"
-    )
+    if own.height == known.height > 1:
+        which = "every block that can be compared" if more else "every block"
+        return f"{model} changes {which}, most {most}{more}"
+    where, only = words.blocks(own["layer"].to_list()), "" if more else " only"
+    by = f", most {most}" if own.height > 1 else f" by {_share(top['value'])}"
+    return f"{model} changes {where}{only}{by}{more}"
+
+
+def _not_compared(every: pl.DataFrame) -> str:
+    """Which blocks can't be compared, in whole or in part; "" where all can be."""
+    gone = every.filter(pl.col("value").is_null())["layer"].to_list()
+    part = every.filter(pl.col("value").is_not_null() & (pl.col("lost") > 0))["layer"].to_list()
+    told = [f"{words.blocks(gone)} can't be compared"] if gone else []
+    told += [f"{words.blocks(part)} in part only"] if part else []
+    return "".join(f"; {one}" for one in told)
 
 
 def _share(value: float) -> str:
@@ -55,10 +71,12 @@ def grid_title(table: pl.DataFrame, model: str, first: str) -> str:
         return f"No difference of {model} from {first} is above the rounding of their weights{more}"
     more = (f"; {below} not above rounding" if below else "") + more
     if found.is_empty():
-        return f"No weight of {model} differs from {first}{more}"
+        which = " that can be compared" if lost else ""
+        return f"No weight of {model}{which} differs from {first}{more}"
     top = [_tensor(row) for row in found.sort("relative", descending=True).head(3).iter_rows(named=True)]
     if found.height <= 3:
-        return f"{model} differs from {first} in {', '.join(top)} and nowhere else{more}"
+        end = "" if lost else " and nowhere else"
+        return f"{model} differs from {first} in {', '.join(top)}{end}{more}"
     return (
         f"{model} differs from {first} in {found.height} tensors, relative to its norm most in {top[0]}{more}"
     )
@@ -130,13 +148,18 @@ def spectrum_title(found: Mapping[str, Any] | None, model: str, layer: int, part
     return f"{told}; {stands} out of a random one with its row and column norms"
 
 
-def heads_title(table: pl.DataFrame, model: str, part: str, layer: int) -> str:
+def heads_title(table: pl.DataFrame, model: str, part: str, layer: int, told: bool = True) -> str:
     """Heads of the selected block that hold more of the difference than chance would give them.
 
     Rule: p < 0.05 after Holm over all heads and blocks of this kind of projection.
+
+    Args:
+        told: whether an absent row means an equal projection.
     """
     kind = KINDS[part]
     at = table.filter(pl.col("layer") == layer)
+    if at.is_empty() and not told:
+        return f"Block {layer}: what single heads hold of {model}'s {kind} difference can't be told"
     if table.is_empty():
         return f"{model} changes no {kind} projection"
     if at.is_empty():

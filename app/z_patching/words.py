@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from app.ard import words as ard_words
 from app.frame import noise
 from engine.stats.uncertainty import holm
 
@@ -215,13 +216,19 @@ def basis(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     if not fits:
         return name
     each = [
-        f"block {fit['layer']}: run {fit['run_id'][:8]}, {fit['found']}, {fit['under']} dimensions below the "
-        "crossing of two Gaussians"
+        f"block {fit['layer']}: run {fit['run_id'][:8]}, {fit['found']}, "
+        f"{fit['under']} dimension{'s' * (fit['under'] != 1)} {_counted(fit)}"
         for fit in fits
     ]
     seen = max(fit["seen"] for fit in fits)
     told = f"{seen} of these problems" if seen else "none of these problems"
     return f"smallest lengthscale ({'; '.join(each)}; fitted to {told})"
+
+
+def _counted(fit: Mapping[str, Any]) -> str:
+    """By which rule a fit's dimensions were counted; runs of before don't say."""
+    rule = fit.get("rule")
+    return "under its threshold" if rule is None else f"under the threshold ({ard_words.RULES[rule]})"
 
 
 def tokens_title(

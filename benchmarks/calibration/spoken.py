@@ -58,6 +58,7 @@ CONCLUDES: dict[str, tuple[str, ...]] = {
     "app.heads.words.cells_title": ("Heads: map", "Rounding: heads"),
     "app.heads.words.curve_title": ("Heads",),
     "app.heads.words.kl_title": ("Heads: blocks",),
+    "engine.weights.relatedness.verdict": ("Common origin",),
     "app.heads.words.pairs_title": ("Heads: interaction",),
     "app.heads.words.predictors_title": ("Predictors",),
     "app.heads.words.singles_title": ("Heads: alone",),

@@ -15,8 +15,9 @@ from engine.errors import PatchError
 from engine.lab.experiment import ExperimentResult, Lab, chosen_rows, resampling_groups
 from engine.lab.noise import measured
 from engine.lab.units import resampling_units, unit_name
+from engine.lab.unknown import tell_unknown
 from engine.models.loading import LoadedModel
-from engine.passes.continuations import Scored, score, shared_ids, surface_forms, tokenise
+from engine.passes.continuations import Scored, score, shared_ids, spelled, surface_forms
 from engine.passes.edits import Edit, replace_at
 from engine.passes.generate import generate
 from engine.patching.vectors import intervention
@@ -46,6 +47,7 @@ def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
     edit = _edit(experiment, lab, rows)
     lm = lab.model(experiment.model)
     ids = lab.token_ids(experiment.model, rows)
+    tell_unknown(lab, experiment.model, ids)
     columns: Columns = {}
     if set(experiment.measures) - {"text"}:
         columns |= scored_columns(experiment, lab, lm, prompts, ids, edit)
@@ -137,7 +139,8 @@ def scored_columns(
     """Figures from log-probabilities; with the same on shared tokens and their coverage where asked for."""
     on_progress = on_progress or _telling(lab, f"Scoring {len(ids)} prompts with {experiment.model}.")
     tokenizer = lab.tokenizer(experiment.model)
-    asked = _questions(experiment, tokenizer, prompts)
+    asked, lost = _questions(experiment, tokenizer, prompts)
+    _tell_lost(lab, experiment.model, lost)
     other = experiment.shared_with
     shared = None if other is None else shared_ids(tokenizer, lab.tokenizer(other))
     scored = score(
@@ -168,19 +171,28 @@ def _append(columns: Columns, row: Mapping[str, float]) -> None:
         columns.setdefault(name, []).append(float(value))
 
 
-def _questions(experiment: Behaviour, tokenizer: Any, prompts: pl.DataFrame) -> list[_Asked]:
-    """What each prompt is asked. Forms and openings are tokenised once per language."""
+def _questions(
+    experiment: Behaviour, tokenizer: Any, prompts: pl.DataFrame
+) -> tuple[list[_Asked], list[str]]:
+    """What each prompt is asked, and the answers that can't be spelled.
+
+    Forms and openings are tokenised once per language.
+    """
     words, measures = experiment.wording, experiment.measures
     languages = _column(prompts, "language")
     choices, right = _column(prompts, "choices"), _column(prompts, "answer")
     claims = claim_prompts(experiment, prompts)
     cache: dict[tuple[int, str | None], list[list[int]]] = {}
+    lost: dict[str, None] = {}
 
     def of(lists: Lists, language: str | None, forms: bool = False) -> list[list[int]]:
         key = (id(lists), language)
         if key not in cache:
-            texts = answers.of_language(lists, language)
-            led = [tokenise(tokenizer, experiment.lead + text) for text in texts]
+            lead = "" if forms else experiment.lead
+            texts = [lead + text for text in answers.of_language(lists, language)]
+            known = [(text, spelled(tokenizer, text)) for text in texts]
+            lost.update(dict.fromkeys(text for text, ids in known if ids is None))
+            led = [ids for _, ids in known if ids is not None]
             cache[key] = surface_forms(tokenizer, texts) if forms else led
         return cache[key]
 
@@ -189,14 +201,33 @@ def _questions(experiment: Behaviour, tokenizer: Any, prompts: pl.DataFrame) -> 
         lists: dict[str, list[list[int]]] = {}
         correct = None
         if "soft_refusal" in measures:
-            lists |= {"refusal": of(words.refusal, language), "neutral": of(words.neutral, language)}
+            lists |= _both(refusal=of(words.refusal, language), neutral=of(words.neutral, language))
         if "choices" in measures and right[i] in (choices[i] or []) and len(choices[i]) > 1:
-            lists["choices"] = [tokenise(tokenizer, experiment.lead + text) for text in choices[i]]
-            correct = list(choices[i]).index(right[i])
+            offered = {text: spelled(tokenizer, experiment.lead + text) for text in choices[i]}
+            unknown = [text for text, ids in offered.items() if ids is None]
+            lost.update(dict.fromkeys(unknown))
+            if not unknown:
+                lists["choices"] = [ids for text in choices[i] if (ids := offered[text]) is not None]
+                correct = list(choices[i]).index(right[i])
         if "agreement" in measures and claims[i]:
-            lists |= {"yes": of(words.yes, language, True), "no": of(words.no, language, True)}
+            lists |= _both(yes=of(words.yes, language, True), no=of(words.no, language, True))
         found.append(_asked(lists, correct))
-    return found
+    return found, list(lost)
+
+
+def _both(**sides: list[list[int]]) -> dict[str, list[list[int]]]:
+    """Two sides of a figure; none where one of them has nothing to score."""
+    return sides if all(sides.values()) else {}
+
+
+def _tell_lost(lab: Lab, model: str, lost: Sequence[str]) -> None:
+    if lost:
+        some = ", ".join(map(repr, lost[:4])) + (" …" if len(lost) > 4 else "")
+        note = (
+            f"{model}'s vocabulary can't spell {len(lost)} of the given answers ({some}): they are left out, "
+            "and so is what needs a choice or a side of which nothing is left."
+        )
+        lab.notes.extend([] if note in lab.notes else [note])
 
 
 def _asked(lists: dict[str, list[list[int]]], correct: int | None) -> _Asked:

@@ -19,7 +19,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine.errors import PatchbayError, PatchError
-from engine.prompts.positions import KINDS
+from engine.prompts.positions import KINDS, kind_of
 from engine.prompts.span_spec import is_name
 from engine.spec import Lasting
 
@@ -173,12 +173,12 @@ class PatchExperiment(Experiment):
     @field_validator("position")
     @classmethod
     def _one_token(cls, value: str) -> str:
-        if value not in POSITIONS and (value in KINDS or not is_name(value)):
+        if kind_of(value) != "one" and (value in KINDS or not is_name(value)):
             raise PatchError(
                 f"The position {value!r} cannot be patched: it is not one token of the prompt.",
                 expected="one of " + ", ".join(POSITIONS) + ", or a one-token position of the study",
                 given=repr(value),
-                next_step="choose a one-token position; means and token samples can only be compared.",
+                next_step="choose a one-token position; of a sample, one draw: sample(k=4,draw=1).",
             )
         return value
 
@@ -223,7 +223,7 @@ class Lab(Protocol):
     Attributes:
         prompts: every prompt of the study: id, text, and pair_id, language, category, split, answer,
             choices, label where there are any.
-        seed: the study's.
+        seed: the study's. first: the study's first model, from which weight differences are.
         notes: remarks about where vectors came from that a reader needs; the lab adds to it.
     """
 
@@ -231,6 +231,8 @@ class Lab(Protocol):
     def prompts(self) -> pl.DataFrame: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def first(self) -> str: ...
     @property
     def notes(self) -> list[str]: ...
 

@@ -3,7 +3,7 @@
 Each prompt runs once per condition; its cache is shared by all of its continuations. A continuation is tokens
 appended to the prompt's own, so nothing of the prompt is ever tokenised again.
 
-How a text becomes tokens is the same for every model: `tokenise` gives the tokenizer the text alone,
+How a text becomes tokens is the same for every model: `spelled` gives the tokenizer the text alone,
 without special tokens and without a chat template. A leading space is kept, and is needed where the prompt
 ends without white space ("Answer:" + " Yes"); after a chat template's assistant header there is none.
 """
@@ -23,7 +23,7 @@ from engine.models.loading import LoadedModel
 from engine.passes.decoding import Decoder, Rows, in_batches
 from engine.passes.edits import Edit
 
-__all__ = ["Scored", "score", "shared_ids", "surface_forms", "tokenise"]
+__all__ = ["Scored", "score", "shared_ids", "spelled", "surface_forms"]
 
 Ragged = list[list[list[np.ndarray]]]
 """[condition][prompt][continuation] -> one number per token, float64 (tokens,)."""
@@ -43,26 +43,32 @@ class Scored:
     log_mass: Ragged | None
 
 
-def tokenise(tokenizer: Any, text: str) -> list[int]:
-    """A text's tokens, the text alone, without special tokens.
+def spelled(tokenizer: Any, text: str) -> list[int] | None:
+    """A text's tokens, the text alone, without special tokens; None where the vocabulary can't spell it.
 
-    Raises:
-        PatchError: it has none.
+    That is: no token at all, the unknown token among them, or a visible character that no token covers.
     """
-    ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    if not ids:
-        raise PatchError(
-            "A continuation has no tokens.", expected="a text of at least one token", given=repr(text)
-        )
-    return ids
+    fast = bool(getattr(tokenizer, "is_fast", False))  # others give no places of their tokens
+    where: dict[str, Any] = {"return_offsets_mapping": True} if fast else {}
+    made = tokenizer(text, add_special_tokens=False, **where)
+    ids = [int(token) for token in made["input_ids"]]
+    if not ids or getattr(tokenizer, "unk_token_id", None) in ids:
+        return None
+    if not fast:
+        return ids
+    covered = {place for start, end in made["offset_mapping"] for place in range(start, end)}
+    seen = {place for place, char in enumerate(text) if char.isprintable() and not char.isspace()}
+    return None if seen - covered else ids
 
 
 def surface_forms(tokenizer: Any, forms: Sequence[str]) -> list[list[int]]:
     """Token sequences of a word's forms that exclude one another, so that their probabilities add up.
 
     Forms that this tokenizer writes alike count once, and a form that begins with another one is part of it.
+    Those that it can't spell are left out: the model gives them no probability of their own.
     """
-    found = sorted({tuple(tokenise(tokenizer, form)) for form in forms}, key=lambda ids: (len(ids), ids))
+    made = (spelled(tokenizer, form) for form in forms)
+    found = sorted({tuple(ids) for ids in made if ids is not None}, key=lambda ids: (len(ids), ids))
     kept: list[tuple[int, ...]] = []
     for ids in found:
         if not any(ids[: len(short)] == short for short in kept):
@@ -108,8 +114,8 @@ def score(
             expected=f"{len(token_ids)} lists of token sequences that are not empty",
             given=f"{len(continuations)} lists",
         )
-    room = max((len(ids) for own in continuations for ids in own), default=1)
-    decoder = Decoder(lm, token_ids, edits, room)
+    longest = max((len(ids) for own in continuations for ids in own), default=1)
+    decoder = Decoder(lm, token_ids, edits, longest - 1)
     reader = _Reader(lm, None if shared is None else torch.tensor(sorted(shared), device=lm.device))
     log_probs: Ragged = [[[np.empty(0)] * len(own) for own in continuations] for _ in edits]
     mass: Ragged = [[[np.empty(0)] * len(own) for own in continuations] for _ in edits]

@@ -61,7 +61,8 @@ class Decoder:
         lm: the model; its lock is held during each forward pass.
         token_ids: per prompt, BOS included if the model wants it. No padding.
         edits: one condition each; None is the model as it is.
-        room: tokens that may follow a prompt.
+        room: tokens that may be read after a prompt. What the last of them, or the prompt itself, predicts is
+            one more, and takes no position.
 
     Raises:
         PatchError: no prompts or conditions, an empty prompt, one too long for the model's positions, or an
@@ -94,7 +95,7 @@ class Decoder:
         found = []
         for group in groups.values():
             group.sort(key=lambda p: -len(self.token_ids[p]))
-            sizes = [len(self.token_ids[p]) + self.room for p in group]
+            sizes = [len(self.token_ids[p]) + self.room + 1 for p in group]
             most = max(1, limit // (len(self.edits) * copies))
             parts = batches(sizes, most, self.lm.taps.rotary_switch)
             found += [[group[i] for i in part] for part in parts]
@@ -189,8 +190,8 @@ class Decoder:
         if max(lengths) + self.room > self.lm.max_length:
             raise PatchError(
                 "A prompt and what follows it are longer than the model's positions reach.",
-                expected=f"at most {self.lm.max_length} tokens",
-                given=f"{max(lengths)} and {self.room} more",
+                expected=f"at most {self.lm.max_length} tokens that are read",
+                given=f"{max(lengths)} and {self.room} more, beside a last one that is only predicted",
                 next_step="generate fewer tokens, or leave out the longest prompts.",
             )
         check_one_side(self.lm.taps.rotary_switch, lengths, self.room)

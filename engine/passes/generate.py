@@ -86,7 +86,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise PatchError("Nothing is to be generated.", expected="1 token or more", given=max_new_tokens)
-    decoder = Decoder(lm, token_ids, edits, max_new_tokens)
+    decoder = Decoder(lm, token_ids, edits, max_new_tokens - 1)
     ends = torch.tensor(sorted(stop_tokens(lm) if stop is None else stop), device=lm.device)
     tokens = [[[] for _ in token_ids] for _ in edits]  # type: list[list[list[int]]]
     ended = [[False] * len(token_ids) for _ in edits]

@@ -4,7 +4,9 @@
 text, found through the tokenizer's character offsets; `last_nonspecial` the last token whose id is not
 special (behind a chat template this is usually the newline after the assistant header); `mean` pools
 the tokens of the user's own text, `mean_all` all tokens; `tokens` keeps every token;
-`sample(k=4,skip_last=1)` draws k tokens per prompt with a seed, leaving out the last ones.
+`sample(k=4,skip_last=1)` draws k words of the user's own text with a seed, leaving out the last ones, and
+takes each one's last token; `sample(k=4,skip_last=1,draw=2)` is the second of them alone. Words are found in
+the text, so that models with other tokenizers read theirs behind the same characters.
 
 `assistant_start` is the first token of what opens the assistant's turn: of the generation prompt or, where
 the prompt holds what the assistant says, of the header before that. `first_answer` is the first token of
@@ -16,7 +18,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +28,8 @@ import polars as pl
 from engine.errors import PromptsError
 
 Kind = Literal["one", "mean", "many"]
-Indices = tuple[np.ndarray[Any, np.dtype[np.int64]], ...]
+Tokens = np.ndarray[Any, np.dtype[np.int64]]
+Indices = tuple[Tokens, ...]
 
 KINDS: dict[str, Kind] = {
     "decision": "one",
@@ -48,20 +51,28 @@ PARTS = {
     "answer_mean": ("answer", "mean"),
 }
 """Positions that are the last or first token of a part of the prompt, or the mean over its tokens."""
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]"
+)
+"""Words of a text: runs of letters and digits, single characters of Chinese and Japanese, single marks."""
 _CALL = re.compile(r"(?P<name>[a-z_]+)(?:\((?P<args>[^()]*)\))?")
 
 
 @dataclass(frozen=True)
 class PositionName:
-    """A parsed position name; `k` and `skip_last` are used by `sample` only."""
+    """A parsed position name; `k`, `skip_last` and `draw` (from 1; 0: all) are used by `sample` only."""
 
     name: str
     kind: Kind
     k: int = 0
     skip_last: int = 0
+    draw: int = 0
 
     def __str__(self) -> str:
-        return f"sample(k={self.k},skip_last={self.skip_last})" if self.name == "sample" else self.name
+        if self.name != "sample":
+            return self.name
+        one = f",draw={self.draw}" if self.draw else ""
+        return f"sample(k={self.k},skip_last={self.skip_last}{one})"
 
 
 @dataclass(frozen=True)
@@ -106,22 +117,35 @@ def parse_position(text: str) -> PositionName:
             raise PromptsError(f"The position {name} takes no arguments.", expected=name, given=repr(text))
         return PositionName(name, KINDS[name])
     values = _sample_arguments(text, match["args"] or "")
-    return PositionName(name, "many", values["k"], values["skip_last"])
+    return PositionName(name, "one" if values["draw"] else "many", **values)
+
+
+def kind_of(text: str) -> Kind | None:
+    """The kind of a position by its name, None for one that only a study can know."""
+    try:
+        return parse_position(text).kind
+    except PromptsError:
+        return None
 
 
 def _sample_arguments(text: str, args: str) -> dict[str, int]:
-    values = {"k": 4, "skip_last": 0}
+    values = {"k": 4, "skip_last": 0, "draw": 0}
     for part in filter(None, args.split(",")):
         key, _, value = part.partition("=")
         if key not in values or not re.fullmatch(r"[0-9]{1,6}", value):
             raise PromptsError(
                 f"The arguments of {text!r} could not be read.",
-                expected="sample(k=4,skip_last=1) with whole numbers of at most 6 digits",
+                expected="sample(k=4,skip_last=1) or sample(k=4,skip_last=1,draw=2) with whole numbers of at "
+                "most 6 digits",
                 given=repr(part),
             )
         values[key] = int(value)
     if values["k"] < 1:
         raise PromptsError("sample needs at least one token.", expected="k of 1 or more", given=repr(text))
+    if values["draw"] > values["k"]:
+        raise PromptsError(
+            "There is no such draw.", expected=f"draw from 1 to {values['k']}", given=repr(text)
+        )
     return values
 
 
@@ -169,8 +193,8 @@ def positions(encoded: pl.DataFrame, name: str, tokenizer: Any, seed: int = 0) -
     elif parsed.name in ("mean_all", "tokens"):
         indices = [np.arange(length) for length in rows.lengths]
     else:
-        names = encoded["id"].to_list() if "id" in encoded.columns else list(range(encoded.height))
-        drawn = [_sample(int(n), parsed, seed, str(key)) for n, key in zip(rows.lengths, names, strict=True)]
+        rows.require(encoded, "content", str(parsed))
+        drawn = [_sample(row, parsed, seed) for row in _texts(encoded, parsed)]
         indices, fallbacks = [chosen for chosen, _ in drawn], sum(fell_back for _, fell_back in drawn)
     stats = _statistics(indices, rows.lengths)
     stats |= {"fallbacks": fallbacks, "straddling": rows.straddling}
@@ -297,18 +321,54 @@ def _each(tokens: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     return list(tokens.reshape(-1, 1))
 
 
-def _sample(
-    length: int, position: PositionName, seed: int, key: str
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], bool]:
-    """Drawn tokens of a prompt, and whether the rule had to give way."""
-    k, available = position.k, length - position.skip_last
+@dataclass(frozen=True)
+class _Text:
+    """A prompt as `sample` sees it: id, rendered text, where the user's own is, tokens' characters."""
+
+    key: str
+    rendered: str
+    start: int
+    end: int
+    offsets: list[list[int]]
+
+
+def _texts(encoded: pl.DataFrame, position: PositionName) -> Iterator[_Text]:
+    if "rendered" not in encoded.columns:
+        raise PromptsError(
+            f"The position {position} draws words of a text, which isn't kept.",
+            expected="the prompts' rendered text beside their tokens",
+            given=", ".join(encoded.columns),
+            next_step="precompute a new store, or use last_content.",
+        )
+    names = encoded["id"].to_list() if "id" in encoded.columns else list(range(encoded.height))
+    columns = ("rendered", "content_start", "content_end", "offsets")
+    for key, (text, start, end, offsets) in zip(names, encoded.select(columns).iter_rows(), strict=True):
+        yield _Text(str(key), text, int(start), int(end), offsets)
+
+
+def _sample(prompt: _Text, position: PositionName, seed: int) -> tuple[Tokens, bool]:
+    """The last tokens of drawn words of a prompt, and whether the rule had to give way.
+
+    The draw knows the prompt's id and its own text alone: it is the same for every tokenizer. A token that
+    ends two drawn words comes twice, so that rows of two models stay pairs.
+    """
+    own = prompt.rendered[prompt.start : prompt.end]
+    ends = [prompt.start + found.end() for found in _WORD.finditer(own)]
+    available, tokens = (
+        len(ends) - position.skip_last,
+        content_tokens(prompt.offsets, prompt.start, prompt.end),
+    )
     if available < 1:
-        return np.zeros(1, dtype=np.int64), True
-    if available <= k:
-        return np.arange(available), available < k
-    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+        return tokens[:1], True
+    digest = hashlib.sha256(f"{seed}\0{prompt.key}".encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-    return np.sort(generator.choice(available, size=k, replace=False)), False
+    chosen = np.sort(generator.choice(available, size=min(position.k, available), replace=False))
+    begins = np.array([prompt.offsets[token][0] for token in tokens])
+    last = np.array([np.searchsorted(begins, ends[word], side="left") - 1 for word in chosen])
+    found = tokens[np.maximum(last, 0)]
+    if not position.draw:
+        return found, available < position.k
+    return found[[min(position.draw, len(found)) - 1]], len(found) < position.draw
 
 
 def _statistics(indices: Sequence[np.ndarray[Any, Any]], lengths: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from engine.errors import PatchError
 from engine.lab.experiment import Lab, chosen_rows, width_text
 from engine.models.sites import Site
-from engine.passes.continuations import tokenise
+from engine.passes.continuations import spelled
 from engine.patching.tables import token_text
 from engine.patching.vectors import readout
 from engine.rank.numbers import leading_directions, random_basis
@@ -191,11 +191,22 @@ def word_tokens(tokenizer: Any, words: Sequence[str]) -> dict[int, bool]:
 
     A word's forms are itself, lower, upper and capitalised, each also behind a space. Those that are one
     token stand for it; where there is none, the first token of the word as given does.
+
+    Raises:
+        PatchError: a word of which no form can be spelled.
     """
     found: dict[int, bool] = {}
     for word in words:
         forms = dict.fromkeys((word, word.lower(), word.capitalize(), word.upper()))
-        split = [tokenise(tokenizer, text) for form in forms for text in (form, " " + form)]
+        made = [spelled(tokenizer, text) for form in forms for text in (form, " " + form)]
+        split = [ids for ids in made if ids is not None]
+        if not split:
+            raise PatchError(
+                "A word can't be spelled in the vocabulary of the model that is steered.",
+                expected="words of known tokens",
+                given=repr(word),
+                next_step="choose another word.",
+            )
         whole = [ids[0] for ids in split if len(ids) == 1]
         for token in whole or [split[0][0]]:
             found[token] = found.get(token, False) or bool(whole)

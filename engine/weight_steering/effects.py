@@ -16,7 +16,7 @@ from engine.passes.batching import batches
 from engine.passes.decoding import check_stop, in_batches
 from engine.weights.steer import WeightShift
 
-__all__ = ["Effects", "effects"]
+__all__ = ["Effects", "effects", "scored_tokens"]
 
 CHUNK = 512
 """Rows of the vocabulary that are held at once."""
@@ -31,7 +31,7 @@ class Effects:
 
     Attributes:
         kl: KL(steered ‖ unsteered) of the token that follows the prompt, nats.
-        nll: −Σ log p of the prompt's own tokens from the second one on, nats.
+        nll: −Σ log p of the prompt's own tokens from the second one on, nats, unknown ones left out.
         tokens: how many those are.
     """
 
@@ -45,11 +45,16 @@ def effects(
     token_ids: Sequence[Sequence[int]],
     conditions: Sequence[Condition],
     *,
+    unknown: int | None = None,
     batch_tokens: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Effects:
     """Runs every prompt under every condition, batch by batch beside the unsteered model.
+
+    Args:
+        unknown: id of the model's unknown token. That a text holds something unknown is no token of the text:
+            its probability says nothing of the text, and isn't counted.
 
     Raises:
         JobCancelled: `should_stop` said so. PatchError: a single prompt does not fit into memory.
@@ -67,18 +72,25 @@ def effects(
         for number, (shift, alpha) in enumerate(conditions):
             check_stop(should_stop)
             if shift is None:
-                last, own = _read(lm, ids)
+                last, own = _read(lm, ids, unknown)
             else:
                 with shift.at(alpha):
-                    last, own = _read(lm, ids)
+                    last, own = _read(lm, ids, unknown)
             kl[number, batch] = (last.exp() * (last - base)).sum(-1).double().cpu().numpy()
             nll[number, batch] = own.cpu().numpy()
 
     in_batches(plan, run, on_progress, should_stop)
-    return Effects(kl, nll, np.array([len(ids) - 1 for ids in token_ids]))
+    return Effects(kl, nll, scored_tokens(token_ids, unknown))
 
 
-def _read(lm: LoadedModel, ids: Sequence[Sequence[int]], *, text: bool = True) -> tuple[Tensor, Tensor]:
+def scored_tokens(token_ids: Sequence[Sequence[int]], unknown: int | None) -> Int[np.ndarray, " n"]:
+    """How many tokens of each prompt have a probability: from the second one on, unknown ones left out."""
+    return np.array([sum(token != unknown for token in ids[1:]) for ids in token_ids], dtype=np.int64)
+
+
+def _read(
+    lm: LoadedModel, ids: Sequence[Sequence[int]], unknown: int | None = None, *, text: bool = True
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of what follows (n, V), float32, and −Σ log p of the prompts' own tokens (n,)."""
     longest = max(map(len, ids))
     padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=lm.device)
@@ -90,7 +102,8 @@ def _read(lm: LoadedModel, ids: Sequence[Sequence[int]], *, text: bool = True) -
         last = lm.taps.logits(hidden[rows, lengths.to(hidden.device) - 1]).float().log_softmax(-1)
         own = torch.zeros(len(ids), dtype=torch.float64)
         if text:
-            row, place = torch.nonzero(mask[:, 1:], as_tuple=True)
+            told = mask[:, 1:].bool() if unknown is None else mask[:, 1:].bool() & (padded[:, 1:] != unknown)
+            row, place = torch.nonzero(told, as_tuple=True)
             states, wanted = hidden[row.to(hidden.device), place.to(hidden.device)], padded[row, place + 1]
             parts = zip(states.split(CHUNK), wanted.split(CHUNK), strict=True)
             found = torch.cat([_log_prob(lm, state, token) for state, token in parts])

@@ -17,12 +17,14 @@ from engine.errors import PatchError
 from engine.lab.experiment import ExperimentResult, Lab, chosen_rows, resampling_groups, train_rows
 from engine.lab.noise import kl_floor, measured
 from engine.lab.units import resampling_units, unit_name
+from engine.lab.unknown import tell_unknown, unknown_id
 from engine.models.loading import LoadedModel
 from engine.passes.patch_engine import SELF_LIMIT
 from engine.rank.numbers import equal_kl_amplitude
-from engine.weight_steering.effects import effects
+from engine.weight_steering.effects import effects, scored_tokens
 from engine.weight_steering.report import UNSTEERED, Bench, Key, against_first, curves, prompt_table
 from engine.weight_steering.spec import WeightSteering
+from engine.weight_steering.vocabulary import refitted, tell_unshared
 from engine.weights.deltas import WeightDelta, difference, random_like
 from engine.weights.steer import WeightShift
 
@@ -94,7 +96,10 @@ def prepare(spec: WeightSteering, lab: Lab) -> Bench:
     units = resampling_units(lab.prompts[rows])
     asked = np.flatnonzero(np.isin(rows, parts["wanted", "validation"]))
     roles["answered"] = np.isin(np.arange(rows.size), spread(asked, groups, spec.answers))
-    tokens = np.array([len(ids) - 1 for ids in lab.token_ids(spec.model, rows)])
+    ids = lab.token_ids(spec.model, rows)
+    tell_unknown(lab, spec.model, ids)
+    tell_unshared(lab, spec.model, [lab.first, *spec.models()], ids)
+    tokens = scored_tokens(ids, unknown_id(lab, spec.model))
     return Bench(spec, rows, roles, np.isin(rows, train_rows(lab.prompts)), units, tokens)
 
 
@@ -131,7 +136,7 @@ def delta_of(spec: WeightSteering, lab: Lab, name: str) -> Iterable[WeightDelta]
             given=f"{contrast.plus} − {minus} = 0",
             next_step="choose another model.",
         )
-    return found
+    return refitted(found, lab, spec.model)
 
 
 def equal_kl(spec: WeightSteering, work: _Work) -> tuple[float | None, dict[str, float | None]]:
@@ -172,7 +177,13 @@ class _Work:
         ids = self.lab.token_ids(self.spec.model, self.bench.rows)
         name = keys[0][0] or self.spec.model
         self.lab.report(message=f"{name}: KL and perplexity of {len(ids)} prompts at {len(keys)} α.")
-        found = effects(self.lm, ids, [(shift, alpha) for _, alpha in keys], should_stop=self.lab.should_stop)
+        found = effects(
+            self.lm,
+            ids,
+            [(shift, alpha) for _, alpha in keys],
+            unknown=unknown_id(self.lab, self.spec.model),
+            should_stop=self.lab.should_stop,
+        )
         for number, key in enumerate(keys):
             values = {"kl": found.kl[number], "nll": found.nll[number]}
             if shift is None:

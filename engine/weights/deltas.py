@@ -65,6 +65,7 @@ class WeightDelta:
             difference is not above rounding. None for one from factors.
         rows: of a matrix with a row per token, in another vocabulary than the base's: how many rows were
             compared, those of token strings in both. The others are zero in ΔW. None where all were.
+        tuned: ‖W_tuned‖_F, of the compared rows; None for a contrast.
     """
 
     name: str
@@ -81,6 +82,7 @@ class WeightDelta:
     rounding: float | None = None
     noise: float | None = None
     rows: int | None = None
+    tuned: float | None = None
 
     @property
     def effective_rank(self) -> float | None:
@@ -204,10 +206,10 @@ def _given(name: str, base: Tensor, merged: Tensor, factors: LowRank) -> WeightD
     )
     # peft rounds both factors, their product, its scaling and the sum; products of `rank` terms add up
     steps = 4 + factors.left.shape[1] * (merged.dtype == torch.float32)
-    bound = unit(merged.dtype) * (norm_of(merged) + steps * factors.bound())
+    size, tuned = norm_of(base), norm_of(merged)
+    bound = unit(merged.dtype) * (tuned + steps * factors.bound())
     if not off <= 2 * bound:
         return None
-    size = norm_of(base)
     return WeightDelta(
         name,
         tuple(base.shape),
@@ -220,6 +222,7 @@ def _given(name: str, base: Tensor, merged: Tensor, factors: LowRank) -> WeightD
         dense=None if factors.smaller else left @ right,
         spectrum=sigma,
         rounding=off / norm,
+        tuned=tuned,
     )
 
 
@@ -249,6 +252,7 @@ def _stored(name: str, base: Tensor, tuned: Tensor, keep: bool) -> WeightDelta:
         float("nan"),
         half=base.dtype == tuned.dtype == torch.bfloat16,
         noise=noise / norm,
+        tuned=norm_of(tuned),
     )
     return _kept(bare, delta, size) if keep and delta.ndim <= 2 else bare
 
@@ -374,7 +378,7 @@ def random_like(deltas: Sequence[WeightDelta], seed: int) -> list[WeightDelta]:
 
 def _bare(delta: WeightDelta) -> WeightDelta:
     nothing: Mapping[str, None] = dict.fromkeys(
-        ("rank", "left", "right", "dense", "spectrum", "rounding", "noise")
+        ("rank", "left", "right", "dense", "spectrum", "rounding", "noise", "tuned")
     )
     return replace(delta, **nothing)  # type: ignore[arg-type]
 

@@ -123,7 +123,7 @@ def fitted(wanted: Ard, lab: Lab) -> tuple[Array, dict[str, Any]]:
     found = conclusion(spectrum(logs).kind, collapsed=False, p=p)
     under = int(surviving(logs)[0].sum())
     about = {"run_id": run_id, "layer": wanted.layer, "fit": wanted.describe(), "found": found, "p": p}
-    return logs, {**about, "under": under, "n_fitted": int(result.summary["n_fitted"])}
+    return logs, {**about, "under": under, "rule": "outlier", "n_fitted": int(result.summary["n_fitted"])}
 
 
 def narrowest(log_lengthscales: Float[np.ndarray, " d"], k: int) -> Float[np.ndarray, "d k"]:

@@ -73,7 +73,7 @@ def test_the_code_of_every_panel_gives_its_table(opened: Opened, what: str) -> N
     chosen = selection(Path(opened.path))
     experiment = heads_view.experiment_of(chosen) if what == "block" else heads_view.map_of(chosen)
     panels = heads_view.run_panels(opened, stored(opened, experiment), chosen)
-    assert len(panels) == (6 if what == "block" else 3)
+    assert len(panels) == (7 if what == "block" else 3)
     assert len({panel.name for panel in panels}) == len(panels)
     for panel in panels:
         scope: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from tiny_tokenizers import chatml, gemma, llama3
 from engine.errors import PatchError
 from engine.models.loading import LoadedModel, from_parts
 from engine.models.sites import Site
-from engine.passes.continuations import score, shared_ids, surface_forms, tokenise
+from engine.passes.continuations import score, shared_ids, spelled, surface_forms
 from engine.passes.edits import replace_at
 from engine.passes.patch_engine import PatchEngine
 
@@ -91,13 +91,13 @@ def test_empty_continuations_are_refused() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [chatml(), llama3(), gemma()])
-def test_a_text_is_tokenised_alone_and_without_special_tokens(tokenizer: object) -> None:
+def test_a_text_is_spelledd_alone_and_without_special_tokens(tokenizer: object) -> None:
     for text in ("Yes", " Yes", "是的"):
-        ids = tokenise(tokenizer, text)
+        ids = spelled(tokenizer, text)
+        assert ids is not None
         assert not set(ids) & set(tokenizer.all_special_ids)  # type: ignore[attr-defined]
         assert tokenizer.decode(ids) == text  # type: ignore[attr-defined]
-    with pytest.raises(PatchError, match="no tokens"):
-        tokenise(tokenizer, "")
+    assert spelled(tokenizer, "") is None
 
 
 def test_forms_exclude_one_another() -> None:

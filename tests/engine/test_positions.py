@@ -180,7 +180,8 @@ def test_a_prompts_sample_does_not_depend_on_the_other_prompts() -> None:
 
 def test_samples_are_uniform_over_the_allowed_tokens() -> None:
     n, draws = 10, 4000
-    row = {"token_ids": list(range(n)), "offsets": [[i, i + 1] for i in range(n)]}
+    row: dict[str, Any] = {"token_ids": list(range(n)), "offsets": [[i, i + 1] for i in range(n)]}
+    row |= {"rendered": "一二三四五六七八九十"}
     table = rows(*[row | {"content_start": 0, "content_end": n}] * draws)
     found = positions(table, "sample(k=2,skip_last=2)", JoiningTokenizer(), seed=0)
     counts = np.bincount(np.concatenate(found.indices), minlength=n)
@@ -189,11 +190,60 @@ def test_samples_are_uniform_over_the_allowed_tokens() -> None:
     assert np.abs(counts[:8] - draws / 4).max() < 5 * np.sqrt(draws * 0.25 * 0.75)
 
 
+MIXED = (
+    "What is the capital of France? The capital of France is Paris.",
+    "小明有三个苹果，又买了四个苹果。他一共有几个苹果？",
+    "Tom has 17 apples; 小明有三个 — naïve!",
+    "Yes now.",
+)
+
+
+@pytest.mark.parametrize("name", ["sample(k=4)", "sample(k=4,skip_last=2)", "sample(k=4,draw=3)"])
+def test_two_tokenizers_sample_behind_the_same_characters(name: str) -> None:
+    """Never the template's tokens; the words' ends are found once more from the text alone."""
+    seen = []
+    for make in (chatml, llama3, gemma):
+        table = encoded(make(), *MIXED)
+        found = positions(table, name, make(), seed=5)
+        rows_of = zip(found.indices, table.iter_rows(named=True), strict=True)
+        ends = []
+        for indices, row in rows_of:
+            start, end = row["content_start"], row["content_end"]
+            spans = [row["offsets"][int(i)] for i in indices]
+            assert all(b > start and a < end and b > a for a, b in spans), "only the user's own text"
+            ends.append([(a - start, min(b, end) - start) for a, b in spans])
+        seen.append(ends)
+    for own in zip(*seen, strict=True):
+        counts = {len(ends) for ends in own}
+        assert len(counts) == 1, "as many rows for every tokenizer"
+        for spans in zip(*own, strict=True):
+            assert max(a for a, _ in spans) < min(b for _, b in spans), "they share the word's last character"
+
+
+def test_one_draw_is_a_token_of_the_sample() -> None:
+    tokenizer = chatml()
+    table = encoded(tokenizer, *MIXED)
+    every = positions(table, "sample(k=3,skip_last=1)", tokenizer, seed=2)
+    for draw in (1, 2, 3):
+        one = positions(table, f"sample(k=3,skip_last=1,draw={draw})", tokenizer, seed=2)
+        assert (one.name, one.kind) == (f"sample(k=3,skip_last=1,draw={draw})", "one")
+        wanted = [tokens[min(draw, len(tokens)) - 1] for tokens in every.indices]
+        assert [int(tokens[0]) for tokens in one.indices] == [int(token) for token in wanted]
+    assert one.stats["fallbacks"] == 1, "Yes now. has too few words"
+
+
+def test_a_sample_needs_the_text() -> None:
+    row = {"token_ids": [1, 2], "offsets": [[0, 1], [1, 2]], "content_start": 0, "content_end": 2}
+    with pytest.raises(PromptsError, match="draws words of a text, which isn't kept"):
+        positions(rows(row).drop("rendered"), "sample(k=1)", JoiningTokenizer())
+
+
 @pytest.mark.parametrize(
     ("name", "expected", "fallbacks"), [("sample(k=9)", 3, 1), ("sample(skip_last=9)", 1, 1)]
 )
 def test_short_prompts_give_what_they_have_and_are_counted(name: str, expected: int, fallbacks: int) -> None:
     row = {"token_ids": [1, 2, 3], "offsets": [[0, 1], [1, 2], [2, 3]], "content_start": 0, "content_end": 3}
+    row |= {"rendered": "一二三"}
     found = positions(rows(row), name, JoiningTokenizer())
     assert [len(i) for i in found.indices] == [expected]
     assert found.stats["fallbacks"] == fallbacks
@@ -207,6 +257,7 @@ def test_short_prompts_give_what_they_have_and_are_counted(name: str, expected: 
         ("sample(k=two)", r"could not be read.*'k=two'"),
         ("sample(size=2)", r"could not be read.*'size=2'"),
         ("sample(k=0)", r"k of 1 or more"),
+        ("sample(k=2,draw=3)", r"no such draw.*1 to 2"),
         ("", r"no position ''"),
     ],
 )
