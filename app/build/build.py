@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from app.build.answers import GENERATED_TABLE, generated_answers
 from app.build.capture import capture_into
 from app.build.fresh_folder import nothing_left
 from app.build.grams import derive
@@ -85,10 +86,10 @@ def build(
     started = time.time()
     say = Progress(quiet)
     also_allow(roots_for(study.folder))  # for the experiments that end the build, on the store
-    prepared = Prepared.of(study)
-    plan = prepared.store_plan()
     if workers > 1:
         check_ray(workers)
+    prepared = Prepared.of(study, generated_answers(study, path, say))
+    plan = prepared.store_plan()
     with (
         nothing_left(path),
         StoreWriter.create_or_resume(
@@ -160,7 +161,9 @@ def _write_tables(prepared: Prepared, writer: StoreWriter) -> None:
         StoreError: units were captured under other tables, which a library or a tokenizer on the Hub that
             changed since can cause although the study is the same.
     """
-    tables = {"prompts": prepared.table, "shared-vocabulary": prepared.overlap}
+    answers = prepared.answers_table()
+    tables = {} if answers is None else {GENERATED_TABLE: answers}
+    tables |= {"prompts": prepared.table, "shared-vocabulary": prepared.overlap}
     for model, encoded in prepared.encoded.items():
         tables |= {f"tokens-{model}": encoded, f"positions-{model}": prepared.position_table(model)}
         tables |= {f"vocabulary-{model}": prepared.vocabularies[model]}

@@ -285,7 +285,8 @@ class Study(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _deltas_are_there(self) -> Study:
+    def _names_are_there(self) -> Study:
+        self.prompts.check_models(self.models)
         if self.subspaces is not None:
             check_deltas(self.subspaces, tuple(self.models), self.contrasts)
         return self

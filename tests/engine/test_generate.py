@@ -165,7 +165,7 @@ def test_the_likeliest_tokens_are_those_of_a_forward_pass_over_the_text() -> Non
             wanted = logits[step].softmax(-1).topk(3)
             assert [token for token, _ in pairs] == wanted.indices.tolist()
             # Batches of another shape add in another order.
-            assert [p for _, p in pairs] == pytest.approx(wanted.values.tolist(), abs=1e-6)
+            assert [p for _, p in pairs] == pytest.approx(wanted.values.tolist(), abs=4e-6)
             assert pairs[0][0] == (said[step] if step < len(said) else stop)
     assert any(any(row) for row in made.ended)
 
