@@ -71,7 +71,7 @@ def check_identities(lm: _Loaded, token_ids: Sequence[int] | Tensor) -> list[Sel
     heads = list(_heads(lm.taps, seen))
     if heads:
         checks.append(SelfCheck.of("heads identity", _worst(heads), limit, f"sum of heads=attn_out, {why}"))
-    if lm.taps.family.z != "gated":
+    if lm.taps.family.z in ("values", "sunk"):
         values = [_values(layer, seen, lm.model.config) for layer in lm.taps.layers if layer.has_heads]
         told = f"first token's z=its value, {why}"
         checks.append(SelfCheck.of("values identity", _worst(values), limit, told))

@@ -23,7 +23,7 @@ from engine.models.taps import ModelTaps, taps
 from engine.models.tokenizer import check_vocabulary, other_tokenizer, tokenizer_hash
 from engine.models.unlisted import candidates
 from engine.models.weight_diff import add_weight_diff, read_weight_diff
-from engine.models.wide import widen
+from engine.passes.wide import widen
 from engine.study.file_hashes import file_hash, model_files
 from engine.study.study import ModelSpec
 
