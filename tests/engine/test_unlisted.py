@@ -176,7 +176,7 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "falcon_h1": ({}, "beside the heads"),
     "gemma3n_text": ({"num_kv_shared_layers": 0, "layer_types": ["full_attention"] * 2}, "AltUp"),
-    "doge": ({}, "no sum"),
+    "doge": ({"num_experts": 4}, "no sum"),
     "opt": ({"do_layer_norm_before": False, "word_embed_proj_dim": 32}, "no sum"),
     "gemma4_text": ({}, "heads of several widths"),
     "biogpt": ({}, "no final norm"),
