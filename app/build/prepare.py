@@ -269,6 +269,18 @@ def _check_heads(study: Study, name: str, shape: ModelTaps, blocks: Sequence[int
         )
 
 
+def _check_plain(study: Study) -> None:
+    """StudyError for subspace scores of a first model that is to run on quantised weights."""
+    first, spec = next(iter(study.models.items()))
+    if spec.quantised is not None:
+        raise StudyError(
+            f"Subspace scores need plain weights, and {first!r} is to run on quantised ones.",
+            expected="a first model whose weights are unpacked",
+            given=f'models.{first}.quantised = "live"',
+            next_step=f"leave out models.{first}.quantised, or [subspaces].",
+        )
+
+
 def _subspaces(
     study: Study,
     table: pl.DataFrame,
@@ -278,6 +290,7 @@ def _subspaces(
 ) -> SubspacePrompts | None:
     if study.subspaces is None:
         return None
+    _check_plain(study)
     plan_subspaces.check_deltas(study, names)
     first = next(iter(study.models))
     return subspace_prompts(

@@ -14,6 +14,7 @@ from engine.models.families import family_of
 from engine.models.family import Family
 from engine.models.rotary import reach_of, switch_of
 from engine.models.unlisted import candidates
+from engine.passes.live import plain_weight
 
 
 @dataclass(frozen=True)
@@ -369,8 +370,7 @@ def _logit_scale(family: Family, text: Any) -> float:
 
 def _out_in(module: nn.Module, transposed: bool) -> Tensor:
     """A projection's weight as float32 (out, in)."""
-    weight: Any = module.weight
-    weight = weight.detach().float()
+    weight = plain_weight(module).float()
     return weight.T if transposed else weight
 
 
