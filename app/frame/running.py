@@ -6,6 +6,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import streamlit as st
 
 from app import access, screen
 from app.escape import plain
-from app.frame import durations
+from app.frame import durations, reruns
 from app.frame import parts as components
 from app.frame.opened import Opened, code_allowed
 from app.live import headless
@@ -146,8 +147,12 @@ def run_button(
         if wanted:
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 as_command(opened, wanted, key)
-                if not done and (said := durations.told(wanted, runs_of(opened, None))):
+                if not done and (said := _told(opened, wanted)):
                     screen.caption(said)
+
+
+def _told(opened: Opened, wanted: Sequence[Experiment]) -> str:
+    return durations.told(wanted, runs_of(opened, None), partial(reruns.slower, opened.store))
 
 
 def as_command(opened: Opened, wanted: Sequence[Experiment], key: str) -> None:

@@ -154,7 +154,8 @@ def from_parts(
 
 
 def _remark(loaded: LoadedModel) -> None:
-    """Adds what is unusual about a model to its notes."""
+    """Adds how a model's patches are run to its facts, and what is unusual about it to its notes."""
+    loaded.info["patches"] = "packed" if loaded.taps.family.packs else "whole"
     if loaded.taps.remarks:
         loaded.info["notes"] = [*loaded.info.get("notes", []), *loaded.taps.remarks]
 
