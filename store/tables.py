@@ -32,6 +32,9 @@ DELTA: Columns = {
 }
 _PROMPTS: Columns = {
     **dict.fromkeys(("pair_id", "language", "category", "split", "answer", "label"), TEXT),
+    "generated_answer": TEXT,
+    "generated_by": TEXT,
+    "generated_ended": pl.Boolean,
     "choices": WORDS,
     "messages": pl.List(pl.Struct({"role": TEXT, "content": TEXT})),
     "message_fields": TEXT,
@@ -44,6 +47,12 @@ _TOKENS: Columns = {
 }
 _KNOWN: tuple[tuple[str, Columns, Columns, bool], ...] = (
     (r"prompts", {"id": TEXT, "text": TEXT}, _PROMPTS, True),
+    (
+        r"generated-answers",
+        {"id": TEXT, "token_ids": NUMBERS, "ended": pl.Boolean, "text": TEXT},
+        {},
+        False,
+    ),
     (r"tokens-.+", {"token_ids": NUMBERS}, _TOKENS, True),
     (r"positions-.+", {}, {}, True),
     (r"vocabulary-.+", {"token_id": I32, "token": TEXT, "text": TEXT}, {"missing_in": WORDS}, False),

@@ -120,6 +120,8 @@ _UNLISTED: dict[str, dict[str, Any]] = {
     "persimmon": {"num_key_value_heads": None, "partial_rotary_factor": 0.5},
     "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "seed_oss": {"head_dim": 8},
+    "glm4_moe_lite": {**_LATENT, "head_dim": None},
+    "youtu": _LATENT,
 }
 UNLISTED_NAMES = tuple(_UNLISTED)
 """Families without an entry, whose parts are found by their names."""
@@ -142,6 +144,15 @@ _LINEAR = {
     "linear_value_head_dim": 6,
 }
 _FALCON = {"num_key_value_heads": None, "bias": True}
+_MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
+_GRANITE = {**_FAMILY["granitemoe"], "shared_intermediate_size": 24}
+_ONE_ATTENDS = {"layer_types": ["mamba", "attention", "mamba"]}
 
 _LATER: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
@@ -207,14 +218,7 @@ _LATER: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "use_mamba_kernels": False,
     },
-    "bamba": {
-        "attn_layer_indices": [1],
-        "mamba_n_heads": 4,
-        "mamba_d_head": 16,
-        "mamba_d_state": 8,
-        "mamba_n_groups": 1,
-        "mamba_chunk_size": 8,
-    },
+    "bamba": {"attn_layer_indices": [1], **_MAMBA},
     "mpt": {"num_key_value_heads": None},
     "afmoe": {"head_dim": 8, **_EXPERTS, "num_dense_layers": 1, **_WINDOW},
     "qwen3_5": _LINEAR,
@@ -233,6 +237,19 @@ _LATER: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
     "qwen3_vl": {"head_dim": 8, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
     "llava": {},
+    "granitemoeshared": _GRANITE,
+    "granitemoehybrid": {**_GRANITE, **_MAMBA, **_ONE_ATTENDS},
+    "granitemoehybrid dense": {**_GRANITE, **_MAMBA, **_ONE_ATTENDS, "num_local_experts": 0},
+    "olmo_hybrid": {key: value for key, value in _LINEAR.items() if key != "head_dim"},
+    "lfm3": {"head_dim": 8, "layer_types": ["conv", "full_attention", "conv"]},
+    "lfm3 plain": {
+        "head_dim": 8,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "use_sandwich_norm": False,
+        "use_attention_gate": False,
+    },
+    "bitnet": {},
+    "codegen": {"rotary_dim": 4, "num_attention_heads": 8, "num_key_value_heads": None},
 }
 LATER_NAMES = tuple(_LATER)
 """Families beside Llama's kind: other attention, blocks of several kinds, text parts of wrappers."""
@@ -245,6 +262,8 @@ ALIKE = (
     "qwen2_vl",
     "llava",
     "llama4",
+    "granitemoehybrid dense",
+    "lfm3 plain",
 )
 """Those of them whose blocks are another's."""
 _TEXT = {
@@ -279,7 +298,7 @@ def tiny_config(family: str, **overrides: Any) -> Any:
         more = {"gemma3": {"mm_tokens_per_image": 4}}.get(family, {})
         return AutoConfig.for_model(family, text_config=text, vision_config=_vision(family), **more)
     settings = _settings(family, **overrides)
-    names = {"gpt2": _GPT_NAMES, "gptj": _GPT_NAMES}.get(family, {})
+    names = dict.fromkeys(("gpt2", "gptj", "codegen"), _GPT_NAMES).get(family, {})
     renamed = {names.get(key, key): value for key, value in settings.items() if names.get(key, key)}
     return AutoConfig.for_model(family.split(maxsplit=1)[0], **renamed)
 

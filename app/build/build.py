@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from app.build.answers import GENERATED_TABLE, generated_answers
 from app.build.capture import capture_into
 from app.build.fresh_folder import nothing_left
 from app.build.grams import derive
@@ -31,6 +32,7 @@ from engine.models.check import SelfCheck
 from engine.models.checkpoint import all_finite
 from engine.models.loading import LoadedModel, load
 from engine.models.memory import free
+from engine.models.quantised import plain_spec
 from engine.passes.capture import Activations, capture_unit
 from engine.passes.patch_engine import PatchEngine
 from engine.passes.rounding import Noise, Rounding, measure_noise
@@ -46,7 +48,7 @@ from engine.passes.self_checks import (
 )
 from engine.study.fingerprints import diff_studies
 from engine.study.roots import also_allow, roots_for
-from engine.study.study import Study
+from engine.study.study import ModelSpec, Study
 from engine.subspaces.spec import SubspaceScores
 from engine.threads import one_thread
 from engine.weights.kept import KeptWeights
@@ -85,10 +87,10 @@ def build(
     started = time.time()
     say = Progress(quiet)
     also_allow(roots_for(study.folder))  # for the experiments that end the build, on the store
-    prepared = Prepared.of(study)
-    plan = prepared.store_plan()
     if workers > 1:
         check_ray(workers)
+    prepared = Prepared.of(study, generated_answers(study, path, say))
+    plan = prepared.store_plan()
     with (
         nothing_left(path),
         StoreWriter.create_or_resume(
@@ -160,7 +162,9 @@ def _write_tables(prepared: Prepared, writer: StoreWriter) -> None:
         StoreError: units were captured under other tables, which a library or a tokenizer on the Hub that
             changed since can cause although the study is the same.
     """
-    tables = {"prompts": prepared.table, "shared-vocabulary": prepared.overlap}
+    answers = prepared.answers_table()
+    tables = {} if answers is None else {GENERATED_TABLE: answers}
+    tables |= {"prompts": prepared.table, "shared-vocabulary": prepared.overlap}
     for model, encoded in prepared.encoded.items():
         tables |= {f"tokens-{model}": encoded, f"positions-{model}": prepared.position_table(model)}
         tables |= {f"vocabulary-{model}": prepared.vocabularies[model]}
@@ -220,9 +224,14 @@ def _capture_models(
     with ExitStack() as stack:
         weights: KeptWeights | None = None
         for name in (first, *others):
-            lm = _loaded(prepared, name, say)
+            lm = _loaded(prepared.study.models[name], name, say)
             measured, infos[name] = _one_model(prepared, writer, lm, weights, say)
             checks += measured
+            if lm.live:
+                del lm
+                free()
+                lm = _loaded(plain_spec(prepared.study.models[name]), name, say)
+                _write_weights(prepared, writer, lm, weights, say)
             if name == first and compared:
                 with say.stage(f"{name}: weights put aside", 1, "file") as done:
                     weights = stack.enter_context(aside(writer, lm))
@@ -232,11 +241,18 @@ def _capture_models(
     return checks, infos
 
 
-def _loaded(prepared: Prepared, name: str, say: Progress) -> LoadedModel:
+def _loaded(spec: ModelSpec, name: str, say: Progress) -> LoadedModel:
     with say.stage(f"{name}: loading", 1, "model") as done:
-        lm = load(prepared.study.models[name], name)
+        lm = load(spec, name)
         done()
     return lm
+
+
+def _write_weights(
+    prepared: Prepared, writer: StoreWriter, lm: LoadedModel, first: KeptWeights | None, say: Progress
+) -> None:
+    with one_thread():
+        write_weights(writer, lm, next(iter(prepared.shapes.values())), first, say)
 
 
 def _one_model(
@@ -252,8 +268,8 @@ def _one_model(
     with say.stage(f"{lm.name}: capture on {lm.device}", total, "prompt", total - todo) as stage:
         for unit in pending:
             capture_into(prepared, writer, lm, unit, say.say, stage)
-    with one_thread():
-        write_weights(writer, lm, next(iter(prepared.shapes.values())), first, say)
+    if not lm.live:  # else weights are those of the model unpacked, which is loaded after it
+        _write_weights(prepared, writer, lm, first, say)
     with say.stage(f"{lm.name}: self-checks", CHECKED_PROMPTS + CHECK_STEPS) as stage:
         measured, rounding = _self_checks(prepared, writer, lm, stage)
     told = rows_told(prepared.names).get(lm.name)
@@ -288,13 +304,13 @@ def _self_checks(
     advance()
     checks.append(stored_equals_recomputed(prepared, store, lm, noise))
     advance()
-    if steerable(store, lm.name):
+    if not lm.live and steerable(store, lm.name):
         own = Names(lm.model).shapes
         fitting = (delta for delta in read_deltas(store, lm.name) if own.get(delta.name) == delta.shape)
         some = list(islice(fitting, SHIFTED_TENSORS))
         checks += check_weight_shift(lm, some, few) if some else []
     advance()
-    return checks, noise.summary(lm.dtype)
+    return checks, noise.summary(lm.dtype, live=lm.live)
 
 
 def _packed_bytes(lm: LoadedModel) -> int:

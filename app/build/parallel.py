@@ -25,13 +25,14 @@ class Capturer:
     def __init__(self, study: Study, path: str, code: bool) -> None:
         import torch
 
+        from app.build.answers import stored_answers
         from app.build.prepare import Prepared
         from engine.models.trust import allow_code
         from store.writer import StoreWriter
 
         torch.set_num_threads(1)
         allow_code(code)
-        self.prepared = Prepared.of(study)
+        self.prepared = Prepared.of(study, stored_answers(study, Path(path)))
         plan = self.prepared.store_plan()
         self.writer = StoreWriter.create_or_resume(Path(path), plan, study.to_json(), study.fingerprint())
         self.model: Any = None

@@ -17,6 +17,8 @@ from app.build.plan_changes import Change, changes
 from engine.models.loading import resolve_device
 from engine.models.sites import ModelTaps
 from engine.passes.cost import BLOCK_SECONDS, BYTES, ModelPlan, linear_rate
+from engine.passes.decoding import decode_tokens
+from engine.prompts.generated import TOGETHER
 from engine.similarity.sampling import keeps_grams
 from engine.subspaces.prompts import PERSONAS
 
@@ -51,6 +53,7 @@ def seconds(prepared: Prepared, costs: Sequence[ModelPlan]) -> dict[str, float]:
     written = sum(cost.activation_bytes for cost in costs) / WRITTEN
     parts = {
         "start": START,
+        "answers": sum(model.answers for model in models),
         "loading": sum(model.loading for model in models),
         "capture": sum(cost.seconds for cost in costs) + written,
         "weights": sum(model.weights + model.differences for model in models),
@@ -97,6 +100,21 @@ class _Model:
         places = 1 + len(self.prepared.study.capture.positions)
         compared = SINGLE * CHECKED * places * 4 * self.shape.n_layers * SITE_SECONDS
         return alone + together + logits + compared
+
+    @property
+    def answers(self) -> float:
+        """Of this model's answers, each as long as it may be, and of loading it for them."""
+        asked = self.prepared.asked
+        if asked is None or self.prepared.answers is not None or asked.model != self.cost.name:
+            return 0.0
+        n, read = len(asked.ids), sum(map(len, asked.token_ids))
+        rows = max(1, min(n, TOGETHER, decode_tokens(self.device) * n // (read + n * asked.most)))
+        batches = -(-n // rows)
+        steps = self.passes(read, batches, self.dtype, alone=False)
+        rate = linear_rate(self.device, self.dtype, self.shape.d, rows)
+        steps += n * asked.most * (self.per_token + self.head) / rate
+        steps += batches * asked.most * self.shape.n_layers * BLOCK_SECONDS
+        return self.loading + steps
 
     @property
     def weights(self) -> float:

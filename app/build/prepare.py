@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,13 @@ import numpy as np
 import polars as pl
 
 from app.build import plan_bytes, plan_subspaces, plan_times
+from app.build.encoded import (
+    alike_tokenizers,
+    encode_all,
+    resolve_positions,
+    usable_prompts,
+    with_answers,
+)
 from app.build.weights import check_comparable, rows_told
 from app.frame.words import size
 from engine.errors import PromptsError, StudyError
@@ -23,13 +29,12 @@ from engine.models.tokenizer import check_known, check_vocabulary, other_tokeniz
 from engine.passes.batching import capture_order
 from engine.passes.cost import ModelPlan as Cost
 from engine.passes.cost import plan_model
+from engine.prompts.generated import ANSWERS, Answer, Asked, read_otherwise
 from engine.prompts.overlap import vocabularies, vocabulary_overlap
-from engine.prompts.positions import Positions, positions
-from engine.prompts.span_spec import SpanPosition
-from engine.prompts.spans import span_position
+from engine.prompts.positions import Positions
 from engine.prompts.table import assign_splits, read_prompts, shared_rows
-from engine.prompts.tokens import encode, eos_note
-from engine.prompts.usable import check_one_vocabulary, fitting, placed, unused_columns, with_texts
+from engine.prompts.tokens import eos_note
+from engine.prompts.usable import unused_columns
 from engine.study.study import ModelSpec, Study
 from engine.subspaces.prompts import SubspacePrompts, subspace_prompts
 from engine.weights.names import Names
@@ -53,6 +58,8 @@ class Prepared:
         subspaces: prompts of subspace scores, None for a study without [subspaces].
         notes: per model, what is not quite as the study says.
         remarks: the same of the prompts.
+        asked: prompts that a model of the study answers, None for a study with other answers or none.
+        answers: what it said, by the prompt's id; None before it did: texts of the greatest length stand in.
     """
 
     study: Study
@@ -66,32 +73,34 @@ class Prepared:
     subspaces: SubspacePrompts | None = None
     notes: Mapping[str, list[str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    asked: Asked | None = None
+    answers: Mapping[str, Answer] | None = None
 
     @staticmethod
-    def of(study: Study) -> Prepared:
+    def of(study: Study, answers: Mapping[str, Answer] | None = None) -> Prepared:
         """Reads, splits, renders and tokenises; nothing is written and no weight is loaded.
+
+        Args:
+            answers: see the attribute.
 
         Raises:
             StudyError, PromptsError, ModelError: whatever can be known of the study from configs, headers,
                 tables and prompts to be impossible.
         """
         notes: dict[str, list[str]] = {name: [] for name in study.models}
-        shapes = {name: planned(spec, notes[name]) for name, spec in study.models.items()}
-        for name, shape in shapes.items():
-            _check_heads(study, name, shape, study.capture.blocks(shape.n_layers))
-        _check_stride(study, shapes)
-        tokenizers = {
-            name: _tokenizer(spec, shapes[name], notes[name]) for name, spec in study.models.items()
-        }
-        names = {name: Names(shape.model, vocabulary_of(tokenizers[name])) for name, shape in shapes.items()}
-        check_comparable(study, names)
-        for name, told in rows_told(names).items():
-            notes[name].append(told)
+        shapes, tokenizers, names = _models(study, notes)
         table = read_prompts(study.prompts)
         remarks = unused_columns(table, study.prompts)
-        alike = _alike(tokenizers, shapes)
-        one = _encoded(study, table, tokenizers, shapes, tuple(dict.fromkeys(alike.values())))
-        table, one = _usable(study, table, one, shapes, remarks)
+        alike = alike_tokenizers(tokenizers, shapes)
+        reach = {name: shapes[name].max_length for name in dict.fromkeys(alike.values())}
+        table, asked, foretold, reach = with_answers(
+            study, table, tokenizers, shapes, alike, reach, answers, remarks
+        )
+        one = encode_all(foretold, table, tokenizers, reach)
+        table, one = usable_prompts(foretold, table, one, reach, remarks)
+        if asked is not None and answers is not None:
+            other = read_otherwise(one[alike[asked.model]], asked, answers)
+            remarks += [] if other is None else [other]
         for name in one:
             note = eos_note(table, tokenizers[name], study.prompts)
             remarks += [] if note is None else [f"model {name}: {note}"]
@@ -101,19 +110,38 @@ class Prepared:
         known = vocabularies(encoded, tokenizers)
         kept = shared_rows(table, encoded, known, study.prompts)
         table, encoded = table[kept], {name: frame[kept] for name, frame in encoded.items()}
-        for name, frame in encoded.items():
+        for name, frame in encoded.items() if foretold is study else ():
             notes[name] += _told_of_sides(frame, shapes[name].rotary_switch)
         _check_enough(table)
         table = assign_splits(table, study.prompts.validation, study.seed)
         order = capture_order([frame["token_ids"].list.len().to_list() for frame in encoded.values()])
         table, encoded = table[order], {name: frame[order] for name, frame in encoded.items()}
-        places = {name: _places(study, table, encoded[name], tokenizers[name]) for name in one}
+        places = {name: resolve_positions(foretold, table, encoded[name], tokenizers[name]) for name in one}
         resolved = {name: places[alike[name]] for name in study.models}
-        subspaces = _subspaces(study, table, tokenizers, shapes, names)
+        subspaces = _subspaces(study, table, tokenizers, reach, names)
         overlap = vocabulary_overlap(tokenizers)
         return Prepared(
-            study, table, encoded, known, overlap, resolved, shapes, names, subspaces, notes, tuple(remarks)
+            study,
+            table,
+            encoded,
+            known,
+            overlap,
+            resolved,
+            shapes,
+            names,
+            subspaces,
+            notes,
+            tuple(remarks),
+            asked,
+            answers,
         )
+
+    def answers_table(self) -> pl.DataFrame | None:
+        """Every answer that was generated, also to prompts that are dropped; None for other studies."""
+        if self.asked is None or self.answers is None:
+            return None
+        rows = [{"id": name, **vars(self.answers[name])} for name in self.asked.ids]
+        return pl.DataFrame(rows, schema=ANSWERS)
 
     def token_ids(self, model: str) -> list[list[int]]:
         """Tokens of every prompt, in capture order."""
@@ -189,6 +217,22 @@ class Prepared:
         ]
 
 
+def _models(
+    study: Study, notes: Mapping[str, list[str]]
+) -> tuple[dict[str, ModelTaps], dict[str, Any], dict[str, Names]]:
+    """Of every model its parts on the meta device, its tokenizer, and its parameters as they are compared."""
+    shapes = {name: planned(spec, notes[name]) for name, spec in study.models.items()}
+    for name, shape in shapes.items():
+        _check_heads(study, name, shape, study.capture.blocks(shape.n_layers))
+    _check_stride(study, shapes)
+    tokenizers = {name: _tokenizer(spec, shapes[name], notes[name]) for name, spec in study.models.items()}
+    names = {name: Names(shape.model, vocabulary_of(tokenizers[name])) for name, shape in shapes.items()}
+    check_comparable(study, names)
+    for name, told in rows_told(names).items():
+        notes[name].append(told)
+    return shapes, tokenizers, names
+
+
 def _tokenizer(spec: ModelSpec, shape: ModelTaps, notes: list[str]) -> Any:
     """The tokenizer of a model; ModelError when it isn't there or is clearly another one's."""
     tokenizer = load_tokenizer(spec)
@@ -197,60 +241,6 @@ def _tokenizer(spec: ModelSpec, shape: ModelTaps, notes: list[str]) -> Any:
     other = other_tokenizer(spec, tokenizer)
     notes += [] if other is None else [other]
     return tokenizer
-
-
-def _encoded(
-    study: Study,
-    table: pl.DataFrame,
-    tokenizers: Mapping[str, Any],
-    shapes: Mapping[str, ModelTaps],
-    names: Sequence[str],
-) -> dict[str, pl.DataFrame]:
-    """Encoded prompts of the models that are named."""
-    check_one_vocabulary(table, {name: tokenizers[name] for name in names})
-    header = "assistant_start" in study.capture.positions
-    found = {}
-    for name in names:
-        try:
-            most = shapes[name].max_length
-            found[name] = encode(table, tokenizers[name], study.prompts, most, header=header)
-        except PromptsError as error:
-            if len(names) == 1:
-                raise
-            raise PromptsError(
-                f"{error.what} (model {name!r})",
-                expected=error.expected,
-                given=error.given,
-                next_step=error.next_step,
-            ) from error
-    return found
-
-
-def _usable(
-    study: Study,
-    table: pl.DataFrame,
-    encoded: dict[str, pl.DataFrame],
-    shapes: Mapping[str, ModelTaps],
-    remarks: list[str],
-) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
-    """Prompts without those that the study lets drop."""
-    rows = fitting(encoded, {name: shapes[name].max_length for name in encoded}, remarks)
-    table, encoded = table[rows], {name: frame[rows] for name, frame in encoded.items()}
-    table = with_texts(table, next(iter(encoded.values())))
-    if study.prompts.unusable == "drop":
-        rows = placed(encoded, table, study.capture.positions, remarks)
-        table, encoded = table[rows], {name: frame[rows] for name, frame in encoded.items()}
-    return table, encoded
-
-
-def _places(study: Study, table: pl.DataFrame, encoded: pl.DataFrame, tokenizer: Any) -> dict[str, Positions]:
-    """Every position of the study, resolved for one model."""
-    return {
-        name: span_position(encoded, table, position)
-        if isinstance(position, SpanPosition)
-        else positions(encoded, position, tokenizer, study.seed)
-        for name, position in zip(study.capture.position_names, study.capture.positions, strict=True)
-    }
 
 
 def _told_of_sides(encoded: pl.DataFrame, switch: int | None) -> list[str]:
@@ -299,32 +289,28 @@ def _check_heads(study: Study, name: str, shape: ModelTaps, blocks: Sequence[int
         )
 
 
-def _alike(tokenizers: Mapping[str, Any], shapes: Mapping[str, ModelTaps]) -> dict[str, str]:
-    """Model -> the first one that makes the same tokens of every prompt and reaches as far."""
-    seen: dict[Any, str] = {}
-    found = {}
-    for name, tokenizer in tokenizers.items():
-        fast = getattr(tokenizer, "backend_tokenizer", None)
-        what = id(tokenizer) if fast is None else hashlib.sha256(fast.to_str().encode()).digest()
-        known = (
-            what,
-            str(tokenizer.chat_template),
-            str(tokenizer.special_tokens_map),
-            shapes[name].max_length,
+def _check_plain(study: Study) -> None:
+    """StudyError for subspace scores of a first model that is to run on quantised weights."""
+    first, spec = next(iter(study.models.items()))
+    if spec.quantised is not None:
+        raise StudyError(
+            f"Subspace scores need plain weights, and {first!r} is to run on quantised ones.",
+            expected="a first model whose weights are unpacked",
+            given=f'models.{first}.quantised = "live"',
+            next_step=f"leave out models.{first}.quantised, or [subspaces].",
         )
-        found[name] = seen.setdefault(known, name)
-    return found
 
 
 def _subspaces(
     study: Study,
     table: pl.DataFrame,
     tokenizers: Mapping[str, Any],
-    shapes: Mapping[str, ModelTaps],
+    reach: Mapping[str, int],
     names: Mapping[str, Names],
 ) -> SubspacePrompts | None:
     if study.subspaces is None:
         return None
+    _check_plain(study)
     plan_subspaces.check_deltas(study, names)
     first = next(iter(study.models))
     return subspace_prompts(
@@ -333,7 +319,7 @@ def _subspaces(
         study.prompts,
         study.subspaces,
         seed=study.seed,
-        max_length=shapes[first].max_length,
+        max_length=reach[first],
     )
 
 
@@ -342,6 +328,11 @@ def describe_plan(prepared: Prepared) -> str:
     prepared.store_plan()
     costs = prepared.costs()
     lines = [f"{prepared.study.name}: {len(prepared.table)} prompts, {len(costs)} models"]
+    if prepared.asked is not None and prepared.answers is None:
+        lines.append(
+            f"answers: {prepared.asked.model} gives {len(prepared.asked.ids)} before anything is captured; "
+            f"what follows takes each as {prepared.asked.most} tokens long, and positions in them as there"
+        )
     head = ("model", "parameters", "passes", "tokens", "padded", "memory", "activations", "Grams", "time")
     rows = [head]
     for cost in costs:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from app.build.answers import stored_answers
 from app.build.build import stored_equals_recomputed
 from app.build.prepare import Prepared
 from app.build.progress import Progress
@@ -56,7 +57,7 @@ def verify(study: Study, path: Path) -> int:
             tqdm.write(
                 f"FAILED {kept['model']}: {kept['name']}: {value:.3g} (limit {limit:.3g}), when it was made"
             )
-    prepared = Prepared.of(study)
+    prepared = Prepared.of(study, stored_answers(study, path))
     for name, spec in study.models.items():
         lm = load(spec, name)
         checks = [stored_equals_recomputed(prepared, store, lm)]

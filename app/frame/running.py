@@ -6,6 +6,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import access, screen
 from app.escape import plain
-from app.frame import durations
+from app.frame import durations, reruns
 from app.frame import parts as components
 from app.frame.opened import Opened, code_allowed
 from app.live import headless
@@ -159,13 +160,17 @@ def run_button(
         if wanted:
             with row():
                 as_command(opened, wanted, key)
-                if said := durations.told(wanted, runs_of(opened, None)):
+                if said := _told(opened, wanted):
                     screen.caption(said)
 
 
 def row() -> DeltaGenerator:
     """A line of small things."""
     return st.container(horizontal=True, vertical_alignment="center", gap="small")
+
+
+def _told(opened: Opened, wanted: Sequence[Experiment]) -> str:
+    return durations.told(wanted, runs_of(opened, None), partial(reruns.slower, opened.store))
 
 
 def as_command(opened: Opened, wanted: Sequence[Experiment], key: str) -> None:

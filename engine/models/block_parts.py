@@ -1,13 +1,15 @@
 """Parts that some families' blocks compute without a module to hook: given to them, the numbers the same.
 
 OPT's MLP is two layers of the block, and runs on tokens without their batch; Llama 4's mixtures of experts
-return tokens without their batch. What is given is seen by hooks alone: no parameter gets another name.
+return tokens without their batch; some of Granite's blocks add an MLP to their mixture of experts.
+What is given is seen by hooks alone: no parameter gets another name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +24,12 @@ def give_parts(family: str, blocks: Iterable[nn.Module]) -> None:
         for block in blocks:
             if type(block) is own:
                 block.__dict__["mlp"] = _TwoLayers(block)
+                block.__class__ = given
+    elif family in ("granitemoehybrid", "granitemoeshared"):
+        own, given = _granite(family)
+        for block in blocks:
+            if type(block) is own:
+                block.__dict__["mlp"] = _WithExperts(block)
                 block.__class__ = given
     elif family in ("llama4", "llama4_text"):
         own, given = _llama4()
@@ -54,6 +62,41 @@ def _opt() -> tuple[type[nn.Module], type[nn.Module]]:
             return stream + mlp
 
     return OPTDecoderLayer, Block
+
+
+class _WithExperts(nn.Module):
+    """What a mixture of experts, where there is one, and the MLP beside it give together."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.experts, self.shared = block.block_sparse_moe, block.shared_mlp
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        parts = [part for part in (self.experts, self.shared) if part is not None]
+        first: Tensor = parts[0](hidden_states)
+        return first if len(parts) == 1 else first + parts[1](hidden_states)
+
+
+@cache
+def _granite(family: str) -> tuple[type[nn.Module], type[nn.Module]]:
+    """A Granite block, and one with all of its MLP as a module."""
+    code = import_module(f"transformers.models.{family}.modeling_{family}")
+    name = {"granitemoeshared": "GraniteMoeShared", "granitemoehybrid": "GraniteMoeHybrid"}[family]
+    own: Any = getattr(code, f"{name}DecoderLayer")
+
+    def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        normed, mamba = self.input_layernorm(hidden_states), getattr(self, "mamba", None)
+        if mamba is None:
+            mixed = self.self_attn(hidden_states=normed, **kwargs)[0]
+        else:
+            more = {key: kwargs[key] for key in ("attention_mask", "seq_idx") if key in kwargs}
+            mixed = mamba(hidden_states=normed, cache_params=kwargs.get("past_key_values"), **more)
+        stream = hidden_states + mixed * self.residual_multiplier
+        mlp: Tensor = self.__dict__["mlp"](self.post_attention_layernorm(stream))
+        out: Tensor = stream + mlp * self.residual_multiplier
+        return out
+
+    return own, type("Block", (own,), {"forward": forward})
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from engine.errors import ModelError
 from engine.models.families import loader_of
 from engine.models.folder import safetensors_header
 from engine.models.memory import out_of_memory
-from engine.models.quantised import check_readable, quantised
+from engine.models.quantised import check_live, check_readable, quantised
 from engine.models.sources import (
     Source,
     check_all_read,
@@ -78,14 +78,17 @@ def load_weights(
     """
     config = config_of(spec)
     check_readable(config, source)
-    packed = quantised(config)
+    check_live(spec, config, source, resolve_device(spec.device))
+    packed, live = quantised(config), spec.quantised == "live" and not meta
     options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {}
+    if live and not spec.device_map:
+        options = {"device_map": {"": resolve_device(spec.device)}}
     if meta:
         options = {"device_map": {"": "meta"}, "local_files_only": True}
     options |= unpacked(spec)
     if packed is not None:
         packed.check_blocks(folder_of(source), source)
-        options["config"] = packed.asking(config)
+        options["config"] = packed.asking(config, live=live)
     with _quietly() if meta else nullcontext():
         model, loading = pretrained(
             loader_of(config),
@@ -96,16 +99,9 @@ def load_weights(
             **options,
         )
     if packed is not None:
-        model = packed.plain(model, DTYPES[spec.dtype])
-        notes.append(packed.note(spec.dtype))
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{source} lacks {len(missing)} of the model's tensors.",
-            expected="every tensor of the architecture",
-            given="missing: " + ", ".join(missing[:5]) + (" …" if len(missing) > 5 else ""),
-            next_step="get the complete checkpoint; a randomly filled tensor would spoil every number.",
-        )
+        model = packed.ready(model, source) if live else packed.plain(model, DTYPES[spec.dtype])
+        notes.append(packed.note(spec))
+    _refuse_missing(sorted(loading["missing_keys"]), source)
     if getattr(model.config, "tie_word_embeddings", False):
         notes += _tied(model, meta)
     check_all_read(spec, model, notes)
@@ -115,7 +111,7 @@ def load_weights(
     check_unused(model, unused, source)
     if unused:
         notes.append(f"{len(unused)} tensors of {source} are not used by the model: " + ", ".join(unused[:5]))
-    if meta or spec.device_map:
+    if meta or live or spec.device_map:
         return model
     try:
         return model.to(resolve_device(spec.device))
@@ -123,6 +119,16 @@ def load_weights(
         if out_of_memory(error):
             raise no_room(str(source), error) from error
         raise
+
+
+def _refuse_missing(missing: Sequence[str], source: object) -> None:
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} of the model's tensors.",
+            expected="every tensor of the architecture",
+            given="missing: " + ", ".join(missing[:5]) + (" …" if len(missing) > 5 else ""),
+            next_step="get the complete checkpoint; a randomly filled tensor would spoil every number.",
+        )
 
 
 def _check_numbers(model: nn.Module, folder: Path | None, source: object) -> None:

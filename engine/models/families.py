@@ -9,8 +9,8 @@ and head identities on the real weights and refuses a model for which the entry 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import (
@@ -19,82 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from engine.errors import ModelError
-
-QKVLayout = Literal["separate", "stacked", "interleaved", "latent"]
-ZOf = Literal["values", "sunk", "gated"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Attribute names and conventions of one model family.
-
-    Attributes:
-        name: `config.model_type` of the family.
-        decoder: dotted path from the causal LM to the module that holds the blocks.
-        blocks: attribute of the decoder with the list of blocks.
-        embed, final_norm: attributes of the decoder.
-        attn, mlp: attributes of a block.
-        o_proj: attribute of the attention module whose *input* is the concatenation of all heads' z.
-        input_norm: block attribute of the norm that the attention reads through (None: post-norm family).
-        mlp_norm: block attribute of the norm that the MLP reads through (None: post-norm family, or the
-            same norm as the attention's in parallel families: then equal to `input_norm`, or a name that the
-            blocks of parallel models leave None).
-        attn_post_norm, mlp_post_norm: block attributes of norms applied to a sub-block's output before
-            it is added to the stream, None where there is none.
-        qkv: "separate" projections; "stacked" [q; k; v] in one; "interleaved" (a key head's queries, k, v)
-            for each key head in one; "latent": behind a norm, so that none is a linear map of the stream.
-        qkv_names: attribute names in the attention module (three, or one when fused).
-        transposed: weights are stored (in, out), as GPT-2's Conv1D does.
-        parallel: attention and MLP both read the block's input (True/False), or the name of the config
-            flag that says so.
-        multiplier: block attribute that scales both contributions (Granite), else None.
-        norm_offset: what is added to a norm's stored weight to give its gain (1 for Gemma).
-        logit_scale: config attribute that multiplies the logits; prefixed with "/" when it divides.
-        attention: the only attention implementation that computes this family's attention exactly, or
-            None when several do (Gemma 2's score soft-cap does not exist in sdpa).
-        kv_heads: config attribute with the number of key and value heads, or that number.
-        attn_adds, mlp_adds: attribute of the attention (the MLP) whose output is added to the stream, where
-            the module itself returns something else (BLOOM's return the stream); else None.
-        in_place: the block goes on computing in the tensor that its MLP returned.
-        z: what a head's z is: a mix of "values" with weights that sum to 1; "sunk", with weights that sum to
-            less (attention sinks); "gated", multiplied by a gate.
-        packs: its attention runs on packed tokens (`engine.passes.packed`); else patches rerun whole prompts.
-        mixer: attribute of the blocks that mix tokens without heads (linear attention), in a model that has
-            some; else None.
-        skipped: config attribute with the indices of blocks that only run with an image; else None.
-        wrapper: loaded by AutoModelForImageTextToText, because no causal class reads its checkpoints.
-    """
-
-    name: str
-    decoder: str = "model"
-    blocks: str = "layers"
-    embed: str = "embed_tokens"
-    final_norm: str = "norm"
-    attn: str = "self_attn"
-    mlp: str = "mlp"
-    o_proj: str = "o_proj"
-    input_norm: str | None = "input_layernorm"
-    mlp_norm: str | None = "post_attention_layernorm"
-    attn_post_norm: str | None = None
-    mlp_post_norm: str | None = None
-    qkv: QKVLayout = "separate"
-    qkv_names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    transposed: bool = False
-    parallel: bool | str = False
-    multiplier: str | None = None
-    norm_offset: float = 0.0
-    logit_scale: str | None = None
-    attention: str | None = None
-    kv_heads: str | int = "num_key_value_heads"
-    attn_adds: str | None = None
-    mlp_adds: str | None = None
-    in_place: bool = False
-    z: ZOf = "values"
-    packs: bool = True
-    mixer: str | None = None
-    skipped: str | None = None
-    wrapper: bool = False
-
+from engine.models.family import REFUSED, Family
 
 _LLAMA = Family("llama")
 _GEMMA2 = replace(
@@ -206,8 +131,19 @@ FAMILIES: dict[str, Family] = {
         replace(_LLAMA, name="olmo"),
         _OLMO2,
         replace(_OLMO2, name="olmo3"),
+        replace(
+            _OLMO2,
+            name="olmo_hybrid",
+            packs=False,
+            mixer="linear_attn",
+            mixer_out="o_proj",
+            mixer_norms=("input_layernorm", "post_attention_layernorm", None, None),
+        ),
+        replace(_LLAMA, name="bitnet", z="normed"),
         _GRANITE,
         replace(_GRANITE, name="granitemoe", mlp="block_sparse_moe"),
+        replace(_GRANITE, name="granitemoeshared"),
+        replace(_GRANITE, name="granitemoehybrid", packs=False, mixer="mamba"),
         _COHERE,
         replace(_COHERE, name="cohere2"),
         _GEMMA2,
@@ -235,6 +171,7 @@ FAMILIES: dict[str, Family] = {
         ),
         _GPT2,
         _GPTJ,
+        replace(_GPTJ, name="codegen", qkv="quartered", qkv_names=("qkv_proj",)),
         replace(_GPTJ, name="gpt_neo", attn="attn.attention", mlp_norm="ln_2", parallel=False),
         _BLOOM,
         replace(_BLOOM, name="falcon", attention=None, attn_adds=None, mlp_adds=None),
@@ -292,6 +229,14 @@ FAMILIES: dict[str, Family] = {
         replace(_HYBRID, name="qwen3_5_moe"),
         _LFM2,
         replace(_LFM2, name="lfm2_moe"),
+        replace(
+            _LFM2,
+            name="lfm3",
+            o_proj="o_proj",
+            z="gated",
+            attn_post_norm="post_operator_norm",
+            mlp_post_norm="post_ffn_norm",
+        ),
         _JAMBA,
         replace(_JAMBA, name="bamba"),
         *(
@@ -329,24 +274,13 @@ def _opt(family: Family, config: Any) -> Family:
     return family
 
 
-_VARIANTS: dict[str, Callable[[Family, Any], Family]] = {"falcon": _falcon, "opt": _opt}
+def _lfm3(family: Family, config: Any) -> Family:
+    family = replace(family, z="gated" if config.use_attention_gate else "values")
+    return family if config.use_sandwich_norm else replace(family, attn_post_norm=None, mlp_post_norm=None)
+
+
+_VARIANTS: dict[str, Callable[[Family, Any], Family]] = {"falcon": _falcon, "opt": _opt, "lfm3": _lfm3}
 """Families whose config says which of several kinds their blocks are."""
-
-
-REFUSED: dict[str, str] = dict.fromkeys(
-    ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma"),
-    "its blocks keep a recurrent state instead of attending: there are no heads to read",
-) | {
-    "gemma3n": "its blocks add to several streams at once, and some share others' keys and values",
-    "gemma3n_text": "its blocks add to several streams at once, and some share others' keys and values",
-    "bitnet": "a norm stands between its heads and their output projection and mixes them",
-    "diffllama": "its heads are differences of two attentions",
-    "codegen": "the rows of its queries, values and keys are in an order of their own",
-    "gemma4": "its blocks have heads of several widths and add inputs of their own to the stream",
-    "gemma4_text": "its blocks have heads of several widths and add inputs of their own to the stream",
-    "doge": "its attention has a mask of its own: patched runs can't share a prompt's keys and values",
-}
-"""Families that can't be read, with the reason; what else is lacking is found on the model's own modules."""
 
 
 def family_of(config: Any) -> Family | None:

@@ -23,7 +23,8 @@ from engine.models.taps import ModelTaps, taps
 from engine.models.tokenizer import check_vocabulary, other_tokenizer, tokenizer_hash
 from engine.models.unlisted import candidates
 from engine.models.weight_diff import add_weight_diff, read_weight_diff
-from engine.models.wide import widen
+from engine.passes.live import runs_on_codes
+from engine.passes.wide import widen
 from engine.study.file_hashes import file_hash, model_files
 from engine.study.study import ModelSpec
 
@@ -48,6 +49,7 @@ class LoadedModel:
         info: what was loaded: source, revision, class, attention, hashes, library versions, notes.
         checks: the identities as measured at load.
         factors: of the weight changes that a merged LoRA adapter made, by parameter name, unrounded.
+        live: it is quantised and runs as it is: weights that are read are unpacked when they are asked for.
     """
 
     name: str
@@ -60,6 +62,7 @@ class LoadedModel:
     info: dict[str, Any] = field(default_factory=dict)
     checks: list[SelfCheck] = field(default_factory=list)
     factors: dict[str, LowRank] = field(default_factory=dict)
+    live: bool = False
 
     @property
     def max_length(self) -> int:
@@ -110,26 +113,33 @@ def load(spec: ModelSpec, name: str) -> LoadedModel:
     for note in notes:
         log.warning("model %s: %s", name, note)
     info |= {"trust_remote_code": spec.trust_remote_code, "notes": notes}
-    loaded = from_parts(model, tokenizer, name, info)
+    loaded = from_parts(model, tokenizer, name, info, live=spec.quantised == "live")
     loaded.factors = factors
     return loaded
 
 
 def from_parts(
-    model: Any, tokenizer: Any = None, name: str = "model", info: dict[str, Any] | None = None
+    model: Any,
+    tokenizer: Any = None,
+    name: str = "model",
+    info: dict[str, Any] | None = None,
+    *,
+    live: bool = False,
 ) -> LoadedModel:
     """A LoadedModel from a Hugging Face model that is already in memory.
 
+    A model that runs on codes, or is said to be `live`, is held to the limits of one.
     The model is switched to eval mode and its gradients off, in place. Raises ModelError as `load` does
     for weights that are not finite, an unknown family or a failed identity.
     """
     model = model.eval().requires_grad_(False)
     widen(model)
     _check_finite(model)
+    live = live or runs_on_codes(model)
     listed = family_of(model.config)
     if listed is None:
-        return _unlisted(model, tokenizer, name, info)
-    loaded = _measured(taps(model, listed), tokenizer, name, info)
+        return _unlisted(model, tokenizer, name, info, live)
+    loaded = _measured(taps(model, listed), tokenizer, name, info, live)
     failed = [check for check in loaded.checks if not check.passed]
     if failed:
         raise ModelError(
@@ -144,17 +154,20 @@ def from_parts(
 
 
 def _remark(loaded: LoadedModel) -> None:
-    """Adds what is unusual about a model to its notes."""
+    """Adds how a model's patches are run to its facts, and what is unusual about it to its notes."""
+    loaded.info["patches"] = "packed" if loaded.taps.family.packs else "whole"
     if loaded.taps.remarks:
         loaded.info["notes"] = [*loaded.info.get("notes", []), *loaded.taps.remarks]
 
 
-def _measured(found: ModelTaps, tokenizer: Any, name: str, info: dict[str, Any] | None) -> LoadedModel:
+def _measured(
+    found: ModelTaps, tokenizer: Any, name: str, info: dict[str, Any] | None, live: bool
+) -> LoadedModel:
     """A LoadedModel with its checks as measured, passed or not."""
     embedding = found.embed.weight
     if not isinstance(embedding, torch.Tensor):
         raise ModelError("The embedding has no weight.", expected="a tensor", given=type(embedding).__name__)
-    loaded = LoadedModel(name, found.model, tokenizer, found, embedding.device, embedding.dtype)
+    loaded = LoadedModel(name, found.model, tokenizer, found, embedding.device, embedding.dtype, live=live)
     loaded.info = _facts(loaded) | (info or {})
     if loaded.dtype not in DTYPES.values():
         raise ModelError("The model's dtype is not supported.", expected=list(DTYPES), given=loaded.dtype)
@@ -162,7 +175,7 @@ def _measured(found: ModelTaps, tokenizer: Any, name: str, info: dict[str, Any] 
     return loaded
 
 
-def _unlisted(model: Any, tokenizer: Any, name: str, info: dict[str, Any] | None) -> LoadedModel:
+def _unlisted(model: Any, tokenizer: Any, name: str, info: dict[str, Any] | None, live: bool) -> LoadedModel:
     """A model of a family without an entry, under the first candidate for which every identity holds.
 
     Raises:
@@ -171,7 +184,7 @@ def _unlisted(model: Any, tokenizer: Any, name: str, info: dict[str, Any] | None
     kind, best = str(model.config.model_type), (-1, "")
     for family in candidates(model):
         try:
-            loaded = _measured(taps(model, family), tokenizer, name, info)
+            loaded = _measured(taps(model, family), tokenizer, name, info, live)
         except (RuntimeError, TypeError, SiteError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             best = max(best, (0, f"its identities can't be measured ({type(error).__name__}: {reason})"))
@@ -253,7 +266,8 @@ def _check_finite(model: Any) -> None:
                 given="an offloaded weight",
                 next_step='use more or larger devices, a 16-bit dtype, or device = "cpu" without device_map.',
             )
-        if not bool(torch.isfinite(parameter).all()):
+        coded = not parameter.is_floating_point() or parameter.element_size() == 1
+        if not coded and not bool(torch.isfinite(parameter).all()):
             raise ModelError(
                 f"The model's {name} holds numbers that are not finite.",
                 expected="finite weights",

@@ -1,7 +1,8 @@
 """Quantised checkpoints: unpacked to plain weights where transformers does it exactly, else refused by name.
 
 Unpacked, each weight is the number that the file's codes and scales say, rounded once to the study's dtype.
-What quantising lost stays lost, and activations, which some methods quantise as well, are not quantised here.
+What quantising lost stays lost, and activations, which some methods quantise as well, are not quantised then.
+Where a study asks for it ("live"), a checkpoint runs as it is, by its method's own layers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import torch
 from engine.errors import ModelError
 from engine.models.folder import safetensors_header
 from engine.models.sources import unpacked_note
+from engine.passes.live import holds_codes
+from engine.study.study import ModelSpec
 
-__all__ = ["Quantised", "check_readable", "quantised"]
+__all__ = ["Quantised", "check_live", "check_readable", "plain_spec", "quantised"]
 
 
 class _Method(NamedTuple):
@@ -82,12 +85,30 @@ class Quantised:
         """Whether the checkpoint can be held against the model without its values."""
         return READ[self.method].on_meta
 
-    def asking(self, config: Any) -> Any:
-        """A copy of the config that has transformers unpack the weights while it loads them."""
+    def asking(self, config: Any, *, live: bool = False) -> Any:
+        """A copy of the config that has transformers unpack the weights while it loads them, unless live."""
         asked = copy.deepcopy(config)
-        if READ[self.method].on_meta:
-            asked.quantization_config = {**self.settings, "dequantize": True}
+        if READ[self.method].on_meta and not (live and self.method == "compressed-tensors"):
+            asked.quantization_config = {**self.settings, "dequantize": not live}
         return asked
+
+    def ready(self, model: Any, source: object) -> Any:
+        """The loaded model as it runs, after a first pass: some methods only then unpack their codes.
+
+        Raises:
+            ModelError: embedding or unembedding hold codes, of which rows are read.
+        """
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(end is not None and holds_codes(end) for end in ends):
+            raise ModelError(
+                f"{source} has a quantised embedding or unembedding, and can't run as it is.",
+                expected="both as plain weights",
+                given=f"codes ({self.title})",
+                next_step='leave out quantised = "live", so that the weights are unpacked.',
+            )
+        return model
 
     def plain(self, model: Any, dtype: torch.dtype) -> Any:
         """The loaded model with every parameter a plain tensor of the dtype."""
@@ -97,9 +118,17 @@ class Quantised:
             parameter.data = parameter.data.to(dtype)
         return model
 
-    def note(self, dtype: str) -> str:
-        """What was done, for the store."""
-        return unpacked_note(self.title, dtype)
+    def note(self, spec: ModelSpec) -> str:
+        """What is done, for the store."""
+        if spec.quantised is None:
+            return unpacked_note(self.title, spec.dtype)
+        return (
+            f"its weights are quantised ({self.title}) and it runs on them as they are: layers compute as "
+            "their method does, some with quantised activations. What quantising lost is lost; numbers "
+            "depend on the device and, where a method looks at all of a batch, on what else is in it; heads "
+            "make up attn_out within rounding to 8 bits. Weights that are read (kernels, differences, heads' "
+            "projections) are the unpacked ones, and can't be steered"
+        )
 
     def check_blocks(self, folder: Path | None, source: object) -> None:
         """ModelError for FP8 weights with a part of a block at an end.
@@ -135,6 +164,38 @@ def quantised(config: Any) -> Quantised | None:
                 method = settings.get("quant_method") or ("bitsandbytes" if _old_style(settings) else "")
                 return Quantised(str(method or "an unnamed method").lower(), settings)
     return None
+
+
+def plain_spec(spec: ModelSpec) -> ModelSpec:
+    """The same model with its weights unpacked."""
+    return spec.model_copy(update={"quantised": None})
+
+
+def check_live(spec: ModelSpec, config: Any, what: object, device: torch.device | None = None) -> None:
+    """ModelError for a model that is to run on its codes and can't, from its config alone.
+
+    Args:
+        device: where it is to run; None: not asked.
+    """
+    if spec.quantised is None:
+        return
+    found = quantised(config)
+    reason, given = "", f"{what}"
+    if spec.gguf is not None:
+        reason = "GGUF files are unpacked: transformers has no layers that run on their codes"
+    elif found is None:
+        reason = "it isn't quantised: config.json has no quantization_config"
+    elif spec.adapter is not None or spec.weight_diff is not None:
+        reason, given = "an adapter or a weight diff can't be merged into codes", "one of them in the study"
+    elif found.method == "fp8" and device is not None and device.type != "cuda":
+        reason, given = "its FP8 layers run on CUDA alone", f"device {device}"
+    if reason:
+        raise ModelError(
+            f"{what} can't run as it is: {reason}.",
+            expected="a checkpoint quantised by " + ", ".join(m.title for m in READ.values()),
+            given=given,
+            next_step='leave out quantised = "live".',
+        )
 
 
 def _old_style(settings: Mapping[str, Any]) -> bool:

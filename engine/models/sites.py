@@ -19,7 +19,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.errors import SiteError
-from engine.models.families import FAMILIES, Family
+from engine.models.families import FAMILIES
+from engine.models.family import Family
 from engine.models.taps import LayerTaps, ModelTaps, taps
 
 __all__ = [

@@ -10,7 +10,7 @@ from engine.errors import ModelError
 from engine.models.adapters import check_adapter
 from engine.models.checkpoint import load_weights, resolve_device
 from engine.models.families import attention_of, family_of, loader_of
-from engine.models.quantised import check_readable, quantised
+from engine.models.quantised import check_live, check_readable, quantised
 from engine.models.rotary import check_rotary
 from engine.models.sources import check_all_read, config_of, source_of
 from engine.models.taps import ModelTaps, taps
@@ -69,7 +69,7 @@ def _read(spec: ModelSpec, notes: list[str]) -> Any:
         return built
     packed = quantised(built.config)
     if packed is not None and not packed.on_meta:
-        notes.append(packed.note(spec.dtype))
+        notes.append(packed.note(spec))
         return built
     attention = attention_of(built.config, spec.attention)
     try:
@@ -84,6 +84,7 @@ def _built(spec: ModelSpec) -> Any:
     config = config_of(spec)
     listed = family_of(config)
     check_readable(config, source_of(spec))
+    check_live(spec, config, source_of(spec))
     try:
         with torch.device("meta"):
             model = loader_of(config).from_config(config, trust_remote_code=spec.trust_remote_code)

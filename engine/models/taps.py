@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from engine.errors import ModelError
 from engine.models.block_parts import give_parts
-from engine.models.families import Family, family_of
+from engine.models.families import family_of
+from engine.models.family import Family
 from engine.models.rotary import reach_of, switch_of
 from engine.models.unlisted import candidates
+from engine.passes.live import plain_weight
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,10 @@ class LayerTaps:
                 next_step="use a checkpoint in the family's standard form, or correct "
                 "engine/models/families.py.",
             )
+        if self.family.qkv == "quartered":
+            parts = fused.reshape(4, 3, -1, fused.shape[-1])
+            q, v, k = (parts[:, i].reshape(-1, self.head_dim, fused.shape[-1]) for i in range(3))
+            return q, k, v
         if self.family.qkv == "interleaved":
             groups = fused.reshape(self.n_kv_heads, -1, self.head_dim, fused.shape[-1])
             return groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1]
@@ -283,8 +289,9 @@ def _layer(
     place: tuple[int, int], block: nn.Module, family: Family, text: Any, sizes: tuple[int, int, int]
 ) -> LayerTaps:
     mixes = family.mixer is not None and isinstance(getattr(block, family.mixer, None), nn.Module)
-    attn = _part(block, family.mixer if mixes and family.mixer else family.attn, family)
-    o_proj = _part(attn, "out_proj" if mixes else family.o_proj, family)
+    family = _of_mixer(family) if mixes else family
+    attn = _part(block, family.attn, family)
+    o_proj = _part(attn, family.o_proj, family)
     mlp = _part(block, family.mlp, family)
     attn_post = _part(block, family.attn_post_norm, family) if family.attn_post_norm else None
     mlp_post = _part(block, family.mlp_post_norm, family) if family.mlp_post_norm else None
@@ -319,6 +326,25 @@ def _layer(
     )
 
 
+def _of_mixer(family: Family) -> Family:
+    """The entry as it is in blocks that mix tokens without heads."""
+    norms = family.mixer_norms or (
+        family.input_norm,
+        family.mlp_norm,
+        family.attn_post_norm,
+        family.mlp_post_norm,
+    )
+    return replace(
+        family,
+        attn=family.mixer or family.attn,
+        o_proj=family.mixer_out,
+        input_norm=norms[0],
+        mlp_norm=norms[1],
+        attn_post_norm=norms[2],
+        mlp_post_norm=norms[3],
+    )
+
+
 def _part(root: nn.Module, path: str, family: Family) -> Any:
     """Follows a dotted path; a missing attribute is a ModelError naming it."""
     here: Any = root
@@ -344,8 +370,7 @@ def _logit_scale(family: Family, text: Any) -> float:
 
 def _out_in(module: nn.Module, transposed: bool) -> Tensor:
     """A projection's weight as float32 (out, in)."""
-    weight: Any = module.weight
-    weight = weight.detach().float()
+    weight = plain_weight(module).float()
     return weight.T if transposed else weight
 
 

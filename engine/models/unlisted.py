@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from engine.models.families import Family, QKVLayout, unknown
+from engine.models.families import unknown
+from engine.models.family import Family, QKVLayout
 
 __all__ = ["candidates"]
 

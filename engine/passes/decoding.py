@@ -33,6 +33,11 @@ Edits = Sequence[Edit | None]
 Shared = SharedBlocks | None
 
 
+def decode_tokens(device: torch.device) -> int:
+    """Tokens in the cache at once, where nothing else is asked for."""
+    return 8192 if device.type == "cpu" else 65536
+
+
 @dataclass
 class Rows:
     """Rows under way: which prompt and condition each is, what it has seen, its part of the cache.
@@ -88,7 +93,7 @@ class Decoder:
             batch_tokens: tokens in the cache at once, by default 8192 on a CPU, 65536 else.
             copies: rows that every condition of a prompt becomes later.
         """
-        limit = batch_tokens or (8192 if self.lm.device.type == "cpu" else 65536)
+        limit = batch_tokens or decode_tokens(self.lm.device)
         groups: dict[int, list[int]] = defaultdict(list)
         for prompt, (ids, first) in enumerate(zip(self.token_ids, self._first, strict=True)):
             groups[len(ids) - first if first else 0].append(prompt)

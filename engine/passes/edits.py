@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engine.errors import PatchError
 from engine.models.sites import Site, first_tensor, replace_first
 from engine.models.taps import ModelTaps
+from engine.passes.live import plain_weight
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,6 @@ def _head_sum(taps: ModelTaps, site: Site, z: Tensor) -> Tensor:
     layer = taps.layers[site.layer]
     kept, columns = torch.zeros_like(z), head_columns(taps, site)
     kept[..., columns] = z[..., columns]
-    weight: Any = layer.o_proj.weight
+    weight = plain_weight(layer.o_proj).to(kept.dtype)
     product = kept @ (weight if layer.family.transposed else weight.T)
     return product * layer.multiplier

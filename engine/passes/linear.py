@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from engine.models.wide import slow
+from engine.passes.wide import slow
 
 MARGIN = 1.15
 """A packed product must be this much faster: below that the copy of the weights isn't worth its memory."""
@@ -101,7 +101,7 @@ def _measure(dtype: torch.dtype, repeats: int) -> Measurement:
 
 def packing_pays(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether packed linears are faster here: never off the CPU nor in a dtype that
-    `engine.models.wide` widens, else as measured."""
+    `engine.passes.wide` widens, else as measured."""
     if device.type != "cpu" or slow(dtype, device):
         return False
     measurement = measure(dtype)

@@ -43,6 +43,9 @@ KL_FLOOR = 1e-6
 """Nats below which nothing is asked of any model: float32 logits tell a KL to some 1e-7."""
 DRAWS = 4
 """Nudged rows of a prompt: where a router or a saturated head tips over, fewer can miss it."""
+LIVE_UNIT = 2.0**-9
+"""The same of a model that runs on codes: its layers round what comes in, to bfloat16 or to 8 bits, and so do
+not see less. Half of bfloat16's spacing at 1."""
 SUFFIX = 7
 """Tokens that are put behind a prompt to give its products another shape."""
 COMPONENTS = ("resid", "attn_out", "mlp_out", "head_z")
@@ -106,16 +109,15 @@ class Noise:
     plain: Activations
     log_probs: Tensor
 
-    def summary(self, dtype: torch.dtype) -> Rounding:
-        """The record for a store."""
+    def summary(self, dtype: torch.dtype, *, live: bool = False) -> Rounding:
+        """The record for a store; `live`: of a model that runs on codes."""
         last = {key: value for key, value in self.sites.items() if key[0] == LAST}
         by_component: dict[str, list[float]] = {}
         for (_, component, _), value in sorted(last.items(), key=lambda item: item[0]):
             by_component.setdefault(component, []).append(value)
         name = str(dtype).removeprefix("torch.")
-        detail = (
-            f"{name}; prompts run again, the stream moved by half a unit in the last place at every block"
-        )
+        unit = "half a unit in the last place" + (" of bfloat16" if live else "")
+        detail = f"{name}; prompts run again, the stream moved by {unit} at every block"
         return Rounding(
             kl=float(self.kl.mean()),
             kl_worst=float(self.kl.max()),
@@ -145,7 +147,8 @@ def kl_limit(worst: float) -> float:
 def nudged(lm: LoadedModel, seeds: Sequence[int | None]) -> Iterator[None]:
     """Inside the `with` block the stream entering every block is multiplied by 1 + u·ξ, ξ uniform in (−1, 1).
 
-    u is half the dtype's spacing at 1, the most that rounding once moves a number. Hold the model's lock.
+    u is half the dtype's spacing at 1, the most that rounding once moves a number, and at least `LIVE_UNIT`
+    in a model that runs on codes. Hold the model's lock.
 
     Args:
         seeds: of each row of the batch that is run; None leaves a row as it is.
@@ -156,6 +159,7 @@ def nudged(lm: LoadedModel, seeds: Sequence[int | None]) -> Iterator[None]:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         unit, one = torch.finfo(value.dtype).eps / 2, torch.full(value.shape[1:], 0.5)
+        unit = max(unit, LIVE_UNIT) if lm.live else unit
         draws = [one if g is None else torch.rand(one.shape, generator=g) for g in generators]
         moves = torch.stack(draws).to(value.device)
         return (value.float() * (1 + unit * (2 * moves - 1))).to(value.dtype)

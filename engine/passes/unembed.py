@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.models.taps import ModelTaps
-from engine.models.wide import linear
 from engine.passes.linear import PackedLinears, Product
+from engine.passes.wide import linear
 
 TILE = 1024
 """Vocabulary entries per tile on a CPU; sixteen times as many elsewhere."""

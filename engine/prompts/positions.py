@@ -233,7 +233,8 @@ _PARTS = {
     ),
     "answer": (
         "an answer",
-        "give its text: prompts.answers names its column, prompts.prefill begins the assistant's turn.",
+        "give its text: prompts.answers names its column or the model that says it, prompts.prefill begins "
+        "the assistant's turn.",
     ),
     "assistant": ("the assistant's header", "use a chat template, or leave 'assistant_start' out."),
     "span": ("the span", "check the tokenizer's character offsets, or the position in capture.positions."),

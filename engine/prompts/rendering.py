@@ -108,7 +108,8 @@ def _said(prompt: dict[str, Any], spec: PromptsSpec) -> tuple[str, str]:
         return "", str(messages[-1]["content"])
     own = prompt.get("prefill")
     prefill = str(own if own is not None else spec.prefill or "")
-    return ("", prefill) if spec.answers is None else (prefill, str(prompt[spec.answers]))
+    column = spec.answer_column
+    return ("", prefill) if column is None else (prefill, str(prompt[column]))
 
 
 def _answer(text: str, answer: str) -> Span | None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from engine.names import check_hub_id
 from engine.reading import parse_json
 from engine.spec import LONGEST_TEXT, MOST_ENTRIES, Frozen, LocalPath
 from engine.texts.patterns import usable
 
-__all__ = ["ROLES", "PromptColumn", "PromptFilter", "PromptSource", "PromptsSpec"]
+__all__ = [
+    "GENERATED",
+    "ROLES",
+    "GeneratedAnswers",
+    "PromptColumn",
+    "PromptFilter",
+    "PromptSource",
+    "PromptsSpec",
+]
 
 Role = Literal["system", "prefill", "template", "token_ids"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -23,6 +32,8 @@ PromptColumn = Literal[
     "id", "text", "messages", "pair_id", "language", "category", "split", "answer", "choices", "label",
     "system", "prefill", "template", "token_ids",
 ]  # fmt: skip
+GENERATED = "generated_answer"
+"""The column of answers that a model gives while the store is built."""
 Place = str | Annotated[int, Field(ge=1, le=100_000)]
 """A column of a file: its name in the header or, without a header, its position from 1."""
 Columns = dict[PromptColumn, Place]
@@ -135,6 +146,20 @@ class PromptFilter(Frozen):
         return self
 
 
+class GeneratedAnswers(Frozen):
+    """Answers that the model named `generate` gives: greedily, `max_tokens` tokens at most."""
+
+    generate: str
+    max_tokens: int = Field(ge=1, le=1_000_000)
+
+
+Answers = Annotated[
+    Annotated[str, Tag("given")] | Annotated[GeneratedAnswers, Tag("generated")],
+    Discriminator(lambda value: "given" if isinstance(value, str) else "generated"),
+]
+"""Where answers come from: the column that has them, or a model of the study."""
+
+
 class PromptsSpec(Frozen):
     """Which prompts are used and how they become text.
 
@@ -151,7 +176,7 @@ class PromptsSpec(Frozen):
     `template_args` are handed to the chat template; kept as JSON text, since their order may be printed.
     `date` is given to templates that print today's date, so that a study renders the same every day.
     `prefill` begins the assistant's turn (or follows a plain text): the model continues it.
-    `answers` names the column whose text follows, as what the assistant says.
+    `answers` names the column whose text follows, as what the assistant says, or the model that says it.
     `keep_eos` keeps the end-of-text token that a tokenizer appends to plain text.
     `too_long` "drop" leaves prompts out that are longer than a model's context, `unusable` "drop" those that
     a template refuses or that lack one of the study's positions.
@@ -169,7 +194,7 @@ class PromptsSpec(Frozen):
     date: Annotated[str | None, BeforeValidator(_iso_date)] = None
     template_args: Annotated[str | None, BeforeValidator(_json_object)] = None
     prefill: str | None = Field(default=None, min_length=1)
-    answers: str | None = None
+    answers: Answers | None = None
     keep_eos: bool = False
     too_long: Literal["refuse", "drop"] = "refuse"
     unusable: Literal["refuse", "drop"] = "refuse"
@@ -198,7 +223,7 @@ class PromptsSpec(Frozen):
     def _fits_together(self) -> PromptsSpec:
         if self.template == "plain" and "template" not in self.roles:
             self._check_plain()
-        if self.answers in ROLES or self.answers in ("id", "text", "messages", "choices"):
+        if self.answer_column in (*ROLES, "id", "text", "messages", "choices"):
             raise ValueError("'answers' names a column of text, such as \"answer\"")
         if "token_ids" in self.roles and (self.answers or self.prefill):
             raise ValueError("'answers' and 'prefill' can't follow token ids, which are used as they are")
@@ -215,10 +240,21 @@ class PromptsSpec(Frozen):
             raise ValueError("'template_args' need template = \"chat\": plain text has no template")
 
     @property
+    def answer_column(self) -> str | None:
+        """The column of the answers, None where prompts have none."""
+        return GENERATED if isinstance(self.answers, GeneratedAnswers) else self.answers
+
+    @property
     def roles(self) -> frozenset[Role]:
         """The columns of `ROLES` that the study uses."""
         named = set(self.columns).union(*(source.columns or () for source in self.files))
         return frozenset(role for role in ROLES if role in named)
+
+    def check_models(self, models: Collection[str]) -> None:
+        """ValueError for answers of a model that isn't one of the study's."""
+        if isinstance(self.answers, GeneratedAnswers) and self.answers.generate not in models:
+            known = ", ".join(models)
+            raise ValueError(f"prompts.answers.generate is one of {known}, unlike {self.answers.generate!r}")
 
     def arguments(self) -> dict[str, Any]:
         """`template_args` as a dict."""

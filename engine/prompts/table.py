@@ -19,7 +19,7 @@ from engine.prompts.files import read_rows
 from engine.prompts.overlap import shared_ratios
 from engine.prompts.positions import Positions, parse_position, positions
 from engine.prompts.roles import DTYPES
-from engine.prompts.spec import PromptFilter, PromptsSpec
+from engine.prompts.spec import GENERATED, GeneratedAnswers, PromptFilter, PromptsSpec
 from engine.texts.patterns import search
 
 __all__ = [
@@ -46,6 +46,12 @@ COLUMNS: dict[str, Any] = {
     "choices": pl.List(pl.String),
     "label": pl.String,
 }
+GENERATED_COLUMNS: dict[str, Any] = {
+    GENERATED: pl.String,
+    "generated_by": pl.String,
+    "generated_ended": pl.Boolean,
+}
+"""What is kept of an answer that a model gave: its text, the model, and whether it ended it itself."""
 SPLITS = ("train", "validation")
 
 
@@ -172,22 +178,13 @@ def shared_rows(
 
 
 def _check_answers(table: pl.DataFrame, spec: PromptsSpec) -> None:
-    """PromptsError for prompts without the answer that the study puts behind every one."""
+    """PromptsError for prompts without the answer that the study puts behind every one, or with two."""
     if spec.answers is None:
         return
-    there = spec.answers in table.columns
-    without = (
-        table.filter(pl.col(spec.answers).fill_null("").str.strip_chars() == "")["id"]
-        if there
-        else table["id"]
-    )
-    if len(without):
-        raise PromptsError(
-            f"Prompts have no answer in the column {spec.answers!r}, which prompts.answers names.",
-            expected="text in every prompt" if there else "one of " + ", ".join(table.columns),
-            given=f"{len(without)} of {table.height} without, e.g. {without[0]!r}",
-            next_step="fill the column, or leave these prompts out with prompts.exclude.",
-        )
+    if isinstance(spec.answers, GeneratedAnswers):
+        _check_free(table)
+    else:
+        _check_given(table, spec.answers)
     said = table.filter(pl.col("messages").list.last().struct.field("role") == "assistant")["id"]
     if len(said):
         raise PromptsError(
@@ -195,6 +192,31 @@ def _check_answers(table: pl.DataFrame, spec: PromptsSpec) -> None:
             expected="one of them",
             given=f"{len(said)} such prompts",
             next_step="drop prompts.answers, or the last message.",
+        )
+
+
+def _check_given(table: pl.DataFrame, column: str) -> None:
+    there = column in table.columns
+    without = (
+        table.filter(pl.col(column).fill_null("").str.strip_chars() == "")["id"] if there else table["id"]
+    )
+    if len(without):
+        raise PromptsError(
+            f"Prompts have no answer in the column {column!r}, which prompts.answers names.",
+            expected="text in every prompt" if there else "one of " + ", ".join(table.columns),
+            given=f"{len(without)} of {table.height} without, e.g. {without[0]!r}",
+            next_step="fill the column, or leave these prompts out with prompts.exclude.",
+        )
+
+
+def _check_free(table: pl.DataFrame) -> None:
+    taken = [name for name in GENERATED_COLUMNS if name in table.columns]
+    if taken:
+        raise PromptsError(
+            f"The prompts have a column {taken[0]!r}, where the answers that are generated are kept.",
+            expected="no column of this name",
+            given="one in the prompt files",
+            next_step=f'rename it, or use it: answers = "{taken[0]}".',
         )
 
 

@@ -64,7 +64,7 @@ def encode(
             given=type(tokenizer).__name__,
             next_step="name a fast tokenizer of the same vocabulary as 'tokenizer' in the study.",
         )
-    wanted = {"id", "text", "messages", "message_fields", spec.answers, *spec.roles}
+    wanted = {"id", "text", "messages", "message_fields", spec.answer_column, *spec.roles}
     prompts = list(table.select(name for name in table.columns if name in wanted).iter_rows(named=True))
     rendered = _rendered(prompts, tokenizer, spec, header)
     ids, offsets = _tokenise(rendered, tokenizer, spec.keep_eos)

@@ -12,7 +12,7 @@ from engine.prompts.span_spec import SpanPosition
 from engine.prompts.spans import lacking
 from engine.prompts.spec import ROLES, PromptsSpec
 
-__all__ = ["check_one_vocabulary", "fitting", "placed", "unused_columns", "with_texts"]
+__all__ = ["check_one_vocabulary", "fitting", "left", "placed", "unused_columns", "with_texts"]
 
 NAMED = 20
 """Prompts named in a remark."""
@@ -33,10 +33,10 @@ def fitting(encoded: Mapping[str, pl.DataFrame], most: Mapping[str, int], remark
     long = pl.Series([False] * len(names), dtype=pl.Boolean)
     refused = long
     for name, frame in encoded.items():
-        counts = frame["token_ids"].list.len()
+        counts = frame["token_ids"].list.len().cast(pl.Int64)
         long, refused = long | (counts > most[name]), refused | (counts == 0)
-    kept = _left(names, long, "are longer than a model's context", remarks)
-    return sorted(set(kept) & set(_left(names, refused, "can't be rendered", remarks)))
+    kept = left(names, long, "are longer than a model's context", remarks)
+    return sorted(set(kept) & set(left(names, refused, "can't be rendered", remarks)))
 
 
 def placed(
@@ -56,11 +56,11 @@ def placed(
         for frame in encoded.values():
             lost = lost | lacking(frame, table, position)
         name = position if isinstance(position, str) else position.name
-        rows &= set(_left(table["id"], lost, f"lack the position {name!r}", remarks))
+        rows &= set(left(table["id"], lost, f"lack the position {name!r}", remarks))
     return sorted(rows)
 
 
-def _left(names: pl.Series, dropped: pl.Series, why: str, remarks: list[str]) -> list[int]:
+def left(names: pl.Series, dropped: pl.Series, why: str, remarks: list[str]) -> list[int]:
     """Ascending rows that are not dropped; a remark counts and names the others. PromptsError for none."""
     lost = names.filter(dropped).to_list()
     if lost and len(lost) == len(names):

@@ -11,7 +11,7 @@ from engine.similarity.sampling import MOST
 
 __all__ = ["diff_studies", "portable"]
 
-ADDED = ("gguf", "code_sha256", "subfolder", "variant")
+ADDED = ("gguf", "code_sha256", "subfolder", "variant", "quantised")
 NOT_IN_FINGERPRINT = ("notes", "name", "folder")
 
 

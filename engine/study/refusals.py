@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from engine.errors import StudyError
 
-TAGS = ("span",)
+TAGS = ("span", "given", "generated")
 """What pydantic says of a place where one of several models may stand, beside its keys."""
 
 

@@ -65,7 +65,7 @@ class ModelSpec(Frozen):
     PEFT adapter, local or on the Hub, merged into it; `weight_diff` a file of named deltas added to it.
     `tokenizer` is a folder, a Hub id, or the name of another model of the study, whose tokenizer is taken.
     `trust_remote_code` asks for Python code that comes with the model: `engine.models.trust` says when it
-    runs.
+    runs. `quantised` "live" runs a quantised checkpoint as it is; without, its weights are unpacked.
     """
 
     hub: str | None = None
@@ -84,6 +84,7 @@ class ModelSpec(Frozen):
     attention: Literal["sdpa", "eager"] = "sdpa"
     trust_remote_code: bool = False
     code_sha256: str | None = None
+    quantised: Literal["live"] | None = None
     _tokenizer_of: ModelSpec | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -201,7 +202,8 @@ class Study(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _deltas_are_there(self) -> Study:
+    def _names_are_there(self) -> Study:
+        self.prompts.check_models(self.models)
         if self.subspaces is not None:
             check_deltas(self.subspaces, tuple(self.models), self.contrasts)
         return self

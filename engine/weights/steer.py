@@ -96,6 +96,13 @@ class WeightShift:
     """
 
     def __init__(self, lm: LoadedModel, deltas: Iterable[WeightDelta] | Mapping[str, WeightDelta]) -> None:
+        if lm.live:
+            raise ModelError(
+                f"The weights of {lm.name!r} can't be steered: it runs on quantised ones.",
+                expected="plain weights, to which a difference can be added",
+                given='quantised = "live" in the study',
+                next_step='leave out quantised = "live", so that the weights are unpacked.',
+            )
         self.lm = lm
         self._plan: dict[nn.Module, dict[str, _Values]] = {}
         self._moved: dict[nn.Module, list[tuple[nn.Parameter, _Values]]] = {}

@@ -16,19 +16,13 @@ from tiny_tokenizers import chatml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import ModelError
-from engine.models.families import FAMILIES, REFUSED, Family, attention_of, family_of
+from engine.models.families import FAMILIES, attention_of, family_of
+from engine.models.family import REFUSED, Family
 from engine.models.loading import from_parts, load
 from engine.models.skeleton import planned
 from engine.models.unlisted import candidates
 from engine.passes import attention
 from engine.study.study import ModelSpec
-
-GPT = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "vocab_size": "vocab_size",
-}
 
 
 def same(found: Family, entry: Family, text: Any) -> bool:
@@ -176,9 +170,14 @@ def test_an_adapter_is_merged_as_peft_does(family: str, tmp_path: Path) -> None:
 
 
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
-    "olmo_hybrid": ({"layer_types": ["linear_attention", "full_attention"], "pad_token_id": 0}, "recurrent"),
+    "qwen4_exp_text": (
+        {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 16, "moe_intermediate_size": 24},
+        "recurrent",
+    ),
+    "falcon_h1": ({}, "beside the heads"),
+    "gemma3n_text": ({"num_kv_shared_layers": 0, "layer_types": ["full_attention"] * 2}, "AltUp"),
+    "doge": ({"num_experts": 4}, "no sum"),
     "opt": ({"do_layer_norm_before": False, "word_embed_proj_dim": 32}, "no sum"),
-    "codegen": ({}, "order of their own"),
     "gemma4_text": ({}, "heads of several widths"),
     "biogpt": ({}, "no final norm"),
 }
@@ -188,8 +187,7 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
 def test_the_plan_says_what_cannot_be_read(kind: str, tmp_path: Path) -> None:
     own, says = KINDS[kind]
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 455}
-    names = {"codegen": GPT}.get(kind, {name: name for name in sizes})
-    AutoConfig.for_model(kind, **{names[k]: v for k, v in sizes.items()}, **own).save_pretrained(tmp_path)
+    AutoConfig.for_model(kind, **sizes, **own).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=rf"'{kind}' is not known to Patchbay, and can't be read.*{says}"):
         planned(ModelSpec(path=tmp_path))
 

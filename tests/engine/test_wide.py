@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from engine.models import wide
+from engine.passes import wide
 
 HALF = [torch.bfloat16, torch.float16]
 

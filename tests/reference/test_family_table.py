@@ -21,7 +21,8 @@ from tiny_tokenizers import chatml
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from engine.models.families import FAMILIES, REFUSED
+from engine.models.families import FAMILIES
+from engine.models.family import REFUSED
 from engine.models.identities import check_packed
 from engine.models.loading import from_parts, load
 from engine.models.sites import Site
@@ -41,19 +42,23 @@ NEW, TIE = 8, 1e-4
 
 class Row(NamedTuple):
     """Where a family's parts are: the blocks; of a block what adds the attention's and the MLP's contribution
-    and what z enters; projections that an adapter changes."""
+    (none: what the stream grew by) and what z enters; projections that an adapter changes; both contributions
+    in blocks without heads; the block's attribute that multiplies contributions."""
 
     blocks: str = "model.layers"
     attn: str = "self_attn"
     mlp: str = "mlp"
     z: str = "self_attn.o_proj"
     adapted: tuple[str, ...] = ("v_proj", "o_proj")
+    mixed: tuple[str, str] | None = None
+    scale: str | None = None
 
 
 FALCON = Row("transformer.h", "self_attention", "mlp", "self_attention.dense", ("query_key_value", "dense"))
 WRAPPED = Row("model.language_model.layers")
 LATENT = Row(adapted=("kv_b_proj", "o_proj"))
 LINEAR = Row(adapted=("v_proj", "out_proj"))
+GRANITE = Row(mlp="", scale="residual_multiplier")
 MIXERS = ("linear_attn", "conv", "mamba")
 TABLE: dict[str, Row] = {
     "gptj": Row("transformer.h", "attn", "mlp", "attn.out_proj", ("v_proj", "out_proj")),
@@ -93,6 +98,18 @@ TABLE: dict[str, Row] = {
     "qwen2_5_vl": WRAPPED,
     "qwen3_vl": WRAPPED,
     "llava": WRAPPED,
+    "granitemoeshared": GRANITE,
+    "granitemoehybrid": GRANITE,
+    "granitemoehybrid dense": GRANITE,
+    "olmo_hybrid": Row(
+        attn="post_attention_layernorm", mlp="post_feedforward_layernorm", mixed=("linear_attn", "mlp")
+    ),
+    "lfm3": Row(
+        attn="post_operator_norm", mlp="post_ffn_norm", mixed=("post_operator_norm", "post_ffn_norm")
+    ),
+    "lfm3 plain": Row(mlp="feed_forward"),
+    "bitnet": Row(),
+    "codegen": Row("transformer.h", "attn", "mlp", "attn.out_proj", ("qkv_proj", "out_proj")),
 }
 
 
@@ -104,17 +121,31 @@ def plain(model: Any, row: Row, ids: list[int]) -> tuple[dict[tuple[str, int], T
     def keep(key: tuple[str, int], before: bool) -> Any:
         def hook(_module: Any, args: Any, output: Any = None) -> None:
             value = args[0] if before else output[0] if isinstance(output, tuple) else output
-            seen[key] = value.reshape(-1, value.shape[-1])[-1].clone()
+            scale = 1.0 if before or row.scale is None else getattr(blocks[key[1]], row.scale)
+            seen[key] = value.reshape(-1, value.shape[-1])[-1].clone() * scale
+
+        return hook
+
+    def grown(layer: int) -> Any:
+        def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            seen["mlp_out", layer] = after[0, -1] - before[0, -1] - seen["attn_out", layer]
 
         return hook
 
     skipped = getattr(model.config.get_text_config(), "cross_attention_layers", [])
     blocks = [block for i, block in enumerate(model.get_submodule(row.blocks)) if i not in skipped]
     for layer, block in enumerate(blocks):
-        mixer = next((name for name in MIXERS if hasattr(block, name)), None)
-        attn, z = (row.attn, row.z) if mixer is None else (mixer, None)
+        mixer = next((name for name in MIXERS if getattr(block, name, None) is not None), None)
+        attn, mlp, z = row.attn, row.mlp, row.z if mixer is None else None
+        if mixer is not None:
+            attn, mlp = row.mixed or (mixer, row.mlp)
         handles.append(block.get_submodule(attn).register_forward_hook(keep(("attn_out", layer), False)))
-        handles.append(block.get_submodule(row.mlp).register_forward_hook(keep(("mlp_out", layer), False)))
+        if mlp:
+            handles.append(block.get_submodule(mlp).register_forward_hook(keep(("mlp_out", layer), False)))
+        else:
+            handles.append(block.register_forward_hook(grown(layer), with_kwargs=True))
         if z is not None:
             handles.append(block.get_submodule(z).register_forward_pre_hook(keep(("head_z", layer), True)))
     with torch.no_grad():
@@ -243,6 +274,7 @@ def test_a_checkpoint_and_its_adapter_load_from_disk(family: str, tmp_path: Path
     base.save_pretrained(tmp_path / "base")
     chatml().save_pretrained(tmp_path / "base")
     targets = list(TABLE[family].adapted)
+    torch.manual_seed(0)
     config = LoraConfig(r=2, lora_alpha=6, init_lora_weights=False, target_modules=targets)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -22,7 +22,7 @@ FAMILIES = (
     *("qwen3", "llama", "gemma2", "gpt2", "gpt_neox", "mistral", "granite", "cohere"),
     *("mixtral", "ministral3", "starcoder2", "glm", "glm4", "nemotron", "stablelm", "olmoe", "gemma"),
     *("gptj", "opt", "bloom", "falcon 7B", "gpt_oss", "deepseek_v3", "llama4_text", "qwen3_next", "jamba"),
-    *("lfm2", "mllama", "qwen2_5_vl"),
+    *("lfm2", "mllama", "qwen2_5_vl", "granitemoehybrid", "olmo_hybrid", "lfm3", "bitnet", "codegen"),
     *UNLISTED_NAMES,
 )
 # Different lengths, also beyond a window of 6; the edited token inside, first, and last.
