@@ -28,8 +28,8 @@ if trusted and chosen.a != chosen.b:
             with columns[number % 2]:
                 findings.show(opened, one)
     with components.guard("overview: what to do next"):
-        left = [(group.title, missing) for group, missing in not_stored(opened, chosen)]
-        findings.next_steps(opened, left)
+        not_run = [(group.title, missing) for group, missing in not_stored(opened, chosen)]
+        findings.next_steps(opened, not_run)
 
 with screen.expander("What is in the store", icon=":material/inventory_2:", expanded=not trusted):
     with st.container(horizontal=True, gap="small", key="facts"):
