@@ -42,9 +42,3 @@ with screen.expander("What is in the store", icon=":material/inventory_2:", expa
         components.show(opened, panels.prompts_panel(opened))
     with right, components.guard("overview: disk use"):
         components.show(opened, panels.disk_panel(opened))
-    screen.markdown("#### Self-checks of the precompute run")
-    checks = components.checks_table(opened)
-    if checks.height:
-        screen.dataframe(checks, hide_index=True, width="stretch")
-    else:
-        screen.markdown("None were recorded.")

@@ -15,10 +15,10 @@ from app.charts.curves import Look, layer_curve
 from app.charts.lines import numeric_lines
 from app.charts.palette import Palette
 from app.charts.template import Chart
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.residual_updates import tables as update_queries
 from engine.ard.spectrum import surviving

@@ -12,10 +12,10 @@ from app import screen
 from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.asked import where_changes, where_of
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes, pair_of
+from app.frame.snippets import read_run
 from app.heads import panels as heads_panels
 from app.heads.fields import HeadFields
 from app.heads.panels import VECTORS

@@ -12,9 +12,9 @@ from app.charts.scatter import forest
 from app.charts.template import Chart
 from app.frame import noise
 from app.frame import running as live_view
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.patching import words as say
 from engine.lab.units import resampling_units

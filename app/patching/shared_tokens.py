@@ -7,9 +7,9 @@ import polars as pl
 from app.charts.palette import Palette
 from app.charts.scatter import forest
 from app.charts.template import Chart
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.patching import words as say
 

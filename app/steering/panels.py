@@ -10,9 +10,9 @@ from app.charts.palette import Palette
 from app.charts.points import named_points
 from app.charts.template import Chart
 from app.frame import noise, words
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.steering import words as say
 

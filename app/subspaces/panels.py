@@ -13,9 +13,9 @@ from app.charts.profiles import ratio_profile
 from app.charts.tall import dot_rows, tall_grid
 from app.charts.template import Chart
 from app.frame import words
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.subspaces import tables as q
 from app.subspaces import words as say

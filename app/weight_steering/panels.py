@@ -9,9 +9,9 @@ from app.charts.lines import numeric_lines
 from app.charts.palette import Palette
 from app.charts.template import Chart
 from app.frame import noise, words
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.weight_steering import words as say
 from engine.weight_steering.spec import FIGURES, Figure, WeightSteering

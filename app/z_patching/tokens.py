@@ -15,10 +15,10 @@ from app.charts.palette import Palette
 from app.charts.template import Chart
 from app.frame import parts as components
 from app.frame import running as live_view
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.z_patching import panels as z_patching_panels
 from app.z_patching import words as say

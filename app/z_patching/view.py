@@ -15,10 +15,10 @@ from app import screen
 from app.escape import plain
 from app.frame import controls
 from app.frame import running as live_view
-from app.frame.code import read_run
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, whole
+from app.frame.snippets import read_run
 from app.live.jobs import JobResult, JobStatus
 from app.z_patching import fits as z_patching_fits
 from app.z_patching import panels as z_patching_panels

@@ -10,18 +10,16 @@ import numpy as np
 import polars as pl
 
 from engine.behaviour import numbers as behaviour
-from engine.behaviour.spec import Behaviour, Figure, Lists, figures
+from engine.behaviour.spec import Behaviour, Lists
+from engine.behaviour.summary import column, figures_of, summary_of
 from engine.errors import PatchError
-from engine.lab.experiment import ExperimentResult, Lab, chosen_rows, resampling_groups
-from engine.lab.noise import measured
-from engine.lab.units import resampling_units, unit_name
+from engine.lab.experiment import ExperimentResult, Lab, chosen_rows
 from engine.lab.unknown import tell_unknown
 from engine.models.loading import LoadedModel
 from engine.passes.continuations import Scored, score, shared_ids, spelled, surface_forms
 from engine.passes.edits import Edit, replace_at
 from engine.passes.generate import generate
 from engine.patching.vectors import intervention
-from engine.stats.uncertainty import Interval
 from engine.texts import answers
 
 Columns = dict[str, list[Any]]
@@ -56,7 +54,7 @@ def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
     table = prompts.insert_column(0, pl.Series("row", rows, dtype=pl.Int64)).with_columns(
         [_series(name, values) for name, values in columns.items()]
     )
-    return ExperimentResult(_summary(experiment, lab, lm, table), {"table": table})
+    return ExperimentResult(summary_of(experiment, lab, lm, table), {"table": table})
 
 
 def corrected(experiment: Behaviour, lab: Lab) -> ExperimentResult:
@@ -96,7 +94,7 @@ def corrected(experiment: Behaviour, lab: Lab) -> ExperimentResult:
     changed = sum(entry["was"] != entry["value"] for entry in entries)
     note = f"{len(entries)} values were corrected by hand, {changed} of them changed."
     notes = [*found.summary["notes"], note.replace("1 values were", "1 value was")]
-    summary = {**found.summary, **_figures(experiment, table), "corrected": entries, "notes": notes}
+    summary = {**found.summary, **figures_of(experiment, table), "corrected": entries, "notes": notes}
     return ExperimentResult(summary, {"table": table})
 
 
@@ -179,8 +177,8 @@ def _questions(
     Forms and openings are tokenised once per language.
     """
     words, measures = experiment.wording, experiment.measures
-    languages = _column(prompts, "language")
-    choices, right = _column(prompts, "choices"), _column(prompts, "answer")
+    languages = column(prompts, "language")
+    choices, right = column(prompts, "choices"), column(prompts, "answer")
     claims = claim_prompts(experiment, prompts)
     cache: dict[tuple[int, str | None], list[list[int]]] = {}
     lost: dict[str, None] = {}
@@ -249,7 +247,7 @@ def claim_prompts(experiment: Behaviour, prompts: pl.DataFrame) -> list[bool]:
         {form.strip().casefold() for own in lists.values() for form in own} for lists in (words.yes, words.no)
     )
     found = []
-    for choices in _column(prompts, "choices"):
+    for choices in column(prompts, "choices"):
         said = {str(choice).strip().casefold() for choice in choices or ()}
         found.append(len(said) == 2 and bool(said & yes) and bool(said & no))
     return found if any(found) else [True] * len(found)
@@ -319,7 +317,7 @@ def read_answers(
     """What generated answers say: agrees, right, refused (1, 0, NaN where it doesn't apply), and style."""
     words, claims = experiment.wording, claim_prompts(experiment, prompts)
     columns: Columns = {}
-    rows = zip(texts, lengths, _column(prompts, "language"), _column(prompts, "answer"), claims, strict=True)
+    rows = zip(texts, lengths, column(prompts, "language"), column(prompts, "answer"), claims, strict=True)
     for text, length, language, answer, claim in rows:
         agrees, disagrees, refuses = (
             answers.of_language(lists, language) for lists in (words.agrees, words.disagrees, words.refuses)
@@ -336,88 +334,3 @@ def read_answers(
             row[f"style: {marker}"] = answers.per_hundred(text, length, patterns)
         _append(columns, row)
     return columns
-
-
-def _column(prompts: pl.DataFrame, name: str) -> list[Any]:
-    return prompts[name].to_list() if name in prompts.columns else [None] * prompts.height
-
-
-def _figures(experiment: Behaviour, table: pl.DataFrame) -> dict[str, Any]:
-    """Every figure that has a value, and the asymmetry between languages."""
-    found = {}
-    for figure in figures(experiment):
-        cells = _cells(experiment, figure, figure.name, table)
-        if cells is not None:
-            found[figure.name] = cells
-    return {"figures": found} | ({"asymmetry": _asymmetries(table)} if "right" in found else {})
-
-
-def _summary(experiment: Behaviour, lab: Lab, lm: LoadedModel, table: pl.DataFrame) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "subject": experiment.subject(),
-        **_figures(experiment, table),
-        "n_prompts": table.height,
-        "interval": {
-            "level": experiment.level,
-            "unit": unit_name(table),
-        },
-        "device": str(lm.device),
-        "dtype": str(lm.dtype).removeprefix("torch."),
-        "rounding": measured(lab, [experiment.model]),
-        "notes": list(lab.notes),
-    }
-    if experiment.shared_with is not None and "coverage" in table.columns:
-        summary["shared"] = {
-            "with": experiment.shared_with,
-            "coverage": table["coverage"].mean(),
-            "left_out": table["left out"].mean(),
-            "figures": {
-                f.name: cells
-                for f in figures(experiment)
-                if (cells := _cells(experiment, f, f"{f.name} on shared", table)) is not None
-            },
-        }
-    return summary
-
-
-def _cells(experiment: Behaviour, figure: Figure, column: str, table: pl.DataFrame) -> dict[str, Any] | None:
-    """Mean and interval of a column over all prompts and in its parts; None where no prompt has a value."""
-    if column not in table.columns or table[column].is_null().all():
-        return None
-    values = table[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    options: dict[str, Any] = {
-        "binary": figure.binary,
-        "n_boot": experiment.n_boot,
-        "level": experiment.level,
-        "seed": experiment.seed,
-    }
-    groups = resampling_groups(table)  # of a part, which may be a category itself
-    whole = behaviour.summarise(values, resampling_units(table), **options)
-    cells = {"unit": figure.unit, **_cell(whole, int((~np.isnan(values)).sum()))}
-    for part in ("category", "language", "label"):
-        if part in table.columns and table[part].n_unique() > 1:
-            pieces = behaviour.breakdown(values, table[part].to_list(), groups, **options)
-            cells[f"by_{part}"] = [{part: p.key, **_cell(p.interval, p.n)} for p in pieces]
-    return cells
-
-
-def _cell(found: Interval, n: int) -> dict[str, Any]:
-    """Plain JSON; an end that is not known is None."""
-    ends = {"low": found.low, "high": found.high}
-    known = {name: None if np.isnan(value) else value for name, value in ends.items()}
-    return {"value": found.estimate, **known, "n": n, "method": found.method}
-
-
-def _asymmetries(table: pl.DataFrame) -> list[dict[str, Any]]:
-    right = table["right"].fill_null(float("nan")).to_numpy()
-    found = behaviour.language_asymmetry(right, _column(table, "language"), _column(table, "pair_id"))
-    return [
-        {
-            "languages": list(one.languages),
-            "rates": list(one.rates),
-            "only": [one.first_only, one.second_only],
-            "p": one.p,
-            "pairs": one.n,
-        }
-        for one in found
-    ]

@@ -393,9 +393,7 @@ def resampling_groups(prompts: pl.DataFrame) -> np.ndarray:
 
 def unknown_job(job: object, known: Sequence[str]) -> PatchbayError:
     """The error for an experiment of a kind that is not known here."""
+    expected = ", ".join(known)
     return PatchError(
-        "There is no such kind of experiment.",
-        expected=", ".join(known),
-        given=repr(job),
-        next_step="correct 'job'.",
+        "There is no such kind of experiment.", expected=expected, given=repr(job), next_step="correct 'job'."
     )

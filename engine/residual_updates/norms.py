@@ -59,6 +59,11 @@ class UpdateNorms:
         """`rounding`, 0 where it is not known."""
         return np.zeros(len(self.total)) if self.rounding is None else self.rounding
 
+    @property
+    def numbered(self) -> tuple[int, ...]:
+        """`blocks`, 0, 1, 2, … where they are not given."""
+        return self.blocks or tuple(range(len(self.total)))
+
 
 Bases = Float[np.ndarray, "d k"] | Mapping[int, NDArray[np.floating]]
 

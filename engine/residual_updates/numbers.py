@@ -166,10 +166,9 @@ def residual_updates(
     low_all, high_all, raw = (_without(lost, v) for v in (low_all, high_all, _p_random(norms, z, k)))
     p_random = holm(raw), holm(1.0 - raw)
     curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name, units, lost)
-    blocks = norms.blocks or tuple(range(z.shape[0]))
-    labels = tuple(update_label(block) for block in blocks)
+    labels = tuple(update_label(block) for block in norms.numbered)
     return ResidualUpdates(
-        blocks=blocks,
+        blocks=norms.numbered,
         labels=labels,
         k=k,
         d=norms.d,

@@ -4,8 +4,8 @@ import polars as pl
 
 from app.charts.lines import numeric_lines
 from app.frame import controls
-from app.frame.code import read_run
 from app.frame.panel import Panel
+from app.frame.snippets import read_run
 from app.toy.fields import ToyFields
 from app.toy.words import toy_title
 from engine.toy.spec import Toy
