@@ -31,7 +31,7 @@ START = 8.0
 """Libraries are imported, prompts read."""
 READ, WRITTEN = 4e8, 1.5e8
 """Bytes a second: of weights that are loaded and checked; of arrays that are compressed and written."""
-UNPACKED = 6e6
+UNPACKED = 1e7
 """Numbers of a GGUF file that are unpacked in a second."""
 LOADING = 1.0
 CHECKED, SAMPLED, FEW = 6, 8, 4
