@@ -55,6 +55,11 @@ class UpdateNorms:
     blocks: tuple[int, ...] | None = None
 
     @property
+    def which(self) -> tuple[int, ...]:
+        """`blocks`, 0, 1, 2, … where they are not given."""
+        return self.blocks or tuple(range(len(self.total)))
+
+    @property
     def shares(self) -> Array:
         """`rounding`, 0 where it is not known."""
         return np.zeros(len(self.total)) if self.rounding is None else self.rounding

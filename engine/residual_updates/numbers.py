@@ -164,12 +164,10 @@ def residual_updates(
     chance = chance_ratio(norms.d, k, kind)
     lost = norms.shares > ROUNDED
     low_all, high_all, raw = (_without(lost, v) for v in (low_all, high_all, _p_random(norms, z, k)))
-    p_random = holm(raw), holm(1.0 - raw)
+    p_random, labels = (holm(raw), holm(1.0 - raw)), tuple(map(update_label, norms.which))
     curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name, units, lost)
-    blocks = norms.blocks or tuple(range(z.shape[0]))
-    labels = tuple(update_label(block) for block in blocks)
     return ResidualUpdates(
-        blocks=blocks,
+        blocks=norms.which,
         labels=labels,
         k=k,
         d=norms.d,
