@@ -13,9 +13,10 @@ Stopped at any moment (Ctrl-C, kill, power), the same command goes on where it s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def plan_parser(
     result.add_argument("--positions", type=parse_names, help="of last_content,decision,mean,…")
     result.add_argument("--limit", type=int, help="about this many prompts, whole groups")
     _trust(result)
+    _log(result)
     return result
 
 
@@ -79,7 +81,15 @@ def run_parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--part", metavar="I/N", help="only every N-th experiment, from the I-th on")
     _trust(result)
+    _log(result)
     return result
+
+
+def _log(command: argparse.ArgumentParser) -> None:
+    """Where what is said is kept as well."""
+    command.add_argument(
+        "--log", type=Path, metavar="FILE", help="keep what is said, with its time, in a file"
+    )
 
 
 def _trust(command: argparse.ArgumentParser) -> None:
@@ -160,6 +170,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def carry_out(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Runs a command with its options; its error becomes a message and 1, Ctrl-C 130."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with _kept(getattr(options, "log", None)):
+        return _carried_out(command, options)
+
+
+@contextlib.contextmanager
+def _kept(file: Path | None) -> Iterator[None]:
+    """What is said meanwhile, warnings and errors too, is added to a file."""
+    if file is None:
+        yield
+        return
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise SystemExit(f"--log: {file} cannot be written: {error.strerror or error}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    said, root = logging.getLogger("patchbay"), logging.getLogger()
+    level = said.level
+    for other in root.handlers:
+        other.setLevel(max(other.level, logging.WARNING))
+    said.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        said.setLevel(level)
+
+
+def _carried_out(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
         allow_roots(getattr(options, "root", ()))
         if getattr(options, "allow_code", False):
@@ -169,6 +209,7 @@ def carry_out(command: Callable[[argparse.Namespace], int], options: argparse.Na
         return command(options)
     except PatchbayError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        logging.getLogger("patchbay.said").info("%s: %s", type(error).__name__, error)
         return 1
     except KeyboardInterrupt:
         print("\nStopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)

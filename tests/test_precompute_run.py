@@ -54,6 +54,23 @@ def test_a_file_of_experiments_fills_a_store(
     assert RunLog(store).list().height == 2
 
 
+def test_what_is_said_is_kept_in_a_file(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.log"
+    wanted = ["run", str(store), "--condition", json.dumps(literal(99).to_json()), "--log", str(file)]
+    assert precompute.main([*wanted, "--device", "cpu"]) == 1
+    capsys.readouterr()
+    assert precompute.main(["run", str(tmp_path / "no-store"), *wanted[2:]]) == 1
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert any("Layer 99 is out of range for tuned" in line for line in lines)
+    assert any("StoreError: " in line for line in lines)
+    stamped = [line for line in lines if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line)]
+    assert len(stamped) >= 2
+    with pytest.raises(SystemExit, match="cannot be written"):
+        precompute.main([*wanted[:-1], str(tmp_path / "absent" / "run.log")])
+
+
 def test_an_unforeseen_error_does_not_keep_the_others_from_running(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 __all__ = ["Lines", "Share", "bar", "clock", "say"]
 
+log = logging.getLogger("patchbay.said")
 QUIET_SECONDS = 30.0
 """At least so long between two lines of progress in a log that is no terminal."""
 FORMAT = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}{postfix}"
@@ -78,11 +80,13 @@ class Lines:
     def _print(self, told: str) -> None:
         note = f" ({self._note})" if self._note else ""
         text = f"{self.what}: {self.n}/{self.total} {self.unit}s{told}{note}"
+        log.info(text)
         print(text, file=sys.stderr, flush=True)
 
 
 def say(text: str, quiet: bool) -> None:
-    """A line on stdout, above whatever bar is drawn."""
+    """A line on stdout, above whatever bar is drawn, and in the log file where there is one."""
+    log.info(text)
     if not quiet:
         tqdm.write(text, file=sys.stdout)
 

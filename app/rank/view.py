@@ -7,12 +7,14 @@ from typing import Any
 
 import streamlit as st
 
+from app import screen
 from app.frame import controls
 from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection, pair_changes, pair_of
+from app.frame.selection import Selection, pair_changes, pair_of, whole
 from app.live.jobs import JobResult
+from app.patching import amplitudes
 from app.rank import panels as rank_panels
 from app.rank.fields import RankFields
 from app.rank.panels import BASES
@@ -20,10 +22,16 @@ from app.transport import rare as map_rare
 from app.transport.fields import MapFields, map_changes
 from app.transport.panels import METHOD_NAMES
 from app.transport.tables import spec_of
+from engine.errors import PatchError
 from engine.rank.spec import ALPHAS, RankSweep
 
 PAGE = "rank"
-ALPHA_HELP = "Every sweep runs " + ", ".join(f"{a:g}" for a in ALPHAS) + "; the nearest one is shown."
+ALPHA_HELP = (
+    "A sweep runs " + ", ".join(f"{a:g}" for a in ALPHAS) + ", or what is asked; the nearest is shown."
+)
+RANKS_HELP = (
+    "Numbers with commas between; those above the full rank are left out. Empty: 1 to 8, then doubling."
+)
 
 
 def bases(selection: Selection) -> tuple[str, ...]:
@@ -33,11 +41,24 @@ def bases(selection: Selection) -> tuple[str, ...]:
     return ("map", "difference") if ranked else ("difference",)
 
 
+def ranks_of(text: str) -> tuple[int, ...]:
+    """ "1, 2, 8" as ranks; none for an empty text. PatchError for what are no whole numbers."""
+    found = [whole(part) for part in text.split(",")] if text.strip() else []
+    if None in found or 0 in found:
+        raise PatchError(
+            "The ranks cannot be read.",
+            expected="whole numbers from 1 with commas between, e.g. 1, 2, 4, 8",
+            given=repr(text[:60]),
+            next_step="write them again.",
+        )
+    return tuple(sorted({k for k in found if k}))
+
+
 def experiment_of(selection: Selection) -> RankSweep:
     """The sweep a selection describes; the differences' basis where the map has none of its own.
 
     Raises:
-        PatchError: the selection's position is not one token.
+        PatchError: the selection's position is not one token, or its amplitudes or ranks can't be read.
     """
     own = RankFields.of(selection)
     target, source = pair_of(selection)
@@ -50,6 +71,8 @@ def experiment_of(selection: Selection) -> RankSweep:
         position=selection.position,
         read_at=selection.read_at,  # type: ignore[arg-type]
         map=spec_of(selection),
+        alphas=amplitudes.read(own.tried) or ALPHAS,
+        ks=ranks_of(own.ranks),
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
         basis=own.basis if own.basis in offered else offered[0],  # type: ignore[arg-type]
@@ -82,6 +105,8 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "amplitude": condition["scale"],
         "raw_alpha": condition["raw_alpha"],
         "basis": condition["basis"],
+        "tried": amplitudes.written(condition["alphas"], ALPHAS),
+        "ranks": ",".join(map(str, condition["ks"])),
         **where_changes(condition),
     }
 
@@ -109,6 +134,9 @@ def rank_controls() -> None:
         controls.switch("amplitude", "α scales", {"vector": "the vector", "deviation": "deviation"})
         controls.switch("raw_alpha", "Moment-matched patch", {"fixed": "at α = 1", "scaled": "at the same α"})
         map_rare.popover()
+        with screen.popover("Amplitudes, ranks", icon=":material/tune:", key="rank-grid"):
+            controls.write("tried", "Amplitudes α that are run", ", ".join(f"{a:g}" for a in ALPHAS))
+            controls.write("ranks", "Ranks k that are run", "1, 2, … 8, 16, …, full", RANKS_HELP)
         controls.filter_controls(None)
 
 

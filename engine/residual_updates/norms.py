@@ -55,14 +55,14 @@ class UpdateNorms:
     blocks: tuple[int, ...] | None = None
 
     @property
+    def which(self) -> tuple[int, ...]:
+        """`blocks`, 0, 1, 2, … where they are not given."""
+        return self.blocks or tuple(range(len(self.total)))
+
+    @property
     def shares(self) -> Array:
         """`rounding`, 0 where it is not known."""
         return np.zeros(len(self.total)) if self.rounding is None else self.rounding
-
-    @property
-    def numbered(self) -> tuple[int, ...]:
-        """`blocks`, 0, 1, 2, … where they are not given."""
-        return self.blocks or tuple(range(len(self.total)))
 
 
 Bases = Float[np.ndarray, "d k"] | Mapping[int, NDArray[np.floating]]

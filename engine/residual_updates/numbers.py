@@ -154,20 +154,20 @@ def residual_updates(
         raise AnalysisError("This k was not measured.", expected=f"one of {span(norms.ks)}", given=f"k = {k}")
     at = norms.ks.index(k)
     z, rest = norms.z[:, :, at], norms.rest[:, :, at]
-    weights = resample_weights(z.shape[1], n_boot, seed, groups)
+    n = z.shape[1]
+    weights = resample_weights(n, n_boot, seed, groups)
     name = f"percentile bootstrap over {'prompts' if groups is None else 'groups'}"
-    estimate, draws = _ratio(np.ones((1, z.shape[1])), z, rest, kind)[0], _ratio(weights, z, rest, kind)
+    estimate, draws = _ratio(np.ones((1, n)), z, rest, kind)[0], _ratio(weights, z, rest, kind)
     whole = band(estimate, draws, level, name)
-    units = len(np.unique(np.arange(z.shape[1]) if groups is None else np.asarray(groups)))
+    units = len(np.unique(np.arange(n) if groups is None else np.asarray(groups)))
     low_all, high_all = _simultaneous(estimate, draws, level, units)
     chance = chance_ratio(norms.d, k, kind)
     lost = norms.shares > ROUNDED
     low_all, high_all, raw = (_without(lost, v) for v in (low_all, high_all, _p_random(norms, z, k)))
-    above, below = holm(raw), holm(1.0 - raw)
+    p_random, labels = (holm(raw), holm(1.0 - raw)), tuple(map(update_label, norms.which))
     curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name, units, lost)
-    labels = tuple(update_label(block) for block in norms.numbered)
     return ResidualUpdates(
-        blocks=norms.numbered,
+        blocks=norms.which,
         labels=labels,
         k=k,
         d=norms.d,
@@ -177,14 +177,14 @@ def residual_updates(
         high_all=high_all,
         chance=chance,
         relative=estimate / chance,
-        p_random=above,
-        p_random_low=below,
+        p_random=p_random[0],
+        p_random_low=p_random[1],
         languages=curves,
         differences=apart,
         differences_all=apart_all,
         norm=norms.total.mean(axis=1),
         rounding=norms.shares,
-        verdict=_verdict(labels, _without(lost, estimate), low_all, high_all, chance, (above, below)),
+        verdict=_verdict(labels, _without(lost, estimate), low_all, high_all, chance, p_random),
     )
 
 

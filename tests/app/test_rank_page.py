@@ -113,6 +113,7 @@ def test_what_taking_directions_away_does_is_told_over_their_number(opened: Open
 
 SELECTIONS: list[dict[str, Any]] = [
     {},
+    {"tried": "0.3, 0.7,1", "ranks": "1, 2,5"},
     {"target": "a", "method": "RidgeTransport", "lam_mode": "set", "lam": 3.0, "basis": "difference"},
     {"method": "ScaledProcrustes", "rank": 4, "shrink": 0.2, "clusters": 2, "basis": "difference"},
     {
@@ -154,6 +155,11 @@ def test_maps_without_ranks_swap_leading_differences(opened: Opened) -> None:
 
 
 def test_links_that_cannot_be_read_say_so() -> None:
+    assert rank_view.ranks_of(" 8,1, 2") == (1, 2, 8)
+    assert rank_view.ranks_of("") == ()
+    for nonsense in ("0", "1,,2", "k", "-3"):
+        with pytest.raises(PatchError, match="whole numbers from 1"):
+            rank_view.ranks_of(nonsense)
     assert steering_view.words_of("Yes, 是 / No") == (("Yes", "是"), ("No",))
     assert steering_view.group_of("label:wrong") == Group(label="wrong")
     with pytest.raises(PatchError, match="words of the shift"):
