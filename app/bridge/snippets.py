@@ -60,7 +60,7 @@ def _sides(opened: Opened, selection: Selection) -> list[str]:
     weights = f"weights/{slug(model)}"
     groups = "None"
     if own.pairing == "category":
-        groups = "store.prompts['category'].gather(one).to_list()"
+        groups = "store.prompts['category'].gather(one).fill_null('None').to_list()"
     return [
         *_pairs(opened, selection),
         "",
