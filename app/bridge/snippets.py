@@ -61,7 +61,7 @@ def _sides(opened: Opened, selection: Selection) -> list[str]:
     weights = f"weights/{slug(model)}"
     groups = "None"
     if own.pairing == "category":
-        groups = "store.prompts['category'].gather(one).to_list()"
+        groups = "store.prompts['category'].gather(one).fill_null('None').to_list()"
     options = {"method": own.fit, "center": own.intercept == "yes"}
     options_line = f"options = {{**{options!r}, 'groups': {groups}, 'seed': {SEED}}}"
     if own.space == "ard":

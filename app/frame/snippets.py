@@ -56,8 +56,7 @@ _EACH = "    for block in store.layers({!r})])"
 def cka_curve(opened: Opened, selection: Selection, site: str) -> str:
     """Curve with its interval, and the null."""
     lines = prompts_lines(opened, queries.chosen_filter(selection)) + gram_lines(opened, selection, site)
-    groups = "store.prompts['pair_id'].to_numpy()[keep]" if queries.paired(opened) else "None"
-    lines.append(f"groups = {groups}")
+    lines += _groups(opened)
     debiased = selection.estimator == "debiased"
     if selection.interval == "bootstrap":
         lines += [
@@ -85,7 +84,7 @@ def cka_by_language(opened: Opened, selection: Selection, site: str) -> str:
     lines += gram[:top]
     lines.append("tables = []")
     lines.append(f"for language in {list(opened.facts.languages)!r}:")
-    lines.append("    rows = keep[(store.prompts['language'] == language).to_numpy()[keep]]")
+    lines.append("    rows = keep[store.prompts['language'].eq_missing(language).to_numpy()[keep]]")
     lines += ["    " + line for line in gram[top:]]
     lines += [
         f"    values = cka.cka_curve(a, b, debiased={selection.estimator == 'debiased'})",
@@ -128,17 +127,24 @@ def _updates(opened: Opened, model: str, selection: Selection) -> list[str]:
     ]
 
 
-def _resampling(opened: Opened, selection: Selection) -> str:
-    groups = "store.prompts['pair_id'].to_numpy()[keep]" if queries.paired(opened) else "None"
-    return f"kind={selection.mean!r}, groups={groups}, n_boot=500, level={queries.LEVEL}, seed={queries.SEED}"
+def _groups(opened: Opened) -> list[str]:
+    """The unit of every kept prompt, where some come in pairs; one without a pair is its own."""
+    if not queries.paired(opened):
+        return ["groups = None"]
+    return ["from engine.similarity.sampling import groups_of", "groups = groups_of(store.prompts[keep])"]
+
+
+def _resampling(selection: Selection) -> str:
+    return f"kind={selection.mean!r}, groups=groups, n_boot=500, level={queries.LEVEL}, seed={queries.SEED}"
 
 
 def updates(opened: Opened, model: str, selection: Selection, languages: bool = False) -> str:
     """R of every block, or of every language."""
     lines = prompts_lines(opened, queries.chosen_filter(selection)) + _basis_lines(model, selection)
+    lines += _groups(opened)
     lines += _updates(opened, model, selection)
     more = "languages=store.prompts['language'].to_numpy()[keep], " if languages else ""
-    lines.append(f"found = residual_updates(norms, {selection.k}, {more}{_resampling(opened, selection)})")
+    lines.append(f"found = residual_updates(norms, {selection.k}, {more}{_resampling(selection)})")
     over = " / found.chance" if selection.scale == "r_over_chance" else ""
     if languages:
         lines += [
@@ -159,6 +165,7 @@ def _norms(opened: Opened, model: str, selection: Selection) -> list[str]:
     return [
         *prompts_lines(opened, queries.chosen_filter(selection)),
         *_basis_lines(model, selection),
+        *_groups(opened),
         *_updates(opened, model, selection),
     ]
 
@@ -169,7 +176,7 @@ def asymmetry(opened: Opened, model: str, selection: Selection) -> str:
         *_norms(opened, model, selection),
         "languages = store.prompts['language'].to_numpy()[keep]",
         f"found = residual_updates(norms, {selection.k}, languages=languages,",
-        f"    {_resampling(opened, selection)})",
+        f"    {_resampling(selection)})",
         "(pair, apart), = list(found.differences.items())[:1]",
         "low, high = found.differences_all[pair]",
         "table = pl.DataFrame({'layer': found.blocks, 'value': apart.estimate, 'low': low, 'high': high})",
@@ -179,7 +186,7 @@ def asymmetry(opened: Opened, model: str, selection: Selection) -> str:
 
 def lengths(opened: Opened, model: str, selection: Selection) -> str:
     """Mean lengths of updates: whole, outside Z, inside, and inside by chance."""
-    resampling = _resampling(opened, selection).split(", ", maxsplit=1)[1]
+    resampling = _resampling(selection).split(", ", maxsplit=1)[1]
     lines = [
         *_norms(opened, model, selection),
         "from engine.residual_updates.numbers import chance_ratio, mean_norms",
@@ -196,6 +203,7 @@ def lengths(opened: Opened, model: str, selection: Selection) -> str:
 def split(opened: Opened, model: str, selection: Selection) -> str:
     """R of attention's and the MLP's contributions."""
     lines = prompts_lines(opened, queries.chosen_filter(selection)) + _basis_lines(model, selection)
+    lines += _groups(opened)
     for name in ("attn_out", "mlp_out"):
         lines += [
             f"{name} = (store.activations({model!r}, {name!r}, block, {selection.position!r}, rows=keep)",
@@ -207,7 +215,7 @@ def split(opened: Opened, model: str, selection: Selection) -> str:
         lines.append(f"chance = chance_ratio(*basis.shape, {selection.mean!r})")
         over = " / chance"
     lines += [
-        f"found = split_updates(attn_out, mlp_out, basis, {_resampling(opened, selection)})",
+        f"found = split_updates(attn_out, mlp_out, basis, {_resampling(selection)})",
         f"table = pl.concat(pl.DataFrame({{'layer': store.layers({model!r}), 'series': name,",
         f"    'value': band.estimate{over}, 'low': band.low{over}, 'high': band.high{over}}})",
         "    for name, band in (('attention', found.attn), ('MLP', found.mlp)))",
