@@ -84,7 +84,8 @@ class _Model:
     def loading(self) -> float:
         identities = self.passes(12 * 4, 4, self.dtype)
         unpacked = self.cost.parameters / UNPACKED if self.packed else 0.0
-        return LOADING + self.cost.weight_bytes / READ + unpacked + identities
+        times = 1 if self.prepared.study.models[self.cost.name].quantised is None else 2  # unpacked, too
+        return times * (LOADING + self.cost.weight_bytes / READ + identities) + unpacked
 
     @property
     def checks(self) -> float:

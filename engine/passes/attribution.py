@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from engine.errors import JobError, PatchError
 from engine.models.loading import LoadedModel
-from engine.models.memory import in_halves
+from engine.models.memory import in_halves, out_of_memory
 from engine.models.rotary import turned
 from engine.models.sites import first_tensor, replace_first
 from engine.models.taps import ModelTaps
@@ -70,7 +70,8 @@ def gradients(
         should_stop: asked between batches; true raises JobError.
 
     Raises:
-        PatchError: the pass of a single prompt does not fit into memory.
+        PatchError: the pass of a single prompt does not fit into memory, or the model runs on codes through
+            which its layers have no gradient here.
     """
     taps, n = lm.taps, len(token_ids)
     size = batch_tokens or (BATCH_TOKENS if lm.device.type == "cpu" else 4 * BATCH_TOKENS)
@@ -89,6 +90,7 @@ def gradients(
             torch.inference_mode(False),
             torch.enable_grad(),
             turned(lm.model, taps.rotary_switch, whole),
+            _refusing(lm),
         ):
             found = _batch(taps, lm.device, seen, places, last, layers)
         token[rows], log_prob[rows] = found.token, found.log_prob
@@ -103,6 +105,22 @@ def gradients(
     for _ in in_halves(plan, run, _too_long):
         pass
     return Gradients(token, log_prob, at_output, direct)
+
+
+@contextmanager
+def _refusing(lm: LoadedModel) -> Iterator[None]:
+    """Layers of codes come from elsewhere, and not all of them can be differentiated on every device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lm.live or out_of_memory(error):
+            raise
+        raise PatchError(
+            f"No gradient can be taken through the quantised layers of {lm.name!r} on {lm.device}.",
+            expected="layers that can be differentiated",
+            given=" ".join(str(error).split())[:200],
+            next_step='leave out quantised = "live", so that the weights are unpacked.',
+        ) from error
 
 
 def _too_long(prompt: int, error: Exception) -> PatchError:

@@ -24,7 +24,8 @@ from app.build.build import build
 from app.build.prepare import Prepared, describe_plan
 from engine.errors import PromptsError, StoreError, StudyError
 from engine.passes.cost import BLOCK_SECONDS
-from engine.prompts.generated import text_of
+from engine.prompts.generated import ask, text_of
+from engine.prompts.spec import PromptsSpec
 from engine.study.study import Study
 from store.reader import Store
 
@@ -339,3 +340,17 @@ def test_pages_show_such_a_store(store: Store, open_app: Callable[..., AppTest])
         assert "Something went wrong" not in said, page
     told = " ".join(str(table.value.to_dict()) for table in app.dataframe)
     assert "answers are those of 'tuned', greedily" in told
+
+
+def test_answers_that_could_cross_the_rotary_switch_are_refused_or_dropped() -> None:
+    table = pl.DataFrame({"id": ["short", "near", "long"], "text": ["x"] * 3})
+    encoded = pl.DataFrame({"id": table["id"], "token_ids": [[5] * n for n in (20, 45, 60)]})
+    spec = PromptsSpec.model_validate({"files": ["p.jsonl"], "answers": {"generate": "m", "max_tokens": 10}})
+    with pytest.raises(PromptsError, match=r"'near' leaves 'm' no room.*48 tokens, where its rotary factors"):
+        ask(table, encoded, spec, 100, 48, [])
+    remarks: list[str] = []
+    dropping = spec.model_copy(update={"too_long": "drop"})
+    kept, asked_of = ask(table, encoded, dropping, 100, 48, remarks)
+    assert kept["id"].to_list() == list(asked_of.ids) == ["short", "long"]
+    assert "'near'" in remarks[0]
+    assert ask(table, encoded, spec, 100, None, [])[0].height == 3

@@ -19,13 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from app.build.build import build
 from app.build.prepare import Prepared
-from engine.errors import ModelError, StudyError
+from engine.errors import ModelError, PatchError, StudyError
 from engine.models.identities import LIMITS, LIVE
 from engine.models.loading import from_parts, load
 from engine.models.quantised import check_live
 from engine.models.sites import Site
 from engine.models.skeleton import planned
 from engine.models.sources import config_of
+from engine.passes.attribution import gradients
 from engine.passes.generate import generate
 from engine.passes.live import plain_weight, runs_on_codes
 from engine.passes.patch_engine import PatchEngine
@@ -118,6 +119,25 @@ def test_patches_and_answers_of_a_model_of_codes_are_those_of_plain_hooks() -> N
             torch.tensor([tokens]), do_sample=False, max_new_tokens=4, eos_token_id=None, pad_token_id=0
         )
         assert out[0, len(tokens) :].tolist() == answer
+
+
+def test_a_gradient_that_layers_of_codes_do_not_give_is_refused_by_name() -> None:
+    class Fixed(torch.autograd.Function):
+        @staticmethod
+        def forward(_context: Any, x: Tensor) -> Tensor:
+            return x * 1
+
+        @staticmethod
+        def backward(_context: Any, *_: Any) -> Any:
+            raise NotImplementedError("no backward of these kernels")
+
+    lm, ids = from_parts(coded(False)), [random_tokens(1, 7)[0].tolist()]
+    assert float(gradients(lm, ids, [3], [6], [1]).at_output[1].norm()) > 0
+    layer = lm.taps.layers[2].mlp.down_proj
+    own = layer.forward
+    layer.forward = lambda x: own(Fixed.apply(x))
+    with pytest.raises(PatchError, match=r"quantised layers of 'model' on cpu.*no backward of these"):
+        gradients(lm, ids, [3], [6], [1])
 
 
 def test_weights_of_a_model_of_codes_are_not_steered() -> None:
