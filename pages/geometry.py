@@ -24,17 +24,14 @@ with third:
     controls.slide("ref", "Reference block")
 with controls.row():
     controls.switch("model", "Model", geometry.model_names(controls.current()))
-    controls.switch("joined", "Heads joined", geometry.JOINED)
     if compare:
         controls.switch("layers", "Prompts at", geometry.LAYERS)
-if compare:
-    left, middle, right = st.columns(3, vertical_alignment="bottom")
-    with left:
-        controls.choose("position", "Token, beside the mean", only=geometry.tokens(opened))
-    with middle:
-        controls.choose("site", "Stream", only=geometry.sites(opened))
-    with right:
         controls.filter_controls(spoken=False)
+    with controls.more():
+        controls.switch("joined", "Heads joined", geometry.JOINED)
+        if compare:
+            controls.choose("position", "Token, beside the mean", only=geometry.tokens(opened))
+            controls.choose("site", "Stream", only=geometry.sites(opened))
 
 chosen = geometry.effective(opened, controls.current())
 model = geometry.model_of(chosen)

@@ -16,18 +16,20 @@ allowed = opened.facts.tokens
 if not allowed:
     components.empty(*heads_view.WHY_EMPTY)
     st.stop()
-first, second, third = st.columns(3)
+first, second, third, fourth = st.columns(4)
 with first:
     controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))
 with second:
     controls.choose("substitute", "Substitute", None, heads_view.SUBSTITUTES.__getitem__, heads_view.HELP)
 with third:
     controls.choose("position", "Patched token", only=allowed)
-controls.slide("layer", "Block ℓ")
-controls.filter_controls(None)
+with fourth:
+    controls.slide("layer", "Block ℓ")
 with controls.row():
-    controls.switch("vectors", "Vectors", heads_view.VECTORS)
-    controls.switch("read_at", "Read at", {"patched": "patched token", "decision": "decision token"})
+    controls.filter_controls(None)
+    with controls.more():
+        controls.switch("vectors", "Vectors", heads_view.VECTORS)
+        controls.read_at()
 
 chosen = controls.current()
 with components.guard("heads: experiments"):

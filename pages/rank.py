@@ -19,18 +19,15 @@ if not allowed:
     components.empty(*live_view.WHY_NO_TOKEN)
     st.stop()
 part = controls.switch("part", "What to look at", {"rank": "Rank k × α", "steering": "Steering and ablation"})
-first, second, third = st.columns(3)
+first, second, third, fourth = st.columns(4)
 with first:
     controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))
 with second:
     controls.choose("site", "Site", only=[site for site in SITES if site != "head_out"])
 with third:
     controls.choose("position", "Patched token", only=allowed)
-left, right = st.columns(2)
-with left:
+with fourth:
     controls.slide("layer", "Block ℓ")
-with right:
-    controls.switch("read_at", "Read at", {"patched": "patched token", "decision": "decision token"})
 if part == "rank":
     rank_view.rank_controls()
 else:

@@ -14,18 +14,16 @@ from app.transport.fields import MapFields
 
 opened = components.begin(TRANSPORT.title, TRANSPORT.question)
 components.need_position(opened)
-first, second, third = st.columns(3)
+first, second, third, fourth = st.columns(4)
 with first:
     controls.choose("target", "Direction (target ← source)", names=patch_view.directions(controls.current()))
-    controls.choose("site", "Site", only=transport.SITES)
 with second:
-    controls.choose("position", "Token position")
-    controls.slide("layer", "Block ℓ")
+    controls.choose("site", "Site", only=transport.SITES)
 with third:
+    controls.choose("position", "Token position")
+with fourth:
     controls.choose("method", "Map", names=lambda m: transport.METHOD_NAMES[m], help=transport.METHOD_HELP)
-    uses = transport.uses(controls.current())
-    if "clusters" in uses:
-        controls.slide("clusters", "Clusters of source activations (1: one map)")
+uses = transport.uses(controls.current())
 
 usable = False
 with (
@@ -33,6 +31,9 @@ with (
     controls.row(),
 ):
     transport.check(opened, controls.current())
+    controls.slide("layer", "Block ℓ")
+    if "clusters" in uses:
+        controls.slide("clusters", "Clusters (1: one map)")
     if "rank" in uses:
         controls.steps("rank", "Rank k", transport.ranks(opened), names=transport.rank_name)
     if "shrinkage" in uses:

@@ -203,6 +203,16 @@ def clicked(key: str) -> None:
         change(candidate=str(points[0]["candidate"]))
 
 
+def more() -> DeltaGenerator:
+    """Settings that are seldom changed, behind one button."""
+    return screen.popover("More", icon=":material/tune:", key="more")
+
+
+def read_at() -> None:
+    """Where a patch's effect is read."""
+    switch("read_at", "Read at", {"patched": "patched token", "decision": "decision token"})
+
+
 def has_pairs() -> bool:
     """Whether there is a choice of two models."""
     facts: Facts = st.session_state[_FACTS]

@@ -31,7 +31,6 @@ from engine.patching.mapped_spec import MappedPatch
 from engine.transport.named import USES
 from store.runs import RunLog
 
-READ_AT = {"patched": "patched token", "decision": "decision token"}
 AMPLITUDE = {"vector": "the vector", "deviation": "deviation"}
 COLUMNS = {
     "layer": st.column_config.NumberColumn("block"),
@@ -98,10 +97,11 @@ def _one_controls(opened: Opened) -> None:
         controls.slide("alpha", "Amplitude α", step=0.05)
     if controls.current().site.startswith("head"):
         _heads(opened)
-    controls.filter_controls("report")
     with controls.row():
-        controls.switch("amplitude", "α scales", AMPLITUDE)
-        controls.switch("read_at", "Read at", READ_AT)
+        controls.filter_controls("report")
+        with controls.more():
+            controls.switch("amplitude", "α scales", AMPLITUDE)
+            controls.read_at()
         controls.switch("alphas", "Amplitudes", {"one": "this α", "curve": "0 to 2, or as listed"})
         controls.switch("layers", "Blocks", {"one": "this block", "every": "every block"})
         if controls.current().layers == "every":
@@ -174,21 +174,22 @@ def _key(condition: Mapping[str, Any]) -> str:
 def _table_controls(opened: Opened) -> None:
     first, second, third = st.columns(3)
     with first:
-        controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__)
         _direction()
-    with second:
-        _position(opened)
-        controls.choose("site", "Site", only=SITES)
-    with third:
-        _map_controls(opened)
         controls.slide("layer", "Block ℓ")
-    controls.slide("alpha", "Amplitude α told of, beside the one that train chose", step=0.05)
-    controls.filter_controls(None)
+    with second:
+        controls.choose("site", "Site", only=SITES)
+        controls.slide("alpha", "Amplitude α, beside the best on train", step=0.05)
+    with third:
+        _position(opened)
+        controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__)
     with controls.row():
+        controls.filter_controls(None)
+        _map_controls(opened)
         _amplitude_controls()
-        controls.switch("amplitude", "α scales", AMPLITUDE)
-        controls.switch("raw_alpha", "Raw", {"fixed": "at α = 1", "scaled": "at the same α"})
-        controls.switch("read_at", "Read at", READ_AT)
+        with controls.more():
+            controls.switch("amplitude", "α scales", AMPLITUDE)
+            controls.switch("raw_alpha", "Raw", {"fixed": "at α = 1", "scaled": "at the same α"})
+            controls.read_at()
 
 
 def _amplitude_controls() -> None:
@@ -204,9 +205,7 @@ def _map_controls(opened: Opened) -> None:
     """The parameters that the chosen map has, behind one button."""
     chosen = controls.current()
     used = USES[MapFields.of(chosen).method]
-    with screen.popover(
-        "Parameters of the map", icon=":material/tune:", width="stretch", key="map-parameters"
-    ):
+    with screen.popover("Parameters of the map", icon=":material/tune:", key="map-parameters"):
         if not used:
             screen.caption("This map has no parameters.")
         if "rank" in used:

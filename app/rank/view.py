@@ -130,14 +130,17 @@ def rank_controls() -> None:
     with right:
         controls.slide("alpha", "Amplitude α shown", step=0.25, help=ALPHA_HELP)
     with controls.row():
-        controls.switch("basis", "Directions swapped", BASES, bases(controls.current()))
-        controls.switch("amplitude", "α scales", {"vector": "the vector", "deviation": "deviation"})
-        controls.switch("raw_alpha", "Moment-matched patch", {"fixed": "at α = 1", "scaled": "at the same α"})
+        controls.filter_controls(None)
         map_rare.popover()
         with screen.popover("Amplitudes, ranks", icon=":material/tune:", key="rank-grid"):
             controls.write("tried", "Amplitudes α that are run", ", ".join(f"{a:g}" for a in ALPHAS))
             controls.write("ranks", "Ranks k that are run", "1, 2, … 8, 16, …, full", RANKS_HELP)
-        controls.filter_controls(None)
+        with controls.more():
+            controls.switch("basis", "Directions swapped", BASES, bases(controls.current()))
+            controls.switch("amplitude", "α scales", {"vector": "the vector", "deviation": "deviation"})
+            raw = {"fixed": "at α = 1", "scaled": "at the same α"}
+            controls.switch("raw_alpha", "Moment-matched patch", raw)
+            controls.read_at()
 
 
 def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:

@@ -41,13 +41,14 @@ def settings(opened: Opened) -> None:
         controls.steps("k", "Rank k of Z", updates.ranks(opened))
     with right:
         controls.slide("ref", "Reference block of Z")
-    controls.filter_controls()
     with controls.row():
         controls.switch("model", "Model", updates.model_names(controls.current()))
-        controls.switch("scale", "Show", {"r": "R", "r_over_chance": "R ÷ chance"})
-        means = {"ratio_of_means": "ratio of means", "mean_of_ratios": "mean of ratios"}
-        controls.switch("mean", "Average", means)
-        controls.switch("parts", "Attention / MLP", {"shown": "shown", "hidden": "hidden"})
+        controls.filter_controls()
+        with controls.more():
+            controls.switch("scale", "Show", {"r": "R", "r_over_chance": "R ÷ chance"})
+            means = {"ratio_of_means": "ratio of means", "mean_of_ratios": "mean of ratios"}
+            controls.switch("mean", "Average", means)
+            controls.switch("parts", "Attention / MLP", {"shown": "shown", "hidden": "hidden"})
 
 
 def panels(opened: Opened, selection: Selection) -> list[Make]:

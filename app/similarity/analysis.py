@@ -44,11 +44,13 @@ def settings(_opened: Opened) -> None:
         controls.choose("position", "Token position")
     with right:
         controls.slide("layer", "Block ℓ")
-    controls.filter_controls()
     with controls.row():
-        controls.switch("estimator", "Headline estimator", {"debiased": "debiased", "biased": "biased"})
-        controls.switch("view", "Vertical axis", {"values": "fit to the values", "null": "down to the null"})
-        controls.switch("interval", "Interval", {"bootstrap": "bootstrap", "jackknife": "jackknife"})
+        controls.filter_controls()
+        with controls.more():
+            controls.switch("estimator", "Headline estimator", {"debiased": "debiased", "biased": "biased"})
+            ends = {"values": "fit to the values", "null": "down to the null"}
+            controls.switch("view", "Vertical axis", ends)
+            controls.switch("interval", "Interval", {"bootstrap": "bootstrap", "jackknife": "jackknife"})
 
 
 def panels(opened: Opened, selection: Selection) -> list[Make]:

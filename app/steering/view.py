@@ -168,6 +168,8 @@ def steering_controls(opened: Opened) -> None:
             "token of the target's tokenizer; the result lists them.",
         )
         _pick("neutral", "Should stay as they are", groups(opened))
+    with controls.more():
+        controls.read_at()
     if chosen.contrast.startswith("leading"):
         controls.slide("span", "Leading directions together, k", help=SPAN_HELP)
         controls.switch("spans", "Run", {"one": "this k", "every": f"k = 1 to {SPANS[-1]}"})

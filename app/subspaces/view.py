@@ -198,15 +198,18 @@ def scored(opened: Opened, fold_norm: bool | None = None) -> list[int]:
 def broad_control(opened: Opened) -> None:
     """The broad rank: stored ones open at once, others offer the job; and which of several runs."""
     held = scored(opened, SubspaceFields.of(controls.current()).gains == "folded")
-    controls.steps(
-        "broad",
-        "Broad rank",
-        broads(opened),
-        help="Dimensions of what some candidates are taken away from, as in write_not_global_read. "
-        "It is part of a run: another value scores all candidates anew.",
-        names=lambda value: str(value) if value in held else f"{value} (not scored)",
-    )
-    controls.switch("gains", "Norm gains of what reads", GAINS, help=GAINS_HELP)
+    left, right = st.columns(2)
+    with left:
+        controls.steps(
+            "broad",
+            "Broad rank",
+            broads(opened),
+            help="Dimensions of what some candidates are taken away from, as in write_not_global_read. "
+            "It is part of a run: another value scores all candidates anew.",
+            names=lambda value: str(value) if value in held else f"{value} (not scored)",
+        )
+    with right:
+        controls.switch("gains", "Norm gains of what reads", GAINS, help=GAINS_HELP)
     own = SubspaceFields.of(controls.current())
     known = runs_at(opened, own.broad, own.gains == "folded")
     if len(known) > 1:
@@ -220,12 +223,14 @@ def score_controls(result: JobResult) -> None:
     summary, chosen = result.summary, controls.current()
     deltas = list(summary["deltas"])
     shown = next((name for name in (chosen.delta, chosen.b) if name in deltas), deltas[0])
-    left, right = st.columns(2)
-    with left:
+    first, second, third, fourth = st.columns(4)
+    with first:
         _bound("delta", "Weight change ΔW", deltas, shown)
+    with second:
         k = controls.steps("dims", "Rank k", summary["ks"], help="How many directions a candidate may have.")
-    with right:
+    with third:
         _averaged(summary, shown, chosen)
+    with fourth:
         controls.steps(
             "clean",
             "Clean directions taken out",
