@@ -1,4 +1,4 @@
-# make demo   everything set up, the demo store computed, the dashboard on 127.0.0.1:$(PORT)
+# make demo   everything set up, the demo store computed, the dashboard on 127.0.0.1:$(PORT), the demo's experiments run
 # make demo-real  the same on SmolLM2-135M-Instruct with three adapters: every live experiment is run as well
 # make test   lint, types and every test, in $(WORKERS) processes
 # make test-real  the whole path on that model: minutes
@@ -10,6 +10,7 @@ PYTHON ?= python3
 PORT ?= 8501
 STORE ?= runs/demo
 STUDY ?= studies/demo.toml
+EXPERIMENTS ?= $(STUDY:.toml=.experiments.json)
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 REAL_STORE ?= runs/smollm2
@@ -50,7 +51,11 @@ serve: $(VENV)/.installed
 	$(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.port $(PORT) --server.headless true -- --store $(STORE)
 
 demo demo-real test test-real: export HF_HUB_OFFLINE = 1
-demo: store serve
+# its experiments run while the dashboard is open; a page finds each as soon as it is stored
+demo: store
+	@trap 'kill $$runs 2>/dev/null' EXIT INT TERM; \
+	$(BIN)/python precompute.py run $(STORE) --condition $(EXPERIMENTS) >$(STORE).log 2>&1 & runs=$$!; \
+	$(MAKE) --no-print-directory serve
 
 demo-real: $(VENV)/.installed-real
 	$(BIN)/python demo/smollm2/place.py

@@ -11,7 +11,9 @@ import polars as pl
 SAME = 1e-6
 """A CKA closer to 1 than this is called the same: the Gram matrices are kept in float32."""
 CLOSE = 0.98
-"""Above this a CKA is told by its distance from 1, which is where its digits are."""
+"""Above this a CKA has as many digits as tell it from 1."""
+DIGITS = 1e-6
+"""A distance from 1 below this gets no digits of its own."""
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -123,7 +125,7 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
         if lowest["value"] >= 1 - SAME:
             return f"{a} and {b} have the same geometry at {site} in every block"
         if all(_rounded(r) for r in rows):
-            return f"{a} and {b} are equal within rounding at {site} in every block: at most {worst}"
+            return f"{a} and {b} are equal within rounding at {site} in every block: {worst} at the least"
         return f"{a} and {b} cannot be told apart at {site}: every interval reaches 1, the lowest is {worst}"
     first = parted[0]
     before = [r for r in rows if r["layer"] < first["layer"]]
@@ -144,12 +146,14 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
 
 
 def cka_value(row: Mapping[str, float]) -> str:
-    """'CKA 0.90 (0.88 to 0.92)', or '1 − CKA 2e-04 (1e-04 to 3e-04)' close to 1."""
+    """'CKA 0.90 (0.88 to 0.92)', close to 1 'CKA 0.9998 (0.9997 to 0.9999)': digits that tell it from 1."""
     value, low, high = row["value"], row["low"], row["high"]
     if value < CLOSE:
         return f"CKA {number(value)}{span(low, high)}"
-    around = f" ({1 - high:.0e} to {1 - low:.0e})" if _known(low) and _known(high) else ""
-    return f"1 − CKA {1 - value:.0e}{around}".replace("e-0", "e-")
+    known = _known(low) and _known(high)
+    away = [1 - x for x in (value, low, high) if _known(x) and 1 - x > DIGITS]
+    places = max(2, math.ceil(-math.log10(min(away, default=1e-2)) - 1e-9))
+    return f"CKA {value:.{places}f}" + (f" ({low:.{places}f} to {high:.{places}f})" if known else "")
 
 
 def _rounded(row: Mapping[str, Any]) -> bool:

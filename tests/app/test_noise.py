@@ -245,12 +245,13 @@ def test_cka_is_told_apart_where_rounding_does_not_explain_it() -> None:
     def title(rounding: float, rows: pl.DataFrame = curve) -> str:
         return words.cka_title(rows.with_columns(noise=pl.lit(rounding)), NO_NULL, "a", "b", "resid_post")
 
-    assert title(1e-5).startswith("b leaves a at block 1 (resid_post): identical before, 1 − CKA 2e-4")
+    assert title(1e-5).startswith("b leaves a at block 1 (resid_post): identical before, CKA 0.9998")
     assert title(5e-4).startswith(
         "b leaves a at block 2 (resid_post): equal within rounding before, CKA 0.60"
     )
     assert title(5e-4, curve.head(2)) == (
-        "a and b are equal within rounding at resid_post in every block: at most 1 − CKA 2e-4 (1e-4 to 3e-4)"
+        "a and b are equal within rounding at resid_post in every block: "
+        "CKA 0.9998 (0.9997 to 0.9999) at the least"
     )
     assert title(5e-4, curve.head(1)) == "a and b have the same geometry at resid_post in every block"
 

@@ -37,9 +37,9 @@ def test_equal_models_are_called_equal() -> None:
     assert title == "base and tuned have the same geometry at mlp_out in every block"
 
 
-def test_a_small_departure_is_told_by_its_distance_from_one() -> None:
+def test_a_small_departure_has_the_digits_that_tell_it_from_one() -> None:
     title = words.cka_title(curve([1.0, 1 - 2e-4], half=1e-4), NULL, "base", "tuned", "resid_post")
-    assert "identical before, 1 − CKA 2e-4 (1e-4 to 3e-4) there" in title
+    assert "identical before, CKA 0.9998 (0.9997 to 0.9999) there" in title
 
 
 def test_blocks_before_the_departure_are_identical_only_if_they_are() -> None:
