@@ -20,6 +20,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+SERVE = $(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.port $(PORT) --server.headless true -- --store "$(STORE)"
+
 .PHONY: demo demo-real test test-real store serve bench shapes lint types audit clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -48,14 +50,15 @@ store: $(VENV)/.installed
 
 serve: $(VENV)/.installed
 	@echo "Dashboard: http://127.0.0.1:$(PORT)"
-	$(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.port $(PORT) --server.headless true -- --store $(STORE)
+	$(SERVE)
 
 demo demo-real test test-real: export HF_HUB_OFFLINE = 1
 # its experiments run while the dashboard is open; a page finds each as soon as it is stored
 demo: store
-	@trap 'kill $$runs 2>/dev/null' EXIT INT TERM; \
-	$(BIN)/python precompute.py run $(STORE) --condition $(EXPERIMENTS) >$(STORE).log 2>&1 & runs=$$!; \
-	$(MAKE) --no-print-directory serve
+	@echo "Dashboard: http://127.0.0.1:$(PORT); what it runs: $(STORE:/=).log"
+	@trap 'kill $$runs $$web 2>/dev/null' EXIT INT TERM HUP; \
+	$(BIN)/python precompute.py run "$(STORE)" --condition "$(EXPERIMENTS)" >"$(STORE:/=).log" 2>&1 & runs=$$!; \
+	$(SERVE) & web=$$!; wait $$web
 
 demo-real: $(VENV)/.installed-real
 	$(BIN)/python demo/smollm2/place.py

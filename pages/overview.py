@@ -21,17 +21,18 @@ if trusted and chosen.a != chosen.b:
     with components.guard("overview: common origin"):
         for model in (m for m in (chosen.a, chosen.b) if m != opened.facts.models[0]):
             screen.caption(plain(related.sentence(opened, model)))
-    with components.guard("overview: findings"):
-        for number, one in enumerate(findings.findings(ANALYSES, opened, chosen)):
-            if number % 2 == 0:
-                columns = st.columns(2, gap="small")
-            with columns[number % 2]:
-                findings.show(opened, one)
+    for number, one in enumerate(findings.findings(ANALYSES, opened, chosen)):
+        if number % 2 == 0:
+            columns = st.columns(2, gap="small")
+        with columns[number % 2], components.guard(f"overview: {one.analysis.name}"):
+            findings.show(opened, one)
     with components.guard("overview: what to do next"):
         not_run = [(group.title, missing) for group, missing in not_stored(opened, chosen)]
         findings.next_steps(opened, not_run)
 
-with screen.expander("What is in the store", icon=":material/inventory_2:", expanded=not trusted):
+with screen.expander(
+    "What is in the store", icon=":material/inventory_2:", expanded=not trusted or chosen.a == chosen.b
+):
     with st.container(horizontal=True, gap="small", key="facts"):
         for name, value, note in panels.facts(opened):
             screen.metric(name, value, help=note, border=True, width=128)

@@ -148,12 +148,17 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
 def cka_value(row: Mapping[str, float]) -> str:
     """'CKA 0.90 (0.88 to 0.92)', close to 1 'CKA 0.9998 (0.9997 to 0.9999)': digits that tell it from 1."""
     value, low, high = row["value"], row["low"], row["high"]
-    if value < CLOSE:
-        return f"CKA {number(value)}{span(low, high)}"
     known = _known(low) and _known(high)
-    away = [1 - x for x in (value, low, high) if _known(x) and 1 - x > DIGITS]
-    places = max(2, math.ceil(-math.log10(min(away, default=1e-2)) - 1e-9))
-    return f"CKA {value:.{places}f}" + (f" ({low:.{places}f} to {high:.{places}f})" if known else "")
+    if value < CLOSE and not (known and high >= CLOSE):
+        return f"CKA {number(value)}{span(low, high)}"
+    least = _places(value)
+    around = f" ({low:.{least}f} to {high:.{max(least, _places(high))}f})" if known else ""
+    return f"CKA {value:.{least}f}{around}"
+
+
+def _places(value: float) -> int:
+    """Decimals that tell a CKA from 1, two at least."""
+    return 2 if 1 - value < DIGITS else max(2, math.ceil(-math.log10(1 - value) - 1e-9))
 
 
 def _rounded(row: Mapping[str, Any]) -> bool:
@@ -163,7 +168,7 @@ def _rounded(row: Mapping[str, Any]) -> bool:
 
 def _reaches_one(row: Mapping[str, Any]) -> bool:
     """Whether a CKA or the upper end of its interval is within rounding of 1."""
-    least = 1 - (row.get("noise") or 0.0)
+    least = 1 - max(SAME, row.get("noise") or 0.0)
     return _rounded(row) or (_known(row["high"]) and bool(row["high"] >= least))
 
 

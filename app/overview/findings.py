@@ -14,7 +14,7 @@ from app.escape import plain
 from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.analysis import Analysis
-from app.frame.opened import Opened
+from app.frame.opened import Opened, report
 from app.frame.panel import Panel
 from app.frame.selection import Selection, to_params
 from engine.errors import PatchbayError
@@ -39,13 +39,16 @@ def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection)
     """One finding of each analysis that has one, in the order of reading.
 
     An analysis that can't say anything of this store (a damaged run, a position it doesn't have) is left
-    out here; its page says why.
+    out here, and so is one that fails: its page says why.
     """
     first = sorted((one for one in analyses if one.name in FIRST), key=lambda one: FIRST.index(one.name))
     for one in (*first, *(one for one in analyses if one.name not in FIRST)):
         try:
             found = one.headline(opened, selection)
         except PatchbayError:
+            continue
+        except Exception as error:
+            report(error, f"overview: {one.name}")
             continue
         if found is not None:
             yield Answer(one, *found)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from app.frame.analysis import Analysis, Kind, Planned, Term, pair_of
+import dataclasses
+from collections.abc import Sequence
+
+from app.frame.analysis import Analysis, Headline, Kind, Planned, Term, pair_of
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
+from app.frame.stored import Asked
 from app.subspaces import chapter, view
 from app.subspaces.fields import SubspaceFields
+from app.weights import tables as weights
 from engine.subspaces.spec import SubspaceScores
 
 TITLE = "Subspace scores"
@@ -44,6 +49,18 @@ SCORES = Kind(
     view.selection_of,
     view.run_panels,
 )
+
+
+def headline(opened: Opened, selection: Selection) -> Headline:
+    """The first panel of the newest stored run that scores the pair's own weight change."""
+    name = weights.between(opened, selection.a, selection.b)
+
+    def of_pair(found: Sequence[Asked]) -> list[Asked]:
+        return [run for run in found if name in run[1]["deltas"]]
+
+    return first_of(SCORES, of_pair)(opened, dataclasses.replace(selection, delta=name or ""))
+
+
 SUBSPACES = Analysis(
     "subspaces",
     TITLE,
@@ -63,6 +80,6 @@ SUBSPACES = Analysis(
     planned=(Planned("subspaces", TITLE, planned),),
     chapters=(of_kind(SCORES, chapter.shown, chapter.empty),),
     terms=TERMS,
-    headline=first_of(SCORES),
+    headline=headline,
     fields=SubspaceFields,
 )

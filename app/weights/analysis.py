@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import streamlit as st
@@ -70,8 +71,10 @@ def chapter(opened: Opened, selection: Selection) -> Blocks:
 
 def headline(opened: Opened, selection: Selection) -> Headline:
     """Where in depth the weights of the pair differ."""
-    model = weights.model_of(opened, selection)
-    return None if model is None else (weights.blocks_panel(opened, selection, model), selection)
+    name = tables.between(opened, selection.a, selection.b)
+    if name is None:
+        return None
+    return weights.blocks_panel(opened, selection, name), dataclasses.replace(selection, delta=name)
 
 
 WEIGHTS = Analysis(

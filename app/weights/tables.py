@@ -47,6 +47,11 @@ def ends(opened: Opened, name: str) -> tuple[str, str]:
     return contrasts(opened).get(name, (name, opened.facts.models[0]))
 
 
+def between(opened: Opened, a: str, b: str) -> str | None:
+    """The stored difference of two models' weights, whichever way it is taken; None where there is none."""
+    return next((name for name in differences(opened) if set(ends(opened, name)) == {a, b}), None)
+
+
 def label(opened: Opened, name: str) -> str:
     """A difference in words: "tuned − base", "agreeable = tuned − critical"."""
     of, from_ = ends(opened, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,24 @@ def test_a_damaged_run_gives_way_to_the_next(
         table.write_bytes(whole)
     assert left["patching"].selection.layer != at
     assert set(left) == set(found)
+
+
+def test_no_other_pair_s_difference_is_told(opened: Opened) -> None:
+    """The store keeps differences from `base`; of `tuned` and `other` it knows none."""
+    told = {one.analysis.name for one in findings(ANALYSES, opened, pair_selection(opened, "other,tuned"))}
+    assert not {"weights", "subspaces"} & told
+
+
+def test_one_that_fails_leaves_the_others(opened: Opened, selection: Selection) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    analyses = [
+        dataclasses.replace(one, headline=broken) if one.name == "similarity" else one for one in ANALYSES
+    ]
+    told = {one.analysis.name for one in findings(analyses, opened, selection)}
+    assert {"patching", "behaviour"} <= told
+    assert "similarity" not in told
 
 
 def test_a_small_chart_has_the_data_of_the_large_one(found: dict[str, Answer]) -> None:

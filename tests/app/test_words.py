@@ -42,6 +42,21 @@ def test_a_small_departure_has_the_digits_that_tell_it_from_one() -> None:
     assert "identical before, CKA 0.9998 (0.9997 to 0.9999) there" in title
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (0.9995, 0.9993, 0.9996, "CKA 0.9995 (0.9993 to 0.9996)"),
+        (0.9799, 0.97, 0.9996, "CKA 0.98 (0.97 to 0.9996)"),  # no end of 1.00 below 1
+        (0.985, 0.95, 0.999998, "CKA 0.98 (0.95 to 0.999998)"),
+        (1.0, 1.0, 1.0, "CKA 1.00 (1.00 to 1.00)"),
+        (0.9, 0.88, 0.92, "CKA 0.90 (0.88 to 0.92)"),
+        (0.9995, float("nan"), float("nan"), "CKA 0.9995"),
+    ],
+)
+def test_a_cka_has_the_digits_that_tell_it_from_one(value: float, low: float, high: float, said: str) -> None:
+    assert words.cka_value({"value": value, "low": low, "high": high}) == said
+
+
 def test_blocks_before_the_departure_are_identical_only_if_they_are() -> None:
     unclear = curve([0.97, 0.98, 0.6], half=0.05)
     title = words.cka_title(unclear, NULL, "a", "b", "resid_post")
