@@ -1,4 +1,4 @@
-"""What a page shows first: its chart in a small window, captions of two lines, nothing wider than a telephone."""
+"""What a page shows first: its chart in a small window, short captions, nothing wider than a telephone."""
 
 from __future__ import annotations
 
