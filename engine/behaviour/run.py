@@ -92,8 +92,8 @@ def corrected(experiment: Behaviour, lab: Lab) -> ExperimentResult:
     told = [", ".join(touched.get(name, [])) or None for name in table["id"].to_list()]
     table = table.with_columns(pl.Series("corrected", told, dtype=pl.String))
     changed = sum(entry["was"] != entry["value"] for entry in entries)
-    note = f"{len(entries)} values were corrected by hand, {changed} of them changed."
-    notes = [*found.summary["notes"], note.replace("1 values were", "1 value was")]
+    count = "1 value was" if len(entries) == 1 else f"{len(entries)} values were"
+    notes = [*found.summary["notes"], f"{count} corrected by hand, {changed} of them changed."]
     summary = {**found.summary, **figures_of(experiment, table), "corrected": entries, "notes": notes}
     return ExperimentResult(summary, {"table": table})
 

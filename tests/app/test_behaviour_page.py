@@ -33,6 +33,7 @@ from app.live.run import run_live, save
 from engine.behaviour.report import WHOLE
 from engine.behaviour.spec import FIGURES, Behaviour, Correction, Intervention, Wording
 from engine.models.loading import from_parts
+from engine.patching.mapped_spec import MappedPatch
 from engine.patching.spec import Condition
 from store.reader import Store
 
@@ -112,6 +113,10 @@ def test_what_a_patch_reports_on_does_not_make_another_patch() -> None:
     two = Intervention(experiment=Condition(**fields, n_boot=500, top_k=0).to_json())
     assert behaviour_view.key_of(one) == behaviour_view.key_of(two)
     assert one == two
+    three = Intervention(experiment=MappedPatch(**fields, shared=True).to_json())
+    four = Intervention(experiment=MappedPatch(**fields).to_json())
+    assert three == four
+    assert behaviour_view.key_of(three) == behaviour_view.key_of(four)
     other = Intervention(experiment=Condition(**{**fields, "layer": 2}).to_json())
     assert behaviour_view.key_of(one) != behaviour_view.key_of(other)
 
