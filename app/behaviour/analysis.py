@@ -79,13 +79,14 @@ MEASURED = Kind(
 def headline(opened: Opened, selection: Selection) -> Headline:
     """The selected figure, else the first that there is, of two models without an intervention."""
     found: Headline = None
+    offered = view.offered_figures(view.wording_of(opened))
     for asked, stored in _alike(of_pair(opened, selection, MEASURED.jobs), selection):
         whole = [(one, run) for one, run in zip(asked, stored, strict=True) if one.intervention is None]
         runs = {one.model: opened_run(opened, run[1]["run_id"]) for one, run in whole}
         measured = [set(run.summary["figures"]) for run in runs.values()]
-        shared = [name for name in view.OFFERED if all(name in figures for figures in measured)]
+        shared = [name for name in offered if all(name in figures for figures in measured)]
         if len(runs) == 2 and shared:
-            chosen = view.figure_of(selection).name in shared
+            chosen = view.figure_of(selection, offered).name in shared
             seen = selection if chosen else dataclasses.replace(selection, measure=shared[0])
             found = view.panels(opened, runs, seen)[0], seen
             if chosen:

@@ -239,7 +239,25 @@ def test_the_page_shows_and_asks_with_the_study_s_own_lists(opened: Opened) -> N
     assert rows["refusal", "kk"]["from"] == "no list of its own"
     asked = behaviour_view.wanted(pair(opened), [], "", wording)
     assert {one.wording.no["en"] for one in asked} == {("Nope",)}
-    assert behaviour_view.figure_of(pair(opened, measure="style: polite")).title == "Style: polite"
+
+
+def test_a_link_asks_for_what_the_control_shows(
+    opened: Opened, planted: Path, open_app: Callable[..., AppTest]
+) -> None:
+    """A marker of the study's own is generated for; one that no list has is agreement on both sides."""
+    own = Wording.beside({"style": {"en": {"polite": ["please"]}}})
+    polite = pair(opened, measure="style: polite")
+    figure = behaviour_view.figure_of(polite, behaviour_view.offered_figures(own))
+    assert (figure.title, figure.measure) == ("Style: polite", "text")
+    assert behaviour_view.experiment_of(polite, wording=own).measures == ("text",)
+    asked = behaviour_view.experiment_of(polite)
+    assert asked == behaviour_view.experiment_of(pair(opened, measure="agreement"))
+    app = open_app(planted, "behaviour", measure="style: polite")
+    assert not app.exception
+    assert app.selectbox(key="behaviour-measure").value == "agreement"
+    said = " ".join(m.value for m in app.markdown)
+    assert "scores given texts after every prompt" in said
+    assert "generates an answer" not in said
 
 
 def test_an_answer_is_corrected_on_the_page_and_kept_beside_what_was_read(
