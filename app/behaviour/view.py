@@ -136,12 +136,14 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         pair = {"a": partner, "b": model}
     elif model not in pair.values():
         pair["b"] = model
-    shown = [f.name for f in figures(Behaviour.from_json(condition))]
+    experiment = Behaviour.from_json(condition)
+    shown = [f.name for f in figures(experiment)]
     changes: dict[str, Any] = {
         **pair,
         "measure": selection.measure if selection.measure in shown else shown[0],
         "report": condition["split"],
-        "answers": "corrected" if condition.get("corrections") else "read",
+        "answers": "corrected" if experiment.corrections else "read",
+        "corrected": run_key(experiment) if experiment.corrections else "",
         **where_changes(condition),
     }
     if condition.get("intervention"):
@@ -152,8 +154,16 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
 
 def key_of(intervention: Intervention) -> str:
     """A short name of an intervention for links, the same at every amplitude."""
-    text = json.dumps([intervention.experiment, intervention.kind], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return _short_hash([intervention.experiment, intervention.kind])
+
+
+def run_key(experiment: Behaviour) -> str:
+    """A short name of a run for links."""
+    return _short_hash(experiment.to_json())
+
+
+def _short_hash(found: Any) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def offered_interventions(opened: Opened, selection: Selection) -> dict[str, Intervention]:

@@ -25,6 +25,7 @@ from app.behaviour import view as behaviour_view
 from app.behaviour import words as say
 from app.behaviour.fields import BehaviourFields
 from app.charts.palette import DARK, LIGHT
+from app.frame import running as live_view
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, defaults, update
 from app.live import headless
@@ -270,15 +271,14 @@ def test_an_answer_is_corrected_on_the_page_and_kept_beside_what_was_read(
     lab, _ = answering_lab()
     result = plain.run(lab)
     save(str(own_store), store.fingerprint, plain, result)
-    assert corrections.known(opened, plain) == ()
-    prompt = result.table.filter(pl.col("right").is_not_null())["id"][0]
-    one = corrections.with_one(opened, plain, Correction(id=prompt, figure="right", value=True))
+    assert corrections.known(opened, plain, shown) == ()
+    prompt = result.table.filter(pl.col("right") == 0)["id"][0]
+    yes = Correction(id=prompt, figure="right", value=True)
+    one = corrections.with_one(opened, plain, yes, shown, result.table)
     lab.done[plain.content_hash("")] = result
     save(str(own_store), store.fingerprint, one, one.run(lab))
     st.cache_data.clear()
-    assert corrections.known(opened, plain) == one.corrections
-    two = corrections.with_one(opened, one, Correction(id=prompt, figure="right", value=False))
-    assert [c.value for c in two.corrections] == [False]
+    assert corrections.known(opened, plain, shown) == one.corrections == (yes,)
     assert corrections.applied(opened, shown, [plain]) == [plain]
     changed = update(shown, opened.facts, answers="corrected")
     assert corrections.applied(opened, changed, [plain]) == [one]
@@ -287,3 +287,89 @@ def test_an_answer_is_corrected_on_the_page_and_kept_beside_what_was_read(
     app = open_app(own_store, "behaviour", measure="right", answers="corrected")
     assert not app.exception
     assert any("corrected by hand" in caption.value for caption in app.caption)
+
+
+def test_corrections_are_taken_back_and_the_one_named_is_shown(
+    own_store: Path, open_app: Callable[..., AppTest]
+) -> None:
+    """No → yes → no → yes on the page, without anything to run; then an older set beside a newer one."""
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    shown = update(defaults(opened.facts), opened.facts, measure="right", answers="corrected")
+    asked = behaviour_view.named(behaviour_view.wanted(shown, [], behaviour_view.lead_of(opened)))
+    lab, _ = answering_lab()
+    for one in asked.values():
+        result = one.run(lab)
+        lab.done[one.content_hash("")] = result
+        save(str(own_store), store.fingerprint, one, result)
+    who, plain = next(iter(asked.items()))
+    table = lab.done[plain.content_hash("")].table
+    first, second = table.filter(pl.col("right") == 0)["id"].to_list()[:2]
+
+    def correct(prompt: str, value: bool, chosen: Selection, seen: pl.DataFrame) -> Behaviour:
+        new = Correction(id=prompt, figure="right", value=value)
+        return corrections.with_one(opened, plain, new, chosen, seen)
+
+    one = correct(first, True, shown, table)
+    save(str(own_store), store.fingerprint, one, one.run(lab))
+    st.cache_data.clear()
+    corrected = one.run(lab).table
+    assert correct(first, False, shown, corrected) == plain
+
+    app = open_app(own_store, "behaviour", measure="right", answers="corrected")
+    for value in ("no", "yes", "no"):
+        assert not app.exception
+        said = any("1 value was corrected by hand" in caption.value for caption in app.caption)
+        assert said == (value == "no")
+        figure, prompt = app.selectbox(key="correct-figure"), app.selectbox(key="correct-prompt")
+        figure.set_value("right")
+        prompt.set_value(first).run()
+        button = app.button(key="correct-submit")
+        assert button.label == f"Count it as {value}"
+        button.click().run()
+    assert not any("corrected by hand" in caption.value for caption in app.caption)
+
+    two = correct(second, True, shown, corrected)
+    assert {c.id for c in two.corrections} == {first, second}
+    pending = update(shown, opened.facts, corrected=corrections.naming(opened, shown, asked, who, two))
+    assert corrections.known(opened, plain, pending) == one.corrections
+    save(str(own_store), store.fingerprint, two, two.run(lab))
+    st.cache_data.clear()
+    assert corrections.known(opened, plain, pending) == two.corrections
+    assert correct(second, False, pending, two.run(lab).table) == one
+    back = update(shown, opened.facts, corrected=corrections.naming(opened, pending, asked, who, one))
+    assert corrections.applied(opened, back, list(asked.values())) == [one, *list(asked.values())[1:]]
+    assert corrections.known(opened, plain, shown) == two.corrections
+    link = behaviour_view.selection_of(one.to_json(), shown)
+    assert corrections.known(opened, plain, update(shown, opened.facts, **link)) == one.corrections
+
+
+def test_no_correction_is_made_while_another_one_runs(
+    own_store: Path, open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    shown = update(defaults(opened.facts), opened.facts, measure="right")
+    lab, _ = answering_lab()
+    for one in behaviour_view.wanted(shown, [], behaviour_view.lead_of(opened)):
+        save(str(own_store), store.fingerprint, one, one.run(lab))
+    running = SimpleNamespace(
+        over=False,
+        state="running",
+        key="",
+        fraction=0.0,
+        device=None,
+        message="",
+        total=0,
+        ahead=0,
+        condition=Behaviour(model="base"),
+    )
+    app = open_app(own_store, "behaviour", measure="right")
+    assert not app.button(key="correct-submit").disabled
+    monkeypatch.setattr(live_view, "jobs", lambda: [running])
+    started: list[Any] = []
+    monkeypatch.setattr(live_view, "start", lambda *given: started.append(given))
+    app.button(key="correct-submit").click().run()
+    assert started == []
+    assert any("Another experiment is still running" in m.value for m in app.markdown)
+    assert app.button(key="correct-submit").disabled
