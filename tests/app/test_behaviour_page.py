@@ -19,15 +19,18 @@ from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
-from app.behaviour import corrections
+from app.behaviour import analysis, corrections
 from app.behaviour import panels as behaviour_panels
 from app.behaviour import view as behaviour_view
 from app.behaviour import words as say
 from app.behaviour.fields import BehaviourFields
 from app.charts.palette import DARK, LIGHT
 from app.frame import running as live_view
+from app.frame.blocks import Text
 from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
 from app.frame.selection import Selection, defaults, update
+from app.frame.stored import of_pair
 from app.live import headless
 from app.live.jobs import JobResult
 from app.live.run import run_live, save
@@ -373,3 +376,51 @@ def test_no_correction_is_made_while_another_one_runs(
     assert started == []
     assert any("Another experiment is still running" in m.value for m in app.markdown)
     assert app.button(key="correct-submit").disabled
+
+
+def test_corrected_runs_are_compared_with_each_other_and_say_so(own_store: Path) -> None:
+    """The newest of each model, else its run as read; rates by hand from the tables."""
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    shown = update(defaults(opened.facts), opened.facts, measure="right")
+    lab, _ = answering_lab()
+    base, tuned = behaviour_view.wanted(shown, [], behaviour_view.lead_of(opened))
+
+    def stored(one: Behaviour) -> JobResult:
+        result = one.run(lab)
+        lab.done[one.content_hash("")] = result
+        save(str(own_store), store.fingerprint, one, result)
+        return JobResult(one.to_json(), result.summary, dict(result.tables))
+
+    read = [stored(base), stored(tuned)]
+    wrong = read[0].table.filter(pl.col("right") == 0)["id"].to_list()
+    figures: tuple[Any, ...] = tuple(Correction(id=i, figure="right", value=True) for i in wrong)
+    stored(base.model_copy(update={"corrections": figures[:1]}))
+    stored(base.model_copy(update={"corrections": figures[:3]}))
+
+    def groups() -> list[list[int]]:
+        st.cache_data.clear()
+        found = analysis._alike(of_pair(opened, shown, {"behaviour"}), shown)
+        return [[len(one.corrections) for one in asked] for asked, _ in found]
+
+    assert groups() == [[0, 0], [3, 0]]
+    stored(tuned.model_copy(update={"corrections": figures[:1]}))
+    assert groups() == [[0, 0], [3, 1]]
+    found = of_pair(opened, shown, {"behaviour"})
+    blocks = analysis.chapter(analysis.MEASURED, opened, shown, found)
+    texts = [block.title for block in blocks if isinstance(block, Text)]
+    assert [text.partition(": ")[2] for text in texts] == [
+        "base, tuned",
+        "base, tuned, with 4 corrected values",
+    ]
+    panels = [block for block in blocks if isinstance(block, Panel)]
+    rights = [panel for panel in panels if panel.title.startswith("Right answer")]
+    assert [panel.name for panel in rights] == ["behaviour-difference", "behaviour"] * 2
+    n = read[0].table["right"].drop_nulls().len()
+    whole = rights[2].table.filter(pl.col("part") == WHOLE).row(0, named=True)
+    assert whole["value"] == pytest.approx((1 - 3) / n)
+    said = " base: 3 values were corrected by hand, 3 of them changed. tuned: 1 value was corrected by hand"
+    for panel in panels:
+        corrected = panel in rights[2:]
+        assert (said in panel.caption) == corrected
+        assert ("corrected by hand" in panel.caption) == corrected
