@@ -61,8 +61,8 @@ def _alike(found: Sequence[Asked], selection: Selection) -> list[tuple[list[Beha
         who = json.dumps([one_run.model, written["intervention"]], sort_keys=True)
         groups.setdefault(key, {})[who] = (one_run, run)
     ordered = []
-    for (key, corrected), own in groups.items():
-        group = list(({**groups.get((key, False), {}), **own} if corrected else own).values())
+    for (alike, corrected), own in groups.items():
+        group = list(({**groups.get((alike, False), {}), **own} if corrected else own).values())
         group.sort(key=lambda pair: (pair[0].intervention is not None, pair[0].model != selection.a))
         ordered.append(([b for b, _ in group], [run for _, run in group]))
     return ordered
