@@ -35,8 +35,10 @@ def chapter(_kind: Kind, opened: Opened, selection: Selection, found: Sequence[A
             name: opened_run(opened, summary["run_id"])
             for name, (_, summary) in zip(view.named(group[0]), group[1], strict=True)
         }
-        first = group[0][0]
-        blocks.append(Text("", f"Split {first.split}, {first.where.describe()}: {', '.join(runs)}"))
+        first, count = group[0][0], sum(len(one.corrections) for one in group[0])
+        told = f", with {count} corrected value{'s' if count > 1 else ''}" if count else ""
+        text = f"Split {first.split}, {first.where.describe()}: {', '.join(runs)}{told}"
+        blocks.append(Text("", text))
         names = dict.fromkeys(name for run in runs.values() for name in run.summary["figures"])
         for name in names:
             seen = dataclasses.replace(selection, measure=name)
@@ -45,16 +47,22 @@ def chapter(_kind: Kind, opened: Opened, selection: Selection, found: Sequence[A
 
 
 def _alike(found: Sequence[Asked], selection: Selection) -> list[tuple[list[Behaviour], list[Asked]]]:
-    """Runs that differ by who answers alone: model A, model B, interventions, oldest first."""
-    groups: dict[str, list[tuple[Behaviour, Asked]]] = {}
+    """Runs that differ by who answers alone: model A, model B, interventions, oldest first.
+
+    Corrected runs stand beside one another, the newest of each, and beside the runs as read of who has none.
+    """
+    groups: dict[tuple[str, bool], dict[str, tuple[Behaviour, Asked]]] = {}
     for run in reversed(found):
         one_run = Behaviour.from_json(run[0])
-        same = {k: v for k, v in one_run.to_json().items() if k not in ("model", "intervention")}
+        written = one_run.to_json()
+        same = {k: v for k, v in written.items() if k not in ("model", "intervention", "corrections")}
         same["shared_with"] = one_run.shared_with is not None
-        key = json.dumps(same, sort_keys=True)
-        groups.setdefault(key, []).append((one_run, run))
+        key = json.dumps(same, sort_keys=True), bool(one_run.corrections)
+        who = json.dumps([one_run.model, written["intervention"]], sort_keys=True)
+        groups.setdefault(key, {})[who] = (one_run, run)
     ordered = []
-    for group in groups.values():
+    for (alike, corrected), own in groups.items():
+        group = list(({**groups.get((alike, False), {}), **own} if corrected else own).values())
         group.sort(key=lambda pair: (pair[0].intervention is not None, pair[0].model != selection.a))
         ordered.append(([b for b, _ in group], [run for _, run in group]))
     return ordered
@@ -79,13 +87,14 @@ MEASURED = Kind(
 def headline(opened: Opened, selection: Selection) -> Headline:
     """The selected figure, else the first that there is, of two models without an intervention."""
     found: Headline = None
+    offered = view.offered_figures(view.wording_of(opened))
     for asked, stored in _alike(of_pair(opened, selection, MEASURED.jobs), selection):
         whole = [(one, run) for one, run in zip(asked, stored, strict=True) if one.intervention is None]
         runs = {one.model: opened_run(opened, run[1]["run_id"]) for one, run in whole}
         measured = [set(run.summary["figures"]) for run in runs.values()]
-        shared = [name for name in view.OFFERED if all(name in figures for figures in measured)]
+        shared = [name for name in offered if all(name in figures for figures in measured)]
         if len(runs) == 2 and shared:
-            chosen = view.figure_of(selection).name in shared
+            chosen = view.figure_of(selection, offered).name in shared
             seen = selection if chosen else dataclasses.replace(selection, measure=shared[0])
             found = view.panels(opened, runs, seen)[0], seen
             if chosen:

@@ -14,7 +14,7 @@ from app.charts.template import Chart
 from app.frame import noise
 from app.frame.panel import Panel
 from app.live.jobs import JobResult
-from engine.behaviour.report import differences, levels, on_shared
+from engine.behaviour.report import corrected_note, differences, levels, on_shared
 from engine.behaviour.spec import Behaviour, Figure
 from engine.kinds import experiment_from_json
 
@@ -61,7 +61,7 @@ def levels_panel(runs: Runs, figure: Figure, path: str) -> Panel:
 
     meaning = MEANINGS.get(figure.name, STYLE)
     caption = f"{meaning} {prompts(runs, table)} {intervals(runs, figure)}"
-    caption += noise.log_note(_noise(runs, figure))
+    caption += noise.log_note(_noise(runs, figure)) + corrected(runs, figure)
     if any("shared" in run.summary for run in runs.values()) and all_shared(runs):
         caption += " Both tokenizers have the same tokens: on shared tokens the figure is the same."
     if figure.name == "right":
@@ -105,7 +105,7 @@ def differences_panel(runs: Runs, figure: Figure, path: str) -> Panel | None:
     several = " Parts are many: one interval in twenty excludes 0 by chance."
     caption = (
         f"Same prompts on both sides; what is shared cancels. {prompts(runs, table)}{test} {NULL}{several}"
-        f"{noise.log_note(noisy)}"
+        f"{noise.log_note(noisy)}{corrected(runs, figure)}"
     )
     given = ", ".join(f"{key}={value!r}" for key, value in options.items())
     code = _code(
@@ -168,6 +168,15 @@ def patches(runs: Runs) -> list[str]:
     """What each patch is: "tuned + patch 1: resid_post@4 at decision ← base, raw, α = 1." """
     asked = {name: Behaviour.from_json(run.condition).intervention for name, run in runs.items()}
     return [f"{name}: {one.describe()}." for name, one in asked.items() if one is not None]
+
+
+def corrected(runs: Runs, figure: Figure) -> str:
+    """Whose values of this figure were corrected by hand: " base: 1 value was corrected …"; else nothing."""
+    found = {
+        name: [entry for entry in run.summary.get("corrected", ()) if entry["figure"] == figure.name]
+        for name, run in runs.items()
+    }
+    return "".join(f" {name}: {corrected_note(entries)}" for name, entries in found.items() if entries)
 
 
 def all_shared(runs: Runs) -> bool:

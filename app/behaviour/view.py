@@ -37,7 +37,6 @@ from engine.behaviour.spec import (
 PAGE = "behaviour"
 TEXT: tuple[Measure, ...] = ("text",)
 MAX_NEW_TOKENS = 64
-OFFERED = {figure.name: figure for figure in (*FIGURES, *style_figures(Wording().markers))}
 WHY_NO_FIGURE = (
     "No prompt has a value",
     "This figure needs prompts that these don't have: choices with an answer among them for multiple choice, "
@@ -45,12 +44,14 @@ WHY_NO_FIGURE = (
 )
 
 
-def figure_of(selection: Selection) -> Figure:
-    """The figure a selection shows; agreement where the link names none that can exist."""
-    kind, _, marker = selection.measure.partition(": ")
-    if kind == "style" and marker:
-        return style_figures((marker,))[0]
-    return OFFERED.get(selection.measure, OFFERED["agreement"])
+def offered_figures(wording: Wording) -> dict[str, Figure]:
+    """All that can be measured with these lists, by name."""
+    return {figure.name: figure for figure in (*FIGURES, *style_figures(wording.markers))}
+
+
+def figure_of(selection: Selection, offered: Mapping[str, Figure]) -> Figure:
+    """The figure a selection shows; agreement where the link names none of those offered."""
+    return offered.get(selection.measure, offered["agreement"])
 
 
 def experiment_of(
@@ -66,7 +67,8 @@ def experiment_of(
     """
     model = selection.b if model is None else model
     partner = selection.a if model == selection.b else selection.b
-    text = figure_of(selection).measure == "text"
+    wording = wording or Wording()
+    text = figure_of(selection, offered_figures(wording)).measure == "text"
     return Behaviour(
         model=model,
         intervention=intervention,
@@ -76,7 +78,7 @@ def experiment_of(
         max_new_tokens=MAX_NEW_TOKENS,
         shared_with=None if partner == model else partner,
         lead=lead,
-        wording=wording or Wording(),
+        wording=wording,
     )
 
 
@@ -134,12 +136,14 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         pair = {"a": partner, "b": model}
     elif model not in pair.values():
         pair["b"] = model
-    shown = [f.name for f in figures(Behaviour.from_json(condition))]
+    experiment = Behaviour.from_json(condition)
+    shown = [f.name for f in figures(experiment)]
     changes: dict[str, Any] = {
         **pair,
         "measure": selection.measure if selection.measure in shown else shown[0],
         "report": condition["split"],
-        "answers": "corrected" if condition.get("corrections") else "read",
+        "answers": "corrected" if experiment.corrections else "read",
+        "corrected": run_key(experiment) if experiment.corrections else "",
         **where_changes(condition),
     }
     if condition.get("intervention"):
@@ -150,8 +154,16 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
 
 def key_of(intervention: Intervention) -> str:
     """A short name of an intervention for links, the same at every amplitude."""
-    text = json.dumps([intervention.experiment, intervention.kind], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return _short_hash([intervention.experiment, intervention.kind])
+
+
+def run_key(experiment: Behaviour) -> str:
+    """A short name of a run for links."""
+    return _short_hash(experiment.to_json())
+
+
+def _short_hash(found: Any) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def offered_interventions(opened: Opened, selection: Selection) -> dict[str, Intervention]:
@@ -207,7 +219,7 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
 
 def panels(opened: Opened, runs: Runs, selection: Selection) -> list[Panel]:
     """Levels, differences and the diagnostic of a figure that at least one run has a value for."""
-    figure = _shown(runs, selection)
+    figure = _shown(opened, runs, selection)
     if figure is None:
         return []
     made = [
@@ -218,23 +230,20 @@ def panels(opened: Opened, runs: Runs, selection: Selection) -> list[Panel]:
     return [panel for panel in made if panel is not None]
 
 
-def _shown(runs: Runs, selection: Selection) -> Figure | None:
-    chosen = figure_of(selection)
-    for run in runs.values():
-        have: Mapping[str, Any] = run.summary["figures"]
-        if chosen.name in have:
-            return chosen
-    if len(runs) > 1:
-        return None
-    spec = Behaviour.from_json(next(iter(runs.values())).condition)
-    return next((f for f in figures(spec) if f.name in next(iter(runs.values())).summary["figures"]), None)
+def _shown(opened: Opened, runs: Runs, selection: Selection) -> Figure | None:
+    of_runs = [figures(Behaviour.from_json(run.condition)) for run in runs.values()]
+    offered = offered_figures(wording_of(opened)) | {f.name: f for found in of_runs for f in found}
+    chosen = figure_of(selection, offered)
+    have: list[Mapping[str, Any]] = [run.summary["figures"] for run in runs.values()]
+    if any(chosen.name in own for own in have):
+        return chosen
+    return None if len(runs) > 1 else next((f for f in of_runs[0] if f.name in have[0]), None)
 
 
 def figure_control(opened: Opened) -> None:
     """What is measured."""
-    offered = OFFERED | {figure.name: figure for figure in style_figures(wording_of(opened).markers)}
-    shown = figure_of(controls.current()).name
-    st.session_state["behaviour-measure"] = shown if shown in offered else "agreement"
+    offered = offered_figures(wording_of(opened))
+    st.session_state["behaviour-measure"] = figure_of(controls.current(), offered).name
     screen.selectbox(
         "Measure",
         list(offered),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
-from app.bridge import snippets, words
+from app.bridge import snippets, spaces, words
 from app.bridge import tables as bq
 from app.bridge.fields import BridgeFields
 from app.charts.bins import counts, histogram
@@ -82,13 +84,18 @@ def _where(opened: Opened, selection: Selection, block: bool = True) -> str:
     return f"{geometry.model_of(selection)}{at}, {start} → {end}"
 
 
-def _setting(opened: Opened, selection: Selection) -> str:
-    """What is mapped to what, on which problems."""
+def _setting(opened: Opened, selection: Selection, blocks: Sequence[int] = ()) -> str:
+    """What is mapped to what, on which problems; in a subspace of which making, by default at the selected
+    block."""
     start, end = bq.spoken(opened, selection)
+    if BridgeFields.of(selection).space == "heads":
+        made = geometry.what(selection).rstrip()
+    else:
+        made = spaces.settings(opened, selection, blocks or [selection.layer])
     return (
         f"{geometry_queries.problem_count(opened, selection, bq.MOST)}, coordinates of {selection.site} at "
         f"{selection.position} in {_space(selection)}, {end} ≈ {start} W{_shift(selection)}. "
-        f"{geometry.what(selection) if BridgeFields.of(selection).space == 'heads' else ''}".rstrip()
+        f"{made}"
     )
 
 
@@ -139,7 +146,7 @@ def _scores(opened: Opened, selection: Selection, found: Bridge) -> Panel:
         else "Minimum norm: the smallest W with the least error. "
     )
     caption = (
-        f"{_setting(opened, selection)}Left out: each problem predicted from the others. {chosen}"
+        f"{_setting(opened, selection)} Left out: each problem predicted from the others. {chosen}"
         f"Grey: central 95 % of permuted pairs. {_permuted(selection, bq.DRAWS)} An interval is not given: "
         "resampled problems would predict their own copies. Only the best rotation's left-out R² above 0.8 "
         "is called rotation-like."
@@ -173,7 +180,7 @@ def _profile(opened: Opened, selection: Selection) -> Panel:
         f"Every block in {_space(selection)}, λ chosen anew. Grey: central 95 % of permuted pairs. p "
         "in the data: "
         f"against the largest R² over all blocks. {_permuted(selection, bq.PROFILE_DRAWS)} "
-        f"A click selects a block. {_setting(opened, selection)}"
+        f"A click selects a block. {_setting(opened, selection, blocks)}"
     )
     title = words.profile_title(_where(opened, selection, block=False), blocks, found)
     code = snippets.profile(opened, selection)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,45 @@ from app.frame.opened import Opened
 from app.frame.selection import Selection
 from app.geometry import tables as geometry_queries
 from app.geometry import weights as geometry
+from engine.ard.spec import Ard
 from engine.errors import AnalysisError
 
 
-def fits(opened: Opened, selection: Selection) -> dict[int, str]:
-    """Run of the newest fit of lengthscales of every block that has one, about the selected model, site,
-    languages and λ, from a start that is not random, not collapsed."""
+def _found(opened: Opened, selection: Selection) -> dict[int, tuple[str, dict[str, Any]]]:
+    """(run, condition) of the newest usable fit of every block that has one."""
     wanted = {
         "model": geometry.model_of(selection),
         "component": selection.site,
         "penalty": float(ArdFields.of(selection).penalty),
     }
     pair = set(geometry_queries.languages(opened) or ())
-    found: dict[int, str] = {}
+    found: dict[int, tuple[str, dict[str, Any]]] = {}
     for condition, summary in live_view.runs_of(opened, "ard"):
         mine = all(condition.get(key) == value for key, value in wanted.items())
         usable = condition.get("start") != "random" and not summary["fits"][0]["collapsed"]
         if mine and usable and set(condition["languages"]) == pair:
-            found.setdefault(int(condition["layer"]), str(summary["run_id"]))
+            found.setdefault(int(condition["layer"]), (str(summary["run_id"]), condition))
     return found
+
+
+def fits(opened: Opened, selection: Selection) -> dict[int, str]:
+    """Run of the newest fit of lengthscales of every block that has one, about the selected model, site,
+    languages and λ, from a start that is not random, not collapsed."""
+    return {block: run_id for block, (run_id, _) in _found(opened, selection).items()}
+
+
+def settings(opened: Opened, selection: Selection, layers: Sequence[int]) -> str:
+    """How the fits at these blocks were made, whatever the page of ARD-MMD would fit now."""
+    found, told = _found(opened, selection), dict[str, list[int]]()
+    for layer in layers:
+        fit = Ard.from_json(found[layer][1])
+        on = f"{fit.fitted} problems of {fit.category or 'all categories'}"
+        text = f"{fit.objective}, λ = {fit.penalty:g}, {fit.start_text()}, fitted on {on}"
+        told.setdefault(text, []).append(layer)
+    if len(told) == 1:
+        return f"Lengthscales: {next(iter(told))}."
+    parts = (f"block {', '.join(map(str, blocks))}: {text}" for text, blocks in told.items())
+    return f"Lengthscales: {'; '.join(parts)}."
 
 
 def blocks(opened: Opened, selection: Selection) -> list[int]:
@@ -67,7 +88,7 @@ def relevant(opened: Opened, selection: Selection) -> tuple[Any, ...]:
     """What a bridge depends on besides the selection: which runs gave its dimensions."""
     if BridgeFields.of(selection).space == "heads":
         return ()
-    return tuple(sorted(fits(opened, selection).items()))
+    return "ard", *sorted(fits(opened, selection).items())
 
 
 def coordinates(

@@ -16,7 +16,7 @@ from app.ard.fields import ArdFields
 from app.bridge import spaces
 from app.bridge.fields import BridgeFields
 from app.frame.opened import Opened
-from app.frame.prompts import SEED, Key
+from app.frame.prompts import SEED
 from app.frame.selection import Selection, changed
 from app.geometry import tables as geometry_queries
 from app.geometry import weights as geometry
@@ -115,15 +115,19 @@ def _relevant(selection: Selection) -> tuple[Any, ...]:
     return *(getattr(selection, name) for name in names), *own
 
 
+def _key(opened: Opened, selection: Selection) -> tuple[Any, ...]:
+    return *opened.key, spaces.relevant(opened, selection)
+
+
 def fitted(opened: Opened, selection: Selection) -> Bridge:
     """The bridge at the selected block."""
-    return _fitted(opened.key, opened, selection, selection.layer)
+    return _fitted(_key(opened, selection), opened, selection, selection.layer)
 
 
 @st.cache_resource(
     show_spinner="Fitting and permuting pairs…", max_entries=256, hash_funcs={Selection: _relevant}
 )
-def _fitted(key: Key, _opened: Opened, selection: Selection, layer: int) -> Bridge:
+def _fitted(key: tuple[Any, ...], _opened: Opened, selection: Selection, layer: int) -> Bridge:
     return fit_bridge(
         *sides(_opened, selection, layer),
         method=BridgeFields.of(selection).fit,  # type: ignore[arg-type]
@@ -136,11 +140,11 @@ def _fitted(key: Key, _opened: Opened, selection: Selection, layer: int) -> Brid
 
 def along(opened: Opened, selection: Selection) -> tuple[list[int], Profile]:
     """Blocks, and the left-out R² of each with its own Z."""
-    return spaces.blocks(opened, selection), _along(opened.key, opened, selection)
+    return spaces.blocks(opened, selection), _along(_key(opened, selection), opened, selection)
 
 
 @st.cache_resource(show_spinner="Fitting every block…", max_entries=256, hash_funcs={Selection: _relevant})
-def _along(key: Key, _opened: Opened, selection: Selection) -> Profile:
+def _along(key: tuple[Any, ...], _opened: Opened, selection: Selection) -> Profile:
     return profile(
         (sides(_opened, selection, block) for block in spaces.blocks(_opened, selection)),
         method=BridgeFields.of(selection).fit,  # type: ignore[arg-type]

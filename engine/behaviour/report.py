@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,13 @@ from engine.lab.units import resampling_units
 
 PARTS = ("label", "language", "category")
 WHOLE = "all prompts"
+
+
+def corrected_note(entries: Sequence[Mapping[str, Any]]) -> str:
+    """How many values of a run were corrected by hand, from "corrected" of its summary."""
+    changed = sum(entry["was"] != entry["value"] for entry in entries)
+    count = "1 value was" if len(entries) == 1 else f"{len(entries)} values were"
+    return f"{count} corrected by hand, {changed} of them changed."
 
 
 def levels(summaries: Mapping[str, Mapping[str, Any]], figure: str) -> pl.DataFrame:

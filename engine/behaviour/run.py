@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.behaviour import numbers as behaviour
+from engine.behaviour.report import corrected_note
 from engine.behaviour.spec import Behaviour, Lists
 from engine.behaviour.summary import column, figures_of, summary_of
 from engine.errors import PatchError
@@ -91,9 +92,7 @@ def corrected(experiment: Behaviour, lab: Lab) -> ExperimentResult:
         )
     told = [", ".join(touched.get(name, [])) or None for name in table["id"].to_list()]
     table = table.with_columns(pl.Series("corrected", told, dtype=pl.String))
-    changed = sum(entry["was"] != entry["value"] for entry in entries)
-    note = f"{len(entries)} values were corrected by hand, {changed} of them changed."
-    notes = [*found.summary["notes"], note.replace("1 values were", "1 value was")]
+    notes = [*found.summary["notes"], corrected_note(entries)]
     summary = {**found.summary, **figures_of(experiment, table), "corrected": entries, "notes": notes}
     return ExperimentResult(summary, {"table": table})
 

@@ -123,7 +123,18 @@ class Intervention(BaseModel):
         return f"{where} ← {patch.source}, {self.kind or own}, α = {self.alpha:g}"
 
 
-_REPORTING = ("alphas", "raw_alpha", "split", "where", "read_at", "reverse_kl", "top_k", "n_boot", "level")
+_REPORTING = (
+    "alphas",
+    "raw_alpha",
+    "split",
+    "where",
+    "read_at",
+    "reverse_kl",
+    "top_k",
+    "n_boot",
+    "level",
+    "shared",
+)
 """Fields of a patch that have no part in its vectors."""
 
 

@@ -19,20 +19,25 @@ from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
-from app.behaviour import corrections
+from app.behaviour import analysis, corrections
 from app.behaviour import panels as behaviour_panels
 from app.behaviour import view as behaviour_view
 from app.behaviour import words as say
 from app.behaviour.fields import BehaviourFields
 from app.charts.palette import DARK, LIGHT
+from app.frame import running as live_view
+from app.frame.blocks import Text
 from app.frame.opened import Opened, read_facts
+from app.frame.panel import Panel
 from app.frame.selection import Selection, defaults, update
+from app.frame.stored import of_pair
 from app.live import headless
 from app.live.jobs import JobResult
 from app.live.run import run_live, save
 from engine.behaviour.report import WHOLE
 from engine.behaviour.spec import FIGURES, Behaviour, Correction, Intervention, Wording
 from engine.models.loading import from_parts
+from engine.patching.mapped_spec import MappedPatch
 from engine.patching.spec import Condition
 from store.reader import Store
 
@@ -112,6 +117,10 @@ def test_what_a_patch_reports_on_does_not_make_another_patch() -> None:
     two = Intervention(experiment=Condition(**fields, n_boot=500, top_k=0).to_json())
     assert behaviour_view.key_of(one) == behaviour_view.key_of(two)
     assert one == two
+    three = Intervention(experiment=MappedPatch(**fields, shared=True).to_json())
+    four = Intervention(experiment=MappedPatch(**fields).to_json())
+    assert three == four
+    assert behaviour_view.key_of(three) == behaviour_view.key_of(four)
     other = Intervention(experiment=Condition(**{**fields, "layer": 2}).to_json())
     assert behaviour_view.key_of(one) != behaviour_view.key_of(other)
 
@@ -234,7 +243,25 @@ def test_the_page_shows_and_asks_with_the_study_s_own_lists(opened: Opened) -> N
     assert rows["refusal", "kk"]["from"] == "no list of its own"
     asked = behaviour_view.wanted(pair(opened), [], "", wording)
     assert {one.wording.no["en"] for one in asked} == {("Nope",)}
-    assert behaviour_view.figure_of(pair(opened, measure="style: polite")).title == "Style: polite"
+
+
+def test_a_link_asks_for_what_the_control_shows(
+    opened: Opened, planted: Path, open_app: Callable[..., AppTest]
+) -> None:
+    """A marker of the study's own is generated for; one that no list has is agreement on both sides."""
+    own = Wording.beside({"style": {"en": {"polite": ["please"]}}})
+    polite = pair(opened, measure="style: polite")
+    figure = behaviour_view.figure_of(polite, behaviour_view.offered_figures(own))
+    assert (figure.title, figure.measure) == ("Style: polite", "text")
+    assert behaviour_view.experiment_of(polite, wording=own).measures == ("text",)
+    asked = behaviour_view.experiment_of(polite)
+    assert asked == behaviour_view.experiment_of(pair(opened, measure="agreement"))
+    app = open_app(planted, "behaviour", measure="style: polite")
+    assert not app.exception
+    assert app.selectbox(key="behaviour-measure").value == "agreement"
+    said = " ".join(m.value for m in app.markdown)
+    assert "scores given texts after every prompt" in said
+    assert "generates an answer" not in said
 
 
 def test_an_answer_is_corrected_on_the_page_and_kept_beside_what_was_read(
@@ -247,15 +274,14 @@ def test_an_answer_is_corrected_on_the_page_and_kept_beside_what_was_read(
     lab, _ = answering_lab()
     result = plain.run(lab)
     save(str(own_store), store.fingerprint, plain, result)
-    assert corrections.known(opened, plain) == ()
-    prompt = result.table.filter(pl.col("right").is_not_null())["id"][0]
-    one = corrections.with_one(opened, plain, Correction(id=prompt, figure="right", value=True))
+    assert corrections.known(opened, plain, shown) == ()
+    prompt = result.table.filter(pl.col("right") == 0)["id"][0]
+    yes = Correction(id=prompt, figure="right", value=True)
+    one = corrections.with_one(opened, plain, yes, shown, result.table)
     lab.done[plain.content_hash("")] = result
     save(str(own_store), store.fingerprint, one, one.run(lab))
     st.cache_data.clear()
-    assert corrections.known(opened, plain) == one.corrections
-    two = corrections.with_one(opened, one, Correction(id=prompt, figure="right", value=False))
-    assert [c.value for c in two.corrections] == [False]
+    assert corrections.known(opened, plain, shown) == one.corrections == (yes,)
     assert corrections.applied(opened, shown, [plain]) == [plain]
     changed = update(shown, opened.facts, answers="corrected")
     assert corrections.applied(opened, changed, [plain]) == [one]
@@ -264,3 +290,137 @@ def test_an_answer_is_corrected_on_the_page_and_kept_beside_what_was_read(
     app = open_app(own_store, "behaviour", measure="right", answers="corrected")
     assert not app.exception
     assert any("corrected by hand" in caption.value for caption in app.caption)
+
+
+def test_corrections_are_taken_back_and_the_one_named_is_shown(
+    own_store: Path, open_app: Callable[..., AppTest]
+) -> None:
+    """No → yes → no → yes on the page, without anything to run; then an older set beside a newer one."""
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    shown = update(defaults(opened.facts), opened.facts, measure="right", answers="corrected")
+    asked = behaviour_view.named(behaviour_view.wanted(shown, [], behaviour_view.lead_of(opened)))
+    lab, _ = answering_lab()
+    for one in asked.values():
+        result = one.run(lab)
+        lab.done[one.content_hash("")] = result
+        save(str(own_store), store.fingerprint, one, result)
+    who, plain = next(iter(asked.items()))
+    table = lab.done[plain.content_hash("")].table
+    first, second = table.filter(pl.col("right") == 0)["id"].to_list()[:2]
+
+    def correct(prompt: str, value: bool, chosen: Selection, seen: pl.DataFrame) -> Behaviour:
+        new = Correction(id=prompt, figure="right", value=value)
+        return corrections.with_one(opened, plain, new, chosen, seen)
+
+    one = correct(first, True, shown, table)
+    save(str(own_store), store.fingerprint, one, one.run(lab))
+    st.cache_data.clear()
+    corrected = one.run(lab).table
+    assert correct(first, False, shown, corrected) == plain
+
+    app = open_app(own_store, "behaviour", measure="right", answers="corrected")
+    for value in ("no", "yes", "no"):
+        assert not app.exception
+        said = any("1 value was corrected by hand" in caption.value for caption in app.caption)
+        assert said == (value == "no")
+        figure, prompt = app.selectbox(key="correct-figure"), app.selectbox(key="correct-prompt")
+        figure.set_value("right")
+        prompt.set_value(first).run()
+        button = app.button(key="correct-submit")
+        assert button.label == f"Count it as {value}"
+        button.click().run()
+    assert not any("corrected by hand" in caption.value for caption in app.caption)
+
+    two = correct(second, True, shown, corrected)
+    assert {c.id for c in two.corrections} == {first, second}
+    pending = update(shown, opened.facts, corrected=corrections.naming(opened, shown, asked, who, two))
+    assert corrections.known(opened, plain, pending) == one.corrections
+    save(str(own_store), store.fingerprint, two, two.run(lab))
+    st.cache_data.clear()
+    assert corrections.known(opened, plain, pending) == two.corrections
+    assert correct(second, False, pending, two.run(lab).table) == one
+    back = update(shown, opened.facts, corrected=corrections.naming(opened, pending, asked, who, one))
+    assert corrections.applied(opened, back, list(asked.values())) == [one, *list(asked.values())[1:]]
+    assert corrections.known(opened, plain, shown) == two.corrections
+    link = behaviour_view.selection_of(one.to_json(), shown)
+    assert corrections.known(opened, plain, update(shown, opened.facts, **link)) == one.corrections
+
+
+def test_no_correction_is_made_while_another_one_runs(
+    own_store: Path, open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    shown = update(defaults(opened.facts), opened.facts, measure="right")
+    lab, _ = answering_lab()
+    for one in behaviour_view.wanted(shown, [], behaviour_view.lead_of(opened)):
+        save(str(own_store), store.fingerprint, one, one.run(lab))
+    running = SimpleNamespace(
+        over=False,
+        state="running",
+        key="",
+        fraction=0.0,
+        device=None,
+        message="",
+        total=0,
+        ahead=0,
+        condition=Behaviour(model="base"),
+    )
+    app = open_app(own_store, "behaviour", measure="right")
+    assert not app.button(key="correct-submit").disabled
+    monkeypatch.setattr(live_view, "jobs", lambda: [running])
+    started: list[Any] = []
+    monkeypatch.setattr(live_view, "start", lambda *given: started.append(given))
+    app.button(key="correct-submit").click().run()
+    assert started == []
+    assert any("Another experiment is still running" in m.value for m in app.markdown)
+    assert app.button(key="correct-submit").disabled
+
+
+def test_corrected_runs_are_compared_with_each_other_and_say_so(own_store: Path) -> None:
+    """The newest of each model, else its run as read; rates by hand from the tables."""
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    shown = update(defaults(opened.facts), opened.facts, measure="right")
+    lab, _ = answering_lab()
+    base, tuned = behaviour_view.wanted(shown, [], behaviour_view.lead_of(opened))
+
+    def stored(one: Behaviour) -> JobResult:
+        result = one.run(lab)
+        lab.done[one.content_hash("")] = result
+        save(str(own_store), store.fingerprint, one, result)
+        return JobResult(one.to_json(), result.summary, dict(result.tables))
+
+    read = [stored(base), stored(tuned)]
+    wrong = read[0].table.filter(pl.col("right") == 0)["id"].to_list()
+    figures: tuple[Any, ...] = tuple(Correction(id=i, figure="right", value=True) for i in wrong)
+    stored(base.model_copy(update={"corrections": figures[:1]}))
+    stored(base.model_copy(update={"corrections": figures[:3]}))
+
+    def groups() -> list[list[int]]:
+        st.cache_data.clear()
+        found = analysis._alike(of_pair(opened, shown, {"behaviour"}), shown)
+        return [[len(one.corrections) for one in asked] for asked, _ in found]
+
+    assert groups() == [[0, 0], [3, 0]]
+    stored(tuned.model_copy(update={"corrections": figures[:1]}))
+    assert groups() == [[0, 0], [3, 1]]
+    found = of_pair(opened, shown, {"behaviour"})
+    blocks = analysis.chapter(analysis.MEASURED, opened, shown, found)
+    texts = [block.title for block in blocks if isinstance(block, Text)]
+    assert [text.partition(": ")[2] for text in texts] == [
+        "base, tuned",
+        "base, tuned, with 4 corrected values",
+    ]
+    panels = [block for block in blocks if isinstance(block, Panel)]
+    rights = [panel for panel in panels if panel.title.startswith("Right answer")]
+    assert [panel.name for panel in rights] == ["behaviour-difference", "behaviour"] * 2
+    n = read[0].table["right"].drop_nulls().len()
+    whole = rights[2].table.filter(pl.col("part") == WHOLE).row(0, named=True)
+    assert whole["value"] == pytest.approx((1 - 3) / n)
+    said = " base: 3 values were corrected by hand, 3 of them changed. tuned: 1 value was corrected by hand"
+    for panel in panels:
+        corrected = panel in rights[2:]
+        assert (said in panel.caption) == corrected
+        assert ("corrected by hand" in panel.caption) == corrected

@@ -221,3 +221,52 @@ def test_dimensions_of_a_stored_fit_stand_for_z(own_store: Path) -> None:
         exec(panel.code, scope)
         assert_frame_equal(scope["table"], panel.table, check_dtypes=False, rel_tol=1e-4, abs_tol=1e-5)
         assert "dimensions of smallest lengthscale" in panel.caption or panel.name in ("bridge-path",)
+
+
+def test_a_newer_fit_of_lengthscales_is_the_one_shown_and_told(own_store: Path) -> None:
+    """Nothing kept of another fit stands for it: not at the block, and not along the blocks."""
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    store = Store(own_store)
+    opened = Opened(str(own_store), store, read_facts(store))
+    d = store.model_info("base")["d"]
+
+    def fit(layer: int, first: tuple[int, int], **more: Any) -> None:
+        logs = np.zeros(d)
+        logs[list(first)] = -2.0, -1.0
+        table = pl.DataFrame({"draw": 0, "dimension": range(d), "log10_lengthscale": logs, "start": 0.0})
+        result = ExperimentResult({"fits": [{"collapsed": False, "held_out": None}]}, {"table": table})
+        asked = Ard(model="base", component="resid_post", layer=layer, languages=("en", "zh"), **more)
+        save(str(own_store), store.fingerprint, asked, result)
+
+    def by_lstsq(layer: int, first: tuple[int, int]) -> np.ndarray:
+        prompts, state = prompts_table().with_row_index("row"), streams()["base"]["resid", layer + 1]
+        x, y = (
+            state[prompts.filter(pl.col("language") == name)["row"].to_numpy()][:, list(first)].astype(float)
+            for name in ("en", "zh")
+        )
+        return np.linalg.lstsq(x, y, rcond=None)[0]
+
+    choices: dict[str, Any] = {"k": 2, "intercept": "no", "fit": "minimum_norm"}
+    heads = view(opened, **choices)
+    bridge_queries.fitted(opened, heads)
+    selection = view(opened, space="ard", **choices)
+    with pytest.raises(AnalysisError, match="No fit of lengthscales at block 1 is stored"):
+        bridge_queries.fitted(opened, selection)
+    fit(1, (3, 0))
+    np.testing.assert_allclose(
+        bridge_queries.fitted(opened, selection).w, by_lstsq(1, (3, 0)), rtol=1e-3, atol=1e-5
+    )
+    assert bridge_queries.along(opened, selection)[0] == [1]
+    fit(0, (1, 2))
+    blocks, found = bridge_queries.along(opened, selection)
+    assert (blocks, found.r2_loo.shape) == ([0, 1], (2,))
+    fit(1, (2, 4), objective="paired", start="svd", k=3, fitted="all", category="add")
+    np.testing.assert_allclose(
+        bridge_queries.fitted(opened, selection).w, by_lstsq(1, (2, 4)), rtol=1e-3, atol=1e-5
+    )
+    newer = "paired, λ = 0.01, warm start by Z (k = 3), fitted on all problems of add"
+    scores, along, *_ = bridge.panels(opened, selection)
+    assert f"Lengthscales: {newer}. Left out" in scores.caption
+    older = "contrastive, λ = 0.01, cold start, fitted on train problems of all categories"
+    assert f"Lengthscales: block 0: {older}; block 1: {newer}." in along.caption

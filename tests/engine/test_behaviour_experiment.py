@@ -268,3 +268,14 @@ def test_a_corrected_answer_counts_and_what_was_read_is_kept(lab: MemoryLab) -> 
         plain.model_copy(update={"corrections": (Correction(id="nobody", figure="right", value=True),)}).run(
             lab
         )
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 value was"), (2, "2 values were"), (11, "11 values were")]
+)
+def test_corrections_are_counted_in_words(lab: MemoryLab, count: int, said: str) -> None:
+    plain = Behaviour(model="base", measures=("text",), max_new_tokens=3, n_boot=200)
+    ids = plain.run(lab).table.filter(pl.col("refused").is_not_null())["id"].to_list()[:count]
+    changed = tuple(Correction(id=i, figure="refused", value=True) for i in ids)
+    note = plain.model_copy(update={"corrections": changed}).run(lab).summary["notes"][-1]
+    assert note == f"{said} corrected by hand, {count} of them changed."
