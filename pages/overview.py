@@ -38,6 +38,9 @@ with screen.expander(
             screen.metric(name, value, help=note, border=True, width=128)
     screen.markdown("#### Models")
     screen.dataframe(panels.models(opened), hide_index=True, width="stretch")
+    for model in (m for m in opened.facts.models[1:] if m not in (chosen.a, chosen.b)):
+        with components.guard(f"overview: {model}"):
+            screen.caption(plain(related.sentence(opened, model)))
     left, right = st.columns(2, gap="medium")
     with left, components.guard("overview: prompts"):
         components.show(opened, panels.prompts_panel(opened))

@@ -63,7 +63,7 @@ def difference_title(figure: Figure, first: str, found: pl.DataFrame, floor: flo
             text = f"{series} is {more} than {first} by {size}{_signless(figure, whole)}"
         else:
             lost = excludes_zero(whole)
-            why = f"the difference lies {noise.within(floor)}; " if lost else ""
+            why = f"the difference is {noise.untold(floor)}; " if lost else ""
             text = f"{series} and {first} are not told apart ({why}{_spread(figure, whole)})"
         clear = clearest(own, floor)
         if clear is not None:

@@ -46,9 +46,9 @@ def hidden_rows(low: str = "low") -> pl.Expr:
     return (pl.col("noise") > 0) & (pl.col(low) <= pl.col("noise"))
 
 
-def within(floor: float) -> str:
-    """ "within rounding noise (0.0016 nats)"."""
-    return f"within rounding noise ({words.nats(floor)} nats)"
+def untold(floor: float) -> str:
+    """ "not told from rounding noise (0.0016 nats)": an interval reaches it, the estimate may lie above."""
+    return f"not told from rounding noise ({words.nats(floor)} nats)"
 
 
 def note(summary: Mapping[str, Any]) -> str:

@@ -226,7 +226,7 @@ def map_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mappin
     first_on_train = f"Head {row['head']} of block {row['layer']}, the first on train,"
     floor = noise.kl_floor(summary)
     if noise.hidden(row, floor, "kl_low"):
-        within = f"by no more than lies {noise.within(floor)} alone; {nothing}"
+        within = f"alone by what is {noise.untold(floor)}; {nothing}"
         return f"{first_on_train} moves {condition['target']} {within}"
     return (
         f"{first_on_train} moves {condition['target']} by {words.nats(row['kl'])} nats alone: "
@@ -248,7 +248,7 @@ def cells_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
     top = found.top
     if noise.hidden(top, floor, "kl_low"):
         name = f"Head {top['head']} of block {top['layer']}, the first on train,"
-        return f"{name} moves {condition['target']} by no more than lies {noise.within(floor)} alone"
+        return f"{name} moves {condition['target']} alone by what is {noise.untold(floor)}"
     span = words.nats_span({"kl": top["kl"], "low": top["kl_low"], "high": top["kl_high"]})
     text = f"Head {top['head']} of block {top['layer']}, the first on train, moves {condition['target']}"
     if not found.level.height and not found.above.height:

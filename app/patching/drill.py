@@ -149,7 +149,7 @@ def cosine_title(found: Mapping[str, Any], raw: Mapping[str, Any] | None = None,
     (`floor`), so that there is nothing to gain.
     """
     if raw is not None and noise.hidden(raw, floor):
-        return f"KL_raw lies {noise.within(floor)}: there is nothing for a closer map to gain"
+        return f"KL_raw is {noise.untold(floor)}: whether a closer map gains is not told"
     value = found["cosine"]["spearman"]
     if value is None:
         return f"Cosine and KL reduction cannot be correlated: {found['cosine']['reason']}"

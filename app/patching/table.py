@@ -251,7 +251,7 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
             f"{say.direction(side.to_json())}: the map is not shown to save anything at any site that was run"
         )
     if zero.height:
-        title += f"; raw changes nothing at {zero.height} of {rows.height} sites"
+        title += f"; raw is not shown to change anything at {zero.height} of {rows.height} sites"
 
     def draw(palette: Palette) -> Chart:
         return matrix(

@@ -79,11 +79,11 @@ def verdict(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     at = f" at α = {summary['best']['alpha']:g}"
     mapped = found["kl"]["mapped"]
     if found["delta"] is None:
-        lies = f"what the mapped activation does lies {noise.within(floor)}: {span(mapped)}{at}"
+        lies = f"what the mapped activation does is {noise.untold(floor)}: {span(mapped)}{at}"
         does = f"the mapped activation moves the next token by {span(mapped)} nats{at}{losers(summary)}"
         return start + (lies if noise.hidden(mapped, floor) else does)
     if found["drop"] is None:
-        return start + f"raw already changes nothing (KL within rounding); mapped: {span(mapped)} nats{at}"
+        return start + f"raw is not shown to change anything; mapped: {span(mapped)} nats{at}"
     return start + _changed(summary, at, floor)
 
 
@@ -100,7 +100,7 @@ def _changed(summary: Mapping[str, Any], at: str, floor: float) -> str:
     if sign < 0:
         return f"the map raises KL {told}{at}{losers(summary)}"
     if noise.lost(delta["low"], delta["high"], floor):
-        return f"what the map changes lies {noise.within(floor)}: KL {told}{at}, ΔKL {span(delta)}"
+        return f"what the map changes is {noise.untold(floor)}: KL {told}{at}, ΔKL {span(delta)}"
     return f"the map is not shown to change KL: {told}{at}, ΔKL {span(delta)}{losers(summary)}"
 
 
@@ -112,7 +112,7 @@ def alpha_title(rows: pl.DataFrame, floor: float = 0.0) -> str:
     """
     ordered = rows.sort("alpha")
     if floor and (ordered["low"] <= floor).all():
-        return f"What the patch does lies {noise.within(floor)} at every α"
+        return f"What the patch does is {noise.untold(floor)} at any α"
     first, last = ordered.row(0, named=True), ordered.row(-1, named=True)
     text = f"From α = {first['alpha']:g} to {last['alpha']:g} the effect goes from {words.nats_span(first)} "
     text += f"to {words.nats_span(last)}"

@@ -72,7 +72,7 @@ def map_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
         text = (
             f"Rank {best['k']} at α = {best['alpha']:g}, the best on train, differs from {against(summary)}"
         )
-        return f"{text} by what lies {noise.within(noise.kl_floor(summary))}"
+        return f"{text} by what is {noise.untold(noise.kl_floor(summary))}"
     cells = table.filter((pl.col("kind") == "truncated") & (pl.col("split") == "validation"))
     level = cells.filter((pl.col("low") <= best["high"]) & (pl.col("high") >= best["low"])).height - 1
     text = f"Rank {best['k']} at α = {best['alpha']:g}, the best on train, "
@@ -96,7 +96,7 @@ def path_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
         return undefined(QUIET)
     small = cell(table, "truncated", **found["smallest"])
     if lost(table, summary, best):
-        return f"The best drop on train, {percent(best)}, lies {noise.within(noise.kl_floor(summary))}"
+        return f"The best drop on train, {percent(best)}, is {noise.untold(noise.kl_floor(summary))}"
     full = summary["full_rank"]
     if best["low"] <= 0 <= best["high"]:
         return (

@@ -48,7 +48,7 @@ def _moves(row: Mapping[str, float], what: str, floor: float) -> str:
     if sign < 0:
         return f"lowers {what}: {signed(row)}"
     if noise.lost(row["low"], row["high"], floor):
-        return f"moves {what} by what lies {noise.within(floor)}: {signed(row)}"
+        return f"moves {what} by what is {noise.untold(floor)}: {signed(row)}"
     return f"is not shown to move {what}: {signed(row)}"
 
 

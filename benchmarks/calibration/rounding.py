@@ -198,7 +198,7 @@ def heads_move(given: Pair) -> bool:
     cells |= {"kl_high": means.high, "kl_train": means.estimate}
     top = [{"layer": 0, "head": 0}] if whole.shown else []
     title = heads_words.cells_title(pl.DataFrame(cells), CONDITION.to_json(), given.summary | {"top": top})
-    return "beyond rounding" not in title and "within rounding noise" not in title
+    return "beyond rounding" not in title and "rounding noise" not in title
 
 
 def _nudged(units: Array) -> Array:
@@ -223,7 +223,7 @@ def rank_carries(given: Pair) -> bool:
     table = rank_table(data)
     titles = [rank_words.path_title(table, summary), rank_words.map_title(table, summary)]
     titles.append(rank_words.projector_title(table, summary, 1.0))
-    quiet = ("There is no share to tell", "within rounding noise", "don't carry the effect", "told apart")
+    quiet = ("There is no share to tell", "rounding noise", "don't carry the effect", "told apart")
     return not all(any(word in title for word in quiet) for title in titles)
 
 

@@ -125,7 +125,7 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
     assert profile is not None
     titles = [panel.title for panel in (grid, ranking, profile)]
     assert "tuned ← base: the map saves 0.198 (" in titles[0]
-    assert "1 other is level within the intervals; raw changes nothing at 4 of 10 sites" in titles[0]
+    assert "1 other is level within the intervals; raw is not shown to change anything at 4 of 10 sites" in titles[0]
     top = "Top results of 11 runs: the map saves 0.198 ("
     assert titles[1].startswith(top)
     alone = patch_table.grid_panel([run for run in runs if run[0] == result.condition], START, str(store))
@@ -315,7 +315,7 @@ def test_words_do_not_claim_what_intervals_do_not_show() -> None:
     assert "at α = 0.8" in lower
     assert "the map raises KL from 0.1 to 0.4" in say.verdict(CONDITION, made(0.1, 0.4))
     assert "not shown to change KL" in say.verdict(CONDITION, made(0.4, 0.399))
-    assert "raw already changes nothing" in say.verdict(CONDITION, made(1e-9, 0.3))
+    assert "raw is not shown to change anything" in say.verdict(CONDITION, made(1e-9, 0.3))
     assert "the mapped activation moves the next token by 0.3" in say.verdict(CONDITION, made(None, 0.3))
     level = made(0.4, 0.1, random={**span(0.01), "beaten": False})
     assert say.verdict(CONDITION, level).endswith("not told from these controls: random")
@@ -383,7 +383,8 @@ def test_the_page_shows_the_table_and_runs_a_row_again(open_app: Callable[..., A
     assert "Top results of 11 runs" in said
     buttons = {button.key: button for button in app.button}
     assert buttons["run"].label.startswith("Run the whole table (")
-    assert buttons["run-site"].disabled
+    assert "run-site" not in buttons
+    assert any("Run before" in caption.value for caption in app.caption)
     assert buttons["again"].label == "Run again and compare"
     opened, experiment = Store(store), patch_table.experiment_of(START)
     again = Repeat(of=experiment.to_json())
