@@ -244,6 +244,14 @@ def test_amplitudes_are_read_and_written() -> None:
     assert amplitudes.read("") == ()
     assert amplitudes.written((0.3, 0.123456789), (1.0,)) == "0.3,0.123456789"
     assert amplitudes.written((1.0,), (1.0,)) == ""
+    exact = (1 / 3, 0.1 + 0.2, 1e-5, 2.0)
+    assert amplitudes.read(amplitudes.written(exact, (1.0,))) == tuple(sorted(exact))
+    assert amplitudes.written((2.0,), (1.0,)) == "2"
+    assert len(amplitudes.read(",".join(map(str, range(64))))) == 64
+    with pytest.raises(PatchError, match=r"too many amplitudes.*at most 64.*Given: 65"):
+        amplitudes.read(",".join(map(str, range(65))))
+    with pytest.raises(PatchError, match=r"at most 64.*Given: 65"):  # 1 is added to a mapped patch
+        patch_table.experiment_of(update(START, FACTS, grid=",".join(map(str, range(2, 66)))))
     for nonsense in ("a", "1,,2", "inf"):
         with pytest.raises(PatchError, match=r"Expected.*0\.3, 0\.5"):
             amplitudes.read(nonsense)

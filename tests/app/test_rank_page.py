@@ -157,6 +157,9 @@ def test_maps_without_ranks_swap_leading_differences(opened: Opened) -> None:
 def test_links_that_cannot_be_read_say_so() -> None:
     assert rank_view.ranks_of(" 8,1, 2") == (1, 2, 8)
     assert rank_view.ranks_of("") == ()
+    assert len(rank_view.ranks_of(",".join(map(str, range(1, 65))))) == 64
+    with pytest.raises(PatchError, match=r"too many ranks k.*at most 64.*Given: 65"):
+        rank_view.ranks_of(",".join(map(str, range(1, 66))))
     for nonsense in ("0", "1,,2", "k", "-3"):
         with pytest.raises(PatchError, match="whole numbers from 1"):
             rank_view.ranks_of(nonsense)
