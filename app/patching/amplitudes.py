@@ -59,11 +59,8 @@ def read(text: str) -> tuple[float, ...]:
 
 def written(alphas: Sequence[float], usual: Sequence[float]) -> str:
     """Amplitudes as a link has them; "" for the usual ones."""
-    return (
-        ""
-        if tuple(alphas) == tuple(usual)
-        else ",".join(repr(float(alpha)).removesuffix(".0") for alpha in alphas)
-    )
+    every = (repr(float(alpha)).removesuffix(".0") for alpha in alphas)
+    return "" if tuple(alphas) == tuple(usual) else ",".join(every)
 
 
 def rows(result: JobResult) -> pl.DataFrame:

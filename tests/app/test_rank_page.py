@@ -128,6 +128,7 @@ STEERINGS: list[dict[str, Any]] = [
     {},
     {"contrast": "leading:3", "words": "a, b / c"},
     {"contrast": "leading:2", "span": 4},
+    {"contrast": "leading:1", "span": 64},
     {"contrast": "unembedding", "steered": "label:wrong", "neutral": "category:add"},
     {"contrast": "language:zh/en", "target": "a", "steered": "language:en"},
 ]
