@@ -104,6 +104,7 @@ def test_what_taking_directions_away_does_is_told_over_their_number(opened: Open
         assert told["shift, k taken away"] == wanted["shift"]
         assert told["side effect, k taken away"] == wanted["kl"]
         assert ("shift, random spans taken away" in told) == (k > 1)
+    assert panel.title.startswith("Change of the log odds when leading directions are taken away: at k = 1 ")
     title = tell.ablation_title(
         three.table.filter(pl.col("split") == "validation"), three.condition, three.summary
     )
