@@ -14,7 +14,7 @@ from subspace_inputs import Arrays
 from engine.lab.experiment import Result
 from engine.subspaces.numbers import Inputs, Target
 from engine.subspaces.own_candidates import OwnFile
-from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.spec import DEFINITIONS, SubspaceScores
 from store.reader import Store
 from store.runs import RunLog
 
@@ -66,7 +66,7 @@ def store_run(path: Path | str, wanted: SubspaceScores | None = None) -> str:
 
     `wanted` is what it is stored as; by default what `precompute.py` runs.
     """
-    store, wanted = Store(path), wanted or SubspaceScores()
+    store, wanted = Store(path), wanted or SubspaceScores(definitions=DEFINITIONS)
     found = result(int(store.model_info(store.models[0])["n_layers"]))
     tables: dict[str, pl.DataFrame] = dict(found.tables)
     key = wanted.content_hash(store.fingerprint)

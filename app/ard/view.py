@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from app.escape import plain
 from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
+from app.frame.fields import exponent
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, changed
@@ -126,6 +126,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
     model = condition["model"]
     side = {"model": "b"} if model == selection.b != selection.a else {"model": "a", "a": model}
     warm = {} if condition["k"] is None else {"k": condition["k"]}
+    rate = condition.get("rate", 0.05)
     joined = {"joined": condition["joined"]} if condition["start"] == "svd" else {}
     return {
         **side,
@@ -138,7 +139,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "steps": condition["steps"],
         "cloud": condition["max_tokens"],
         "most": condition["problems"],
-        "rate": round(math.log10(condition.get("rate", 0.05)), 6),
+        "rate": USUAL_RATE if rate == 0.05 else exponent(rate),
         "fitted": condition.get("fitted", "train"),
         **warm,
         **joined,

@@ -152,6 +152,20 @@ def is_text(raw: str) -> bool:
     return len(raw) <= LONGEST and not any(unicodedata.category(mark) in ("Cc", "Cs") for mark in raw)
 
 
+def power(exponent: float) -> float:
+    """10^exponent; where that is, but for rounding, a number of at most nine digits, that number."""
+    found = 10.0**exponent
+    near = float(f"{found:.9g}")
+    return near if math.isclose(found, near, rel_tol=1e-13) else found
+
+
+def exponent(value: float) -> float:
+    """The decimal logarithm of which `power` gives `value` again, in few digits where these do."""
+    full = math.log10(value)
+    few = round(full, 6)
+    return few if power(few) == value else full
+
+
 def whole(text: str) -> int | None:
     """A whole number from 0 to 999999 written in digits, or None for any other text."""
     return int(text) if re.fullmatch(r"\s*[0-9]{1,6}\s*", text) else None

@@ -9,6 +9,7 @@ saying so; `to_params` writes only what differs from the defaults, so links stay
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -182,8 +183,11 @@ def _short(text: str) -> str:
 
 
 def written(value: str | int | float) -> str:
-    """A value as a link has it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as a link has it: what reads back as the same, but for the last digit of sliders' sums."""
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:.14g}"
+    return short if math.isclose(float(short), value, rel_tol=1e-15) else repr(value)
 
 
 def to_params(selection: Selection, facts: Facts) -> dict[str, str]:

@@ -17,6 +17,7 @@ from app.geometry import tables as gq
 from app.geometry.weights import model_of, what
 
 LEVEL = 0.05
+EVERY = "the leading k key-side directions, of all heads together or of one head"
 SCHEMA = {
     "layer": pl.Int64,
     "part": pl.String,
@@ -92,7 +93,8 @@ def configurations_panel(opened: Opened, selection: Selection, pooling: str) -> 
 
     low, high = drawn_range(blocks)
     caption = (
-        f"A configuration is a block with a k, of all heads together or of one head alone. {what(selection)}"
+        "A configuration is a block with a k, of all heads together or of one head alone. "
+        f"{what(selection, EVERY)}"
         "Below the median: the ratio of distances is smaller than in half of the random subspaces of "
         "the same k, "
         f"as half of all random ones are: with one at every block, {low} to {high} configurations of "

@@ -43,8 +43,8 @@ WHY_NO_GATE = (
     "Phi have none, mixture-of-experts blocks have one for each expert; a store written before gates were "
     "kept has none either: run precompute.py on the study into a new folder.",
 )
-WHAT = "Z: {k} key-side directions of all heads of a block, {joined} (query-key kernels at relative "
-WHAT += "position 0, without biases, norm gains not folded in). "
+WHAT = "Z: {directions}, {joined} (query-key kernels at relative position 0, without biases, norm gains not "
+WHAT += "folded in). "
 
 
 def available(opened: Opened) -> bool:
@@ -89,10 +89,10 @@ def effective(opened: Opened, selection: Selection) -> Selection:
     )
 
 
-def what(selection: Selection) -> str:
-    """What Z is, for captions."""
+def what(selection: Selection, directions: str = "{k} key-side directions of all heads of a block") -> str:
+    """What Z is, for captions; `directions` in the words of panels that show more than the selected k."""
     joined = "every head counting alike" if selection.joined == "blocks" else "heads counting by their energy"
-    return WHAT.format(k=selection.k, joined=joined)
+    return WHAT.format(directions=directions.format(k=selection.k), joined=joined)
 
 
 def ranks_panel(opened: Opened, selection: Selection) -> Panel:

@@ -1,4 +1,4 @@
-"""The own candidates that a store's study names: where the file is, and experiments that have it run."""
+"""Candidates as a store's study has them run now: those of its own file, and the built-in definitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from engine.lab.experiment import Experiment
 from engine.subspaces.own_candidates import OwnFile
-from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.spec import DEFINITIONS, SubspaceScores
 from store.reader import Store
 
 __all__ = ["own_file", "place_of", "with_own_code"]
@@ -36,8 +36,10 @@ def own_file(store: Store, allowed: bool = False) -> OwnFile | None:
 
 
 def with_own_code(experiment: Asked, store: Store, allowed: bool) -> Asked:
-    """Subspace scores with the study's own candidates where they may run; anything else as it is."""
-    file = own_file(store, allowed)
-    if not isinstance(experiment, SubspaceScores) or experiment.code or file is None or not allowed:
+    """Subspace scores by today's definitions, with the study's own candidates where they may run; anything
+    else as it is."""
+    if not isinstance(experiment, SubspaceScores):
         return experiment
-    return experiment.model_copy(update={"code": file.digest or ""})
+    file = own_file(store, allowed)
+    code = file.digest or "" if file is not None and allowed else ""
+    return experiment.model_copy(update={"definitions": DEFINITIONS, "code": experiment.code or code})

@@ -18,6 +18,7 @@ from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.patching import words as say
 from engine.errors import PatchError
+from engine.lab import grids
 from engine.lab.units import resampling_units
 from engine.patching.numbers import Resampling, reduction
 
@@ -39,7 +40,7 @@ def read(text: str) -> tuple[float, ...]:
     """ "0.3, 0.5" as amplitudes, ascending; none for an empty text.
 
     Raises:
-        PatchError: no finite numbers with commas between.
+        PatchError: no finite numbers with commas between, or too many of them.
     """
     try:
         found = tuple(sorted({float(part) for part in text.split(",")} if text.strip() else ()))
@@ -52,12 +53,14 @@ def read(text: str) -> tuple[float, ...]:
             given=repr(text[:60]),
             next_step="write them again.",
         )
+    grids.check(found)
     return found
 
 
 def written(alphas: Sequence[float], usual: Sequence[float]) -> str:
     """Amplitudes as a link has them; "" for the usual ones."""
-    return "" if tuple(alphas) == tuple(usual) else ",".join(f"{alpha:.12g}" for alpha in alphas)
+    every = (repr(float(alpha)).removesuffix(".0") for alpha in alphas)
+    return "" if tuple(alphas) == tuple(usual) else ",".join(every)
 
 
 def rows(result: JobResult) -> pl.DataFrame:

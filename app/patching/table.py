@@ -24,6 +24,7 @@ from app.patching import words as say
 from app.patching.fields import PatchFields
 from app.transport.fields import map_changes
 from app.transport.tables import spec_of
+from engine.lab import grids
 from engine.patching.mapped_spec import ALPHAS, MappedPatch
 
 PAGE = "patching"
@@ -47,6 +48,8 @@ def experiment_of(
     """
     side = selection.target if target is None else target
     to, source = (selection.a, selection.b) if side == "a" else (selection.b, selection.a)
+    alphas = amplitudes.read(PatchFields.of(selection).grid) or ALPHAS
+    grids.check({*alphas, 1.0})
     return MappedPatch(
         target=to,
         source=source,
@@ -54,7 +57,7 @@ def experiment_of(
         layer=selection.layer if layer is None else layer,
         position=selection.position,
         map=spec_of(selection),
-        alphas=amplitudes.read(PatchFields.of(selection).grid) or ALPHAS,
+        alphas=alphas,
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
         shared=PatchFields.of(selection).vocabulary == "shared",

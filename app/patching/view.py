@@ -16,7 +16,7 @@ from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.opened import Opened
-from app.frame.selection import SITES
+from app.frame.selection import SITES, Selection
 from app.live.jobs import JobResult
 from app.patching import amplitudes
 from app.patching import drill as patch_drill
@@ -209,7 +209,7 @@ def _map_controls(opened: Opened) -> None:
         if not used:
             screen.caption("This map has no parameters.")
         if "rank" in used:
-            controls.steps("rank", "Rank k", rank_grid(opened.facts.width), names=rank_name)
+            controls.steps("rank", "Rank k", ranks_with(opened.facts.width, chosen), names=rank_name)
         if "shrinkage" in used:
             controls.slide("shrink", "Shrinkage γ", step=0.01)
         if "penalty" in used:
@@ -221,6 +221,11 @@ def _map_controls(opened: Opened) -> None:
         if "clusters" in used:
             controls.slide("clusters", "Clusters (1: one map)")
         map_rare.show()
+
+
+def ranks_with(width: int, chosen: Selection) -> tuple[int, ...]:
+    """Ranks on offer up to the width, with the chosen one, then 0 for the full rank."""
+    return (*sorted({*rank_grid(width + 1), MapFields.of(chosen).rank} - {0}), 0)
 
 
 def _sites(rows: pl.DataFrame) -> None:

@@ -23,6 +23,7 @@ from app.transport.fields import MapFields, map_changes
 from app.transport.panels import METHOD_NAMES
 from app.transport.tables import spec_of
 from engine.errors import PatchError
+from engine.lab import grids
 from engine.rank.spec import ALPHAS, RankSweep
 
 PAGE = "rank"
@@ -42,7 +43,7 @@ def bases(selection: Selection) -> tuple[str, ...]:
 
 
 def ranks_of(text: str) -> tuple[int, ...]:
-    """ "1, 2, 8" as ranks; none for an empty text. PatchError for what are no whole numbers."""
+    """ "1, 2, 8" as ranks; none for an empty text. PatchError for no whole numbers, or too many."""
     found = [whole(part) for part in text.split(",")] if text.strip() else []
     if None in found or 0 in found:
         raise PatchError(
@@ -51,7 +52,9 @@ def ranks_of(text: str) -> tuple[int, ...]:
             given=repr(text[:60]),
             next_step="write them again.",
         )
-    return tuple(sorted({k for k in found if k}))
+    ks = tuple(sorted({k for k in found if k}))
+    grids.check((), ks)
+    return ks
 
 
 def experiment_of(selection: Selection) -> RankSweep:

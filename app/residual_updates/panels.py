@@ -102,22 +102,21 @@ def _caption(opened: Opened, selection: Selection, method: str) -> str:
     )
 
 
-def _rounding(opened: Opened, found: ResidualUpdates) -> str:
+def _rounding(opened: Opened, selection: Selection, found: ResidualUpdates) -> str:
     """What updates are computed from, how much of them is rounding, and where it is too much to tell
     anything."""
     parts = store_rounding.has_parts(opened.store)
     what = "attn_out + mlp_out" if parts else "differences of stored states"
     text = f" Updates are {what}; rounding is at most {100 * found.rounding.max():.2g} % of their length"
     lost = [label for label, share in zip(found.labels, found.rounding, strict=True) if share > ROUNDED]
-    kept = _steps(opened, found)
+    kept = _steps(opened.facts.n_layers[_model(selection)], found)
     told = f", and nothing is told of {', '.join(lost)}, which is mostly that" if lost else ""
     return f"{text}{told}.{kept}"
 
 
-def _steps(opened: Opened, found: ResidualUpdates) -> str:
-    """Which steps the store has, where it hasn't all of them."""
-    every = max(opened.facts.n_layers.values())
-    if len(found.blocks) in set(opened.facts.n_layers.values()):
+def _steps(every: int, found: ResidualUpdates) -> str:
+    """Which of a model's steps the store has, where it hasn't all of them."""
+    if len(found.blocks) == every:
         return ""
     steps = ", ".join(found.labels)
     return f" The store has {len(found.blocks)} of {every} steps ({steps}); lines cross the others."
@@ -148,7 +147,7 @@ def curve_panel(opened: Opened, selection: Selection) -> Panel:
 
     caption = _caption(opened, selection, found.ratio.method) + (
         " p_random in the data: energy in Z against random subspaces of the same rank, Holm-adjusted."
-        f"{_rounding(opened, found)}"
+        f"{_rounding(opened, selection, found)}"
     )
     code = snippets.updates(opened, model, selection)
     return Panel("updates", words.verdict_title(model, found.verdict), table, draw, code, caption, (model,))
@@ -249,7 +248,8 @@ def norms_panel(opened: Opened, selection: Selection) -> Panel:
     what = _caption(opened, selection, found.ratio.method).split(" Dashed")[0]
     caption = (
         "Means over prompts, in the unit of the activations. in Z by chance: what an update unrelated to Z "
-        f"has inside it, {words.number(chance, 3)} of the length outside. {what}{_rounding(opened, found)}"
+        f"has inside it, {words.number(chance, 3)} of the length outside. {what}"
+        f"{_rounding(opened, selection, found)}"
     )
     told = [b for b, share in zip(found.blocks, found.rounding, strict=True) if share <= ROUNDED]
     title = words.lengths_title(table.filter(pl.col("layer").is_in(told)), model)

@@ -16,5 +16,5 @@ class SteeringFields(Fields):
     words: str = text()
     steered: str = text()
     neutral: str = text()
-    span: int = number(1, 1, 16)
+    span: int = number(1, 1, 64)
     spans: str = choice("one", "every")

@@ -114,4 +114,4 @@ def spans_title(table: pl.DataFrame) -> str:
             for row in table.filter(pl.col("k") == k, pl.col("series") == name).iter_rows(named=True)
         ]
         told.append(f"at k = {k} {values[0]}, side effect {values[1]}")
-    return f"Taking leading directions away moves the log odds: {'; '.join(told)}"
+    return f"Change of the log odds when leading directions are taken away: {'; '.join(told)}"

@@ -23,7 +23,7 @@ from app.subspaces.fields import SubspaceFields
 from app.subspaces.panels import Shown
 from engine.errors import AnalysisError
 from engine.subspaces.numbers import Scores, conclude
-from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.spec import DEFINITIONS, SubspaceScores
 from engine.subspaces.tables import scores_of
 from store.runs import ID_LENGTH, RunLog
 
@@ -76,10 +76,16 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
 def runs_at(opened: Opened, broad: int, fold_norm: bool = True) -> dict[str, str]:
     """Stored runs with a broad rank, norms' gains folded in or not, newest first: id -> what and when."""
     return {
-        summary["run_id"]: f"{SubspaceScores.from_json(condition).describe()}, {_when(summary)}"
+        summary[
+            "run_id"
+        ]: f"{SubspaceScores.from_json(condition).describe()}{_old(condition)}, {_when(summary)}"
         for condition, summary in live_view.runs_of(opened, JOB)
         if (condition["broad"], condition.get("fold_norm", True)) == (broad, fold_norm)
     }
+
+
+def _old(condition: Mapping[str, Any]) -> str:
+    return "" if condition.get("definitions", 1) == DEFINITIONS else ", earlier definitions"
 
 
 def _when(summary: Mapping[str, Any]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.frame.fields import choice, number
+from app.frame.fields import choice, exponent, number
 from app.frame.selection import Fields
 
 METHODS = (
@@ -32,8 +31,8 @@ class MapFields(Fields):
     rank: int = number(0, within=lambda facts: (0.0, float(facts.width)))
     shrink: float = number(0.05, 0.0, 1.0)
     lam_mode: str = choice("auto", "set")
-    lam: float = number(2.0, -6.0, 6.0)
-    lam_from: float = number(-2.0, -6.0, 6.0)
+    lam: float = number(2.0, -12.0, 12.0)
+    lam_from: float = number(-2.0, -12.0, 6.0)
     q: int = number(
         16, within=lambda facts: (1.0, float(facts.width)), usual=lambda facts: min(16, facts.width)
     )
@@ -50,10 +49,10 @@ def map_changes(chosen: Mapping[str, Any]) -> dict[str, Any]:
         "rank": chosen["rank"],
         "shrink": chosen["shrinkage"],
         "lam_mode": "auto" if penalty is None else "set",
-        **({} if penalty is None else {"lam": round(math.log10(penalty), 6)}),
+        **({} if penalty is None else {"lam": exponent(penalty)}),
         "q": chosen["directions"],
         "clusters": chosen["clusters"],
-        "lam_from": round(math.log10(chosen.get("penalty_from", 1e-2)), 6),
+        "lam_from": exponent(chosen.get("penalty_from", 1e-2)),
         "joint": "yes" if chosen.get("joint") else "no",
         "map_scale": chosen.get("scale", "fit"),
     }

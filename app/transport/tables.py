@@ -16,6 +16,7 @@ import numpy as np
 import streamlit as st
 from sklearn.base import clone
 
+from app.frame.fields import power
 from app.frame.opened import Opened
 from app.frame.prompts import groups, require, roles, rows
 from app.frame.selection import Selection
@@ -106,8 +107,8 @@ def spec_of(selection: Selection) -> MapSpec:
         "rank": own.rank,
         "shrinkage": own.shrink,
         "scale": own.map_scale,
-        "penalty": None if own.lam_mode == "auto" else 10**own.lam,
-        "penalty_from": 10**own.lam_from,
+        "penalty": None if own.lam_mode == "auto" else power(own.lam),
+        "penalty_from": power(own.lam_from),
         "directions": own.q,
         "joint": own.joint == "yes",
         "clusters": own.clusters,

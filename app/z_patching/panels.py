@@ -36,12 +36,12 @@ def of_cell(result: JobResult, found: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def verdict_panel(
-    result: JobResult, found: Mapping[str, Any], code: Code, transported: bool | None = None
+    result: JobResult, found: Mapping[str, Any], code: Code, transported: str | None = None
 ) -> Panel:
     """Rates of Z, Z⊥ and full with their intervals, under the verdict in words.
 
     Args:
-        transported: whether the same patch by optimal transport is stored; None where it is not asked.
+        transported: see `words.transport_note`.
     """
     chosen = of_cell(result, found).filter(pl.col("source") == "pair", pl.col("metric").is_in(SHOWN))
     order = {name: i for i, name in enumerate(SHOWN)}

@@ -204,18 +204,21 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
     def code(lines: str) -> str:
         return read_run(opened, result, lines)
 
-    panels = [z_patching_panels.verdict_panel(result, found, code, _transported(opened, result))]
+    panels = [z_patching_panels.verdict_panel(result, found, code, _transported(opened, result, found))]
     panels.append(z_patching_panels.controls_panel(result, found, code))
     if len(result.summary["verdicts"]) > 1:
         panels += [z_patching_panels.compared_panel(result, name, code) for name in ("answer", "language")]
     return panels
 
 
-def _transported(opened: Opened, result: JobResult) -> bool:
-    """Whether the same patch by optimal transport, which replaces, is stored."""
+def _transported(opened: Opened, result: JobResult, found: Mapping[str, Any]) -> str:
+    """Verdict of the same cell by optimal transport, which replaces; "" where that isn't stored."""
     wanted = {**result.condition, "vectors": "transport", "mode": "replace", "scope": "prompt"}
-    experiment = ZPatching.from_json(wanted)
-    return RunLog(opened.path).find(experiment.content_hash(opened.store.fingerprint)) is not None
+    log = RunLog(opened.path)
+    run_id = log.find(ZPatching.from_json(wanted).content_hash(opened.store.fingerprint))
+    same = [] if run_id is None else log.open(run_id).summary["verdicts"]
+    at = (found["layer"], found["k"])
+    return next((str(one["word"]) for one in same if (one["layer"], one["k"]) == at), "")
 
 
 def not_run(experiment: ZPatching) -> tuple[str, str]:

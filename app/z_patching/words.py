@@ -87,15 +87,20 @@ def verdict_caption(found: CELL, condition: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def transport_note(found: CELL, condition: Mapping[str, Any], stored: bool | None) -> str:
-    """Beside a null by the mean vector: whether each token's own mix of source tokens was tried as well."""
-    if found["word"] != "null" or condition["vectors"] != "mean" or stored is None:
+def transport_note(found: CELL, condition: Mapping[str, Any], other: str | None) -> str:
+    """Beside a null by the mean vector: what each token's own mix of source tokens gave, if that was tried.
+
+    Args:
+        other: verdict of the same cell by optimal transport; "" where that isn't stored, None where it is
+            not asked. Transport replaces at the prompt: beside another patch there is no note.
+    """
+    patch = (condition["vectors"], condition["mode"], condition["scope"])
+    if found["word"] != "null" or patch != ("mean", "replace", "prompt") or other is None:
         return ""
-    if stored:
-        return (
-            "The same with optimal transport in the mean's place is stored: a null of both is the stronger. "
-        )
-    return "Optimal transport in the mean's place was not tried: this null is of the mean alone. "
+    if not other:
+        return "Optimal transport in the mean's place was not tried: this null is of the mean alone. "
+    said = "null as well" if other == "null" else f"no null but “{other}”"
+    return f"The same with optimal transport in the mean's place is stored: {said}. "
 
 
 def baseline(summary: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ def run(experiment: Behaviour, lab: Lab) -> ExperimentResult:
     """
     if experiment.corrections:
         return corrected(experiment, lab)
+    experiment.wording.check()
     rows = chosen_rows(lab.prompts, experiment.split, experiment.where)
     for name in experiment.models():
         lab.sizes(name)

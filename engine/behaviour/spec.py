@@ -16,7 +16,7 @@ from engine.lab.experiment import Experiment, PatchExperiment, Split, Where
 from engine.patching.mapped_spec import MappedPatch
 from engine.patching.spec import Condition
 from engine.spec import later
-from engine.texts import answers
+from engine.texts import answers, lists
 from engine.texts.patterns import compiled
 
 Measure = Literal["soft_refusal", "choices", "agreement", "text"]
@@ -65,8 +65,8 @@ class Wording(BaseModel):
 
     @model_validator(mode="after")
     def _patterns_can_be_read(self) -> Wording:
-        lists = [self.refuses, self.agrees, self.disagrees, *self.style.values()]
-        for pattern in (pattern for own in lists for patterns in own.values() for pattern in patterns):
+        read = [self.refuses, self.agrees, self.disagrees, *self.style.values()]
+        for pattern in (pattern for own in read for patterns in own.values() for pattern in patterns):
             try:
                 compiled(pattern, ignore_case=True)
             except ValueError as error:
@@ -77,6 +77,19 @@ class Wording(BaseModel):
                     next_step="correct it.",
                 ) from error
         return self
+
+    def check(self) -> None:
+        """Raises PatchError for lists that tell nothing (`engine.texts.lists`); older runs may have some."""
+        words = {name: getattr(self, name) for name in (*lists.TEXTS, *lists.PATTERNS)}
+        try:
+            lists.check(words, self.style)
+        except ValueError as error:
+            raise PatchError(
+                "The wording cannot tell answers apart.",
+                expected=str(error),
+                given="such a list",
+                next_step="correct what is named in [wording].",
+            ) from error
 
     @classmethod
     def beside(cls, given: Mapping[str, Any]) -> Wording:

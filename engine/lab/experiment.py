@@ -19,6 +19,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine.errors import PatchbayError, PatchError
+from engine.lab import grids
 from engine.prompts.positions import KINDS, kind_of
 from engine.prompts.span_spec import is_name
 from engine.spec import Lasting
@@ -57,7 +58,6 @@ class Where(BaseModel):
 
 EVERYWHERE = Where()
 
-
 _kinds: dict[str, type[Experiment]] = {}
 
 
@@ -95,9 +95,10 @@ class Experiment(Lasting):
 
     def run(self, lab: Lab) -> Result:
         """Runs it; raises PatchbayError for whatever doesn't fit."""
+        if hasattr(self, "alphas"):
+            grids.check(self.alphas, getattr(self, "ks", ()))
         module, _, name = self.runner.partition(":")
-        found: Result = getattr(importlib.import_module(module), name)(self, lab)
-        return found
+        return getattr(importlib.import_module(module), name)(self, lab)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON types."""

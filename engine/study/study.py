@@ -222,10 +222,12 @@ class Study(Frozen):
         return study
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any], folder: str | Path, source: str = "study") -> Study:
+    def from_dict(
+        data: Mapping[str, Any], folder: str | Path, source: str = "study", stored: bool = False
+    ) -> Study:
         """Validates a plain dict, resolving relative paths against `folder`; StudyError as in `load`."""
         try:
-            study = Study.model_validate(dict(data), context={"folder": Path(folder)})
+            study = Study.model_validate(dict(data), context={"folder": Path(folder), "stored": stored})
         except ValidationError as error:
             raise to_study_error(error, Study, source) from None
         study._folder = Path(folder)
@@ -235,7 +237,9 @@ class Study(Frozen):
     def from_json(data: Mapping[str, Any], folder: str | Path | None = None) -> Study:
         """Reads `to_json` back (missing files are not an error here), with `folder` instead of its own."""
         plain = {key: value for key, value in data.items() if key not in ("folder", "content")}
-        return Study.from_dict(plain, folder if folder is not None else str(data["folder"]), "stored study")
+        return Study.from_dict(
+            plain, folder if folder is not None else str(data["folder"]), "stored study", True
+        )
 
     def check_files(self) -> None:
         """Raises StudyError when a file or folder that the study names isn't there or may not be used.

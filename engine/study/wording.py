@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from engine.spec import MOST_ENTRIES, Frozen
-from engine.texts.patterns import compiled
+from engine.texts import lists
 
 Texts = Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_ENTRIES)]
 Lists = Annotated[dict[str, Texts], Field(max_length=MOST_ENTRIES)]
@@ -32,8 +32,7 @@ class WordingSpec(Frozen):
     @field_validator("refuses", "agrees", "disagrees")
     @classmethod
     def _patterns(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for pattern in (one for patterns in value.values() for one in patterns):
-            compiled(pattern, ignore_case=True)  # ValueError names what is wrong
+        lists.check_patterns(value)
         return value
 
     @field_validator("style")
@@ -44,3 +43,10 @@ class WordingSpec(Frozen):
         for markers in value.values():
             cls._patterns(markers)
         return value
+
+    @model_validator(mode="after")
+    def _tells_something(self, info: ValidationInfo) -> WordingSpec:
+        """A stored study keeps the lists that it was made with."""
+        if not (info.context or {}).get("stored"):
+            lists.check({name: getattr(self, name) for name in (*lists.TEXTS, *lists.PATTERNS)}, self.style)
+        return self

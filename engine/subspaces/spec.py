@@ -13,6 +13,8 @@ from engine.spec import later
 
 KS = (*range(1, 17), 24, 32, 48, 64)
 CLEANS = (0, 1, 2, 4, 8, 16, 32)
+DEFINITIONS = 2
+"""Version of the built-in candidates' definitions; raised where one changes or is added."""
 NOTHING_DRAWN = ("n_boot", "level", "seed")
 """Fields of every experiment that mean nothing here: nulls are exact, nothing is sampled."""
 
@@ -28,6 +30,8 @@ class SubspaceScores(Experiment):
         candidates: names; none given: all, the study's own among them where `code` is set.
         fold_norm: take what reads the stream with the gains of the norms before it, and the unembedding with
             the final norm's; False takes the weights as they are stored.
+        definitions: version of the candidates' definitions; page and command ask for `DEFINITIONS`. Results
+            of an older version stay apart, and keep theirs.
         code: SHA-256 of the study's file of own candidates, which is then run; "" runs no such code.
     """
 
@@ -41,6 +45,7 @@ class SubspaceScores(Experiment):
     candidates: tuple[str, ...] = ()
     code: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     fold_norm: bool = later(True)
+    definitions: int = later(1, ge=1, le=DEFINITIONS)
 
     @model_validator(mode="before")
     @classmethod

@@ -104,7 +104,9 @@ class MapSpec(Lasting):
 
     def _path_words(self) -> str:
         usual = type(self).model_fields["penalty_from"].default
-        return "" if self.penalty is not None or self.penalty_from == usual else f"from {self.penalty_from:g}"
+        if self.penalty is not None or self.penalty_from == usual:
+            return ""
+        return f"from {self.penalties[0]:g}"
 
     def fits(self, component: str) -> bool:
         """Whether the map is defined at a component whatever the widths."""

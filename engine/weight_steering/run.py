@@ -38,6 +38,7 @@ def run(spec: WeightSteering, lab: Lab) -> ExperimentResult:
     Raises:
         PatchError, ModelError, StoreError: the experiment, a model or a difference. JobError: cancelled.
     """
+    spec.wording.check()
     for name in spec.models():
         lab.sizes(name)
     bench = prepare(spec, lab)

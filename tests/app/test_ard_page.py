@@ -27,7 +27,7 @@ from app.charts.palette import DARK, LIGHT
 from app.frame import export
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import Panel
-from app.frame.selection import Selection, defaults, update
+from app.frame.selection import Selection, defaults, parse, to_params, update
 from app.live.jobs import JobResult, JobStatus
 from app.live.run import run_live, save
 from engine.ard.run import run
@@ -144,6 +144,9 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(opened: Opened) -> None:
     assert ard_view.run_text(elsewhere, elsewhere).endswith("at block 0")
 
 
+EDGES: dict[str, Any] = {"steps": 1, "max_tokens": 4000, "problems": 1000}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -159,6 +162,16 @@ def test_a_stored_run_leads_back_to_the_same_experiment(opened: Opened, changes:
     start = defaults(opened.facts)
     back = update(start, opened.facts, **ard_view.selection_of(spec.to_json(), start))
     assert ard_view.experiment_of(opened, back) == spec
+
+
+@pytest.mark.parametrize("changes", [{"rate": r} for r in (1e-5, 0.03, 0.05, 0.0123, 1.0)] + [EDGES], ids=str)
+def test_what_the_engine_allows_is_shown_as_it_was_run(opened: Opened, changes: dict[str, Any]) -> None:
+    spec = ard_view.experiment_of(opened, view(opened)).model_copy(update=changes)
+    start = defaults(opened.facts)
+    back = update(start, opened.facts, **ard_view.selection_of(spec.to_json(), start))
+    again, notices = parse(to_params(back, opened.facts), opened.facts)
+    assert notices == []
+    assert ard_view.experiment_of(opened, again) == spec
 
 
 def test_the_growing_curve_is_read_from_the_running_job(opened: Opened) -> None:

@@ -132,6 +132,8 @@ def test_every_configuration_is_counted(opened: Opened) -> None:
     low, high = configurations.drawn_range(
         {layer: geometry_queries.measured(opened, "base", selection, layer, "mean") for layer in layers}
     )
+    assert "Z: the leading k key-side directions, of all heads together or of one head, " in panel.caption
+    assert f"{selection.k} key-side" not in panel.caption
     assert low < of / 2 < high
 
 

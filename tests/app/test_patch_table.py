@@ -17,8 +17,9 @@ from streamlit.testing.v1 import AppTest
 from app.build.build import build
 from app.charts.palette import LIGHT
 from app.frame import again as rerun
+from app.frame.fields import power
 from app.frame.opened import Opened
-from app.frame.selection import Facts, defaults, update
+from app.frame.selection import Facts, defaults, parse, to_params, update
 from app.live.jobs import JobResult
 from app.live.model_cache import ModelCache
 from app.live.run import compute, save
@@ -29,7 +30,7 @@ from app.patching import table as patch_table
 from app.patching import words as say
 from engine.errors import PatchError
 from engine.lab.repeat import Repeat
-from engine.patching.mapped_spec import CONTROLS
+from engine.patching.mapped_spec import CONTROLS, MappedPatch
 from engine.study.study import Study
 from store.reader import Store
 from store.runs import RunLog
@@ -244,6 +245,14 @@ def test_amplitudes_are_read_and_written() -> None:
     assert amplitudes.read("") == ()
     assert amplitudes.written((0.3, 0.123456789), (1.0,)) == "0.3,0.123456789"
     assert amplitudes.written((1.0,), (1.0,)) == ""
+    exact = (1 / 3, 0.1 + 0.2, 1e-5, 2.0)
+    assert amplitudes.read(amplitudes.written(exact, (1.0,))) == tuple(sorted(exact))
+    assert amplitudes.written((2.0,), (1.0,)) == "2"
+    assert len(amplitudes.read(",".join(map(str, range(64))))) == 64
+    with pytest.raises(PatchError, match=r"too many amplitudes.*at most 64.*Given: 65"):
+        amplitudes.read(",".join(map(str, range(65))))
+    with pytest.raises(PatchError, match=r"at most 64.*Given: 65"):  # 1 is added to a mapped patch
+        patch_table.experiment_of(update(START, FACTS, grid=",".join(map(str, range(2, 66)))))
     for nonsense in ("a", "1,,2", "inf"):
         with pytest.raises(PatchError, match=r"Expected.*0\.3, 0\.5"):
             amplitudes.read(nonsense)
@@ -259,6 +268,7 @@ def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
         {"method": "PCAProcrustes", "rank": 3, "joint": "yes"},
         {"rank": 4, "map_scale": "seed"},
         {"grid": "0.3, 0.5,0.7"},
+        {"grid": f"{1 / 3!r}"},
         {"vocabulary": "shared"},
     ]
     for change in changes:
@@ -267,6 +277,20 @@ def test_a_stored_run_leads_back_to_the_same_experiment() -> None:
         elsewhere = defaults(FACTS)
         back = update(elsewhere, FACTS, **patch_table.selection_of(experiment.to_json(), elsewhere))
         assert patch_table.experiment_of(back) == experiment
+
+
+@pytest.mark.parametrize("value", [3e-5, 1e-8, 1e-12, 0.02, 10**0.25, 12345.0, 1e6])
+def test_a_penalty_in_a_link_is_the_one_that_was_run(value: float) -> None:
+    place = {"target": "tuned", "source": "base", "component": "resid_post", "layer": 2}
+    for penalty in ({"penalty_from": value}, {"penalty": value}):
+        asked = MappedPatch.from_json({**place, "map": {"method": "RidgeTransport", **penalty}})
+        back = update(START, FACTS, **patch_table.selection_of(asked.to_json(), START))
+        again, notices = parse(to_params(back, FACTS), FACTS)
+        assert notices == []
+        assert patch_table.experiment_of(again).map == asked.map
+    assert [power(float(n)) for n in range(-12, 7)] == [float(f"1e{n}") for n in range(-12, 7)]
+    assert power(-4.52288) == 10**-4.52288  # links made before mean what they meant
+    assert power(1.75) == 10**1.75
 
 
 def test_the_whole_table_is_every_site_block_and_direction() -> None:

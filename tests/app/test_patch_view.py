@@ -13,6 +13,7 @@ from live_results import live_result
 from app.charts.palette import LIGHT
 from app.frame.selection import Facts, Selection, changed, defaults, update
 from app.patching import replacement as patch_view
+from app.patching import view as patch_page
 from app.patching import words as patch_words
 
 FACTS = Facts(
@@ -197,3 +198,9 @@ def test_a_page_before_its_run_says_what_run_will_do() -> None:
     assert title == "Not run yet"
     assert "all prompts" in text
     assert "cpu" in text
+
+
+def test_the_rank_slider_has_the_width_and_the_rank_of_a_link() -> None:
+    start = defaults(FACTS)
+    assert patch_page.ranks_with(128, start)[-3:] == (96, 128, 0)
+    assert patch_page.ranks_with(16, changed(start, rank=15)) == (*range(1, 9), 12, 15, 16, 0)

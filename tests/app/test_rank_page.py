@@ -104,6 +104,7 @@ def test_what_taking_directions_away_does_is_told_over_their_number(opened: Open
         assert told["shift, k taken away"] == wanted["shift"]
         assert told["side effect, k taken away"] == wanted["kl"]
         assert ("shift, random spans taken away" in told) == (k > 1)
+    assert panel.title.startswith("Change of the log odds when leading directions are taken away: at k = 1 ")
     title = tell.ablation_title(
         three.table.filter(pl.col("split") == "validation"), three.condition, three.summary
     )
@@ -128,6 +129,7 @@ STEERINGS: list[dict[str, Any]] = [
     {},
     {"contrast": "leading:3", "words": "a, b / c"},
     {"contrast": "leading:2", "span": 4},
+    {"contrast": "leading:1", "span": 64},
     {"contrast": "unembedding", "steered": "label:wrong", "neutral": "category:add"},
     {"contrast": "language:zh/en", "target": "a", "steered": "language:en"},
 ]
@@ -157,6 +159,9 @@ def test_maps_without_ranks_swap_leading_differences(opened: Opened) -> None:
 def test_links_that_cannot_be_read_say_so() -> None:
     assert rank_view.ranks_of(" 8,1, 2") == (1, 2, 8)
     assert rank_view.ranks_of("") == ()
+    assert len(rank_view.ranks_of(",".join(map(str, range(1, 65))))) == 64
+    with pytest.raises(PatchError, match=r"too many ranks k.*at most 64.*Given: 65"):
+        rank_view.ranks_of(",".join(map(str, range(1, 66))))
     for nonsense in ("0", "1,,2", "k", "-3"):
         with pytest.raises(PatchError, match="whole numbers from 1"):
             rank_view.ranks_of(nonsense)

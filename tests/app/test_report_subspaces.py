@@ -18,7 +18,7 @@ from app.report.figures import draw_all
 from app.report.own import wanted
 from app.subspaces import panels as subspaces_panels
 from app.subspaces import view as subspaces_view
-from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.spec import DEFINITIONS, SubspaceScores
 from store.reader import Store
 
 
@@ -43,7 +43,7 @@ def test_without_a_run_it_says_so_and_names_the_command(unscored: Opened) -> Non
     assert not made.blocks
     assert made.missing == "No run of this kind is stored."
     (asked,) = [one for one in wanted(unscored, selection) if one.name == "subspaces"]
-    assert asked.experiments == [SubspaceScores()]
+    assert asked.experiments == [SubspaceScores(definitions=DEFINITIONS)]
 
 
 def test_without_the_section_in_the_study_it_says_what_to_add(planted: Path) -> None:
@@ -59,7 +59,7 @@ def test_it_shows_what_the_page_shows(unscored: Opened) -> None:
     newest = store_run(unscored.path)
     selection = defaults(unscored.facts)
     made = chapter(unscored, selection)
-    result = subspaces_view.stored(unscored, SubspaceScores(), "")
+    result = subspaces_view.stored(unscored, SubspaceScores(definitions=DEFINITIONS), "")
     assert result is not None
     shown = subspaces_view.shown_of(unscored, result, selection)
     assert shown.delta == DELTAS[0]

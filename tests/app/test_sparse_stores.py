@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,9 @@ def test_residual_updates_are_those_of_the_steps_that_a_store_has(strided: tuple
     np.testing.assert_allclose(some["mean_length"], wanted["mean_length"], rtol=1e-6)
     assert "The store has 2 of 3 steps (−1→0, 1→2)" in tables[0]["updates"].caption
     assert "steps" not in tables[1]["updates"].caption
+    found: Any = SimpleNamespace(blocks=(0, 1), labels=("−1→0", "0→1"))
+    assert updates._steps(2, found) == ""  # of this model, whatever the depth of others
+    assert updates._steps(6, found).startswith(" The store has 2 of 6 steps (−1→0, 0→1)")
 
 
 @pytest.mark.parametrize("page", PAGES)

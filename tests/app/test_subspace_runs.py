@@ -24,7 +24,7 @@ from engine.behaviour.spec import Behaviour
 from engine.errors import StudyError
 from engine.lab.repeat import Repeat
 from engine.study.study import Study
-from engine.subspaces.spec import SubspaceScores
+from engine.subspaces.spec import DEFINITIONS, SubspaceScores
 from engine.subspaces.tables import scores_of
 from store.reader import Store
 from store.runs import Run, RunLog
@@ -93,7 +93,7 @@ def only_run(store: Path) -> Run:
 
 def test_a_finished_store_has_one_run_of_built_in_candidates(store: Path, marker: Path) -> None:
     run = only_run(store)
-    assert SubspaceScores.from_json(run.condition) == SubspaceScores()
+    assert SubspaceScores.from_json(run.condition) == SubspaceScores(definitions=DEFINITIONS)
     assert run.summary["notes"][0] == (
         "The study names candidates in own.py; they were not run; add --allow-code."
     )
@@ -117,7 +117,7 @@ def test_the_same_command_goes_on_from_there(
     assert len(RunLog(store).ids()) == 2
     own = own_file(Store(store))
     assert own is not None
-    asked = SubspaceScores(code=own.digest or "")
+    asked = SubspaceScores(code=own.digest or "", definitions=DEFINITIONS)
     run_id = RunLog(store).find(asked.content_hash(Store(store).fingerprint))
     assert run_id is not None
     run = RunLog(store).open(run_id)
@@ -172,8 +172,17 @@ def test_commands(store: Path, study: Path, marker: Path, capsys: pytest.Capture
 def test_other_experiments_and_stores_without_own_code_are_left_alone(store: Path) -> None:
     other = Behaviour.from_json({"job": "behaviour", "model": "base"})
     assert with_own_code(other, Store(store), allowed=True) is other
-    given = SubspaceScores()
-    assert with_own_code(given, Store(store), allowed=False) is given
+    given = SubspaceScores(definitions=DEFINITIONS)
+    assert with_own_code(given, Store(store), allowed=False) == given
+    assert with_own_code(SubspaceScores(), Store(store), allowed=False) == given
+
+
+def test_a_run_by_earlier_definitions_does_not_stand_for_one_by_todays(store: Path) -> None:
+    before = SubspaceScores(**SMALL)
+    assert "definitions" not in before.to_json()  # its hash is what it was
+    now = with_own_code(before, Store(store), allowed=False)
+    assert now.to_json() == before.to_json() | {"definitions": 2}
+    assert now.content_hash("f") != before.content_hash("f")
 
 
 def test_a_changed_file_is_refused(study: Path, store: Path, marker: Path) -> None:

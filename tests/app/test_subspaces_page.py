@@ -392,6 +392,10 @@ def test_the_run_in_the_link_is_preferred_then_the_pages_own_then_the_newest(uns
     assert found is not None
     assert found.condition["ks"] == [1, 2]
     assert not view.is_stored(at, wanted)
+    old = store_run(unscored, wanted.model_copy(update={"definitions": 1}))
+    assert not view.is_stored(at, wanted)  # by earlier definitions: it opens, and another can be run
+    assert view.runs_at(at, wanted.broad)[old].count("earlier definitions") == 1
+    assert "earlier" not in view.runs_at(at, wanted.broad)[other]
     own = store_run(unscored, wanted)
     assert view.is_stored(at, wanted)
     for run, condition in ((own, wanted), (other, None), ("unknown", wanted), ("", wanted)):
@@ -400,7 +404,7 @@ def test_the_run_in_the_link_is_preferred_then_the_pages_own_then_the_newest(uns
         assert (found.condition == wanted.to_json()) == (condition is not None)
     assert view.stored(at, SubspaceScores(broad=3), own) is None  # another broad rank
     assert view.stored(at, wanted.model_copy(update={"fold_norm": False}), own) is None  # other gains
-    assert set(view.runs_at(at, wanted.broad)) == {own, other}
+    assert set(view.runs_at(at, wanted.broad)) == {own, old, other}
 
 
 def test_own_candidates_are_asked_for_only_where_code_may_run(

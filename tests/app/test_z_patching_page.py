@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from engine.z_patching.numbers import Changes, verdict
 from engine.z_patching.spec import ZPatching
 from engine.z_patching.tokens_spec import ZTokens
 from store.reader import Store
+from store.runs import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -296,9 +298,29 @@ def test_steps_stand_beside_each_other_with_what_was_nearly_said() -> None:
 
 def test_a_null_by_the_mean_says_whether_transport_was_tried() -> None:
     null, told = {"word": "null"}, {"word": "partial"}
-    mean, moved = {"vectors": "mean"}, {"vectors": "transport"}
-    assert "was not tried: this null is of the mean alone" in say.transport_note(null, mean, False)
-    assert "is stored: a null of both" in say.transport_note(null, mean, True)
-    assert say.transport_note(told, mean, False) == ""
-    assert say.transport_note(null, moved, False) == ""
+    mean = {"vectors": "mean", "mode": "replace", "scope": "prompt"}
+    assert "was not tried: this null is of the mean alone" in say.transport_note(null, mean, "")
+    assert say.transport_note(null, mean, "null").endswith("is stored: null as well. ")
+    assert say.transport_note(null, mean, "partial").endswith("is stored: no null but “partial”. ")
+    assert say.transport_note(told, mean, "") == ""
+    for change in ({"vectors": "transport"}, {"mode": "shift"}, {"scope": "all"}):
+        assert say.transport_note(null, mean | change, "null") == ""
     assert say.transport_note(null, mean, None) == ""
+
+
+def test_what_transport_gave_is_read_from_its_own_run(tmp_path: Path) -> None:
+    """Of the same cell: another block of the same run may say otherwise."""
+    asked = ZPatching(model="base", target_language="en", source_language="zh", layers=(1, 2), ks=(4,))
+    opened: Any = SimpleNamespace(path=str(tmp_path), store=SimpleNamespace(fingerprint="f"))
+    result = JobResult(asked.to_json(), {}, {})
+    cells = [{"layer": 1, "k": 4, "word": "null"}, {"layer": 2, "k": 4, "word": "partial"}]
+    assert z_patching_view._transported(opened, result, cells[0]) == ""
+    other = asked.model_copy(update={"vectors": "transport"})
+    RunLog(tmp_path).append(
+        other.to_json(),
+        {"verdicts": cells},
+        pl.DataFrame({"x": [1]}),
+        {},
+        content_hash=other.content_hash("f"),
+    )
+    assert [z_patching_view._transported(opened, result, cell) for cell in cells] == ["null", "partial"]

@@ -62,6 +62,9 @@ def test_the_path_of_penalties_goes_as_far_down_as_asked() -> None:
     assert spec.build().fit(X, exact).alpha_ == pytest.approx(1e-6)
     assert MapSpec(method="RidgeTransport").build().fit(X, exact).alpha_ == 1e-2
     assert spec.describe() == "ridge, λ by leave-one-out, from 1e-06"
+    assert (
+        MapSpec(method="RidgeTransport", penalty_from=5.0).describe().endswith(", from 10")
+    )  # not 5: 4.6, 10, …
 
 
 def stacked_basis(k: int, *parts: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,6 +17,8 @@ from engine.errors import JobError, PatchError
 from engine.kinds import experiment_from_json
 from engine.models.loading import from_parts
 from engine.models.sites import Site
+from engine.patching.mapped_spec import MappedPatch
+from engine.patching.spec import Condition
 from engine.rank import numbers as ranks
 from engine.rank.report import RankData, choice
 from engine.rank.run import Plan, Sides, run
@@ -262,3 +264,19 @@ def test_a_train_split_too_small_for_folds_says_so() -> None:
     lab.prompts = lab.prompts.drop("pair_id")
     with pytest.raises(PatchError, match="too small"):
         experiment().run(lab)
+
+
+def test_a_grid_that_is_too_large_is_refused_before_anything_runs_yet_can_be_read() -> None:
+    """Every rank is run at every α: 527 of these came from one link."""
+    place = {"target": "tuned", "source": "base", "component": "resid_post", "layer": 0}
+    many, most = tuple(range(1, 66)), tuple(range(1, 65))
+    nothing: Any = None
+    for changes, said in (({"alphas": many}, "amplitudes"), ({"ks": many}, "ranks")):
+        kinds = [RankSweep, MappedPatch, Condition] if said == "amplitudes" else [RankSweep]
+        for kind in kinds:
+            asked = kind(**place, **changes)
+            assert kind.from_json(asked.to_json()) == asked
+            with pytest.raises(PatchError, match=f"too many {said}.*at most 64.*Given: 65"):
+                asked.run(nothing)
+    with pytest.raises(AttributeError):  # as many as may be: it begins, with nothing to run on
+        RankSweep(**place, alphas=most, ks=most).run(nothing)

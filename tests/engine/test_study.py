@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from engine.behaviour.spec import Wording
-from engine.errors import StudyError
+from engine.errors import PatchError, StudyError
 from engine.study.fingerprints import diff_studies
 from engine.study.study import Study
 from engine.texts import answers
@@ -262,5 +262,21 @@ def test_wording_of_any_language_stands_beside_the_built_in_lists(folder: Path) 
     assert answers.verdict("Иә, бұл дұрыс.", agrees, found.disagrees["en"]) is True
     with pytest.raises(StudyError, match=r"wording\.refuses"):
         Study.load(write(folder, STUDY + '\n[wording]\nrefuses = {kk = ["("]}\n'))
+    blank = study.to_json() | {"wording": {"refuses": {"kk": [""]}}}
+    assert Study.from_json(blank, folder).wording.refuses == {"kk": ("",)}  # what is stored still opens
+    nothing = {
+        'refuses = {kk = [""]}': "empty text",
+        'refuses = {kk = ["иә|x*"]}': "empty text",
+        'style = {kk = {polite = ["y?"]}}': "empty text",
+        'neutral = {kk = ["Иә", " "]}': "empty text",
+        'yes = {kk = ["Иә"]}\nno = {kk = ["Жоқ", " иә"]}': "'иә' in yes and no",
+        'agrees = {kk = ["иә"]}\ndisagrees = {kk = ["иә"]}': "'иә' in agrees and disagrees",
+    }
+    for lines, said in nothing.items():
+        with pytest.raises(StudyError, match=said):
+            Study.load(write(folder, f"{STUDY}\n[wording]\n{lines}\n"))
+    Wording().check()
+    with pytest.raises(PatchError, match="'no' in yes and no"):
+        Wording.beside({"yes": {"en": ["Yes", "No"]}}).check()
     with pytest.raises(StudyError, match="wording"):
         Study.load(write(folder, STUDY + '\n[wording]\nsorry = {kk = ["x"]}\n'))
