@@ -18,7 +18,7 @@ from engine.models.tensor_parts import norm_of
 from engine.weights.deltas import weight_deltas
 from engine.weights.names import Names, unmatched
 
-__all__ = ["ALIKE", "PARTLY", "Matrix", "Relatedness", "Verdict", "compare", "relatedness"]
+__all__ = ["ALIKE", "PARTLY", "Matrix", "Relatedness", "Verdict", "compare", "fixed_start", "relatedness"]
 
 Verdict = Literal["related", "partly", "unrelated", "not comparable", "unknown"]
 
@@ -28,6 +28,10 @@ ALIKE = 0.3
 
 PARTLY = 0.1
 """Share of alike matrices from which on models of other shapes or depth are partly related."""
+
+
+_FIXED_STARTS = ("A_log", "D", "dt_bias")
+"""Last names of recurrent parameters that begin as the same numbers in every model (A_log: log 1 … log N)."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,11 @@ def compare(base: nn.Module, tuned: nn.Module) -> Relatedness:
     inputs = set() if reads is None else {id(value) for value in reads.parameters()}
     found = []
     for name, value in base.named_parameters():
-        if value.ndim >= 2 and (one.decoder == other.decoder or name in one.places.values()):
+        if (
+            value.ndim >= 2
+            and not fixed_start(name)
+            and (one.decoder == other.decoder or name in one.places.values())
+        ):
             size, delta, embedding = norm_of(value.detach()), apart.get(name), id(value) in inputs
             if name in lost:
                 found.append(Matrix(size, None, None, embedding))
@@ -133,9 +141,16 @@ def compare(base: nn.Module, tuned: nn.Module) -> Relatedness:
             else:
                 found.append(Matrix(size, delta.norm, delta.tuned, embedding))
     more = [
-        name for name, why in lost.items() if why == "additional" and len(other.shapes.get(name, ())) >= 2
+        name
+        for name, why in lost.items()
+        if why == "additional" and len(other.shapes.get(name, ())) >= 2 and not fixed_start(name)
     ]
     return relatedness(found, len(more))
+
+
+def fixed_start(name: str) -> bool:
+    """Whether a parameter begins as the same numbers in every model: it tells nothing of an origin."""
+    return name.rpartition(".")[2] in _FIXED_STARTS
 
 
 def verdict(cosine: float, embedding: float, cosines: Sequence[float], total: int) -> Verdict:
