@@ -14,6 +14,8 @@ from store.layout import MANIFEST
 from store.plan import StorePlan
 
 LOCK = ".writer.lock"
+BEFORE = ".before-"
+"""Files of this prefix are made before the store is begun; no writer takes them for leftovers."""
 TYPICAL_RATIO = 0.6  # what activations have compressed to at best; only to refuse a hopeless start
 
 
@@ -31,7 +33,7 @@ def make_folder(root: Path, ours: Callable[[], bool]) -> bool:
             found = sorted(path.name for path in root.iterdir())
     if MANIFEST in found or ours():
         return False
-    other = [name for name in found if name != LOCK and not name.startswith(TEMPORARY)]
+    other = [name for name in found if name != LOCK and not name.startswith((TEMPORARY, BEFORE))]
     if other:
         raise StoreError(
             f"{root} is not a store and not empty.",

@@ -350,6 +350,13 @@ def tiny(family: str, seed: int = 0, **overrides: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def fresh_jamba(seed: int) -> Any:
+    """A small recurrent model as its own initialisation leaves it: A_log is the same with every seed."""
+    torch.manual_seed(seed)
+    config = tiny_config("jamba")
+    return loader_of(config).from_config(config).eval().requires_grad_(False)
+
+
 def random_tokens(batch: int, length: int, seed: int = 0, vocab: int = VOCAB) -> torch.Tensor:
     """Token ids (batch, length) without the special ones 0..2."""
     return torch.randint(3, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))

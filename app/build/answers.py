@@ -24,16 +24,17 @@ from engine.prompts.spec import GeneratedAnswers
 from engine.reading import parse_json
 from engine.study.fingerprints import diff_studies, portable
 from engine.study.study import Study
-from store.files import TEMPORARY, storage_errors
-from store.folder import make_folder
+from store.files import remove_file, storage_errors
+from store.folder import BEFORE, make_folder
 from store.layout import MANIFEST
 from store.ledger import LEDGER
 from store.provenance import check_same_study
 from store.reader import Store
 
-__all__ = ["GENERATED_TABLE", "generated_answers", "stored_answers"]
+__all__ = ["GENERATED_TABLE", "forget_kept", "generated_answers", "stored_answers"]
 
 GENERATED_TABLE = "generated-answers"
+KEPT = f"{BEFORE}answers-"
 Said = tuple[list[int], bool]
 
 
@@ -83,10 +84,16 @@ def stored_answers(study: Study, path: Path) -> dict[str, Answer] | None:
     return {row["id"]: Answer(tuple(row["token_ids"]), row["ended"], row["text"]) for row in rows}
 
 
+def forget_kept(path: Path) -> None:
+    """Removes the file of answers, for a store that has their table and won't be taken away any more."""
+    for kept in path.glob(f"{KEPT}*"):
+        remove_file(kept)
+
+
 def _generated(study: Study, asked: Asked, path: Path, say: Progress) -> list[Said]:
     """What the model says to every prompt, in the order of `asked`."""
     parts = list(_parts(asked))
-    kept = path / f"{TEMPORARY}answers-{_digest(study, asked)[:16]}.jsonl"
+    kept = path / f"{KEPT}{_digest(study, asked)[:16]}.jsonl"
     found = _read(kept, parts)
     done = sum(len(parts[number]) for number in found)
     if len(found) < len(parts):

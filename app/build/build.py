@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from app.build.answers import GENERATED_TABLE, generated_answers
+from app.build.answers import GENERATED_TABLE, forget_kept, generated_answers
 from app.build.capture import capture_into
 from app.build.fresh_folder import nothing_left
 from app.build.grams import derive
@@ -89,14 +89,15 @@ def build(
     also_allow(roots_for(study.folder))  # for the experiments that end the build, on the store
     if workers > 1:
         check_ray(workers)
-    prepared = Prepared.of(study, generated_answers(study, path, say))
-    plan = prepared.store_plan()
-    with (
-        nothing_left(path),
-        StoreWriter.create_or_resume(
-            path, plan, study.to_json(), study.fingerprint(), describe=diff_studies, progress=say.reading()
-        ) as writer,
-    ):
+    with ExitStack() as held:
+        held.enter_context(nothing_left(path))
+        prepared = Prepared.of(study, generated_answers(study, path, say))
+        plan, told = prepared.store_plan(), say.reading()
+        writer = held.enter_context(
+            StoreWriter.create_or_resume(
+                path, plan, study.to_json(), study.fingerprint(), describe=diff_studies, progress=told
+            )
+        )
         say.again(writer.forgotten)
         if writer.manifest["state"] == "complete":
             say.say(
@@ -119,6 +120,7 @@ def build(
         with one_thread():
             derive(store, writer, say)
         prompts = {"prompt_notes": list(prepared.remarks)} if prepared.remarks else {}
+        forget_kept(path)
         writer.finish(provenance(study, infos, checks, started) | prompts)
     _refuse_failed(checks)
     return _scored(path, say, allow_code)

@@ -106,7 +106,8 @@ def with_answers(
 
 
 def _without_answers(study: Study) -> Study:
-    prompts = study.prompts.model_copy(update={"answers": None})
+    """The study as the model that answers reads it: no answer, and no end-of-text before one."""
+    prompts = study.prompts.model_copy(update={"answers": None, "keep_eos": False})
     capture = study.capture.model_copy(update={"positions": ("decision",)})
     return study.model_copy(update={"prompts": prompts, "capture": capture})
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from store.folder import LOCK
+from store.folder import BEFORE, LOCK
 from store.ledger import LAYOUT_ENTRY, LEDGER
 
 __all__ = ["nothing_left"]
@@ -18,11 +18,11 @@ __all__ = ["nothing_left"]
 def nothing_left(root: Path) -> Iterator[None]:
     """Takes away what the block put into a new or empty folder, when it fails before a unit was committed.
 
-    A store that was there is not touched, nor is anything when the person stops the program: the same command
-    then goes on.
+    What was made before the store stays: a model's answers need not be given again. A store that was there is
+    not touched, nor is anything when the person stops the program: the same command then goes on.
     """
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
-    fresh = bool(new) or (root.is_dir() and not any(root.iterdir()))
+    fresh = bool(new) or (root.is_dir() and all(child.name.startswith(BEFORE) for child in root.iterdir()))
     try:
         yield
     except Exception:
@@ -54,7 +54,7 @@ def _take_away(root: Path, new: list[Path]) -> None:
     for child in list(root.iterdir()) if root.is_dir() else []:
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child, ignore_errors=True)
-        else:
+        elif not child.name.startswith(BEFORE):
             child.unlink(missing_ok=True)
     for folder in new:
         if folder.is_dir() and not any(folder.iterdir()):

@@ -99,7 +99,8 @@ class Prepared:
         one = encode_all(foretold, table, tokenizers, reach)
         table, one = usable_prompts(foretold, table, one, reach, remarks)
         if asked is not None and answers is not None:
-            other = read_otherwise(one[alike[asked.model]], asked, answers)
+            eos = tokenizers[asked.model].eos_token_id if study.prompts.keep_eos else None
+            other = read_otherwise(one[alike[asked.model]], asked, answers, eos)
             remarks += [] if other is None else [other]
         for name in one:
             note = eos_note(table, tokenizers[name], study.prompts)

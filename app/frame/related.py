@@ -9,7 +9,7 @@ import polars as pl
 from app.frame.opened import Opened
 from app.frame.words import number
 from app.live.weight_tables import NORMS, delta_table
-from engine.weights.relatedness import Matrix, Relatedness, Verdict, relatedness
+from engine.weights.relatedness import Matrix, Relatedness, Verdict, fixed_start, relatedness
 
 
 def of_first(opened: Opened, model: str) -> Relatedness | None:
@@ -20,7 +20,8 @@ def of_first(opened: Opened, model: str) -> Relatedness | None:
     found = opened.store.table(delta_table(model))
     rows = {row["name"]: row for row in found.iter_rows(named=True)}
     own = opened.store.table(NORMS)
-    whole = own.filter(pl.col("shape").list.len() >= 2)
+    told = pl.Series([not fixed_start(name) for name in own["name"]], dtype=pl.Boolean)
+    whole = own.filter((pl.col("shape").list.len() >= 2) & told)
     embedding = _embedding(whole)
     matrices = [
         _matrix(row["name"] == embedding, float(row["norm"]), rows.get(row["name"]))
@@ -56,7 +57,8 @@ def _matrix(embedding: bool, size: float, row: dict[str, object] | None) -> Matr
 def of_pair(opened: Opened, a: str, b: str) -> Verdict:
     """Of two models of a store: directly where one is the first, else by way of it.
 
-    Two models that are each related to the first are related, and where only one of them is, the pair isn't.
+    Two models that are each related to the first are related; where only one of them is, the other's verdict
+    is the pair's, since nothing shows more.
     """
     if a == b:
         return "related"
@@ -90,10 +92,10 @@ def sentence(opened: Opened, model: str) -> str:
             "related": f"{model} and {first} have a common origin",
             "partly": f"{model} and {first} have a common origin in part: {found.alike} of {found.matrices} "
             "weight matrices are alike",
-            "unrelated": f"{model} and {first} have weights without anything in common: neither is a "
-            "fine-tune of the other",
-            "not comparable": f"{model} and {first} have no weight matrices of one shape: neither is a "
-            "fine-tune of the other",
+            "unrelated": f"{model} and {first} are not shown to have a common origin ({found.alike} of "
+            f"{found.matrices} weight matrices are alike)",
+            "not comparable": f"{model} and {first} are not shown to have a common origin (no weight "
+            "matrices have one shape)",
             "unknown": f"Whether {model} and {first} have a common origin can't be told from this store",
         }[found.verdict]
         said += _numbers(found)
@@ -126,11 +128,15 @@ def notice(opened: Opened, a: str, b: str) -> str:
     verdict = of_pair(opened, a, b)
     if verdict == "related":
         return ""
-    said = {
-        "partly": f"{a} and {b} have a common origin in part only",
-        "unrelated": f"{a} and {b} are not shown to be a base and its fine-tune: their weights have nothing "
-        "in common",
-        "not comparable": f"{a} and {b} are no base and its fine-tune: no weight matrices of one shape",
-        "unknown": f"It is not known whether {a} and {b} are a base and its fine-tune",
-    }[verdict]
-    return f"{said}. What is told of a change by training presupposes that they are; see Overview."
+    first = opened.facts.models[0]
+    if verdict == "unknown":
+        said = f"It is not known whether {a} and {b} are a base and its fine-tune"
+    elif first not in (a, b):
+        near, far = (a, b) if of_pair(opened, first, a) == "related" else (b, a)
+        part = f", {far} in part" if verdict == "partly" else ""
+        said = f"Of {a} and {b} only {near} is shown to have a common origin with {first}{part}"
+    elif verdict == "partly":
+        said = f"{a} and {b} have a common origin in part only"
+    else:
+        said = f"{a} and {b} are not shown to have a common origin"
+    return f"{said}. What is told of a change by training presupposes a base and its fine-tune; see Overview."

@@ -10,9 +10,10 @@ __all__ = ["tell_unknown", "unknown_id"]
 
 
 def unknown_id(lab: Lab, model: str) -> int | None:
-    """Id of a model's unknown token, None where it has none."""
-    found = getattr(lab.tokenizer(model), "unk_token_id", None)
-    return None if found is None else int(found)
+    """Id of a model's unknown token; None where it has none, or one that begins or ends texts as well."""
+    tokenizer = lab.tokenizer(model)
+    found, *others = (getattr(tokenizer, f"{kind}_token_id", None) for kind in ("unk", "bos", "eos"))
+    return None if found is None or found in others else int(found)
 
 
 def tell_unknown(lab: Lab, model: str, ids: Sequence[Sequence[int]]) -> None:

@@ -181,16 +181,22 @@ def answered(
     return table[left(table["id"], empty, f"get no answer from {asked.model!r}", remarks)]
 
 
-def read_otherwise(encoded: pl.DataFrame, asked: Asked, answers: Mapping[str, Answer]) -> str | None:
+def read_otherwise(
+    encoded: pl.DataFrame, asked: Asked, answers: Mapping[str, Answer], eos: int | None = None
+) -> str | None:
     """A remark where the model reads its own answers as other tokens than it said; None where it doesn't.
 
     Args:
         encoded: of the model that answered, with its answers.
+        eos: its end-of-text token where the study keeps one that the tokenizer appends.
     """
     said = {
         name: [*ids, *answers[name].token_ids] for name, ids in zip(asked.ids, asked.token_ids, strict=True)
     }
-    other = sum(ids != said[name] for name, ids in encoded.select("id", "token_ids").iter_rows())
+    other = sum(
+        ids not in (said[name], [*said[name], eos])
+        for name, ids in encoded.select("id", "token_ids").iter_rows()
+    )
     if not other:
         return None
     return (

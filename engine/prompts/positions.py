@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,10 +52,20 @@ PARTS = {
     "answer_mean": ("answer", "mean"),
 }
 """Positions that are the last or first token of a part of the prompt, or the mean over its tokens."""
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]"
+DRAW = "words-2"
+"""Which tokens `sample` means; changes with the draw or with what a word is, so that stores don't mix."""
+_ALONE = (
+    r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Japanese, Chinese
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
 )
-"""Words of a text: runs of letters and digits, single characters of Chinese and Japanese, single marks."""
+_MARK = "[{}\U000e0100-\U000e01ef]".format(
+    "".join(chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M")
+)
+_WORD = re.compile(
+    rf"[{_ALONE}]{_MARK}*|[^\W{_ALONE}]+(?:{_MARK}+[^\W{_ALONE}]*)*|[^\w\s]{_MARK}*",
+)
+"""Words of a text: runs of letters and digits, single characters of scripts without spaces between words,
+single signs; each with its combining marks (Unicode category M)."""
 _CALL = re.compile(r"(?P<name>[a-z_]+)(?:\((?P<args>[^()]*)\))?")
 
 

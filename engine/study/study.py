@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from engine.names import check_apart, check_hub_id, check_key, check_title
+from engine.prompts.positions import DRAW, parse_position
 from engine.prompts.spec import PromptsSpec
 from engine.spec import MOST_ENTRIES, Frozen, LocalPath, later, resolved
 from engine.study.capture_spec import CaptureSpec, name_of
@@ -287,7 +288,8 @@ class Study(Frozen):
         return Study.from_dict(data, self._folder, "study with overrides")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict: the study, its `folder`, and `content`, the hashes of what it names locally.
+        """A JSON-able dict: the study, its `folder`, and `content`, the hashes of what it names locally and,
+        where it samples positions, which draw that is.
 
         Paths are relative to `folder` (the study file's), so that a moved project differs in `folder` only.
         """
@@ -306,7 +308,10 @@ class Study(Frozen):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _content(self) -> dict[str, str | None]:
-        return {
+        drawn = any(
+            isinstance(one, str) and parse_position(one).name == "sample" for one in self.capture.positions
+        )
+        return ({"positions.sample": DRAW} if drawn else {}) | {
             key: content_hash(local) if local.exists() else None for key, local in self._local_paths().items()
         }
 

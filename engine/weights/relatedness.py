@@ -12,13 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-
-from engine.models.tensor_parts import norm_of
-from engine.weights.deltas import weight_deltas
-from engine.weights.names import Names, unmatched
-
-__all__ = ["ALIKE", "PARTLY", "Matrix", "Relatedness", "Verdict", "compare", "relatedness"]
+__all__ = ["ALIKE", "PARTLY", "Matrix", "Relatedness", "Verdict", "relatedness"]
 
 Verdict = Literal["related", "partly", "unrelated", "not comparable", "unknown"]
 
@@ -28,6 +22,10 @@ ALIKE = 0.3
 
 PARTLY = 0.1
 """Share of alike matrices from which on models of other shapes or depth are partly related."""
+
+
+_FIXED_STARTS = ("A_log", "D", "dt_bias")
+"""Last names of recurrent parameters that begin as the same numbers in every model (A_log: log 1 … log N)."""
 
 
 @dataclass(frozen=True)
@@ -111,31 +109,9 @@ def relatedness(matrices: Sequence[Matrix], additional: int = 0) -> Relatedness:
     )
 
 
-def compare(base: nn.Module, tuned: nn.Module) -> Relatedness:
-    """Two loaded models, by their places in the text model.
-
-    Raises:
-        ModelError: a weight is not finite.
-    """
-    one, other = Names(base), Names(tuned)
-    lost = unmatched(one, other)
-    apart = {delta.name: delta for delta in weight_deltas(base, tuned, keep=False)}
-    reads = getattr(base, "get_input_embeddings", lambda: None)()
-    inputs = set() if reads is None else {id(value) for value in reads.parameters()}
-    found = []
-    for name, value in base.named_parameters():
-        if value.ndim >= 2 and (one.decoder == other.decoder or name in one.places.values()):
-            size, delta, embedding = norm_of(value.detach()), apart.get(name), id(value) in inputs
-            if name in lost:
-                found.append(Matrix(size, None, None, embedding))
-            elif delta is None:
-                found.append(Matrix(size, 0.0, size, embedding))
-            else:
-                found.append(Matrix(size, delta.norm, delta.tuned, embedding))
-    more = [
-        name for name, why in lost.items() if why == "additional" and len(other.shapes.get(name, ())) >= 2
-    ]
-    return relatedness(found, len(more))
+def fixed_start(name: str) -> bool:
+    """Whether a parameter begins as the same numbers in every model: it tells nothing of an origin."""
+    return name.rpartition(".")[2] in _FIXED_STARTS
 
 
 def verdict(cosine: float, embedding: float, cosines: Sequence[float], total: int) -> Verdict:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 from tiny_study import save_model, write_study
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import precompute
@@ -28,6 +29,7 @@ from engine.prompts.generated import ask, text_of
 from engine.prompts.spec import PromptsSpec
 from engine.study.study import Study
 from store.reader import Store
+from store.writer import StoreWriter
 
 MOST = 10
 POSITIONS: list[Any] = [
@@ -178,7 +180,7 @@ def test_a_killed_generation_goes_on_and_ends_with_the_same_bytes(
     build(study, tmp_path / "killed", quiet=True)
     assert calls == [5, 5, 5, 4], "the first part is not asked for again"
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    assert not list((tmp_path / "killed").glob(".tmp-*"))
+    assert not list((tmp_path / "killed").glob(".[tb]*-*"))
     assert Store(tmp_path / "killed").prompts.equals(whole.prompts)
 
 
@@ -209,6 +211,75 @@ def test_a_capture_goes_on_with_the_stored_answers(
     (tmp_path / "else" / "thesis.txt").write_text("mine")
     with pytest.raises(StoreError, match="is not a store and not empty"):
         build(other, tmp_path / "else", quiet=True)
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, StoreError])
+@pytest.mark.parametrize("before", ["_lay_out", "write_table", "set_state"])
+def test_answers_outlive_a_stop_before_their_table_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Any, before: str, store: Store
+) -> None:
+    """A kill leaves what is there, a refusal the answers alone; both go on without generating again."""
+    study, path = study_of(folder, system="Be brief."), tmp_path / "new" / "store"
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise stopped("stopped", expected="", given="", next_step="") if stopped is StoreError else stopped
+
+    with monkeypatch.context() as patch:
+        if before == "set_state":
+            patch.setitem(build.__globals__, "_check_values", stop)
+        else:
+            patch.setattr(StoreWriter, before, stop)
+        with pytest.raises(stopped):
+            build(study, path, quiet=True)
+    found = [file.name for file in path.iterdir()]
+    kept = [name for name in found if name.startswith(".before-answers-")]
+    assert len(kept) == 1
+    assert (found == kept) == (stopped is StoreError)
+    monkeypatch.setattr(answers_module, "generate", None)  # nothing is generated again
+    build(study, path, quiet=True)
+    assert files(path) == files(Path(str(store.path)))
+
+
+def test_a_refusal_before_anything_is_answered_leaves_no_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise StoreError("no", expected="", given="", next_step="")
+
+    monkeypatch.setattr(answers_module, "load", refused)
+    with pytest.raises(StoreError, match="no"):
+        build(study_of(folder, system="Be brief."), tmp_path / "new" / "store", quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_end_that_is_kept_stands_behind_the_answer_not_before_it(folder: Path, tmp_path: Path) -> None:
+    """Plain text of a tokenizer that appends EOS: the model answers the text, and EOS follows that."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "tuned").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tuned")
+    eos = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {tokenizer.eos_token}", special_tokens=[(tokenizer.eos_token, eos)]
+    )
+    model.save_pretrained(tmp_path / "tuned")
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    GenerationConfig.from_pretrained(folder / "tuned").save_pretrained(tmp_path / "tuned")
+    models = {"tuned": {"path": str(tmp_path / "tuned"), "device": "cpu"}}
+    study = study_of(folder, models=models, template="plain", keep_eos=True, positions=["decision"])
+    made = build(study, tmp_path / "store", quiet=True)
+    ends, otherwise = model.generation_config.eos_token_id, 0
+    for row, read in zip(
+        made.prompts.iter_rows(named=True), made.tokens("tuned")["token_ids"].to_list(), strict=True
+    ):
+        ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        given = said(model, ids)
+        given = given[:-1] if given[-1] in ends else given
+        text = tokenizer.decode([*ids, *given], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert row["text"] + row["generated_answer"] == text.rstrip("\N{REPLACEMENT CHARACTER}")
+        assert read == [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
+        otherwise += read != [*ids, *given, eos]
+    told = [note for note in made.manifest["prompt_notes"] if "read as other tokens" in note]
+    assert [note.split()[0] for note in told] == ([str(otherwise)] if otherwise else [])
+    assert otherwise < made.prompts.height
 
 
 def test_verify_runs_on_the_stored_answers(

@@ -126,7 +126,10 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
     assert profile is not None
     titles = [panel.title for panel in (grid, ranking, profile)]
     assert "tuned ← base: the map saves 0.198 (" in titles[0]
-    assert "1 other is level within the intervals; raw is not shown to change anything at 4 of 10 sites" in titles[0]
+    assert (
+        "1 other is level within the intervals; raw is not shown to change anything at 4 of 10 sites"
+        in titles[0]
+    )
     top = "Top results of 11 runs: the map saves 0.198 ("
     assert titles[1].startswith(top)
     alone = patch_table.grid_panel([run for run in runs if run[0] == result.condition], START, str(store))

@@ -6,13 +6,15 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import polars as pl
 import pytest
 import torch
 from live_study import write_prompts
 from streamlit.testing.v1 import AppTest
-from tiny_models import tiny
+from tiny_models import fresh_jamba, tiny
 from tiny_tokenizers import chatml, llama3
 
 from app.analyses import ANALYSES
@@ -27,7 +29,7 @@ from app.weights import analysis, differences, panels
 from app.weights import tables as q
 from engine.models.loading import load
 from engine.study.study import Study
-from engine.weights.relatedness import compare
+from engine.weights.origin import compare
 
 Open = Callable[..., AppTest]
 NAMES = ("base", "tuned", "shallow", "deep", "random", "narrow", "other")
@@ -120,7 +122,47 @@ def test_pairs_without_the_first_model_go_by_way_of_it(opened: Opened) -> None:
     }
     assert {pair: related.of_pair(opened, *pair) for pair in said} == said
     assert related.notice(opened, "base", "tuned") == ""
-    assert "nothing in common" in related.notice(opened, "base", "random")
+    said_of = {
+        ("base", "random"): "base and random are not shown to have a common origin.",
+        ("base", "narrow"): "base and narrow are not shown to have a common origin.",
+        ("deep", "base"): "deep and base have a common origin in part only.",
+        ("random", "tuned"): "Of random and tuned only tuned is shown to have a common origin with base.",
+        (
+            "tuned",
+            "deep",
+        ): "Of tuned and deep only tuned is shown to have a common origin with base, deep in part.",
+        ("random", "other"): "It is not known whether random and other are a base and its fine-tune.",
+    }
+    for pair, text in said_of.items():
+        assert related.notice(opened, *pair).startswith(text)
+
+
+def test_a_fixed_start_in_a_store_shows_no_common_origin() -> None:
+    """Two fresh recurrent models: a large A_log, the same in both, beside unrelated matrices."""
+    one, other = fresh_jamba(0), fresh_jamba(1)
+    pairs = [
+        (name, value.detach().double(), other.get_parameter(name).detach().double())
+        for name, value in one.named_parameters()
+    ]
+    assert any(name.endswith("A_log") and torch.equal(a, b) for name, a, b in pairs)
+    norms = [
+        {"name": name, "layer": int(name.split(".")[2]) if ".layers." in name else None,
+         "shape": list(a.shape), "norm": a.norm().item()}
+        for name, a, _ in pairs
+    ]  # fmt: skip
+    deltas = [
+        {"name": name, "norm": (b - a).norm().item(), "relative": ((b - a).norm() / a.norm()).item(),
+         "tuned": b.norm().item(), "rows": None}
+        for name, a, b in pairs if not torch.equal(a, b)
+    ]  # fmt: skip
+    tables = {"weight-norms": pl.DataFrame(norms), "weight-delta-other": pl.DataFrame(deltas)}
+    store = SimpleNamespace(table_names=lambda: list(tables), table=tables.__getitem__)
+    facts = SimpleNamespace(models=("one", "other"), n_layers={"one": 3, "other": 3})
+    found = related.of_first(cast(Opened, SimpleNamespace(store=store, facts=facts)), "other")
+    direct = compare(one, other)
+    assert found is not None
+    assert (found.verdict, found.alike, found.compared) == ("unrelated", 0, direct.compared)
+    assert found.cosine == pytest.approx(direct.cosine, abs=1e-6)
 
 
 def test_a_store_of_before_tells_what_its_norms_allow(opened: Opened) -> None:
@@ -204,13 +246,17 @@ def said(app: AppTest) -> str:
 
 
 def test_overview_says_of_every_model_where_it_comes_from(opened: Opened, open_app: Open) -> None:
-    text = said(open_app(opened.path, "overview"))
-    assert "tuned and base have a common origin. ‖ΔW‖ ÷ ‖W‖ is 0.0" in text
-    assert "100 % of the" in text
-    assert (
-        "random and base have weights without anything in common: neither is a fine-tune of the other" in text
-    )
-    assert "narrow and base have no weight matrices of one shape" in text
+    pairs = {
+        name: said(open_app(opened.path, "overview", a="base", b=name))
+        for name in ("tuned", "random", "narrow")
+    }
+    assert "tuned and base have a common origin. ‖ΔW‖ ÷ ‖W‖ is 0.0" in pairs["tuned"]
+    assert "100 % of the" in pairs["tuned"]
+    apart = "random and base are not shown to have a common origin (0 of 29 weight matrices are alike). ‖ΔW‖"
+    assert apart in pairs["random"]
+    apart = "narrow and base are not shown to have a common origin (no weight matrices have one shape)"
+    assert apart in pairs["narrow"]
+    assert not any("neither is" in text for text in pairs.values())
 
 
 def test_analyses_that_presuppose_a_fine_tune_are_marked(opened: Opened) -> None:
@@ -226,7 +272,7 @@ def test_pages_that_presuppose_a_fine_tune_say_so_of_other_pairs(
     opened: Opened, open_app: Open, page: str
 ) -> None:
     apart = said(open_app(opened.path, page, a="base", b="random"))
-    assert "not shown to be a base and its fine-tune" in apart
+    assert "not shown to have a common origin" in apart
     assert "base and its fine-tune" not in said(open_app(opened.path, page, a="base", b="tuned"))
 
 

@@ -27,7 +27,9 @@ def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_da
     settle(tab)
     clean(tab)
     expect(tab.locator(".st-key-panel-patch-drill [data-testid='stDataFrame']").first).to_be_visible()
-    expect(tab.locator(".st-key-panel-patch-cosine h4").first).to_contain_text("KL_raw is not told from rounding noise")
+    expect(tab.locator(".st-key-panel-patch-cosine h4").first).to_contain_text(
+        "KL_raw is not told from rounding noise"
+    )
     tab.get_by_role("button", name="Run again and compare").click()
     expect(tab.get_by_text("Run again (1): ")).to_be_visible(timeout=WAIT)
     again = new_tab(width=400)

@@ -198,6 +198,29 @@ MIXED = (
 )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["हिन्दी", "भाषा", ",", "नमस्ते"],  # a virama and vowel signs inside words
+        ["שָׁלוֹם", "עולם"],  # points
+        ["cafe\u0301", "na\u0308ive"],  # decomposed Latin
+        ["ไ", "ท", "ย", "ดี"],  # no spaces between words: characters, each with its marks
+        ["か\u3099", "漢", "❤\ufe0f", "abc"],
+    ],
+)
+def test_words_hold_their_combining_marks(words: list[str]) -> None:
+    tokenizer, text, ends = chatml(), "", []
+    for word in words:
+        text += word + " "
+        ends.append(len(text) - 1)
+    table = encoded(tokenizer, text.rstrip())
+    (indices,) = positions(table, "sample(k=99)", tokenizer).indices
+    start = table["content_start"][0]
+    spans = [table["offsets"][0][int(i)] for i in indices]
+    for (a, b), end in zip(spans, ends, strict=True):
+        assert a - start < end <= b - start
+
+
 @pytest.mark.parametrize("name", ["sample(k=4)", "sample(k=4,skip_last=2)", "sample(k=4,draw=3)"])
 def test_two_tokenizers_sample_behind_the_same_characters(name: str) -> None:
     """Never the template's tokens; the words' ends are found once more from the text alone."""

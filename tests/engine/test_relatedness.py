@@ -7,16 +7,21 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny
+from tiny_models import fresh_jamba, tiny
 from torch import nn
 
 from engine.models.loading import load
 from engine.study.study import ModelSpec
-from engine.weights.relatedness import ALIKE, Matrix, compare, relatedness
+from engine.weights.origin import compare
+from engine.weights.relatedness import ALIKE, Matrix, relatedness
 
 
 def flat(model: nn.Module) -> np.ndarray:
-    values = [value.detach().double().flatten() for value in model.parameters() if value.ndim >= 2]
+    values = [
+        value.detach().double().flatten()
+        for name, value in model.named_parameters()
+        if value.ndim >= 2 and not name.endswith("A_log")
+    ]
     return torch.cat(values).numpy()
 
 
@@ -40,6 +45,19 @@ def test_two_random_models_are_not_related(family: str) -> None:
     assert found.distance == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-5)
     assert found.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
     assert found.distance == pytest.approx(np.sqrt(2), abs=0.05)
+
+
+def test_the_fixed_start_of_recurrent_blocks_is_no_common_origin() -> None:
+    """A_log begins as log 1 … log N in every model, and outweighs all other matrices of a fresh one."""
+    one, other = fresh_jamba(0), fresh_jamba(1)
+    fixed = [name for name, _ in one.named_parameters() if name.endswith("A_log")]
+    assert fixed
+    assert all(torch.equal(one.get_parameter(name), other.get_parameter(name)) for name in fixed)
+    found, a, b = compare(one, other), flat(one), flat(other)
+    assert (found.verdict, found.alike) == ("unrelated", 0)
+    assert found.matrices == sum(value.ndim >= 2 for value in one.parameters()) - len(fixed)
+    assert found.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+    assert compare(one, noisy(one, 0.3)).verdict == "related"
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from engine.behaviour.spec import Wording
 from engine.errors import PatchError, StudyError
+from engine.study import study as study_module
 from engine.study.fingerprints import diff_studies
 from engine.study.study import Study
 from engine.texts import answers
@@ -148,6 +149,26 @@ def test_name_notes_device_and_order_of_layers_do_not_change_the_fingerprint(fol
     assert diff_studies(a.to_json(), b.to_json()) == []
 
 
+@pytest.mark.parametrize("name", ["sample(k=4)", "sample(k=4,draw=2)"])
+def test_a_sample_of_other_tokens_is_another_study(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The draw is in the fingerprint of studies that sample, and in no other's."""
+    plain = Study.load(write(folder, STUDY)).with_overrides(positions=("decision",))
+    study = plain.with_overrides(positions=(name, "decision"))
+    before = study.to_json()
+    assert before["content"].pop("positions.sample") == study_module.DRAW
+    assert "positions.sample" not in plain.to_json()["content"]
+    assert diff_studies(before, study.to_json()) == [
+        f"content.positions.sample: (absent) → {study_module.DRAW}"
+    ]
+    assert Study.from_json(study.to_json()).fingerprint() == study.fingerprint()
+    known = study.fingerprint(), plain.fingerprint()
+    monkeypatch.setattr(study_module, "DRAW", "another")
+    assert study.fingerprint() != known[0]
+    assert plain.fingerprint() == known[1]
+
+
 def test_the_order_of_models_is_part_of_the_fingerprint(folder: Path) -> None:
     a = Study.load(write(folder, STUDY))
     swapped = Study.from_dict(
@@ -207,6 +228,7 @@ def test_overrides_are_validated_and_change_the_fingerprint(folder: Path) -> Non
         "capture.components",
         "capture.layers",
         "capture.positions",
+        "content.positions.sample",
         "prompts.limit",
     ]
     assert study.with_overrides().fingerprint() == study.fingerprint()

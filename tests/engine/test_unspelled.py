@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.behaviour.run import run as run_behaviour
 from engine.behaviour.spec import Behaviour, Wording
 from engine.errors import PatchError
+from engine.lab.unknown import tell_unknown, unknown_id
 from engine.models.loading import LoadedModel, from_parts
 from engine.passes.continuations import score, spelled
 from engine.passes.generate import generate
@@ -130,6 +131,18 @@ def test_answers_that_can_not_be_spelled_are_left_out_and_told() -> None:
     assert (
         "1 of 24 tokens that base reads, in 1 of 8 prompts, are its token for what it doesn't know" in notes
     )
+
+
+@pytest.mark.parametrize("also", [{}, {"bos_token": "[UNK]"}, {"eos_token": "[UNK]"}, {"pad_token": "[UNK]"}])
+def test_a_token_that_begins_or_ends_texts_is_not_the_unknown_one(also: dict[str, str]) -> None:
+    """GPT-2 has one token for all three: a text that begins with it has nothing unknown."""
+    lm = model_of(words())
+    lm.tokenizer.add_special_tokens(also)
+    lab = lab_of(base=lm)
+    known = not {"bos_token", "eos_token"} & also.keys()
+    assert unknown_id(lab, "base") == (0 if known else None)
+    tell_unknown(lab, "base", [[0, 6, 7], [6, 7]])
+    assert [note.startswith("1 of 5 tokens that base reads") for note in lab.notes] == [True] * known
 
 
 def test_a_word_to_steer_towards_is_never_the_unknown_token() -> None:
