@@ -80,7 +80,7 @@ def curve_title(
         return f"Unsteered, {figure.said} is {with_span(figure, here)}"
     here_text = f"α = {at:g}".replace("-", "−")
     if figure.name == "kl" and noise.hidden(here, floor):
-        return f"{series} at {here_text} moves the next token by what is {noise.untold(floor)}"
+        return f"{series} at {here_text}: KL is {noise.untold(floor)}"
     if figure.name == "kl":
         return f"{series} at {here_text} moves the next token of the prompts that should stay by " + (
             f"{with_span(figure, here)} nats"
