@@ -16,6 +16,7 @@ from app.live.model_cache import ModelCache
 from app.live.run import compute
 from app.live.worker import Worker
 from engine.patching.spec import Condition
+from engine.rank.spec import RankSweep
 from store.reader import Store
 from store.runs import RunLog
 
@@ -95,7 +96,9 @@ def test_sessions_at_the_same_time_get_their_own_results(worker: Worker, store: 
 
 
 def test_cancelling_one_patch_leaves_the_other(worker: Worker, store: Path) -> None:
-    long = condition(kind="literal", alphas=tuple(np.linspace(0.5, 2, 20_000)), n_boot=100, split="all")
+    every = {"alphas": tuple(np.linspace(0.5, 2, 64)), "ks": tuple(range(1, 33)), "draws": 50, "folds": 20}
+    pair = {"target": "tuned", "source": "base", "component": "resid_post", "layer": CHANGED}
+    long = RankSweep.model_validate({**pair, **every})
     other = condition(kind="literal", component="attn_out", alphas=(0.25,))
     first, second = worker.submit(store, long), worker.submit(store, other)
     while worker.status(first).done == 0:

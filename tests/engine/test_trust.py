@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def forbidden() -> Iterator[None]:
+    trust.allow_code(False)  # a command line that another test ran in this process may have allowed it
     yield
     trust.allow_code(False)
 
