@@ -593,10 +593,8 @@ def test_points_may_be_coloured_by_family_and_tensors_come_one_by_one(opened: Op
     table = q.FILES["per tensor"](at.scores)
     assert table.height == 2 * len(at.scores.names) * len(at.scores.layers)
     row = at.scores.names.index("mlp_write"), 2
-    mine = table.filter(candidate="mlp_write", layer=int(at.scores.layers[2]), tensor="down_proj").row(
-        0, named=True
-    )
+    place = {"candidate": "mlp_write", "layer": int(at.scores.layers[2]), "tensor": "down_proj"}
+    mine = table.filter(**place).row(0, named=True)
     for name in ("fraction", "r", "z", "p", "most"):
         assert mine[name] == pytest.approx(float(at.scores.tables[f"{name}_down_proj"][row]), nan_ok=True)
-    chance = mine["rank"] / at.scores.d
-    assert mine["fraction"] == pytest.approx(mine["r"] * chance)
+    assert mine["fraction"] == pytest.approx(mine["r"] * mine["rank"] / at.scores.d)
