@@ -26,7 +26,7 @@ from engine.errors import JobError
 from engine.lab.experiment import Experiment
 from store.runs import RECORD, RUNS, RunLog
 
-_JOBS, _OWNER = "live-jobs", "live-owner"
+_JOBS, _OWNER, _DRAWN = "live-jobs", "live-owner", "live-drawn"
 POLL_SECONDS = 0.4
 WHY_NO_TOKEN = (
     "No one-token position was captured",
@@ -201,19 +201,30 @@ def watch() -> None:
             icon=":material/hourglass:",
         )
         screen.button("Follow or cancel", on_click=follow, key="follow")
-    if not jobs():
+    now = jobs()
+    if not now:
         return
-    every = POLL_SECONDS if active() else None
-    st.fragment(run_every=every)(_progress)(bool(active()))
+    _draw_ends(now)
+    st.fragment(run_every=None if all(job.over for job in now) else POLL_SECONDS)(_progress)()
 
 
-def _progress(was_active: bool) -> None:
+def _draw_ends(now: Sequence[JobStatus]) -> None:
+    """Rerun the page once all jobs are over, unless a run of it began after that.
+
+    A job can end between a page's look for its result and its look at the jobs; nothing would be polled then.
+    """
+    ids = [job.job_id for job in now]
+    if all(job.over for job in now) and st.session_state.get(_DRAWN) != ids:
+        st.session_state[_DRAWN] = ids
+        st.rerun(scope="app")
+
+
+def _progress() -> None:
     with components.guard("live progress"):
         now = jobs()
+        _draw_ends(now)
         running = [job for job in now if not job.over]
         if not running:
-            if was_active:
-                st.rerun(scope="app")
             _outcome(now)
             return
         job = next((j for j in running if j.state == "running"), running[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from app.frame import running as live_view
 from engine.subspaces.spec import SubspaceScores
@@ -45,3 +46,44 @@ def test_cancelling_after_a_reload_ends_the_work(monkeypatch: pytest.MonkeyPatch
     assert live_view.active() == []
     live_view.rejoin(opened, SubspaceScores(broad=8))  # type: ignore[arg-type]
     assert live_view.active() == []
+
+
+class Quick(Worker):
+    """A worker that is done with its work just after a page has looked for the result."""
+
+    def __init__(self) -> None:
+        super().__init__("key")
+        self.looked = 0
+
+    def look(self) -> bool:
+        """Whether the result is there; it is from the next moment on."""
+        there = not self.waiting
+        self.looked += 1
+        self.waiting.clear()
+        return there
+
+    def status(self, name: str) -> SimpleNamespace:
+        over = name not in self.waiting
+        return SimpleNamespace(job_id=name, over=over, state="done", run_id="run", message="", error=None)
+
+
+def _page() -> None:
+    import streamlit as st
+
+    from app.frame import running as live_view
+
+    st.session_state.setdefault("live-jobs", ["first"])
+    there = live_view.worker().look()  # type: ignore[attr-defined]
+    live_view.watch()
+    st.text("the result" if there else "not run")
+
+
+def test_a_job_that_ends_while_its_page_is_drawn_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Quick()
+    monkeypatch.setattr(live_view, "worker", lambda: worker)
+    page = AppTest.from_function(_page).run()
+    assert not page.exception
+    assert [text.value for text in page.text] == ["the result"]
+    assert worker.looked == 2
+    page.run()
+    assert worker.looked == 3, "an end that is drawn is drawn once"
