@@ -2,7 +2,8 @@
 
 Forward passes are counted as they will be run: batches of the capture, single prompts of the self-checks,
 both signs of every label. Products run at the rate of linear layers of the model's width and dtype on its
-device; what is no product has constants, measured on a 2-core Xeon virtual machine without bfloat16 units.
+device. What is no product has constants, measured on a 2-core Xeon virtual machine without bfloat16 units;
+those of calls and small steps are brought to this machine's pace.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from app.build.plan_changes import Change, changes
 from engine.models.loading import resolve_device
 from engine.models.sites import ModelTaps
-from engine.passes.cost import BLOCK_SECONDS, BYTES, ModelPlan, linear_rate
+from engine.passes.cost import BLOCK_SECONDS, BYTES, ModelPlan, linear_rate, pace
 from engine.passes.decoding import decode_tokens
 from engine.prompts.generated import TOGETHER
 from engine.similarity.sampling import keeps_grams
@@ -52,7 +53,7 @@ def seconds(prepared: Prepared, costs: Sequence[ModelPlan]) -> dict[str, float]:
     models = [_Model(prepared, cost, found.get(cost.name)) for cost in costs]
     written = sum(cost.activation_bytes for cost in costs) / WRITTEN
     parts = {
-        "start": START,
+        "start": START * pace(),
         "answers": sum(model.answers for model in models),
         "loading": sum(model.loading for model in models),
         "capture": sum(cost.seconds for cost in costs) + written,
@@ -78,14 +79,14 @@ class _Model:
     def passes(self, tokens: int, count: int, dtype: torch.dtype, *, alone: bool = True) -> float:
         """Of so many passes over so many tokens together."""
         rate = linear_rate(self.device, dtype, self.shape.d, 48 if alone else 512)
-        return tokens * self.per_token / rate + count * self.shape.n_layers * BLOCK_SECONDS
+        return tokens * self.per_token / rate + count * self.shape.n_layers * BLOCK_SECONDS * pace()
 
     @property
     def loading(self) -> float:
         identities = self.passes(12 * 4, 4, self.dtype)
         unpacked = self.cost.parameters / UNPACKED if self.packed else 0.0
         times = 1 if self.prepared.study.models[self.cost.name].quantised is None else 2  # unpacked, too
-        return times * (LOADING + self.cost.weight_bytes / READ + identities) + unpacked
+        return times * (LOADING * pace() + self.cost.weight_bytes / READ + identities) + unpacked
 
     @property
     def checks(self) -> float:
@@ -99,7 +100,7 @@ class _Model:
         if self.change is not None and self.change.related and (self.change.ranks or self.change.dense):
             alone += 4 * few * self.head / rate + self.passes(4 * few, 4 * CHECKED, self.dtype)
         places = 1 + len(self.prepared.study.capture.positions)
-        compared = SINGLE * CHECKED * places * 4 * self.shape.n_layers * SITE_SECONDS
+        compared = SINGLE * CHECKED * places * 4 * self.shape.n_layers * SITE_SECONDS * pace()
         return alone + together + logits + compared
 
     @property
@@ -114,7 +115,7 @@ class _Model:
         steps = self.passes(read, batches, self.dtype, alone=False)
         rate = linear_rate(self.device, self.dtype, self.shape.d, rows)
         steps += n * asked.most * (self.per_token + self.head) / rate
-        steps += batches * asked.most * self.shape.n_layers * BLOCK_SECONDS
+        steps += batches * asked.most * self.shape.n_layers * BLOCK_SECONDS * pace()
         return self.loading + steps
 
     @property
@@ -177,7 +178,8 @@ def _subspaces(prepared: Prepared, first: _Model, found: dict[str, Change]) -> f
     wide = BYTES["float32"] * first.cost.parameters
     total += (passes + SINGLE * few) * wide * (first.dtype != torch.float32) / (8 * READ)
     total += (wide + 4 * first.shape.n_layers * first.shape.d * (personas + deltas * labelled)) / WRITTEN
-    return total + SCORED_SECONDS * deltas * first.shape.n_layers * max(1.0, first.shape.d / 128)
+    scored = SCORED_SECONDS * pace()
+    return total + scored * deltas * first.shape.n_layers * max(1.0, first.shape.d / 128)
 
 
 def _grams(prepared: Prepared) -> float:

@@ -19,10 +19,12 @@ from engine.similarity.sampling import gram_bytes
 from engine.study.capture_spec import CaptureSpec
 from engine.study.study import ModelSpec
 
-__all__ = ["BLOCK_SECONDS", "ModelPlan", "linear_rate", "plan_model"]
+__all__ = ["BLOCK_SECONDS", "ModelPlan", "linear_rate", "pace", "plan_model"]
 
 BLOCK_SECONDS = 2.5e-3
-"""What a block of one pass costs whatever its size: calls, hooks, rows brought to the CPU."""
+"""What a block of one pass costs whatever its size, at pace 1: calls, hooks, rows brought to the CPU."""
+SMALL_CALLS, SMALL_SECONDS = 300, 2.0e-3
+"""So many small operations, and what they take on the machine that constants of time were measured on."""
 MEASURED_SECONDS = 0.12
 """A rate is measured no longer than this, but once at least."""
 
@@ -103,7 +105,7 @@ def plan_model(
         gram_bytes=pooled * _gram_bytes(n, shape, capture),
         piece_bytes=shape.n_layers * (attention * size + kernels + gates) + shape.vocab * shape.d * size,
         seconds=flops / linear_rate(resolve_device(spec.device), getattr(torch, spec.dtype), shape.d)
-        + passes * shape.n_layers * BLOCK_SECONDS,
+        + passes * shape.n_layers * BLOCK_SECONDS * pace(),
     )
 
 
@@ -122,6 +124,24 @@ def linear_rate(device: torch.device, dtype: torch.dtype, width: int, rows: int 
     while not best or time.perf_counter() - begun < MEASURED_SECONDS:
         best = max(best, 2.0 * rows * size**2 / _linear_seconds(device, dtype, rows, size))
     return best
+
+
+@lru_cache(maxsize=1)
+def pace() -> float:
+    """What this processor takes for many small operations, in times of the one that constants are of.
+
+    The best of a few tries, once per process, in some hundredths of a second.
+    """
+    return min(_small_seconds() for _ in range(12)) / SMALL_SECONDS
+
+
+def _small_seconds() -> float:
+    x = torch.ones(16, 128)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        for _ in range(SMALL_CALLS):
+            x = functional.layer_norm(x, (128,)) + x
+        return time.perf_counter() - start
 
 
 def _linear_seconds(device: torch.device, dtype: torch.dtype, rows: int, size: int) -> float:

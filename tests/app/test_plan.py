@@ -145,3 +145,25 @@ def test_without_prompts_there_is_no_plan(folder: Path) -> None:
     empty = Prepared(**(prepared.__dict__ | {"table": prepared.table[:0]}))
     with pytest.raises(StoreError, match="needs prompts"):
         describe_plan(empty)
+
+
+def test_constants_of_calls_go_by_the_machines_pace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = Prepared.of(only(folder, '[models.tuned]\npath = "tuned"'))
+    monkeypatch.setattr(plan_times, "linear_rate", lambda *_: 1e15)
+    monkeypatch.setattr(plan_module, "linear_rate", lambda *_: 1e15)
+    told = []
+    for pace in (1.0, 2.0):
+        monkeypatch.setattr(plan_times, "pace", lambda: pace)  # noqa: B023 - called within this turn
+        monkeypatch.setattr(plan_module, "pace", lambda: pace)  # noqa: B023
+        told.append(plan_times.seconds(prepared, prepared.costs()))
+    assert told[1]["start"] == 2 * told[0]["start"]
+    for part in ("loading", "capture", "self-checks", "subspace scores"):
+        assert told[0][part] < told[1][part] < 2 * told[0][part] + 1e-9, part
+
+
+def test_the_pace_is_the_best_of_a_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter([9.0, 4 * plan_module.SMALL_SECONDS, *[7.0] * 20])
+    monkeypatch.setattr(plan_module, "_small_seconds", lambda: next(tries))
+    plan_module.pace.cache_clear()
+    assert plan_module.pace() == pytest.approx(4)
+    plan_module.pace.cache_clear()
