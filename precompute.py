@@ -5,6 +5,7 @@
     python precompute.py studies/demo.toml --store runs/demo --verify
     python precompute.py run runs/demo --condition experiments.json
     python precompute.py report runs/demo --out demo-report
+    python precompute.py import runs/mine --model base=base.npz --model tuned=tuned.npz --prompts p.jsonl
     python precompute.py migrate runs/demo
 
 Stopped at any moment (Ctrl-C, kill, power), the same command goes on where it stopped.
@@ -28,7 +29,9 @@ from engine.study.study import Study
 def parser() -> argparse.ArgumentParser:
     """The command line; every option that changes a number enters the store's fingerprint."""
     result = verify_parser("precompute.py", (__doc__ or "").split("\n", 1)[0])
-    result.epilog = "On a store that is there: precompute.py run | report | migrate STORE, each with --help."
+    result.epilog = (
+        "On a store that is there: precompute.py run | report | import | migrate STORE, each with --help."
+    )
     result.add_argument(
         "--plan", action="store_true", help="print bytes, memory, passes and time; run nothing"
     )
@@ -131,6 +134,39 @@ def migrate_parser() -> argparse.ArgumentParser:
         description="Bring a store that an earlier version wrote up to date, where it is.",
     )
     result.add_argument("store", type=Path, help="folder of the activation store")
+    return result
+
+
+def import_parser() -> argparse.ArgumentParser:
+    """The command line of activations that were computed elsewhere."""
+    result = argparse.ArgumentParser(
+        prog="precompute.py import",
+        description="Make a store of activations from elsewhere; pages that run no model read it.",
+    )
+    result.add_argument("store", type=Path, help="folder of the new store")
+    result.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=FILE",
+        help="a model's activations: .npz, .safetensors, .pt or a folder of .npy, each array named after its "
+        "site (resid_pre.4, blocks.4.hook_mlp_out, model.layers.4.output.0, …); give one for each model",
+    )
+    result.add_argument(
+        "--prompts",
+        type=Path,
+        required=True,
+        help="a row for each row of the arrays: text, and what is known",
+    )
+    result.add_argument(
+        "--token", help="which token to take of (prompt, token, width): a number, or a column of the prompts"
+    )
+    result.add_argument(
+        "--position", default="last_content", help="what that is: last_content, decision, mean"
+    )
+    result.add_argument("--name", default="imported", help="of the study")
+    result.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the store")
+    _log(result)
     return result
 
 
@@ -294,6 +330,22 @@ def migrate_store(options: argparse.Namespace) -> int:
     return 0
 
 
+def import_activations(options: argparse.Namespace) -> int:
+    """Makes a store of activations; 1 when a check of them failed."""
+    from app.imported import command
+
+    store = command.import_files(options)
+    failed = [check for check in store.self_checks() if not check["passed"]]
+    for check in failed:
+        print(
+            f"{check['name']} of {check['model']}: {check['value']:.3g}, limit {check['limit']:.3g}. "
+            f"{check['detail']}",
+            file=sys.stderr,
+        )
+    print(options.store)
+    return 1 if failed else 0
+
+
 @dataclass(frozen=True)
 class Command:
     """One thing that can be done: its options, what does it, and a line for the list."""
@@ -309,10 +361,11 @@ COMMANDS = {
     "verify": Command(verify_parser, verify, "check every checksum of a store and recompute a sample"),
     "run": Command(run_parser, run_experiments, "run live experiments on a store and keep their results"),
     "report": Command(report_parser, write_report, "write what a store holds as HTML and Markdown"),
+    "import": Command(import_parser, import_activations, "make a store of activations from elsewhere"),
     "migrate": Command(migrate_parser, migrate_store, "bring a store of an earlier version up to date"),
 }
 """By name; the command line of this file has plan and verify as options of the first one."""
-AFTER_THE_STORE = ("run", "report", "migrate")
+AFTER_THE_STORE = ("run", "report", "import", "migrate")
 
 
 if __name__ == "__main__":

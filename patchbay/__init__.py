@@ -12,12 +12,11 @@ holds every analysis as plain functions, without Streamlit and Zarr.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from app.imported.files import plain as array
 from engine.errors import PatchbayError
 from engine.similarity.cka import linear_cka
 from engine.transport import (
@@ -36,6 +35,8 @@ from engine.transport.named import MapSpec
 from store.reader import Store
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from engine.lab.experiment import Experiment, Result
     from engine.similarity.cka import Cka
     from engine.transport import TransportMap
@@ -53,6 +54,7 @@ __all__ = [
     "Store",
     "cka",
     "evaluate",
+    "from_arrays",
     "open",
     "patch",
     "precompute",
@@ -76,6 +78,31 @@ def precompute(study: str | Path, store: str | Path | None = None) -> Store:
 
     asked = Study.load(study)
     return build(asked, Path("runs") / asked.name if store is None else Path(store))
+
+
+def from_arrays(
+    path: str | Path,
+    activations: Mapping[str, Mapping[str, Any]],
+    prompts: str | Path | pl.DataFrame | Sequence[Mapping[str, Any]],
+    **settings: Any,
+) -> Store:
+    """Makes a store of activations that were computed elsewhere; `patchbay serve` opens it.
+
+        cache = model.run_with_cache(tokens)[1]  # TransformerLens
+        pb.from_arrays("runs/mine", {"gpt2": cache.cache_dict}, rows, token=-1)
+
+    Args:
+        activations: model -> name of the array -> (prompt, width), or (prompt, token, width) with `token`.
+        prompts: a file, a table or rows: one for each row of the arrays, `text` at least.
+        settings: those of `app.imported.store.import_arrays`: token, position, name, dtype.
+
+    Raises:
+        PatchbayError: names that are no sites, shapes that don't fit, values that are not finite.
+    """
+    from app.imported.command import prompts_table
+    from app.imported.store import import_arrays
+
+    return import_arrays(path, activations, prompts_table(prompts), **settings)
 
 
 def cka(x: Any, y: Any, debiased: bool = True) -> Cka:
@@ -136,11 +163,3 @@ def run(store: str | Path, experiment: Experiment, device: str = "auto") -> Resu
     from app.live.run import run_live
 
     return run_live(str(store), experiment, device)[1]
-
-
-def array(values: Any) -> np.ndarray[Any, Any]:
-    """A numpy array of what may be a torch tensor, of any dtype, on any device."""
-    if hasattr(values, "detach"):
-        values = values.detach().to("cpu")
-        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
-    return np.asarray(values)

@@ -42,6 +42,11 @@ class Opened:
         """Identifies the content for caches: another study or a rewritten manifest changes it."""
         return self.path, self.store.fingerprint, _stamp(self.path)
 
+    @property
+    def can_run(self) -> bool:
+        """Whether there are models to run: not where activations came from elsewhere."""
+        return "imported" not in self.store.manifest["study"]
+
 
 def store_argument(argv: list[str] | None = None) -> str | None:
     """The value of `--store` after the `--` of the streamlit command line."""

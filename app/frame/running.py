@@ -137,6 +137,11 @@ def run_button(
             access.require("run")
             start(opened, wanted)
 
+    if not opened.can_run:
+        screen.caption(
+            ":material/block: This store holds activations from elsewhere: there is no model to run"
+        )
+        return
     if done:
         with row():
             screen.caption(":material/check: Run before; the stored result is shown")

@@ -53,6 +53,13 @@ class StoreLab:
         self.report, self.should_stop, self._allow_code = tell, should_stop, allow_code
         self.notes: list[str] = []
         stored: Mapping[str, Any] = store.manifest["study"]
+        if "imported" in stored:
+            raise JobError(
+                "This store holds activations from elsewhere; it names no model that could be run.",
+                expected="a store that precompute.py made of a study",
+                given=str(store.manifest["study"].get("name", "")),
+                next_step="write a study of the same models and prompts, and run precompute.py on it.",
+            )
         self._content: Mapping[str, Any] = stored.get("content", {})
         self.study: Study = Study.from_json(stored)
         self._tokenizers: dict[str, Any] = {}

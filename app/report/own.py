@@ -92,7 +92,7 @@ def wanted(opened: Opened, selection: Selection) -> list[Wanted]:
 
 def not_stored(opened: Opened, selection: Selection) -> list[tuple[Wanted, list[Experiment]]]:
     """What has no stored result of everything that the analyses would run; none where none can run."""
-    if not opened.facts.tokens or selection.a == selection.b:
+    if not opened.can_run or not opened.facts.tokens or selection.a == selection.b:
         return []
     every = ((one, missing_of(opened, one.experiments)) for one in wanted(opened, selection))
     return [(one, missing) for one, missing in every if missing]
@@ -107,6 +107,8 @@ def _alike(opened: Opened, selection: Selection, planned: Planned) -> bool:
 def not_run(opened: Opened, selection: Selection) -> Blocks:
     """What is missing, each with its command."""
     store = shlex.quote(opened.path)
+    if not opened.can_run:
+        return "Activations come from elsewhere: there is no model to run."
     if not opened.facts.tokens:
         return " ".join(WHY_NO_TOKEN).replace("`", "")
     if selection.a == selection.b:

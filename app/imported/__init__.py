@@ -1,0 +1,1 @@
+"""Activations that were computed elsewhere, as a store."""
