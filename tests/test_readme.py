@@ -52,7 +52,7 @@ def test_every_pin_has_its_hash() -> None:
 def test_commands_are_understood() -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if "precompute.py" in line]
     assert len(commands) >= 4
-    parsers = {"run": precompute.run_parser(), "report": precompute.report_parser()}
+    parsers = {name: precompute.COMMANDS[name].parser() for name in precompute.AFTER_THE_STORE}
     for line in commands:
         arguments = line.split("#")[0].split("precompute.py", 1)[1].split()
         if arguments[0] in parsers:
