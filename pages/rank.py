@@ -11,6 +11,7 @@ from app.frame.selection import SITES
 from app.patching import replacement as patch_view
 from app.rank import view as rank_view
 from app.rank.analysis import RANK
+from app.steering import take
 from app.steering import view as steering_view
 
 opened = components.begin(RANK.title, RANK.question)
@@ -46,5 +47,7 @@ with components.guard(f"rank: {part}"):
     if found is not None:
         for panel in view.run_panels(opened, found, chosen):
             components.show(opened, panel)
+        if part != "rank":
+            take.show(opened, found)
         for note in found.summary["notes"]:
             screen.caption(plain(note))

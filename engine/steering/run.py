@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 
@@ -50,6 +51,7 @@ def run(spec: Steering, lab: Lab) -> ExperimentResult:
     site = Site(spec.component, spec.layer)
     check = self_check(bench.self_kl[0], bench.engine, str(site))
     tables = {"table": curves(first), "forms": forms_table(tokens), "prompts": prompt_effects(first, chosen)}
+    tables["vector"] = pl.DataFrame({"v": bench.steer.directions[0].astype(np.float32)})
     equal: dict[str, Any] = {"level": level, "best": None}
     if second is not None:
         tables["equal"], equal["best"] = equal_table(second)
