@@ -20,6 +20,7 @@ from app.similarity.analysis import SIMILARITY
 from app.steering.analysis import STEERING
 from app.subspaces.analysis import SUBSPACES
 from app.synthesis.analysis import SYNTHESIS
+from app.tokenwise.analysis import TOKENWISE
 from app.transport.analysis import TRANSPORT
 from app.weight_steering.analysis import WEIGHT_STEERING
 from app.weights.analysis import WEIGHTS
@@ -33,6 +34,7 @@ ANALYSES: tuple[Analysis, ...] = (
     SIMILARITY,
     RESIDUAL_UPDATES,
     TRANSPORT,
+    TOKENWISE,
     PATCHING,
     RANK,
     STEERING,

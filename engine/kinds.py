@@ -13,6 +13,7 @@ from engine.patching.spec import Condition
 from engine.rank.spec import RankSweep
 from engine.steering.spec import Steering
 from engine.subspaces.spec import SubspaceScores
+from engine.tokenwise.spec import Tokenwise
 from engine.weight_steering.spec import WeightSteering
 from engine.z_patching.spec import ZPatching
 from engine.z_patching.tokens_spec import ZTokens
@@ -33,5 +34,6 @@ SPECS: tuple[type[Experiment], ...] = (
     Repeat,
     ZPatching,
     ZTokens,
+    Tokenwise,
 )
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}

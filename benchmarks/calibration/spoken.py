@@ -211,6 +211,9 @@ FIGURES: dict[str, str] = {
     "app.z_patching.words.tokens_title": "a probability that the model computes",
     "app.z_patching.words.verdict_caption": "the tests behind the verdict",
     "engine.texts.answers.verdict": "what an answer's text says",
+    "app.tokenwise.words.kl_title": "the largest KL of one prompt's tokens, beyond measured rounding noise",
+    "app.tokenwise.words.lens_title": "the likeliest tokens of one prompt",
+    "app.tokenwise.words.states_title": "distances of one prompt's states, beyond measured rounding noise",
     **_own("FIGURES"),
 }
 """What tells figures, counts or exact differences only, and why nothing can be wrong by chance."""
@@ -218,6 +221,7 @@ FIGURES: dict[str, str] = {
 PHRASES = frozenset(
     (
         *_own("PHRASES"),
+        *("app.tokenwise.view._panel", "app.tokenwise.words.token"),
         *("app.ard.words.overlap_text", "app.ard.words.reason", "app.behaviour.words.amount"),
         *("app.behaviour.words.interval", "app.bridge.words.signed", "app.bridge.words.underdetermined"),
         *("app.geometry.words.p_text", "app.heads.words.heads", "app.heads.words.percent"),

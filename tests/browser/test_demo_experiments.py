@@ -15,6 +15,7 @@ from app.live.headless import read_experiments
 from app.patching import table as patch_table
 from app.rank import view as rank_view
 from app.steering import view as steering_view
+from app.tokenwise import view as tokenwise_view
 from app.weight_steering import view as weight_steering_view
 from app.z_patching import view as z_patching_view
 from store.reader import Store
@@ -31,6 +32,7 @@ def opened(demo_store: Path) -> Opened:
 def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
     chosen = selection.defaults(opened.facts)
     wanted = [
+        tokenwise_view.asked(opened, chosen),
         *patch_table.experiments(opened, chosen),
         heads_view.experiment_of(chosen),
         heads_view.map_of(chosen),

@@ -1,0 +1,188 @@
+"""The experiment of a selection and back, its controls and its panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import polars as pl
+import streamlit as st
+
+from app import screen
+from app.charts.bars import interval_bars
+from app.charts.matrix import matrix
+from app.charts.palette import Palette
+from app.charts.template import Chart
+from app.frame import controls, noise
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.selection import Selection
+from app.frame.snippets import read_run
+from app.live.jobs import JobResult
+from app.tokenwise import words
+from app.tokenwise.charts import lens_chart
+from app.tokenwise.fields import TokenwiseFields
+from engine.tokenwise.spec import Tokenwise
+
+SHOWN = 70
+"""Characters of a prompt in its list."""
+LENS = (
+    "Each cell: the likeliest next token where the model's final norm and unembedding read this state of "
+    "the stream (logit lens); colour: its probability. State 0 is the embedding, the last one what the model "
+    "says. These weights were trained for the last state: what an early one seems to say may mean nothing."
+)
+
+
+def default_prompt(opened: Opened) -> str:
+    """The first prompt of validation, or of all."""
+    prompts = opened.store.prompts
+    held = prompts.filter(pl.col("split") == "validation") if "split" in prompts.columns else prompts.clear()
+    return str((held if held.height else prompts)["id"][0])
+
+
+def asked(opened: Opened, selection: Selection) -> Tokenwise:
+    """Model B beside model A on the selected prompt."""
+    prompt = TokenwiseFields.of(selection).prompt or default_prompt(opened)
+    return Tokenwise(target=selection.b, source=selection.a, prompt=prompt)
+
+
+def selection_of(condition: Mapping[str, Any], _selection: Selection) -> dict[str, Any]:
+    """Changes to a selection under which `asked` gives this stored condition again."""
+    return {"a": condition["source"], "b": condition["target"], "prompt": condition["prompt"]}
+
+
+def planned(opened: Opened, selection: Selection) -> list[Tokenwise]:
+    """What a full study has of it: the prompt that the page opens with."""
+    return [] if selection.a == selection.b else [asked(opened, selection)]
+
+
+def not_run(wanted: Tokenwise) -> tuple[str, str]:
+    """Empty state: what a click will do."""
+    return (
+        "This prompt has not been read token by token",
+        f"**Run** sends it through {wanted.target} and {wanted.source} once and compares what they say "
+        "behind each token, and at each state of the stream.",
+    )
+
+
+def settings(opened: Opened) -> None:
+    """The prompt."""
+    texts = dict(zip(opened.store.prompts["id"], opened.store.prompts["text"], strict=True))
+    now = TokenwiseFields.of(controls.current()).prompt or default_prompt(opened)
+    st.session_state["tokenwise-prompt"] = now if now in texts else default_prompt(opened)
+
+    def named(prompt: str) -> str:
+        text = " ".join(str(texts[prompt] or "").split())
+        return f"{prompt}: {text[:SHOWN]}{'…' if len(text) > SHOWN else ''}"
+
+    def changed() -> None:
+        controls.change(prompt=st.session_state["tokenwise-prompt"])
+
+    screen.selectbox("Prompt", list(texts), key="tokenwise-prompt", format_func=named, on_change=changed)
+
+
+def panels(opened: Opened, result: JobResult, _selection: Selection) -> list[Panel]:
+    """KL behind each token, the logit lens of either model, how far the streams are apart."""
+    made = [kl_panel(opened, result)]
+    made += [lens_panel(opened, result, side) for side in ("target", "source")]
+    states = states_panel(opened, result)
+    return [*made, *([] if states is None else [states])]
+
+
+def _places(table: pl.DataFrame) -> pl.DataFrame:
+    """token -> the place's name: "12 “␣apples”"."""
+    named = [f"{number} {words.token(text)}" for number, text in table.select("token", "text").rows()]
+    return table.select("token", place=pl.Series(named, dtype=pl.String))
+
+
+def kl_panel(opened: Opened, result: JobResult) -> Panel:
+    """KL of the next token behind each token of the prompt."""
+    said, floor = result.condition, float(result.summary["floor"])
+    table = result.table
+    drawn = table.join(_places(table), on="token", maintain_order="left").select(
+        name="place",
+        value="kl",
+        low=pl.lit(None, pl.Float64),
+        high=pl.lit(None, pl.Float64),
+        series=pl.lit("KL"),
+    )
+    lines = {"rounding noise": floor} if floor > noise.DRAWN else {}
+
+    def draw(palette: Palette) -> Chart:
+        return interval_bars(
+            drawn,
+            x_title="token of the prompt",
+            y_title="KL, nats",
+            colors={"KL": palette.b},
+            palette=palette,
+            references=lines,
+        )
+
+    caption = (
+        f"KL({said['target']} ‖ {said['source']}) of the next token behind each token of the prompt "
+        f"{said['prompt']}. One prompt, so no interval: other prompts may differ."
+        + noise.note(result.summary)
+    )
+    row = table.row(int(result.summary["worst"]), named=True)
+    title = words.kl_title(said["target"], said["source"], row, floor)
+    return _panel(opened, result, ("kl", title, caption), table, draw, "['table']")
+
+
+def lens_panel(opened: Opened, result: JobResult, side: str) -> Panel:
+    """The logit lens of one model."""
+    model = result.condition[side]
+    lens = result.tables["lens"].filter(model=model)
+    table = lens.join(_places(result.table), on="token", maintain_order="left").with_columns(
+        said=pl.col("text").map_elements(lambda text: words.token(text)[1:-1], return_dtype=pl.String)
+    )
+    last = table.filter(token=table["token"].max()).sort("state")
+    title = words.lens_title(model, last["text"].to_list())
+    name = "lens" if side == "target" else "lens-source"
+    drawn = table.select("place", "state", "said", "p", "p_final")
+    read = f"['lens'].filter(model={model!r})"
+    return _panel(opened, result, (name, title, LENS), lens, lambda palette: lens_chart(drawn, palette), read)
+
+
+def states_panel(opened: Opened, result: JobResult) -> Panel | None:
+    """How far the two streams are apart; None where they can't be compared."""
+    said, states = result.condition, result.tables["states"]
+    if states.is_empty():
+        return None
+    table = states.join(_places(result.table), on="token", maintain_order="left")
+    apart = states.group_by("state").agg(pl.col("relative").max()).sort("state")["relative"].to_list()
+    measured = result.summary.get("rounding") or {}
+    least = max((float(one.get("relative", 0.0)) for one in measured.values()), default=0.0)
+
+    def draw(palette: Palette) -> Chart:
+        return matrix(
+            table,
+            x="place",
+            y="state",
+            value="relative",
+            x_title="token of the prompt",
+            y_title="state",
+            value_title="‖Δh‖ ÷ ‖h‖",
+            palette=palette,
+        )
+
+    caption = (
+        f"‖h of {said['target']} − h of {said['source']}‖ ÷ ‖h of {said['source']}‖ of the residual stream "
+        "at each token. State 0 is the embedding."
+    )
+    title = words.states_title(said["target"], said["source"], apart, max(least, 1e-6))
+    return _panel(opened, result, ("states", title, caption), states, draw, "['states']")
+
+
+def _panel(
+    opened: Opened,
+    result: JobResult,
+    said: tuple[str, str, str],
+    table: pl.DataFrame,
+    draw: Callable[[Palette], Chart],
+    read: str,
+) -> Panel:
+    """A panel by (name, title, caption); `read`: what of `run.tables` its table is."""
+    name, title, caption = said
+    code = read_run(opened, result, f"table = run.tables{read}")
+    models = (result.condition["target"], result.condition["source"])
+    return Panel(f"tokenwise-{name}", title, table, draw, code, caption, models, False)

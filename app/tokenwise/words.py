@@ -1,0 +1,61 @@
+"""What the page says of one prompt: figures of it, no conclusions about others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.frame.words import nats
+
+__all__ = ["kl_title", "lens_title", "states_title", "token"]
+
+LONGEST = 16
+
+
+def token(text: str) -> str:
+    """A token in quotes, its spaces and breaks to be seen, cut where it is long."""
+    seen = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    return f"“{seen[: LONGEST - 1]}…”" if len(seen) > LONGEST else f"“{seen}”"
+
+
+def kl_title(target: str, source: str, row: Mapping[str, Any], floor: float) -> str:
+    """Behind which token of the prompt the models part most, and into what.
+
+    Rule: the token with the largest KL, where that exceeds rounding noise.
+    """
+    if row["kl"] <= max(floor, 1e-9):
+        return f"Behind no token of this prompt does {target} part from {source} by more than rounding noise"
+    one, other = token(row["next_target"]), token(row["next_source"])
+    here, there = (f"{100 * row[side]:.0f} %" for side in ("p_target", "p_source"))
+    instead = f"{one} in place of {other}" if one != other else f"{one} at {here} in place of {there}"
+    where = f"token {row['token']}, {token(row['text'])}"
+    return f"{target} parts most from {source} behind {where}: KL {nats(row['kl'])} nats, {instead}"
+
+
+def lens_title(model: str, said: Sequence[str]) -> str:
+    """From which state on a model says what it says in the end, behind the last token.
+
+    Args:
+        said: the likeliest token at each state, in order.
+    """
+    settled = len(said) - 1
+    while settled > 0 and said[settled - 1] == said[-1]:
+        settled -= 1
+    end = f"{model} says {token(said[-1])} behind the last token"
+    return f"{end} from state {settled} of {len(said) - 1} on" if settled else f"{end} at every state"
+
+
+def states_title(target: str, source: str, apart: Sequence[float], least: float) -> str:
+    """At which state the streams part, and how far they are apart at the most.
+
+    Args:
+        apart: the largest ‖h_target − h_source‖ ÷ ‖h_source‖ of a token at each state. least: rounding noise.
+    """
+    beyond = [state for state, value in enumerate(apart) if value > least]
+    if not beyond:
+        return f"The streams of {target} and {source} are equal but for rounding at every token"
+    most = max(range(len(apart)), key=apart.__getitem__)
+    return (
+        f"{target}'s stream leaves {source}'s at state {beyond[0]}; farthest at state {most}: "
+        f"{100 * apart[most]:.2g} % of its length"
+    )

@@ -1,0 +1,120 @@
+"""Token by token: titles by their rules, panels whose code gives their tables, the page before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from live_study import BLOCKS, CHANGED, make_store
+from planted_store import CHECKS
+from streamlit.testing.v1 import AppTest
+
+from app.charts.palette import DARK, LIGHT
+from app.frame.opened import Opened, read_facts
+from app.frame.selection import Selection, changed, defaults, parse, to_params
+from app.live.jobs import JobResult
+from app.live.run import run_live
+from app.tokenwise import view, words
+from store.files import seal, unseal
+from store.reader import Store
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = make_store(tmp_path_factory.mktemp("tokenwise"))
+    manifest = unseal((store / "manifest.json").read_bytes(), "manifest")
+    (store / "manifest.json").write_bytes(seal(manifest | {"self_checks": CHECKS}))
+    return store
+
+
+@pytest.fixture(scope="module")
+def opened(path: Path) -> Opened:
+    found = Store(path)
+    return Opened(str(path), found, read_facts(found))
+
+
+def chosen(opened: Opened, **changes: object) -> Selection:
+    return changed(defaults(opened.facts), **({"a": "base", "b": "tuned"} | changes))
+
+
+@pytest.fixture(scope="module")
+def result(opened: Opened) -> JobResult:
+    asked = view.asked(opened, chosen(opened))
+    _, found = run_live(opened.path, asked)
+    return JobResult(asked.to_json(), found.summary, found.tables)
+
+
+def test_panels_say_what_their_tables_hold(opened: Opened, result: JobResult) -> None:
+    made = {panel.name: panel for panel in view.panels(opened, result, chosen(opened))}
+    assert list(made) == [f"tokenwise-{name}" for name in ("kl", "lens", "lens-source", "states")]
+    for panel in made.values():
+        scope: dict[str, object] = {}
+        exec(panel.code, scope)
+        assert panel.table.equals(scope["table"])  # type: ignore[arg-type]
+        for palette in (LIGHT, DARK):
+            assert panel.draw(palette).spec()["layer"]
+    worst = result.table.row(by_predicate=pl.col("kl") == result.table["kl"].max(), named=True)
+    assert f"token {worst['token']}, " in made["tokenwise-kl"].title
+    assert f"leaves base's at state {CHANGED + 1};" in made["tokenwise-states"].title
+    assert "tuned says" in made["tokenwise-lens"].title
+    assert set(made["tokenwise-lens"].table["state"]) == set(range(BLOCKS + 1))
+
+
+def test_the_page_before_and_after(
+    path: Path, opened: Opened, result: JobResult, open_app: Callable[..., AppTest]
+) -> None:
+    ids = opened.store.prompts["id"].to_list()
+    other = next(one for one in ids if one != result.condition["prompt"])
+    for prompt, ran in ((result.condition["prompt"], True), (other, False)):
+        at = open_app(path, "tokenwise", a="base", b="tuned", prompt=prompt)
+        assert not at.exception
+        said = " ".join(text.value for text in at.markdown)
+        assert ("parts most from base" in said) == ran
+        assert ("has not been read token by token" in said) != ran
+        assert at.selectbox(key="tokenwise-prompt").value == prompt
+
+
+def test_a_link_and_a_stored_condition_mean_the_same(opened: Opened, result: JobResult) -> None:
+    selection = chosen(opened, prompt=result.condition["prompt"])
+    back, notices = parse(to_params(selection, opened.facts), opened.facts)
+    assert not notices
+    assert view.asked(opened, back).to_json() == result.condition
+    changes = view.selection_of(result.condition, selection)
+    assert view.asked(opened, changed(selection, **changes)).to_json() == result.condition
+    assert view.asked(opened, chosen(opened)).to_json() == result.condition, "the first of validation"
+    assert view.planned(opened, chosen(opened, b="base")) == []
+
+
+ROW = {
+    "kl": 0.83,
+    "token": 12,
+    "text": " apples",
+    "next_target": "5",
+    "next_source": "3",
+    "p_target": 0.4,
+    "p_source": 0.98,
+}
+
+
+def test_titles() -> None:
+    assert (
+        words.kl_title("tuned", "base", ROW, 0.01)
+        == "tuned parts most from base behind token 12, “␣apples”: KL 0.83 nats, “5” in place of “3”"
+    )
+    assert words.kl_title("tuned", "base", ROW | {"next_source": "5"}, 0).endswith(
+        "“5” at 40 % in place of 98 %"
+    )
+    assert "no token" in words.kl_title("tuned", "base", ROW, 0.9)
+    assert "no token" in words.kl_title("tuned", "base", ROW | {"kl": 0.0}, 0.0)
+    assert (
+        words.lens_title("m", ["a", "b", "a", "c", "c"])
+        == "m says “c” behind the last token from state 3 of 4 on"
+    )
+    assert words.lens_title("m", ["c", "c"]).endswith("at every state")
+    assert words.lens_title("m", ["a", "c"]).endswith("from state 1 of 1 on")
+    assert "equal but for rounding" in words.states_title("t", "b", [0.0, 1e-7], 1e-6)
+    title = words.states_title("t", "b", [0.0, 0.1, 0.3, 0.2], 1e-6)
+    assert title == "t's stream leaves b's at state 1; farthest at state 2: 30 % of its length"
+    assert words.token("a\n b" + "x" * 30) == "“a⏎␣bxxxxxxxxxxx…”"
