@@ -111,7 +111,11 @@ def test_counts_are_those_of_the_engine(opened: Opened) -> None:
         assert at == limit
     assert ArdFields.of(view(opened)).rule == "outlier"
     bimodal = dataclasses.replace(fit.spectrum, kind="bimodal")
-    row = {**fit.row, "collapsed": False, "held_out": {**fit.row["held_out"], "p": 0.01, "p_within": 0.01}}
+    row = {
+        **fit.row,
+        "collapsed": False,
+        "held_out": {**fit.row["held_out"], "p": 0.01, "p_within": 0.01, "least_p": 0.01},
+    }
     panel = ard_panels.spectrum_panel(
         opened, dataclasses.replace(fit, row=row, spectrum=bimodal), view(opened, rule="median")
     )
