@@ -34,7 +34,7 @@ with controls.row():
     controls.switch("joined", "Heads joined", geometry.JOINED)
     controls.switch("fit", "Fit", bridge.FITS)
     if len(opened.facts.categories) > 1:
-        controls.switch("pairing", "Null pairs with", bridge.PAIRINGS)
+        controls.switch("pairing", "Null pairs with", bridge.PAIRINGS, only=tuple(bridge.PAIRINGS))
     with screen.popover("More of the bridge", icon=":material/tune:", key="bridge-rare"):
         controls.switch("intercept", "Coordinates", bridge.INTERCEPTS, help=bridge.INTERCEPT_HELP)
         controls.switch("space", "Subspace", bridge.SPACES, help=bridge.SPACE_HELP)

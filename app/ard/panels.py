@@ -61,7 +61,8 @@ def setting(fit: Fit) -> str:
     if held is None:
         return text + "No held-out problems: nothing is tested. "
     return text + (
-        f"Held out: {held['n']} validation problems, p by permuting which belong together; "
+        f"Held out: {held['n']} validation problems, p by permuting which belong together"
+        f"{'' if held['p_within'] is None else ', within their categories'}; "
         f"MMD² {held['same']:.3f} between languages, {held['different']:.3f} between problems. "
     )
 

@@ -52,13 +52,17 @@ class Fit:
     def penalty(self) -> float:
         return float(self.condition["penalty"])
 
-    def found(self, p: float | None = None) -> Found:
-        """The conclusion, with an adjusted held-out p in place of its own where one is given."""
-        held = self.row["held_out"]
-        own = None if held is None else float(held["p"])
-        return ard_spectrum.conclusion(
-            self.spectrum.kind, collapsed=self.row["collapsed"], p=own if p is None else p
-        )
+    def p(self, tests: int = 1) -> float | None:
+        """The held-out p that counts; None where nothing is tested. See `engine.ard.spectrum.judged`."""
+        return ard_spectrum.judged(self.row["held_out"], tests)
+
+    def found(self) -> Found:
+        """The conclusion of this fit alone."""
+        return self.concluded(self.p())
+
+    def concluded(self, p: float | None) -> Found:
+        """The conclusion from this held-out p."""
+        return ard_spectrum.conclusion(self.spectrum.kind, collapsed=self.row["collapsed"], p=p)
 
     def surviving(self, selection: Selection) -> tuple[np.ndarray, float]:
         """(d,) dimensions under the threshold of the selected rule, and the threshold (log₁₀ ℓ).
@@ -111,10 +115,12 @@ def key_of(condition: Mapping[str, Any]) -> str:
 
 def adjusted(fits: Sequence[Fit]) -> list[Found]:
     """Conclusions of fits that are looked at together: held-out p Holm-adjusted over those not collapsed."""
-    tested = [i for i, f in enumerate(fits) if f.row["held_out"] is not None and not f.row["collapsed"]]
-    p = holm(np.array([float(fits[i].row["held_out"]["p"]) for i in tested]))
-    by = dict(zip(tested, p.tolist(), strict=True))
-    return [fit.found(by.get(i)) for i, fit in enumerate(fits)]
+    tested = [i for i, fit in enumerate(fits) if fit.p() is not None and not fit.row["collapsed"]]
+    known = [p for i in tested if (p := fits[i].p(len(tested))) is not None]
+    if len(known) < len(tested):  # too few problems for so many blocks
+        return [fit.concluded(None) for fit in fits]
+    by = dict(zip(tested, holm(np.array(known)).tolist(), strict=True))
+    return [fit.concluded(by.get(i)) for i, fit in enumerate(fits)]
 
 
 def layers_table(fits: Sequence[Fit], selection: Selection) -> pl.DataFrame:
@@ -124,7 +130,6 @@ def layers_table(fits: Sequence[Fit], selection: Selection) -> pl.DataFrame:
         same = sorted((f for f in fits if f.penalty == penalty), key=lambda f: f.layer)
         for fit, found in zip(same, adjusted(same), strict=True):
             kept, limit = fit.surviving(selection)
-            held = fit.row["held_out"]
             rows.append(
                 {
                     "penalty": penalty,
@@ -132,7 +137,7 @@ def layers_table(fits: Sequence[Fit], selection: Selection) -> pl.DataFrame:
                     "found": found,
                     "under": int(kept.sum()),
                     "threshold": None if not np.isfinite(limit) else float(limit),
-                    "p_held_out": None if held is None else float(held["p"]),
+                    "p_held_out": fit.p(),
                     "value": None if found in ("collapsed", "nothing found") else float(kept.sum()),
                 }
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.frame.words import blocks, number
 from app.geometry.words import p_text
-from engine.ard.spectrum import LEVEL, OUTLYING, Found, Overlap
+from engine.ard.spectrum import LEVEL, OUTLYING, Found, Overlap, judged
 
 RULES = {
     "outlier": f"{OUTLYING} robust sd below the median",
@@ -19,17 +19,22 @@ RULES = {
 """How each rule of `ard_spectrum.surviving` sets the threshold."""
 MEDIAN = "the median leaves half of all dimensions under it by construction"
 NO_HELD_OUT = "there are no held-out problems to test it on"
+TOO_FEW = "held-out problems (of one category, where there are several) are too few to test it on"
 
 
 def held_out_text(held: Mapping[str, Any] | None) -> str:
     """Whether the kernel pairs held-out problems, and whether more than their category does it."""
     if held is None:
         return NO_HELD_OUT
-    verb = "pairs" if held["p"] < LEVEL else "is not shown to pair"
-    text = f"its kernel {verb} held-out problems ({p_text(held['p'])})"
+    if judged(held) is None:
+        return TOO_FEW
     within = held["p_within"]
-    if held["p"] < LEVEL and within is not None and not within < LEVEL:
-        text += f", but not within a category ({p_text(within)}): it may tell no more than the kinds apart"
+    p, kind = (held["p"], "") if within is None else (within, " of one category")
+    if p < LEVEL:
+        return f"its kernel pairs held-out problems{kind} ({p_text(p)})"
+    text = f"its kernel is not shown to pair held-out problems{kind} ({p_text(p)})"
+    if within is not None and held["p"] < LEVEL:
+        text += f": across categories it does ({p_text(held['p'])}), and may tell no more than these apart"
     return text
 
 
@@ -70,11 +75,15 @@ def spectrum_title(where: str, found: Found, fit: Mapping[str, Any], under: int,
     if found == "collapsed":
         return f"{where}: collapsed: {reason(fit['words'])}"
     if found == "nothing found":
-        if held is not None and not held["p"] < LEVEL:
-            return f"{where}: nothing found: {held_out_text(held)}, as a fit of noise would not"
+        p = judged(held)
+        if p is not None and not p < LEVEL:
+            noise = "" if held is None or held["p"] < LEVEL else ", as a fit of noise would not"
+            return f"{where}: nothing found: {held_out_text(held)}{noise}"
         return f"{where}: nothing found: all lengthscales are alike"
     if found == "not tested":
-        return f"{where}: {under} of {d} lengthscales stand apart, but {NO_HELD_OUT}: noise looks alike"
+        return (
+            f"{where}: {under} of {d} lengthscales stand apart, but {held_out_text(held)}: noise looks alike"
+        )
     if found == "bimodal":
         return f"{where}: bimodal, {under} of {d} dimensions form a group of small lengthscales; " + (
             held_out_text(held)
@@ -101,7 +110,8 @@ def sorted_title(under: int, d: int, limit: float, rule: str, *, collapsed: bool
 def layers_title(where: str, rows: Sequence[Mapping[str, Any]], rule: str) -> str:
     """At which blocks something was found at the selected λ.
 
-    Rule: the conclusion of each block, its held-out p Holm-adjusted over the blocks.
+    Rule: the conclusion of each block, its held-out p Holm-adjusted over the blocks; none where problems are
+    too few for any p below 0.05 after that.
 
     Args:
         rows: layer, found (conclusion), under (dimensions under the threshold) of the selected λ.
@@ -114,8 +124,10 @@ def layers_title(where: str, rows: Sequence[Mapping[str, Any]], rule: str) -> st
         least, most = min(r["under"] for r in alive), max(r["under"] for r in alive)
         text = f"{least} to {most}" if most > least else f"{most}"
         said = f"lengthscales pair held-out problems at {blocks([r['layer'] for r in alive])}, |Z| {text}"
+    elif all(r["found"] == "not tested" for r in rows):
+        return f"{where}: nothing is tested: held-out problems are none, or too few for {len(rows)} blocks"
     else:
-        said = "at no block is anything found on held-out problems"
+        said = "at no block is anything shown on held-out problems"
     said += f"; collapsed at {blocks(gone)}" if gone else ""
     return f"{where}: {said}" + (f" ({MEDIAN})" if rule == "median" else "")
 

@@ -38,7 +38,7 @@ SPACE_HELP = (
     "page of ARD-MMD. Blocks without such a fit are left out."
 )
 FITS = {"ridge": "ridge", "minimum_norm": "minimum norm"}
-PAIRINGS = {"any": "any other", "category": "same category"}
+PAIRINGS = {"any": "same category", "across": "any other"}
 WHY_EMPTY = (
     "A bridge needs the same problems in two languages",
     "The bridge maps one language's activations to the other's, problem by problem. Give the prompts a "
@@ -109,10 +109,10 @@ def _shift(selection: Selection) -> str:
     return " + b" if BridgeFields.of(selection).intercept == "yes" else ", without an intercept"
 
 
-def _permuted(selection: Selection, draws: int) -> str:
-    own = BridgeFields.of(selection)
-    among = "problems of its category" if own.pairing == "category" else "all problems"
-    chooses = ", and chooses its own λ" if own.fit == "ridge" else ""
+def _permuted(opened: Opened, selection: Selection, draws: int) -> str:
+    own, kept = BridgeFields.of(selection), bq.within(opened, selection)
+    among = "problems of its category, so that sharing a category is not enough" if kept else "all problems"
+    chooses = "; each chooses its own λ" if own.fit == "ridge" else ""
     return f"Null: {draws} times each problem is paired with another of {among}{chooses}."
 
 
@@ -147,11 +147,11 @@ def _scores(opened: Opened, selection: Selection, found: Bridge) -> Panel:
     )
     caption = (
         f"{_setting(opened, selection)} Left out: each problem predicted from the others. {chosen}"
-        f"Grey: central 95 % of permuted pairs. {_permuted(selection, bq.DRAWS)} An interval is not given: "
-        "resampled problems would predict their own copies. Only the best rotation's left-out R² above 0.8 "
-        "is called rotation-like."
+        f"Grey: central 95 % of permuted pairs. {_permuted(opened, selection, bq.DRAWS)} An interval is not "
+        "given: resampled problems would predict their own copies. Only the best rotation's left-out R² "
+        "above 0.8 is called rotation-like."
     )
-    title = words.scores_title(_where(opened, selection), found)
+    title = words.scores_title(_where(opened, selection), found, bq.across(opened, selection))
     code = snippets.scores(opened, selection)
     return Panel("bridge-scores", title, table, draw, code, caption, (geometry.model_of(selection),), False)
 
@@ -179,10 +179,11 @@ def _profile(opened: Opened, selection: Selection) -> Panel:
     caption = (
         f"Every block in {_space(selection)}, λ chosen anew. Grey: central 95 % of permuted pairs. p "
         "in the data: "
-        f"against the largest R² over all blocks. {_permuted(selection, bq.PROFILE_DRAWS)} "
+        f"against the largest R² over all blocks. {_permuted(opened, selection, bq.PROFILE_DRAWS)} "
         f"A click selects a block. {_setting(opened, selection, blocks)}"
     )
-    title = words.profile_title(_where(opened, selection, block=False), blocks, found)
+    where = _where(opened, selection, block=False)
+    title = words.profile_title(where, blocks, found, bq.across(opened, selection))
     code = snippets.profile(opened, selection)
     return Panel("bridge-profile", title, table, draw, code, caption, (model,))
 
@@ -203,8 +204,8 @@ def _null(opened: Opened, selection: Selection, found: Bridge) -> Panel:
             marks={"true pairs": found.r2_loo} if np.isfinite(found.r2_loo) else {},
         )
 
-    caption = f"{_permuted(selection, bq.DRAWS)} {_setting(opened, selection)}".strip()
-    title = words.null_title(found, BridgeFields.of(selection).pairing == "category")
+    caption = f"{_permuted(opened, selection, bq.DRAWS)} {_setting(opened, selection)}".strip()
+    title = words.null_title(found, bq.within(opened, selection))
     code = snippets.null(opened, selection)
     return Panel("bridge-null", title, table, draw, code, caption, (geometry.model_of(selection),), False)
 
@@ -230,7 +231,7 @@ def _path(opened: Opened, selection: Selection, found: Bridge) -> Panel:
 
     caption = (
         "λ multiplies ‖W‖² beside the summed squared error. Exact without refitting (hat matrix). λ is "
-        f"chosen on this very path; {_permuted(selection, bq.DRAWS)} {_setting(opened, selection)}"
+        f"chosen on this very path; {_permuted(opened, selection, bq.DRAWS)} {_setting(opened, selection)}"
     )
     code = snippets.path(opened, selection)
     title = words.path_title(found)

@@ -60,7 +60,7 @@ def _sides(opened: Opened, selection: Selection) -> list[str]:
     heads = update_queries.key_heads(opened, model)
     weights = f"weights/{slug(model)}"
     groups = "None"
-    if own.pairing == "category":
+    if bridge_queries.within(opened, selection):
         groups = "store.prompts['category'].gather(one).fill_null('None').to_list()"
     options = {"method": own.fit, "center": own.intercept == "yes"}
     options_line = f"options = {{**{options!r}, 'groups': {groups}, 'seed': {SEED}}}"

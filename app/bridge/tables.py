@@ -37,14 +37,12 @@ def effective(opened: Opened, selection: Selection) -> Selection:
     """The selection with a site, a position, a k, a block and a null that this page can show."""
     ks, sites, positions = geometry_queries.ranks(opened), geometry.sites(opened), opened.facts.positions
     layers = spaces.blocks(opened, selection) or opened.store.layers(geometry.model_of(selection))
-    one_kind = selection.category != "all" or len(opened.facts.categories) < 2
     return changed(
         selection,
         site=selection.site if selection.site in sites else sites[0],
         position=selection.position if selection.position in positions else positions[0],
         k=min(ks, key=lambda k: abs(k - selection.k)),
         layer=min(layers, key=lambda block: abs(block - selection.layer)),
-        pairing="any" if one_kind else BridgeFields.of(selection).pairing,
     )
 
 
@@ -93,10 +91,25 @@ def sides(opened: Opened, selection: Selection, layer: int) -> tuple[np.ndarray,
 
 def kinds(opened: Opened, selection: Selection) -> list[str] | None:
     """Category of each problem where pairs are permuted within categories, else None."""
-    if BridgeFields.of(selection).pairing != "category":
+    if not within(opened, selection):
         return None
     one, _ = geometry_queries.problem_rows(opened, selection, MOST)
     return [str(kind) for kind in opened.store.prompts["category"].gather(one).to_list()]
+
+
+def several(opened: Opened, selection: Selection) -> bool:
+    """Whether the problems are of several categories."""
+    return selection.category == "all" and len(opened.facts.categories) > 1
+
+
+def within(opened: Opened, selection: Selection) -> bool:
+    """Whether the null exchanges problems of one category only."""
+    return several(opened, selection) and BridgeFields.of(selection).pairing != "across"
+
+
+def across(opened: Opened, selection: Selection) -> bool:
+    """Whether it exchanges problems of several categories with each other."""
+    return several(opened, selection) and not within(opened, selection)
 
 
 def _relevant(selection: Selection) -> tuple[Any, ...]:

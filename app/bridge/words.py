@@ -15,14 +15,28 @@ def signed(value: float) -> str:
     return number(value).replace("-", "−") if abs(value) >= 0.005 else "0.00"
 
 
-def scores_title(where: str, found: Bridge) -> str:
-    """The engine's conclusion, from left-out problems only; see `engine.bridge.numbers.describe`."""
-    return f"{where}: {found.words.rstrip('.')}"
+ACROSS = "; pairs of all categories were exchanged, against which a shared category is enough"
+"""What is said with a finding where the null doesn't keep the problems' categories, and there are several."""
+
+
+def scores_title(where: str, found: Bridge, across: bool = False) -> str:
+    """The engine's conclusion, from left-out problems only; see `engine.bridge.numbers.describe`.
+
+    Args:
+        across: whether pairs were exchanged across the problems' categories.
+    """
+    claims = not found.underdetermined and not found.untestable and found.p < LEVEL
+    return f"{where}: {found.words.rstrip('.')}" + (ACROSS if across and claims else "")
 
 
 def null_title(found: Bridge, within: bool) -> str:
     """Where the left-out R² lies among those of permuted pairs. Rule: above when p < 0.05."""
     among = "pairs permuted within categories" if within else "permuted pairs"
+    if found.untestable:
+        return (
+            f"The left-out R² is {signed(found.r2_loo)}; problems of one category are too few to permute "
+            f"(p = {found.least_p:.2g} at the least)"
+        )
     reach = (
         f"{signed(float(np.quantile(found.null, 0.025)))} to {signed(float(np.quantile(found.null, 0.975)))}"
     )
@@ -66,12 +80,17 @@ def map_title(w: np.ndarray) -> str:
     )
 
 
-def profile_title(where: str, layers: Sequence[int], found: Profile) -> str:
+def profile_title(where: str, layers: Sequence[int], found: Profile, across: bool = False) -> str:
     """At which blocks the left-out R² is above permuted pairs.
 
     Rule: p < 0.05 against the largest R² over all blocks in each permutation, which holds for all blocks
     together. Blocks are not ranked: R² has no interval here.
+
+    Args:
+        across: whether pairs were exchanged across the problems' categories.
     """
+    if found.least_p >= LEVEL:
+        return f"{where}: too few problems of one category to tell at any block"
     above = [layer for layer, p in zip(layers, found.p, strict=True) if p < LEVEL]
     if not above:
         return f"{where}: at no block is the left-out R² shown to be above permuted pairs"
@@ -80,7 +99,8 @@ def profile_title(where: str, layers: Sequence[int], found: Profile) -> str:
     if len(above) > 1:
         spread += f" to {signed(float(values.max()))}"
     which = "every block" if len(above) == len(layers) > 1 else blocks(above)
-    return f"{where}: the bridge holds up on left-out problems at {which} ({spread})"
+    end = ACROSS if across else ""
+    return f"{where}: the bridge holds up on left-out problems at {which} ({spread}){end}"
 
 
 def underdetermined(found: Bridge) -> str:

@@ -204,9 +204,9 @@ def heatmap_title(table: pl.DataFrame, a: str, b: str) -> str:
 def language_title(table: pl.DataFrame, a: str, b: str) -> str:
     """In which language two models differ most, and where.
 
-    Rule: the curves are called equal when their largest gap is below a tenth of the largest distance
-    from 1. Else the block with the largest gap is told among those where the intervals of the two
-    languages are further apart than rounding; where there is none, that is said.
+    Rule: the block with the largest gap is told among those where the intervals of the two languages are
+    further apart than rounding, unless no gap reaches a tenth of the largest distance from 1; where there is
+    none, the largest difference that the intervals allow is told.
 
     Args:
         table: columns layer, series, value, low, high, and noise as in `cka_title`; blocks undefined in a
@@ -227,19 +227,24 @@ def language_title(table: pl.DataFrame, a: str, b: str) -> str:
         how = "have the same geometry" if deepest <= SAME else "are equal within rounding"
         return f"{a} and {b} {how} in {both}"
     widest = max(high["value"] - low["value"] for low, high in ends)
+    most = max(max(two["high"] - one["low"], one["high"] - two["low"]) for one, two in ends)
+    untold = f"{a} and {b} are not shown to differ more in one language"
     if widest <= max(0.1 * deepest, SAME):
         near = f"within {widest:.0e}".replace("e-0", "e-")
-        return f"{a} and {b} differ alike in {both}: the curves stay {near}"
+        return f"{untold}: the curves stay {near}; {unseen(most)}"
     apart = [(low, high) for low, high in ends if low["high"] + (low.get("noise") or 0.0) < high["low"]]
     if not apart:
-        return (
-            f"{a} and {b} are not shown to differ more in one language: the intervals overlap at every block"
-        )
+        return f"{untold}: the intervals overlap at every block; {unseen(most)}"
     low, high = max(apart, key=lambda pair: pair[1]["value"] - pair[0]["value"])
     return (
         f"{a} and {b} differ more in {low['series']} than in {high['series']}: "
         f"{cka_value(low)} against {cka_value(high)} at block {low['layer']}"
     )
+
+
+def unseen(most: float) -> str:
+    """How large a difference may be that was not shown: the largest that its interval holds."""
+    return f"a difference of {number(most)} would not have been seen"
 
 
 def difference_title(table: pl.DataFrame, names: Sequence[str], model: str) -> str:
@@ -253,7 +258,10 @@ def difference_title(table: pl.DataFrame, names: Sequence[str], model: str) -> s
     """
     rows = table.drop_nulls().drop_nans().filter((pl.col("low") > 0) | (pl.col("high") < 0))
     if not rows.height:
-        return f"{model}: no difference in R between {names[0]} and {names[1]} is shown at any block"
+        known = table.drop_nulls().drop_nans()
+        ends = [abs(end) for side in ("low", "high") for end in known[side].to_list()]
+        most = f"; {unseen(max(ends))}" if ends else ""
+        return f"{model}: no difference in R between {names[0]} and {names[1]} is shown at any block{most}"
     top = rows.sort(pl.col("value").abs(), descending=True).row(0, named=True)
     more, less = (names[0], names[1]) if top["value"] > 0 else (names[1], names[0])
     near, far = sorted((abs(top["low"]), abs(top["high"])))
@@ -313,7 +321,8 @@ def split_title(table: pl.DataFrame, model: str, layer: int) -> str:
     told += f"{number(mlp['value'])}{span(mlp['low'], mlp['high'])}"
     apart = attn["low"] > mlp["high"] or attn["high"] < mlp["low"]
     if apart and not attn["p"] < 0.05:
-        chance = f"attention and MLP are no further apart in Z than by chance (p = {number(attn['p'])})"
+        chance = "attention and MLP are not shown to be further apart in Z than by chance "
+        chance += f"(p = {number(attn['p'])})"
         return f"{model}, block {layer}: {chance}: {told}"
     if attn["low"] > mlp["high"]:
         return f"{model}, block {layer}: attention's output lies more in Z than the MLP's: {told}"

@@ -64,7 +64,8 @@ def structure_title(model: str, found: LayerStructure) -> str:
     text += f"; least alike neighbours: {found.least} and {found.least + 1} ({number(found.at_least, 3)})"
     if found.unrelated:
         first = ", ".join(f"{i} and {i + 1}" for i in found.unrelated[:4])
-        text += f"; no more alike than random subspaces: {first}" + (" …" if len(found.unrelated) > 4 else "")
+        text += f"; not shown to be more alike than random subspaces: {first}"
+        text += " …" if len(found.unrelated) > 4 else ""
     return text
 
 
@@ -124,7 +125,7 @@ def separation_title(where: str, found: Separation, k: int) -> str:
             f"{where}: Z is not shown to separate: {told}, but {100 * p:.0f} % of random subspaces do as well"
         )
     else:
-        text = f"{where}: Z does not separate: {told}"
+        text = f"{where}: Z is not shown to separate: {told}"
     return text + (f"; nor is pairing told from chance ({p_text(pairing)})" if pairing >= ALPHA else "")
 
 

@@ -115,7 +115,8 @@ def curve_title(curve: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
     of, found = whole(condition, summary["effect"]), summary["carrying"]
     if found is None:
         last = curve.filter(pl.col("kind") == "greedy").sort("k").row(-1, named=True)
-        return f"No set of up to {last['k']} heads carries {of}: the greedy {last['k']} cover {percent(last)}"
+        text = f"No set of up to {last['k']} heads is shown to carry {of}"
+        return f"{text}: the greedy {last['k']} cover {percent(last)}"
     named, count = heads(found["heads"]), len(found["heads"])
     carry = "carries" if count == 1 else "carry"
     text = f"{named[0].upper()}{named[1:]} {carry} {percent(found)} of {of}"

@@ -54,7 +54,8 @@ MEANINGS = (
     (
         "Intervals",
         "All intervals resample prompts, or pairs of prompts where they come in pairs; never tokens. The "
-        "bootstrap of the debiased CKA drops pairs of equal prompts and is conservative (too wide).",
+        "bootstrap of the debiased CKA drops pairs of equal prompts; it is too wide near CKA 0, and holds "
+        "its 95 % from about 0.2 on.",
     ),
 )
 

@@ -158,7 +158,7 @@ def cosine_title(found: Mapping[str, Any], raw: Mapping[str, Any] | None = None,
         return f"Prompts that are mapped closer to the target's own activation gain more: {told}"
     if value["high"] < 0:
         return f"Prompts that are mapped closer to the target's own activation gain less: {told}"
-    return f"How close a prompt is mapped does not tell how much it gains: {told} includes 0"
+    return f"How close a prompt is mapped is not shown to tell how much it gains: {told} includes 0"
 
 
 def _correlation(found: Mapping[str, Any], name: str) -> str:

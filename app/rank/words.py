@@ -103,7 +103,7 @@ def path_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
             f"No rank is told apart from {against(summary)}: the best on train, {best['k']}, {percent(best)}"
         )
     if small["k"] == best["k"]:
-        text = f"No smaller rank comes up to rank {best['k']} of {full}"
+        text = f"No smaller rank is shown to come up to rank {best['k']} of {full}"
         return f"{text}: drop {percent(best)} at α = {best['alpha']:g}"
     text = f"Rank {small['k']} of {full} is enough: drop {percent(small)} at α = {small['alpha']:g}"
     return text + f", within one standard error of the best on train, rank {best['k']} with {percent(best)}"

@@ -21,13 +21,15 @@ from app.similarity.fields import SimilarityFields
 
 SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "head_z")
 ESTIMATORS = ("debiased", "biased")
+TOO_WIDE = "too wide near CKA 0, as it says from about 0.2 on"
+"""What coverage was measured of an interval; see docs/methods/similarity.md."""
 
 
 def _interval(opened: Opened, selection: Selection) -> str:
     unit = "pairs" if queries.paired(opened) else "prompts"
     if selection.interval == "jackknife":
-        return f"jackknife over {unit}, {queries.LEVEL:.0%}, conservative"
-    return f"bootstrap over {unit}, {queries.LEVEL:.0%}; conservative for the debiased estimator"
+        return f"jackknife over {unit}, {queries.LEVEL:.0%}; {TOO_WIDE}"
+    return f"bootstrap over {unit}, {queries.LEVEL:.0%}; {TOO_WIDE} (debiased)"
 
 
 def _counted(opened: Opened, which: queries.Filter, shown: pl.DataFrame) -> str:

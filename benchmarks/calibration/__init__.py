@@ -14,7 +14,8 @@ from benchmarks.calibration import (
     studies,
     titles,
 )
-from benchmarks.calibration.entry import LEVEL, PLANTED, Entry, Measured, measure, share, table
+from benchmarks.calibration.entry import PLANTED, Entry, Measured, measure, measure_case
+from benchmarks.calibration.gate import GATE, LEVEL
 from benchmarks.calibration.spoken import OWN
 
 RULES_OF_THE_ENGINE = (geometry, effects, patched)
@@ -22,4 +23,4 @@ TITLES = (titles, patches, steering, parts, studies, languages, *OWN.values(), r
 ENTRIES: tuple[Entry, ...] = tuple(e for module in (*RULES_OF_THE_ENGINE, *TITLES) for e in module.ENTRIES)
 """Every conclusion, those of the engine first."""
 
-__all__ = ["ENTRIES", "LEVEL", "PLANTED", "Entry", "Measured", "measure", "share", "table"]
+__all__ = ["ENTRIES", "GATE", "LEVEL", "PLANTED", "Entry", "Measured", "measure", "measure_case"]

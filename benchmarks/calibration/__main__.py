@@ -1,49 +1,71 @@
 """How often every worded conclusion is said where it is false, and where it is true.
 
-    python -m benchmarks.calibration [--repeats 200] [--only NAME ...] [--write docs/calibration.md]
+    python -m benchmarks.calibration [--only NAME ...] [--workers 2] [--write docs/calibration.md]
 
-Arrays and simulated outcomes only, no model. Prints the table that stands in docs/calibration.md, or writes
-it there between the two markers. Exit status 1 when a rule is wrong more often than 5 % (binomial error
-aside).
+Arrays and simulated outcomes only, no model. Draws each null until the gate (`benchmarks.calibration.gate`)
+passes or fails it. Prints the table that stands in docs/calibration.md, or writes its rows there between the
+two markers; with --only, those of the named entries. Exit status 1 when a null fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import logging
+import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from benchmarks.calibration import ENTRIES, PLANTED, Measured, measure, share, table
+from benchmarks.calibration import ENTRIES, PLANTED, Entry, Measured, measure_case
+from benchmarks.calibration.page import footer, share, table, written
 
-START, END = "<!-- table -->\n", "<!-- end of table -->\n"
+
+def one_case(name: str, case: str, repeats: int | None, seed: int) -> Measured:
+    """One case by its names, as another process asks for it."""
+    logging.getLogger("streamlit").setLevel(logging.ERROR)
+    entry = next(e for e in ENTRIES if e.name == name)
+    return measure_case(entry, case, repeats, seed)
+
+
+def measured(chosen: Sequence[Entry], repeats: int | None, seed: int, workers: int) -> Iterator[Measured]:
+    """Every case of the chosen entries, in order; the numbers don't depend on `workers`."""
+    asked = [(entry.name, case, repeats, seed) for entry in chosen for case in entry.cases]
+    if workers == 1:
+        yield from (one_case(*one) for one in asked)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(one_case, *zip(*asked, strict=True))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=None, help="as many each, and no gate")
     parser.add_argument("--only", nargs="*", default=None, help="names of entries")
     parser.add_argument("--write", type=Path, default=None, help="Markdown file with the two markers")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     arguments = parser.parse_args()
+    unknown = set(arguments.only or ()) - {e.name for e in ENTRIES}
+    if unknown:
+        parser.error(f"no entry is called {', '.join(sorted(unknown))}")
     chosen = [e for e in ENTRIES if arguments.only is None or e.name in arguments.only]
     found: list[Measured] = []
     begin = time.perf_counter()
-    for entry in chosen:
-        for one in measure(entry, arguments.repeats, arguments.seed):
-            found.append(one)
-            print(f"{one.name}: {one.case}: {share(one)}", file=sys.stderr, flush=True)
-    text = table(chosen, found)
-    print(text)
-    print(f"{arguments.repeats} repeats each, {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+    for one in measured(chosen, arguments.repeats, arguments.seed, arguments.workers):
+        found.append(one)
+        print(f"{one.name}: {one.case}: {share(one)}", file=sys.stderr, flush=True)
+    day = datetime.date.today().isoformat()
+    print(table(chosen, found), footer(found, day), sep="\n")
+    print(f"{time.perf_counter() - begin:.0f} s", file=sys.stderr)
     if arguments.write is not None:
-        before, rest = arguments.write.read_text().split(START)
-        after = rest.split(END)[1]
-        arguments.write.write_text(f"{before}{START}\n{text}\n{END}{after}")
+        arguments.write.write_text(written(arguments.write.read_text(), ENTRIES, found, day))
     return int(any(one.case != PLANTED and not one.holds for one in found))
 
 

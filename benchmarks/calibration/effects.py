@@ -157,23 +157,37 @@ def languages(n: int, k: int, share: float, rotated: bool = False) -> Make:
     return make
 
 
-def _bridge(given: tuple[Array, Array]) -> str:
-    return bridge.fit_bridge(*given, draws=99).words
+def kinds_alone(n: int, k: int, kinds: int, share: float = 0.0) -> Make:
+    """Coordinates of problems of several kinds; the kinds' means are shared, and a share of the rest."""
+    plain = languages(n, k, share)
+
+    def make(rng: Rng) -> tuple[Array, Array, NDArray[np.intp]]:
+        kind = np.arange(n) % kinds
+        centre = 3.0 * rng.normal(size=(kinds, k))
+        x, y = plain(rng)
+        return x + centre[kind], y + centre[kind], kind
+
+    return make
 
 
-def said_bridged(given: tuple[Array, Array]) -> bool:
+def _bridge(given: tuple[Array, ...]) -> str:
+    x, y, *kinds = given
+    return bridge.fit_bridge(x, y, groups=kinds[0] if kinds else None, draws=99).words
+
+
+def said_bridged(given: tuple[Array, ...]) -> bool:
     return _bridge(given).startswith("The bridge is")
 
 
-def said_thin(given: tuple[Array, Array]) -> bool:
+def said_thin(given: tuple[Array, ...]) -> bool:
     return "thin wrapper" in _bridge(given)
 
 
-def said_language_bound(given: tuple[Array, Array]) -> bool:
+def said_language_bound(given: tuple[Array, ...]) -> bool:
     return "mostly nonlinear" in _bridge(given)
 
 
-def said_rotation(given: tuple[Array, Array]) -> bool:
+def said_rotation(given: tuple[Array, ...]) -> bool:
     return "rotation-like" in _bridge(given)
 
 
@@ -181,8 +195,10 @@ def several(make: Make, places: int = 6) -> Make:
     return lambda rng: [make(rng) for _ in range(places)]
 
 
-def bridged_somewhere(given: list[tuple[Array, Array]]) -> bool:
-    return bool((bridge.profile(given, draws=99).p < bridge.LEVEL).any())
+def bridged_somewhere(given: list[tuple[Array, ...]]) -> bool:
+    kinds = given[0][2] if len(given[0]) > 2 else None
+    found = bridge.profile((one[:2] for one in given), groups=kinds, draws=99)  # type: ignore[misc]
+    return bool((found.p < bridge.LEVEL).any())
 
 
 def change(inside: bool) -> Make:
@@ -265,8 +281,10 @@ ENTRIES = (
         {
             "unrelated, 40 problems, k = 30": languages(40, 30, 0.0),
             "unrelated, 20 problems, k = 6": languages(20, 6, 0.0),
+            "only means of five categories are shared": kinds_alone(40, 6, 5),
+            "only means of twelve, 24 problems": kinds_alone(24, 6, 12),
         },
-        languages(20, 6, 0.8),
+        kinds_alone(40, 6, 5, 0.8),
     ),
     Entry(
         "Bridge: thin",
@@ -297,7 +315,10 @@ ENTRIES = (
         "Bridge: blocks",
         "the bridge holds up at some block",
         bridged_somewhere,
-        {"unrelated at six blocks": several(languages(20, 6, 0.0))},
+        {
+            "unrelated at six blocks": several(languages(20, 6, 0.0)),
+            "only means of five categories are shared": several(kinds_alone(40, 6, 5)),
+        },
         several(languages(20, 6, 0.6)),
     ),
     Entry(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from benchmarks.calibration.gate import GATE, LEVEL
 from engine.stats.uncertainty import Interval, wilson
 
 Make = Callable[[np.random.Generator], Any]
 """Draws what a rule reads: arrays, or simulated outcomes."""
 
-LEVEL = 0.05
-"""A conclusion may be said this often where it is false."""
 DOUBT = 0.001
-"""Probability of a count as high as the measured one at a true rate of `LEVEL`; below it, the rule fails."""
+"""Probability of a count as high as the measured one at a true rate of `LEVEL`; below it, the rule fails
+after a number of repeats at which the gate decides nothing."""
+PLANTED = "planted"
+PLANTS = 200
+"""Draws of what is planted: its power has no gate."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Entry:
     rule: Callable[[Any], bool]
     nulls: Mapping[str, Make]
     planted: Make
+
+    @property
+    def cases(self) -> Mapping[str, Make]:
+        """The nulls, then what is planted."""
+        return {**self.nulls, PLANTED: self.planted}
 
 
 @dataclass(frozen=True)
@@ -57,45 +66,49 @@ class Measured:
         return wilson(self.said, self.repeats)
 
     @property
+    def passes(self) -> bool | None:
+        """The gate's answer for a null; None where it decides nothing yet."""
+        return GATE.verdict(self.said, self.repeats)
+
+    @property
     def holds(self) -> bool:
-        """Whether the rate of a null is at most `LEVEL` within binomial error."""
+        """Whether a null passes or, where the gate decides nothing, may have a rate of `LEVEL`."""
+        if self.passes is not None:
+            return self.passes
         test = stats.binomtest(self.said, self.repeats, LEVEL, alternative="greater")
         return float(test.pvalue) > DOUBT
 
 
-PLANTED = "planted"
+def measure(entry: Entry, repeats: int | None = None, seed: int = 0) -> Iterator[Measured]:
+    """Every null of an entry, then what is planted; see `measure_case`."""
+    for case in entry.cases:
+        yield measure_case(entry, case, repeats, seed)
 
 
-def measure(entry: Entry, repeats: int, seed: int = 0, plants: int | None = None) -> Iterator[Measured]:
-    """Every null of an entry, then the planted generator.
+def measure_case(entry: Entry, case: str, repeats: int | None = None, seed: int = 0) -> Measured:
+    """How often the entry's sentence is said in one case.
 
     Args:
-        repeats: draws of each null. plants: draws of the planted generator, `repeats` without.
+        repeats: draws; None draws a null until the gate decides, and what is planted `PLANTS` times.
+        seed: every draw has its own, made of this, the two names and its number: neither other entries nor
+            the order change it.
     """
-    for number, (case, make) in enumerate([*entry.nulls.items(), (PLANTED, entry.planted)]):
-        count = repeats if case != PLANTED or plants is None else plants
-        said = sum(entry.rule(make(np.random.default_rng([seed, number, i]))) for i in range(count))
-        yield Measured(entry.name, case, said, count)
+    make, own = entry.cases[case], _number(f"{entry.name}: {case}")
+
+    def said(start: int, stop: int) -> int:
+        return sum(bool(entry.rule(make(np.random.default_rng([seed, own, i])))) for i in range(start, stop))
+
+    if repeats is not None or case == PLANTED:
+        count = PLANTS if repeats is None else repeats
+        return Measured(entry.name, case, said(0, count), count)
+    total, done = 0, 0
+    for stage in GATE.stages:
+        total += said(done, stage)
+        done = stage
+        if GATE.verdict(total, stage) is not None:
+            break
+    return Measured(entry.name, case, total, done)
 
 
-def table(entries: Sequence[Entry], found: Sequence[Measured]) -> str:
-    """Markdown: one line for each null, with the power of its entry."""
-    power = {one.name: one for one in found if one.case == PLANTED}
-    sentences = {entry.name: entry.sentence for entry in entries}
-    lines = [
-        "| Conclusion | Said | Where it is false | False positives | Power |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for one in found:
-        if one.case != PLANTED:
-            lines.append(
-                f"| {one.name} | “{sentences[one.name]}” | {one.case} | {share(one)}"
-                f"{'' if one.holds else ' **above 5 %**'} | {share(power[one.name])} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def share(one: Measured) -> str:
-    """ "1.5 % (0.5 to 4.3)"."""
-    rate = one.rate
-    return f"{100 * rate.estimate:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -243,6 +243,7 @@ PHRASES = frozenset(
             "app.frame.words.nats",
             "app.frame.words.nats_span",
             "app.frame.words.sentence",
+            "app.frame.words.unseen",
         ),
         *(
             "app.frame.words.number",

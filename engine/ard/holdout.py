@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from engine.ard.fit import ArdFit, Clouds, check_clouds, paired_clouds, subsample
 from engine.errors import AnalysisError
+from engine.stats.permuted import smallest_p
 
 Array = NDArray[np.float64]
 
 LEAST = 4
 """Problems of which the true pairing can be told from a random one at p < 0.05: 4! = 24 orders."""
+DRAWS = 9999
+"""Random pairings: their smallest p stays below 0.05 when Holm's method multiplies it by 499 blocks."""
 ROUNDING = 1e-7
 """Mean kernels closer than this are equal: distances are float32."""
 
@@ -35,6 +38,8 @@ class HeldOut:
             between the two clouds of each problem, against problems paired at random.
         p_within: the same with pairs permuted within groups only; None without groups of two or more.
         n: problems.
+        least_p: the smallest value of the p that counts (`engine.ard.spectrum.judged`) to expect: problems of
+            one group each can't be permuted at all.
     """
 
     same: float
@@ -42,6 +47,7 @@ class HeldOut:
     p: float
     p_within: float | None
     n: int
+    least_p: float
 
 
 def hold_out(
@@ -50,7 +56,7 @@ def hold_out(
     target: Clouds,
     *,
     groups: Sequence[object] | None = None,
-    draws: int = 999,
+    draws: int = DRAWS,
     max_tokens: int = 400,
     seed: int = 0,
 ) -> HeldOut:
@@ -76,7 +82,8 @@ def hold_out(
     own = np.array([mean_kernel(cloud) for cloud in clouds])
     same, different = paired_clouds(n)
     kinds = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    usable = kinds is not None and np.bincount(kinds).max() > 1 and len(np.bincount(kinds)) > 1
+    sizes = np.bincount(kinds) if kinds is not None else np.array([n])
+    several, usable = len(sizes) > 1, len(sizes) > 1 and sizes.max() > 1
     return HeldOut(
         same=float(np.mean([own[a] + own[b] - 2 * across[a, b - n] for a, b in same])),
         different=float(
@@ -85,6 +92,7 @@ def hold_out(
         p=pairing_p(across, np.zeros(n, dtype=np.intp), draws, rng),
         p_within=pairing_p(across, kinds, draws, rng) if usable and kinds is not None else None,
         n=n,
+        least_p=smallest_p(draws, n, kinds if several else None),
     )
 
 
@@ -105,11 +113,9 @@ def pairing_p(
     """Rank of the true pairing's mean kernel among random pairings within groups."""
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     rows = np.arange(len(kernels))
-    found = np.empty(draws)
-    for draw in range(draws):
-        order = rows.copy()
-        for own in members:
-            order[own] = rng.permutation(own)
-        found[draw] = kernels[rows, order].mean()
+    orders = np.empty((draws, len(rows)), dtype=np.intp)
+    for own in members:
+        orders[:, own] = rng.permuted(np.tile(own, (draws, 1)), axis=1)
+    found = kernels[rows, orders].mean(axis=1)
     true = float(np.diag(kernels).mean())
     return float((1 + (found >= true - ROUNDING).sum()) / (1 + draws))

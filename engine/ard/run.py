@@ -234,5 +234,6 @@ def _row(draw: int, fit: ArdFit, held: HeldOut | None) -> dict[str, Any]:
             "p": held.p,
             "p_within": held.p_within,
             "n": held.n,
+            "least_p": held.least_p,
         },
     }

@@ -3,9 +3,9 @@ they are those of another subspace."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from scipy import optimize, stats
 from sklearn.mixture import GaussianMixture
 
 from engine.errors import AnalysisError
+from engine.stats.permuted import smallest_p
 
 Array = NDArray[np.float64]
 SEPARATED = 2.0
@@ -71,6 +72,32 @@ def _crossing(weights: Array, means: Array, sds: Array) -> float:
     return float(optimize.brentq(gap, low, high))
 
 
+OLDER_DRAWS = 999
+"""Random pairings of runs that don't say how small their p can be."""
+
+
+def judged(held: Mapping[str, Any] | None, tests: int = 1) -> float | None:
+    """The p that says whether a fit found anything, from its stored held-out figures (`ard.holdout.HeldOut`).
+
+    Within categories where held-out problems have several: two clouds of one category are alike in both
+    languages, and the rest needs no problem to be shared.
+
+    Args:
+        tests: how many of them Holm's method adjusts together.
+
+    Returns:
+        None where nothing is tested: no held-out problems, or so few (of one category) that no p could be
+        below 0.05 after the adjustment.
+    """
+    if held is None:
+        return None
+    least = held.get("least_p") or smallest_p(OLDER_DRAWS, int(held["n"]))
+    if tests * least >= LEVEL:
+        return None
+    within = held["p_within"]
+    return float(held["p"] if within is None else within)
+
+
 Found = Literal["collapsed", "nothing found", "not tested", "bimodal", "graded"]
 
 
@@ -78,8 +105,8 @@ def conclusion(kind: str, *, collapsed: bool, p: float | None) -> Found:
     """What a fit found, from its spectrum, its collapse and its held-out problems.
 
     Rule: "collapsed" first; "nothing found" where the spectrum says so or the fitted kernel doesn't pair
-    held-out problems (p ≥ 0.05; `ard_holdout.hold_out`): fits of noise are bimodal too; "not tested"
-    without held-out problems; else the spectrum's kind.
+    held-out problems (p ≥ 0.05; `judged`): fits of noise are bimodal too; "not tested" without held-out
+    problems, or too few; else the spectrum's kind.
     """
     if collapsed:
         return "collapsed"

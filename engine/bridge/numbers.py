@@ -15,10 +15,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from engine.errors import AnalysisError
+from engine.stats.permuted import Groups, random_orders, smallest_p
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
-Groups = Sequence[object] | np.ndarray
 
 MOST_NUMBERS = 1_000_000
 """Numbers that permuting pairs holds at a time."""
@@ -54,6 +54,7 @@ class Bridge:
         null: (draws,) leave-one-out R² with pairs permuted, the penalty chosen anew for each.
         p: one-sided rank of r2_loo among them.
         n, k: problems and coordinates.
+        least_p: the smallest p that permuting pairs, within groups where there are any, can give.
     """
 
     w: Float[np.ndarray, "k k"]
@@ -70,6 +71,12 @@ class Bridge:
     p: float
     n: int
     k: int
+    least_p: float = 0.0
+
+    @property
+    def untestable(self) -> bool:
+        """Whether problems of one group are too few for any p below 0.05."""
+        return self.least_p >= LEVEL
 
     @property
     def underdetermined(self) -> bool:
@@ -78,9 +85,15 @@ class Bridge:
 
     @property
     def words(self) -> str:
-        """What the figures say; see `describe`. Nothing where n ≤ k: linear data look nonlinear there."""
+        """What the figures say; see `describe`.
+
+        Nothing where n ≤ k: linear data look nonlinear there; nor where pairs have too few orders in groups.
+        """
         if self.underdetermined:
             return f"Too few problems to tell: {self.n}, where {self.k} coordinates need more than {self.k}."
+        if self.untestable:
+            few = f"exchanging pairs gives p = {self.least_p:.2g} at the least"
+            return f"Too few problems of one category to tell: {few}."
         return describe(self.r2_loo, self.p, self.r2_procrustes)
 
 
@@ -172,11 +185,10 @@ def fit_bridge(
         x, y: coordinates of the same problems in the same basis, row by row.
         center: False fits without an intercept and centres the denominator of R² only.
         groups: (n,) kind of each problem; pairs are then permuted among problems of one kind only, which
-            a bridge that merely knows the kind does not survive.
+            a bridge that merely knows the kind does not survive. See `Bridge.untestable`.
 
     Raises:
-        AnalysisError: other shapes, fewer than 4 problems, a constant side, penalties that are not positive,
-            groups of one problem each.
+        AnalysisError: other shapes, fewer than 4 problems, a constant side, penalties that are not positive.
     """
     x, y, penalties = _checked(x, y, method, alphas)
     design = _Design.of(x, center)
@@ -186,7 +198,7 @@ def fit_bridge(
     best = int(np.argmax(path))
     w = design.weights(penalties[best], target)
     fitted = (x - x.mean(axis=0) if center else x) @ w
-    null = _permuted_r2(design, penalties, target, _permutations(len(y), groups, draws, seed))
+    null = _permuted_r2(design, penalties, target, random_orders(len(y), groups, draws, seed))
     return Bridge(
         w=w,
         method=method,
@@ -202,6 +214,7 @@ def fit_bridge(
         p=float((1 + (null >= path[best]).sum()) / (1 + draws)),
         n=len(x),
         k=x.shape[1],
+        least_p=smallest_p(draws, len(x), groups),
     )
 
 
@@ -261,26 +274,6 @@ class _Form:
         return cls(weights, cross, cross @ scaled)
 
 
-def _permutations(n: int, groups: Groups | None, draws: int, seed: int) -> Index:
-    """Random orders of n problems, within groups where there are any, (draws, n)."""
-    rng = np.random.default_rng(seed)
-    if groups is None:
-        return np.array([rng.permutation(n) for _ in range(draws)], dtype=np.intp).reshape(draws, n)
-    labels = np.asarray(groups)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    if labels.shape != (n,) or max(len(own) for own in members) < 2:
-        raise AnalysisError(
-            "Pairs can't be permuted within these groups.",
-            expected=f"a group for each of {n} problems, 2 or more in one of them",
-            given=f"{labels.shape[0]} labels, {len(members)} groups",
-        )
-    orders = np.tile(np.arange(n), (draws, 1))
-    for order in orders:
-        for own in members:
-            order[own] = rng.permutation(own)
-    return orders
-
-
 @dataclass(frozen=True)
 class Profile:
     """Bridges at several places, judged together.
@@ -290,6 +283,7 @@ class Profile:
         largest: (draws,) the largest R² over all places for each reordering of the pairs.
         p: (places,) one-sided rank of each R² among `largest`: holds for all places at once
             (Westfall & Young 1993).
+        least_p: as of a `Bridge`.
     """
 
     r2_loo: Array
@@ -297,6 +291,7 @@ class Profile:
     null_high: Array
     largest: Array
     p: Array
+    least_p: float = 0.0
 
 
 def profile(
@@ -320,14 +315,14 @@ def profile(
         design, target = _Design.of(x, center), y - y.mean(axis=0) if center else y
         total = float(((y - y.mean(axis=0)) ** 2).sum())
         values.append(_left_out_r2(design, penalties, target, total).max())
-        nulls.append(_permuted_r2(design, penalties, target, _permutations(len(y), groups, draws, seed)))
+        nulls.append(_permuted_r2(design, penalties, target, random_orders(len(y), groups, draws, seed)))
     if not values:
         raise AnalysisError("A profile needs places.", expected="1 or more", given="none")
     found, null = np.array(values), np.array(nulls)
     largest = null.max(axis=0)
     low, high = np.quantile(null, [0.025, 0.975], axis=1)
     p = (1 + (largest >= found[:, None]).sum(axis=1)) / (1 + draws)
-    return Profile(found, low, high, largest, p)
+    return Profile(found, low, high, largest, p, smallest_p(draws, len(y), groups))
 
 
 def orthogonality(w: Float[np.ndarray, "k k"]) -> Orthogonality:

@@ -12,6 +12,7 @@ from scipy import stats
 from engine.errors import AnalysisError
 from engine.similarity.forms import Array, Units
 from engine.similarity.grams import NO_STRUCTURE, ZERO_VARIANCE, Grams, as_layers, check_pair
+from engine.similarity.left_out import left_out_cka
 from engine.similarity.resampler import Method, Outcome, resampled
 from engine.stats.resampling import Resamples, resamples, unit_index
 
@@ -91,7 +92,8 @@ def bootstrap_curves(
 
     Returns:
         (biased, debiased). The debiased interval is the percentile one with pairs of equal prompts
-        dropped, which is conservative: for independent sides it is up to √3 too wide, because
+        dropped, widened where the jackknife, estimate ± t·se, reaches further: percentiles are too
+        narrow where tails are heavy. For independent sides it is up to √3 too wide, because
         the counts' own noise is added to the sample's. The biased one is centred on the estimate:
         duplicated prompts raise a biased CKA further, so plain percentiles can miss it.
 
@@ -113,13 +115,11 @@ def bootstrap_curves(
     outcome = resampled(a, b, drawn, units, method)
     names = (
         "percentile bootstrap, centred on the estimate",
-        "percentile bootstrap, equal pairs dropped (conservative)",
+        "percentile bootstrap, equal pairs dropped, no narrower than the jackknife",
     )
-    biased, unbiased = (
-        _band(outcome, debiased, level, name, units, single)
-        for debiased, name in zip((False, True), names, strict=True)
-    )
-    return biased, unbiased
+    reach = _reach(a, b, units, outcome.points[:, 0], level)
+    biased = _band(outcome, False, level, names[0], units, single)
+    return biased, _band(outcome, True, level, names[1], units, single, reach)
 
 
 def _reasons(outcome: Outcome, kind: int) -> tuple[str | None, ...]:
@@ -134,10 +134,30 @@ def _reasons(outcome: Outcome, kind: int) -> tuple[str | None, ...]:
     return tuple(out)
 
 
-def _band(outcome: Outcome, debiased: bool, level: float, name: str, units: Units, single: bool) -> CkaBand:
+def _reach(a: Grams, b: Grams, units: Units, estimate: Array, level: float) -> Array:
+    """t·se of the delete-one-unit jackknife of each debiased CKA, (L,); NaN where one isn't defined."""
+    g = units.starts.size
+    left = np.array([left_out_cka(x, y, units) for x, y in zip(a, b, strict=True)])
+    squares = ((left - left.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    se = np.sqrt((g - 1) / g * squares)
+    return np.where(np.isfinite(estimate), stats.t.ppf((1 + level) / 2, g - 1) * se, np.nan)
+
+
+def _band(
+    outcome: Outcome,
+    debiased: bool,
+    level: float,
+    name: str,
+    units: Units,
+    single: bool,
+    reach: Array | None = None,
+) -> CkaBand:
     kind = 0 if debiased else 1
     estimate, values = outcome.points[:, kind], outcome.values[:, kind]
     low, high = _interval(values, estimate, level, debiased)
+    if reach is not None:
+        low = np.fmin(low, estimate - reach)
+        high = np.fmax(high, np.maximum(estimate, np.fmin(estimate + reach, 1.0)))
     good = np.isfinite(values)
     count = np.maximum(good.sum(1), 1)
     mean = np.where(good.any(1), np.where(good, values, 0.0).sum(1) / count, np.nan)
@@ -192,7 +212,7 @@ def jackknife_cka(
     """CKA with a delete-one-unit jackknife interval, estimate ± t_{G−1}·se (Efron & Stein 1981).
 
     Leaving a unit out is a resample with one zero count, so the same exact formulas serve; no
-    prompt is duplicated, hence nothing is re-biased. Also conservative, less than the bootstrap.
+    prompt is duplicated, hence nothing is re-biased. Too wide for independent sides, less than the bootstrap.
     """
     a, single = as_layers(grams_a)
     b, _ = as_layers(grams_b)
@@ -202,7 +222,7 @@ def jackknife_cka(
     g = units.starts.size
     counts = (1.0 - np.eye(g)).astype(np.float32)
     outcome = resampled(a, b, Resamples(counts, None), units, "exact")
-    base = _band(outcome, debiased, level, "jackknife (conservative)", units, single)
+    base = _band(outcome, debiased, level, "jackknife", units, single)
     values = outcome.values[:, 0 if debiased else 1]
     squares = np.nansum((values - np.atleast_1d(base.mean)[:, None]) ** 2, axis=1)
     se = np.where(np.isfinite(np.atleast_1d(base.estimate)), np.sqrt((g - 1) / g * squares), np.nan)

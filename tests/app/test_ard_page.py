@@ -111,7 +111,11 @@ def test_counts_are_those_of_the_engine(opened: Opened) -> None:
         assert at == limit
     assert ArdFields.of(view(opened)).rule == "outlier"
     bimodal = dataclasses.replace(fit.spectrum, kind="bimodal")
-    row = {**fit.row, "collapsed": False, "held_out": {**fit.row["held_out"], "p": 0.01}}
+    row = {
+        **fit.row,
+        "collapsed": False,
+        "held_out": {**fit.row["held_out"], "p": 0.01, "p_within": 0.01, "least_p": 0.01},
+    }
     panel = ard_panels.spectrum_panel(
         opened, dataclasses.replace(fit, row=row, spectrum=bimodal), view(opened, rule="median")
     )
@@ -211,11 +215,35 @@ def test_titles_follow_what_was_tested() -> None:
     assert "noise looks alike" in title(made("bimodal", p=None))
     gone = made("bimodal", collapsed=True)
     assert "collapsed: every lengthscale grew" in title(gone)
-    held = {"p": 0.001, "p_within": 0.2}
-    assert "no more than the kinds apart" in ard_words.held_out_text(held)
+    kinds = {"p": 0.001, "p_within": 0.2, "n": 9, "least_p": 0.01}
+    assert ard_words.held_out_text(kinds) == (
+        "its kernel is not shown to pair held-out problems of one category (p = 0.2): across categories it "
+        "does (p = 0.001), and may tell no more than these apart"
+    )
+    only_kinds = made("bimodal", held_out=kinds)
+    assert only_kinds.found() == "nothing found"
+    assert title(only_kinds).startswith("base: nothing found: its kernel is not shown to pair")
+    within = made("bimodal", held_out={**kinds, "p_within": 0.003})
+    assert within.found() == "bimodal"
+    assert title(within).endswith("its kernel pairs held-out problems of one category (p = 0.003)")
     both = [{**made("bimodal").row, "penalty": 0.01}, {**gone.row, "penalty": 0.1}]
     said = ard_words.loss_title("base", both)
     assert said.startswith("base: λ = 0.01 (9 steps) does not collapse; λ = 0.1 collapsed: every")
+
+
+def test_too_few_problems_are_not_tested_rather_than_not_found() -> None:
+    """Four problems give p = 1/24 at the least: enough for one block, never for two."""
+    four = {"p": 1 / 24, "p_within": None, "same": 0.0, "different": 0.1, "n": 4}
+    alone, other = (made("bimodal", i, held_out=four) for i in range(2))
+    assert ard_queries.adjusted([alone]) == ["bimodal"]
+    assert ard_queries.adjusted([alone, other]) == ["not tested", "not tested"]
+    rows = [{"layer": i, "found": "not tested", "under": 12} for i in range(2)]
+    assert ard_words.layers_title("base", rows, "outlier") == (
+        "base: nothing is tested: held-out problems are none, or too few for 2 blocks"
+    )
+    single = made("bimodal", held_out={**four, "n": 9, "p": 0.001, "least_p": 1.0})
+    assert single.found() == "not tested"
+    assert "of one category, where there are several) are too few to test it on: noise" in title(single)
 
 
 def test_blocks_looked_at_together_are_adjusted_together() -> None:

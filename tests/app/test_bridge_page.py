@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "default": {"k": 4},
     "back": {"k": 3, "way": "back", "model": "b", "site": "resid_pre", "pairing": "category"},
     "uncentred": {"k": 4, "intercept": "no"},
+    "across": {"k": 4, "pairing": "across"},
     "interpolating": {"k": 6, "fit": "minimum_norm", "split": "validation", "joined": "kernels"},
 }
 
@@ -146,6 +148,17 @@ def test_titles_follow_their_rules() -> None:
     bad = fit_bridge(x, rng.normal(size=x.shape))
     assert bridge_words.scores_title("base", bad).startswith("base: No bridge found")
     assert "is not above pairs permuted within categories" in bridge_words.null_title(bad, within=True)
+    end = "; pairs of all categories were exchanged, against which a shared category is enough"
+    assert bridge_words.scores_title("base", good, across=True).endswith(end)
+    assert not bridge_words.scores_title("base", bad, across=True).endswith(end)
+    assert bridge_words.profile_title("b", [0], profile_of([0.7], [0.01]), across=True).endswith(end)
+    alone = fit_bridge(x, x, groups=np.arange(30))
+    assert "are too few to permute (p = 1 at the least)" in bridge_words.null_title(alone, within=True)
+    few = dataclasses.replace(profile_of([0.7], [0.01]), least_p=0.25)
+    assert (
+        bridge_words.profile_title("b", [0], few)
+        == "b: too few problems of one category to tell at any block"
+    )
     assert "at the end of the path" in bridge_words.path_title(bad)
     middle = fit_bridge(x, x + 2.0 * rng.normal(size=x.shape))
     assert DEFAULT_ALPHAS[0] < middle.alpha < DEFAULT_ALPHAS[-1]
@@ -270,3 +283,18 @@ def test_a_newer_fit_of_lengthscales_is_the_one_shown_and_told(own_store: Path) 
     assert f"Lengthscales: {newer}. Left out" in scores.caption
     older = "contrastive, λ = 0.01, cold start, fitted on train problems of all categories"
     assert f"Lengthscales: block 0: {older}; block 1: {newer}." in along.caption
+
+
+def test_by_default_pairs_keep_their_category(opened: Opened) -> None:
+    usual, across, one = view(opened), view(opened, "across"), view(opened, category="add")
+    rows = bridge_queries.geometry_queries.problem_rows(opened, usual, bridge_queries.MOST)[0]
+    assert bridge_queries.kinds(opened, usual) == opened.store.prompts["category"].gather(rows).to_list()
+    assert bridge_queries.kinds(opened, across) is None
+    assert bridge_queries.kinds(opened, one) is None
+    captions = [bridge.panels(opened, chosen)[0].caption for chosen in (usual, across)]
+    assert "with another of problems of its category, so that sharing a category is not enough" in captions[0]
+    assert "with another of all problems" in captions[1]
+    assert view(opened, pairing="category") != usual  # an older link
+    assert bridge_queries.kinds(opened, view(opened, pairing="category")) == bridge_queries.kinds(
+        opened, usual
+    )

@@ -232,7 +232,7 @@ def test_separation_is_said_only_with_both_conditions() -> None:
     )
     assert "not shown to separate" in title(0.5, 0.9, 0.3, 0.001)
     assert "30 % of random subspaces do as well" in title(0.5, 0.9, 0.3, 0.001)
-    assert "Z does not separate" in title(0.9, 0.5, 0.01, 0.001)
+    assert "Z is not shown to separate: ratio" in title(0.9, 0.5, 0.01, 0.001)
     assert "nor is pairing told from chance (p = 0.4)" in title(0.9, 0.5, 0.9, 0.4)
     assert "undefined" in title(float("nan"), 0.5, 0.9, 0.4)
 

@@ -201,7 +201,7 @@ def test_the_curve_title_says_localised_only_when_it_is() -> None:
     assert "2 of 8 heads, where random sets of that size cover 25 %" in spread
     curve = pl.DataFrame({"kind": ["greedy"], "k": [7], "coverage": [60.0], "low": [50.0], "high": [70.0]})
     none = heads_words.curve_title(curve, CONDITION, {**summary, "carrying": None})
-    assert none.startswith("No set of up to 7 heads carries block 4's effect")
+    assert none.startswith("No set of up to 7 heads is shown to carry block 4's effect")
 
 
 def without(left: list[float], train: list[float], half: float = 3.0) -> pl.DataFrame:

@@ -236,7 +236,9 @@ def test_titles_tell_what_train_chose_and_validation_measured() -> None:
     assert "level" not in title
     assert say.path_title(table, summary).startswith("Rank 1 of 8 is enough: drop 40 % (35 to 45) at α = 1")
     table, summary = sweep({"k": 3, "alpha": 1.0}, {"k": 3, "alpha": 1.0})
-    assert say.path_title(table, summary).startswith("No smaller rank comes up to rank 3 of 8: drop 60 %")
+    assert say.path_title(table, summary).startswith(
+        "No smaller rank is shown to come up to rank 3 of 8: drop"
+    )
     summary["truncated"] |= {"reason": "the raw patch changes nothing", "smallest": None}
     for title in (say.map_title(table, summary), say.path_title(table, summary)):
         assert title == "There is no share to tell: the raw patch changes nothing"

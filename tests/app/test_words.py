@@ -119,12 +119,15 @@ def test_languages_are_compared_where_they_differ_most() -> None:
     )
     wide = table.with_columns(low=pl.col("value") - 0.2, high=pl.col("value") + 0.2)
     assert words.language_title(wide, "a", "b") == (
-        "a and b are not shown to differ more in one language: the intervals overlap at every block"
+        "a and b are not shown to differ more in one language: the intervals overlap at every block; "
+        "a difference of 0.70 would not have been seen"
     )
     same = table.with_columns(value=pl.lit(1.0))
     assert words.language_title(same, "a", "b") == "a and b have the same geometry in en and zh"
     alike = table.with_columns(value=pl.lit(0.7))
-    assert "differ alike in en and zh" in words.language_title(alike, "a", "b")
+    told = words.language_title(alike, "a", "b")
+    assert told.startswith("a and b are not shown to differ more in one language: the curves stay within ")
+    assert told.endswith("a difference of 0.50 would not have been seen")
     undefined = pl.when(pl.col("layer") == 0).then(float("nan"))
     first = table.with_columns(undefined.otherwise(pl.col(c)).alias(c) for c in ("value", "low", "high"))
     assert words.language_title(first, "a", "b") == words.language_title(table, "a", "b")
@@ -142,7 +145,8 @@ def test_language_differences_are_told_by_their_interval() -> None:
     )
     alike = table.with_columns(low=pl.lit(-1.0), high=pl.lit(1.0))
     assert words.difference_title(alike, ["en", "zh"], "base") == (
-        "base: no difference in R between en and zh is shown at any block"
+        "base: no difference in R between en and zh is shown at any block; a difference of 1.00 would not "
+        "have been seen"
     )
 
 
@@ -157,7 +161,9 @@ def test_the_part_that_writes_into_z_is_named() -> None:
     assert "attention's output lies more in Z than the MLP's" in words.split_title(parts(0.5, 0.2), "m", 3)
     assert "the MLP's output lies more in Z than attention's" in words.split_title(parts(0.2, 0.5), "m", 3)
     assert "are not told apart" in words.split_title(parts(0.3, 0.32), "m", 3)
-    assert "no further apart in Z than by chance" in words.split_title(parts(0.5, 0.2, 0.4), "m", 3)
+    assert "not shown to be further apart in Z than by chance" in words.split_title(
+        parts(0.5, 0.2, 0.4), "m", 3
+    )
 
 
 def test_numbers_never_lie_about_zero() -> None:

@@ -70,7 +70,12 @@ def with_fits(*, collapsed: bool = False, layers: tuple[int, ...] = (4, 5)) -> M
         # Two starts: the first one counts, the second has the order turned round.
         columns = {"draw": np.repeat([0, 1], 128), "dimension": np.tile(np.arange(128), 2)}
         table = pl.DataFrame({**columns, "log10_lengthscale": np.concatenate([logs, -logs])})
-        row = {"draw": 0, "collapsed": collapsed, "words": "made up", "held_out": {"p": 0.003}}
+        row = {
+            "draw": 0,
+            "collapsed": collapsed,
+            "words": "made up",
+            "held_out": {"p": 0.003, "p_within": None, "n": 9},
+        }
         key = FIT.model_copy(update={"layer": layer}).content_hash("")
         done[key] = ExperimentResult(
             {"fits": [row], "n_fitted": 9}, {"table": table.sample(fraction=1.0, seed=0)}

@@ -112,4 +112,8 @@ def test_too_few_problems_are_refused() -> None:
     fit = fit_ard(*noise(rng, 4), steps=2)
     with pytest.raises(AnalysisError, match="Too few held-out problems"):
         hold_out(fit, *noise(rng, 3))
-    assert hold_out(fit, *noise(rng, 4), groups=["a", "b", "c", "d"]).p_within is None
+    alone = hold_out(fit, *noise(rng, 4), groups=["a", "b", "c", "d"])
+    assert (alone.p_within, alone.least_p) == (None, 1.0)
+    assert hold_out(fit, *noise(rng, 4), groups=["a", "a", "c", "c"]).least_p == pytest.approx(1 / 4)
+    assert hold_out(fit, *noise(rng, 4)).least_p == pytest.approx(1 / 24)
+    assert hold_out(fit, *noise(rng, 9), draws=99).least_p == 1 / 100

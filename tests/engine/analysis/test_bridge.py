@@ -159,8 +159,23 @@ def test_pairs_permuted_within_kinds_keep_what_the_kind_tells() -> None:
     assert any_alarms > 190
     # 200 trials at 5 %: more than 19 alarms have a probability of 0.3 %
     assert within_alarms <= 19
-    with pytest.raises(AnalysisError, match="2 or more in one of them"):
-        fit_bridge(x, y, groups=np.arange(40))
+    with pytest.raises(AnalysisError, match="a group for each of 40 problems"):
+        fit_bridge(x, y, groups=np.arange(39))
+
+
+def test_problems_of_one_category_each_are_too_few_to_tell() -> None:
+    """A perfect bridge, and a null that can't exchange anything, or in four ways only."""
+    x, y, *_ = pair(16, 3, 0.01, seed=1)
+    alone = fit_bridge(x, y, groups=np.arange(16), draws=39)
+    assert (alone.p, alone.least_p) == (1.0, 1.0)
+    assert alone.words.startswith("Too few problems of one category to tell: exchanging pairs gives p = 1 ")
+    two = fit_bridge(x, y, groups=np.repeat(np.arange(14), [2, 2, *[1] * 12]), draws=39)
+    assert two.least_p == 1 / 4
+    assert two.words.startswith("Too few problems of one category to tell")
+    four = fit_bridge(x, y, groups=np.repeat(np.arange(4), 4), draws=39)
+    assert four.least_p == 1 / 40
+    assert four.words.startswith("The bridge is a thin wrapper")
+    assert profile([(x, y)], groups=np.arange(16), draws=39).least_p == 1.0
 
 
 def test_a_profile_is_every_blocks_bridge_and_its_p_holds_for_all() -> None:
