@@ -71,7 +71,7 @@ def spectrum_title(where: str, found: Found, fit: Mapping[str, Any], under: int,
         return f"{where}: collapsed: {reason(fit['words'])}"
     if found == "nothing found":
         if held is not None and not held["p"] < LEVEL:
-            return f"{where}: nothing found: {held_out_text(held)}, as a fit of noise would not"
+            return f"{where}: nothing found; {held_out_text(held)}, as a fit of noise would not"
         return f"{where}: nothing found: all lengthscales are alike"
     if found == "not tested":
         return f"{where}: {under} of {d} lengthscales stand apart, but {NO_HELD_OUT}: noise looks alike"

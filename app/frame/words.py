@@ -136,7 +136,7 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
     else:
         text = f"{b} differs from {a} from block {first['layer']} on ({site}): {cka_value(first)}"
     if lowest["layer"] != first["layer"]:
-        text += f", {cka_value(lowest)} at block {lowest['layer']}, the lowest"
+        text += f"; lowest at block {lowest['layer']}, {cka_value(lowest)}"
     ends = dict(zip(null["layer"].to_list(), null["high"].to_list(), strict=True)) if null.height else {}
     lost = [r["layer"] for r in rows if r["layer"] in ends and r["value"] <= ends[r["layer"]]]
     if lost:
@@ -237,8 +237,8 @@ def language_title(table: pl.DataFrame, a: str, b: str) -> str:
         )
     low, high = max(apart, key=lambda pair: pair[1]["value"] - pair[0]["value"])
     return (
-        f"{a} and {b} differ more in {low['series']} than in {high['series']}: "
-        f"{cka_value(low)} against {cka_value(high)} at block {low['layer']}"
+        f"{a} and {b} differ more in {low['series']} than in {high['series']}; "
+        f"at block {low['layer']} {cka_value(low)} against {cka_value(high)}"
     )
 
 
@@ -314,12 +314,12 @@ def split_title(table: pl.DataFrame, model: str, layer: int) -> str:
     apart = attn["low"] > mlp["high"] or attn["high"] < mlp["low"]
     if apart and not attn["p"] < 0.05:
         chance = f"attention and MLP are no further apart in Z than by chance (p = {number(attn['p'])})"
-        return f"{model}, block {layer}: {chance}: {told}"
+        return f"{model}, block {layer}: {chance}; {told}"
     if attn["low"] > mlp["high"]:
-        return f"{model}, block {layer}: attention's output lies more in Z than the MLP's: {told}"
+        return f"{model}, block {layer}: attention's output lies more in Z than the MLP's; {told}"
     if attn["high"] < mlp["low"]:
-        return f"{model}, block {layer}: the MLP's output lies more in Z than attention's: attention {told}"
-    return f"{model}, block {layer}: attention and MLP are not told apart by how much lies in Z: {told}"
+        return f"{model}, block {layer}: the MLP's output lies more in Z than attention's; attention {told}"
+    return f"{model}, block {layer}: attention and MLP are not told apart by how much lies in Z; {told}"
 
 
 def verdict_title(model: str, verdict: str) -> str:
