@@ -49,8 +49,8 @@ def size(count: float) -> str:
 def percent(value: float, low: float, high: float) -> str:
     """ "99.8 % (99.7 to 99.9)" with the digits that tell the ends apart, and the value from 0.
 
-    Rule: no decimals where the ends are 5 or more apart, else the fewest that do it, 1 to 4. Ends that are
-    the same in 4 decimals are told as that.
+    Rule: no decimals where the ends are 5 or more apart, else the fewest that do it, 1 or 2. Ends that are
+    the same in 2 decimals are told as that.
     """
 
     def written(digits: int) -> list[str]:
@@ -60,11 +60,11 @@ def percent(value: float, low: float, high: float) -> str:
         found = written(0)
     else:
         found = next(
-            (w for n in range(1, 5) if (w := written(n))[1] != w[2] and (value == 0 or w[0].strip("−.0"))),
-            written(4),
+            (w for n in range(1, 3) if (w := written(n))[1] != w[2] and (value == 0 or w[0].strip("−.0"))),
+            written(2),
         )
     if found[1] == found[2]:
-        return minus(f"{round(value, 4) + 0.0:g}") + " % (± less than 0.0001)"
+        return minus(f"{round(value, 4) + 0.0:g}") + " % (± less than 0.01)"
     return f"{found[0]} % ({found[1]} to {found[2]})"
 
 

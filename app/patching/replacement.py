@@ -134,8 +134,8 @@ def limit(result: JobResult) -> float:
     return max(float(result.summary["self_check"]["limit"]), noisy)
 
 
-def result_title(result: JobResult, alpha: float) -> str:
-    """What the patch did to the next-token distribution.
+def result_title(result: JobResult, alpha: float, also: str = "") -> str:
+    """What the patch did to the next-token distribution, and `also`, of the literal patch.
 
     Rule: 'changes nothing' when the mean KL is at most the self-check's limit or the model's rounding
     noise, or its interval reaches that noise; where these are not small by themselves (half-precision
@@ -157,9 +157,9 @@ def result_title(result: JobResult, alpha: float) -> str:
     if abs(float(row["kl"])) <= limit(result) or float(row["low"]) <= noisy:
         if limit(result) > EXACT:
             bound = words.nats(limit(result))
-            return f"{start} is not told from rounding in {condition['target']}: {kl}, limit {bound}"
-        return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding"
-    text = f"{start} moves {condition['target']}'s next token by {kl}"
+            return f"{start} is not told from rounding in {condition['target']}: {kl}, limit {bound}{also}"
+        return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding{also}"
+    text = f"{start} moves {condition['target']}'s next token by {kl}{also}"
     shown = at_alpha(result.table, float(row["alpha"]))
     if "top1_changed" in shown.columns and shown.height:
         share = 100 * float(shown["top1_changed"].mean())  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def histogram_panel(result: JobResult, alpha: float, code: str, also: str = "") 
     )
     models = (str(result.condition["target"]), str(result.condition["source"]))
     keep = [c for c in ("id", "pair_id", "language", "category", "alpha", "kl") if c in shown.columns]
-    title = result_title(result, alpha) + also
+    title = result_title(result, alpha, also)
     return Panel("patch", title, shown.select(keep), draw, code, caption, models, False)
 
 

@@ -256,7 +256,7 @@ def test_steering_is_ranked_only_where_it_is_told_apart() -> None:
     assert "is not told from random directions" in tell.equal_title(equal((-0.1, 1.0), 0.4))
     within = tell.equal_title(equal((-1.0, -0.1), 2.0))
     assert within.endswith(
-        "v is not told from random directions: +1.00 nats (0.80 to 1.20), theirs −0.20 to +2.00"
+        "v is not told from random directions; +1.00 nats (0.80 to 1.20), theirs −0.20 to +2.00"
     )
     below = equal((-1.0, -0.1), 2.0)
     below["equal"]["best"]["least"] = 1.1

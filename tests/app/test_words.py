@@ -183,8 +183,9 @@ def test_a_verdict_becomes_a_statement_about_the_model() -> None:
         (0.03, 0.02, 0.05, "0.03 % (0.02 to 0.05)"),
         (-0.04, -0.3, 0.2, "−0.04 % (−0.30 to 0.20)"),
         (87.4, 73.1, 96.1, "87 % (73 to 96)"),
-        (100, 100 - 1e-7, 100 + 1e-7, "100 % (± less than 0.0001)"),
-        (0, 0, 0, "0 % (± less than 0.0001)"),
+        (100, 99.9999, 100, "100 % (± less than 0.01)"),
+        (0.0034, 0.0032, 0.0036, "0.0034 % (± less than 0.01)"),
+        (0, 0, 0, "0 % (± less than 0.01)"),
     ],
 )
 def test_percentages_have_the_digits_that_tell_their_ends_apart(

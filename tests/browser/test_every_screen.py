@@ -114,12 +114,12 @@ def test_a_page_is_whole_in_every_window(
     for width, height, scheme in windows(number):
         tab.set_viewport_size({"width": width, "height": height})
         tab.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        if (width, height, scheme) == FIRST:
+        if (width, height, scheme) == FIRST or width == 400:  # a legend keeps the columns it was drawn with
             visit(tab, f"{live_dashboard}/{PAGES[number]}")
-            tab.evaluate(AXE)
         settle(tab)
         look_at(tab, width)
         if (width, height, scheme) in (FIRST, LAST):
+            tab.evaluate(AXE)
             assert tab.evaluate(CHECK, NOT_OURS) == []
     assert said == []
 
@@ -136,8 +136,8 @@ def tab_to(tab: Page, selector: str, most: int = 80) -> None:
 def test_a_page_is_used_with_the_keyboard_alone(new_tab: Callable[..., Page], dashboard: str) -> None:
     """From the top: the checks open, a slider moves the chart, a chart's menu opens, and the focus shows."""
     tab = new_tab()
-    visit(tab, f"{dashboard}/similarity")
-    tab_to(tab, '.st-key-trust-badge button, [class*="st-key-trust-badge"] button')
+    visit(tab, f"{dashboard}/similarity?layer=2")
+    tab_to(tab, '[class*="st-key-trust-badge"] button')
     outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     tab.keyboard.press("Enter")
