@@ -27,7 +27,7 @@ IMAGES = (
     ("Vega-Lite", export.LITE, "application/json", export.json_bytes),
 )
 """Files of a chart: what their buttons say, how their names end, media types and who makes them."""
-LEAD = 120
+LEAD = 140
 """Characters of a caption that stand below a chart; a first sentence may be longer."""
 _SENTENCES = re.compile(r"(?<=\.)\s+(?=[^\W\d_a-z])")
 PAGES_DIR = Path(__file__).resolve().parents[2] / "pages"

@@ -118,7 +118,7 @@ def separation_title(where: str, found: Separation, k: int) -> str:
     if not np.isfinite(inside):
         return f"{where}: separation is undefined, all problems coincide inside Z"
     if bool(separates(found.inside.estimate, found.outside.estimate, found.p_random)[at]):
-        text = f"{where}: Z separates, {p_text(p)} against random subspaces"
+        text, told = f"{where}: Z separates: {told}", f"{p_text(p)} against random subspaces"
     elif inside < outside:
         text = f"{where}: Z is not shown to separate, {100 * p:.0f} % of random subspaces do as well"
     else:
