@@ -27,6 +27,15 @@ NOT_OURS = [
 ]
 """(rule, selector) of what the library draws and no setting of it changes."""
 
+DRAWN = """() => {
+    const caption = document.querySelector('[data-testid="stMain"] [data-testid="stCaptionContainer"]');
+    const charts = [...document.querySelectorAll('[data-testid="stVegaLiteChart"]')];
+    const parts = [...document.querySelectorAll('[data-stale]')];
+    return (!caption || getComputedStyle(caption).opacity === '0.78')
+        && parts.every(part => part.dataset.stale === 'false' && getComputedStyle(part).opacity === '1')
+        && charts.every(chart => chart.querySelector('svg, canvas'));
+}"""
+"""Whether the styles and every chart have come, which the browser loads after the page, and nothing fades."""
 LOOK = """() => {
     const main = document.querySelector('[data-testid="stMain"]');
     const shown = found => [...found].filter(one => one.getBoundingClientRect().height > 0);
@@ -117,6 +126,7 @@ def test_a_page_is_whole_in_every_window(
         if (width, height, scheme) == FIRST or width == 400:  # a legend keeps the columns it was drawn with
             visit(tab, f"{live_dashboard}/{PAGES[number]}")
         settle(tab)
+        tab.wait_for_function(DRAWN)
         look_at(tab, width)
         if (width, height, scheme) in (FIRST, LAST):
             tab.evaluate(AXE)
