@@ -19,6 +19,7 @@ from app.frame import opened as resources  # noqa: E402
 from app.frame import parts as components  # noqa: E402
 
 LOGO, ICON = (ROOT / "app" / f"{name}.svg" for name in ("logo", "icon"))
+STYLE = ROOT / "app" / "style.css"
 # pages that show all analyses, each the last of its section
 OWN = {
     "Study": ("report", "Report", "summarize"),
@@ -38,6 +39,7 @@ def main() -> None:
     """Open the store, bring selection and URL together, run the chosen page."""
     st.set_page_config(page_title="Patchbay", page_icon=str(ICON), layout="wide")
     st.logo(LOGO, size="large")
+    st.html(STYLE)
     page = st.navigation(
         {
             section: [

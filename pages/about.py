@@ -17,7 +17,7 @@ with study:
     screen.caption(
         "As recorded in the manifest; everything that changes a number is part of the fingerprint."
     )
-    st.code(overview.study_text(opened), language="json")
+    st.code(overview.study_text(opened), language="json", wrap_lines=True)
 with meaning:
     for title, text in overview.MEANINGS:
         screen.markdown(f"**{title}**")
@@ -27,5 +27,5 @@ with reading:
         "The store is a Zarr v3 group with Parquet tables; no model and no part of this project is "
         "needed to read it."
     )
-    st.code(overview.reading_code(opened), language="python")
+    st.code(overview.reading_code(opened), language="python", wrap_lines=True)
     screen.dataframe(overview.arrays(opened), hide_index=True, width="stretch", height=420)

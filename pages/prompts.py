@@ -45,7 +45,7 @@ with components.guard("prompts: table"), st.container(border=True, key="panel-ke
     shown = {"ratio": st.column_config.NumberColumn("shared ratio", format="%.3f")}
     screen.dataframe(table.drop("row"), hide_index=True, width="stretch", height=360, column_config=shown)
     screen.caption("To keep these and no others, put this into the study file and precompute a new store:")
-    st.code(prompt_filter.study_lines(opened, chosen, search), language="toml")
+    st.code(prompt_filter.study_lines(opened, chosen, search), language="toml", wrap_lines=True)
     screen.caption(
         "Splits are made after filtering, so the split shown is no part of it. In a study of more than two "
         "models the ratio must hold for every pair of them."

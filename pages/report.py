@@ -54,4 +54,4 @@ with components.guard("report: make"):
     screen.markdown("#### Contents")
     screen.markdown(page.contents(made.report))
     screen.caption("Without a browser, for this pair under the usual settings:")
-    st.code(page.command(opened, chosen), language="bash")
+    st.code(page.command(opened, chosen), language="bash", wrap_lines=True)

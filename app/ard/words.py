@@ -78,7 +78,7 @@ def spectrum_title(where: str, found: Found, fit: Mapping[str, Any], under: int,
         p = judged(held)
         if p is not None and not p < LEVEL:
             noise = "" if held is None or held["p"] < LEVEL else ", as a fit of noise would not"
-            return f"{where}: nothing found: {held_out_text(held)}{noise}"
+            return f"{where}: nothing found; {held_out_text(held)}{noise}"
         return f"{where}: nothing found: all lengthscales are alike"
     if found == "not tested":
         return (

@@ -75,8 +75,8 @@ def map_title(w: np.ndarray) -> str:
     total = float((w**2).sum())
     share = float((np.diag(w) ** 2).sum()) / total if total else float("nan")
     return (
-        f"{100 * share:.0f} % of W's squared entries lie on its diagonal, where a coordinate leads to itself "
-        f"({100 / len(w):.0f} % in a W without order)"
+        f"{100 * share:.0f} % of W's squared entries lie on its diagonal, where a coordinate leads to "
+        f"itself; {100 / len(w):.0f} % in a W without order"
     )
 
 

@@ -75,7 +75,7 @@ def across(data: str, y: alt.Y, palette: Palette, **more: Any) -> list[alt.Chart
         more: of the name's mark.
     """
     name = layer(data).mark_text(
-        align="right", baseline="bottom", dy=-3, fontSize=11, color=palette.null, **more
+        align="right", baseline="bottom", dy=-3, fontSize=11, color=palette.text, **more
     )
     return [
         layer(data).mark_rule(color=palette.null, **DASHED).encode(y=y),

@@ -68,8 +68,10 @@ def template(build: Callable[..., alt.LayerChart]) -> functools._lru_cache_wrapp
         shared = spec.pop("data", None)  # Altair moves what layers have in common to the top
         for part in spec["layer"]:
             part.setdefault("data", shared)
-        flush = {"axisY": {"labelFlush": False}}  # else the first name of a row is moved off its row
-        return {"$schema": alt.SCHEMA_URL, **spec, "config": flush}
+        flush = {"labelFlush": False}  # else the first name of a row is moved off its row
+        # one picture with one text, which the page gives it: marks and axes are no further ones
+        config = {"axisY": flush, "aria": False, "mark": {"aria": False}}
+        return {"$schema": alt.SCHEMA_URL, **spec, "config": config}
 
     return built
 

@@ -18,6 +18,9 @@ THINGS = (
 )
 DOES = {"are": "is", "carry": "carries", "cover": "covers", "differ": "differs", "have": "has"}
 DOES |= {"hold": "holds", "make": "makes", "remain": "remains", "stand": "stands"}
+HEADING = 110
+"""Characters of a finding that stand above its chart; what a longer one adds stands below."""
+_CLAUSES = re.compile(r"; (?![^(]*\))")
 _ONE = re.compile(rf"(?<![\d.,/×^−-])1 ({'|'.join(THINGS)})s\b(?: ({'|'.join(DOES)})\b)?")
 
 
@@ -26,6 +29,17 @@ def typeset(text: str) -> str:
     a kind in the singular."""
     text = re.sub(r"(?<=\d)%", " %", re.sub(r"(?<![\w.)\]])-(?=\.?\d)", "−", text))
     return _ONE.sub(lambda one: f"1 {one[1]}" + (f" {DOES[one[2]]}" if one[2] else ""), text)
+
+
+def parted(title: str) -> tuple[str, str]:
+    """A finding's heading, and what it adds: its clauses, parted by "; ", as far as they fit, and the others.
+
+    The first clause is never parted, whatever its length.
+    """
+    heading, *others = _CLAUSES.split(title)
+    while others and len(heading) + 2 + len(others[0]) <= HEADING:
+        heading = f"{heading}; {others.pop(0)}"
+    return heading, "; ".join(others)
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,22 @@ class Panel:
     def __post_init__(self) -> None:
         for words in ("title", "caption"):
             object.__setattr__(self, words, typeset(getattr(self, words)))
+
+    @property
+    def heading(self) -> str:
+        """What of the title stands above the chart."""
+        return parted(self.title)[0]
+
+    @property
+    def more(self) -> str:
+        """What the heading has no room for: "Also: …", or nothing."""
+        others = parted(self.title)[1]
+        return f"Also: {others}" if others else ""
+
+    @property
+    def said(self) -> str:
+        """What is read below the chart: what the heading has no room for, and the caption."""
+        return f"{self.more}. {self.caption}" if self.more else self.caption
 
     def chart(self, palette: Palette = LIGHT) -> alt.LayerChart:
         """The drawing as an Altair chart with its data inside, for notebooks.

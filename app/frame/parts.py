@@ -27,7 +27,7 @@ IMAGES = (
     ("Vega-Lite", export.LITE, "application/json", export.json_bytes),
 )
 """Files of a chart: what their buttons say, how their names end, media types and who makes them."""
-LEAD = 170
+LEAD = 140
 """Characters of a caption that stand below a chart; a first sentence may be longer."""
 _SENTENCES = re.compile(r"(?<=\.)\s+(?=[^\W\d_a-z])")
 PAGES_DIR = Path(__file__).resolve().parents[2] / "pages"
@@ -127,9 +127,10 @@ def progress(text: str) -> Callable[[int, int], None]:
 
 def header(opened: Opened, title: str, question: str, *, pair: bool = False) -> None:
     """Page title, the question it answers, the two models, the trust badge, and notices about the link."""
-    left, *models, right = st.columns(
-        [2.4, 0.95, 0.95, 1.1] if pair and controls.has_pairs() else [4, 1.1], vertical_alignment="bottom"
-    )
+    with st.container(key="heading"):
+        left, *models, right = st.columns(
+            [2.4, 0.95, 0.95, 1.1] if pair and controls.has_pairs() else [4, 1.1], vertical_alignment="bottom"
+        )
     with left:
         screen.title(title, anchor=False)
         screen.caption(question)
@@ -206,7 +207,7 @@ def block_if_untrusted(opened: Opened) -> None:
 def show(opened: Opened, panel: Panel) -> None:
     """Draw a panel with its chart, exports and provenance."""
     with st.container(border=True, key=f"panel-{panel.name}"):
-        screen.markdown(f"#### {plain(panel.title)}")
+        screen.markdown(f"#### {plain(panel.heading)}")
         spec = panel.draw(colors()).spec()
         # A new key for each layer and candidate: a chart that is drawn again forgets its click, so that the
         # same one can be clicked once more after another control moved the selection elsewhere.
@@ -223,22 +224,25 @@ def show(opened: Opened, panel: Panel) -> None:
             )
         else:
             st.vega_lite_chart(spec=spec, width="stretch", key=key, alt=panel.title)
-        lead, rest = led(panel.caption)
-        screen.caption(lead)
-        with st.container(horizontal=True, gap="small"):
-            with screen.popover("How to read it", icon=":material/help:", type="tertiary"):
-                if rest:
-                    screen.caption(rest)
-                screen.caption(provenance(opened, panel.models))
-            exports(panel)
+        reading(opened, panel)
 
 
-def led(caption: str) -> tuple[str, str]:
-    """What of a caption stands below the chart, two lines of it, and what is read on request."""
+def reading(opened: Opened, panel: Panel) -> None:
+    """Below a chart or a table: its caption's beginning, the whole of it on request, and the exports."""
+    screen.caption(led(panel.said))
+    with st.container(horizontal=True, gap="small"):
+        with screen.popover("How to read it", icon=":material/help:", type="tertiary"):
+            screen.caption(panel.said)
+            screen.caption(provenance(opened, panel.models))
+        exports(panel)
+
+
+def led(caption: str) -> str:
+    """What of a caption stands below the chart: two lines, of which a narrow window cuts what is longer."""
     lead, *more = _SENTENCES.split(caption)
     while more and len(lead) + 1 + len(more[0]) <= LEAD:
         lead = f"{lead} {more.pop(0)}"
-    return lead, " ".join(more)
+    return lead
 
 
 def _on_click(key: str) -> Callable[[], None]:

@@ -49,8 +49,8 @@ def size(count: float) -> str:
 def percent(value: float, low: float, high: float) -> str:
     """ "99.8 % (99.7 to 99.9)" with the digits that tell the ends apart, and the value from 0.
 
-    Rule: no decimals where the ends are 5 or more apart, else the fewest that do it, 1 to 4. Ends that are
-    the same in 4 decimals are told as that.
+    Rule: no decimals where the ends are 5 or more apart, else the fewest that do it, 1 or 2. Ends that are
+    the same in 2 decimals are told as that.
     """
 
     def written(digits: int) -> list[str]:
@@ -60,11 +60,11 @@ def percent(value: float, low: float, high: float) -> str:
         found = written(0)
     else:
         found = next(
-            (w for n in range(1, 5) if (w := written(n))[1] != w[2] and (value == 0 or w[0].strip("−.0"))),
-            written(4),
+            (w for n in range(1, 3) if (w := written(n))[1] != w[2] and (value == 0 or w[0].strip("−.0"))),
+            written(2),
         )
     if found[1] == found[2]:
-        return minus(f"{round(value, 4) + 0.0:g}") + " % (± less than 0.0001)"
+        return minus(f"{round(value, 4) + 0.0:g}") + " % (± less than 0.01)"
     return f"{found[0]} % ({found[1]} to {found[2]})"
 
 
@@ -136,7 +136,7 @@ def cka_title(curve: pl.DataFrame, null: pl.DataFrame, a: str, b: str, site: str
     else:
         text = f"{b} differs from {a} from block {first['layer']} on ({site}): {cka_value(first)}"
     if lowest["layer"] != first["layer"]:
-        text += f", {cka_value(lowest)} at block {lowest['layer']}, the lowest"
+        text += f"; lowest at block {lowest['layer']}, {cka_value(lowest)}"
     ends = dict(zip(null["layer"].to_list(), null["high"].to_list(), strict=True)) if null.height else {}
     lost = [r["layer"] for r in rows if r["layer"] in ends and r["value"] <= ends[r["layer"]]]
     if lost:
@@ -237,8 +237,8 @@ def language_title(table: pl.DataFrame, a: str, b: str) -> str:
         return f"{untold}: the intervals overlap at every block; {unseen(most)}"
     low, high = max(apart, key=lambda pair: pair[1]["value"] - pair[0]["value"])
     return (
-        f"{a} and {b} differ more in {low['series']} than in {high['series']}: "
-        f"{cka_value(low)} against {cka_value(high)} at block {low['layer']}"
+        f"{a} and {b} differ more in {low['series']} than in {high['series']}; "
+        f"at block {low['layer']} {cka_value(low)} against {cka_value(high)}"
     )
 
 
@@ -323,12 +323,12 @@ def split_title(table: pl.DataFrame, model: str, layer: int) -> str:
     if apart and not attn["p"] < 0.05:
         chance = "attention and MLP are not shown to be further apart in Z than by chance "
         chance += f"(p = {number(attn['p'])})"
-        return f"{model}, block {layer}: {chance}: {told}"
+        return f"{model}, block {layer}: {chance}; {told}"
     if attn["low"] > mlp["high"]:
-        return f"{model}, block {layer}: attention's output lies more in Z than the MLP's: {told}"
+        return f"{model}, block {layer}: attention's output lies more in Z than the MLP's; {told}"
     if attn["high"] < mlp["low"]:
-        return f"{model}, block {layer}: the MLP's output lies more in Z than attention's: attention {told}"
-    return f"{model}, block {layer}: attention and MLP are not told apart by how much lies in Z: {told}"
+        return f"{model}, block {layer}: the MLP's output lies more in Z than attention's; attention {told}"
+    return f"{model}, block {layer}: attention and MLP are not told apart by how much lies in Z; {told}"
 
 
 def verdict_title(model: str, verdict: str) -> str:

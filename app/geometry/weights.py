@@ -165,7 +165,7 @@ def structure_panel(opened: Opened, selection: Selection) -> Panel | None:
             apart,
             x_title="Block",
             y_title="Block",
-            value_title="mean squared cosine of principal angles",
+            value_title="mean cos² of principal angles",
             selected=selection.layer,
             palette=palette,
         )

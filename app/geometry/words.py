@@ -119,14 +119,13 @@ def separation_title(where: str, found: Separation, k: int) -> str:
     if not np.isfinite(inside):
         return f"{where}: separation is undefined, all problems coincide inside Z"
     if bool(separates(found.inside.estimate, found.outside.estimate, found.p_random)[at]):
-        text = f"{where}: Z separates: {told}, {p_text(p)} against random subspaces"
+        text, told = f"{where}: Z separates: {told}", f"{p_text(p)} against random subspaces"
     elif inside < outside:
-        text = (
-            f"{where}: Z is not shown to separate: {told}, but {100 * p:.0f} % of random subspaces do as well"
-        )
+        text = f"{where}: Z is not shown to separate, {100 * p:.0f} % of random subspaces do as well"
     else:
-        text = f"{where}: Z is not shown to separate: {told}"
-    return text + (f"; nor is pairing told from chance ({p_text(pairing)})" if pairing >= ALPHA else "")
+        text = f"{where}: Z is not shown to separate"
+    chance = f"; nor is pairing told from chance ({p_text(pairing)})" if pairing >= ALPHA else ""
+    return f"{text}{chance}; {told}"
 
 
 def energy_title(where: str, found: LanguageEnergy, k: int, names: tuple[str, str]) -> str:
@@ -137,13 +136,13 @@ def energy_title(where: str, found: LanguageEnergy, k: int, names: tuple[str, st
     at = found.ks.index(k)
     value = f"{number(float(found.ratio.estimate[at]))}"
     value += span(float(found.ratio.low[at]), float(found.ratio.high[at])) + " times k/d"
-    between = f"the shift from {names[0]} to {names[1]}"
+    between = f"the {names[0]} to {names[1]} shift"
     p, p_low = float(found.p[at]), float(found.p_low[at])
     if p < TAIL:
-        return f"{where}: Z holds more of {between} than random subspaces: {value}, {p_text(p)}"
+        return f"{where}: Z holds more of {between} than random subspaces ({p_text(p)}); {value}"
     if p_low < TAIL:
-        return f"{where}: Z holds less of {between} than random subspaces: {value}, {p_text(p_low)}"
-    return f"{where}: Z is not shown to hold more or less of {between} than random subspaces: {value}"
+        return f"{where}: Z holds less of {between} than random subspaces ({p_text(p_low)}); {value}"
+    return f"{where}: Z is not shown to hold more or less of {between} than chance; {value}"
 
 
 def heads_title(where: str, p: np.ndarray, multi: float, k: int) -> str:
@@ -157,8 +156,8 @@ def heads_title(where: str, p: np.ndarray, multi: float, k: int) -> str:
     """
     found = int((p < ALPHA).sum())
     return (
-        f"{where}: {found} of {p.size} single heads have a smaller ratio than 95 % of random {k}-subspaces "
-        f"({number(ALPHA * p.size, 1)} expected by chance); all heads together {number(multi)}"
+        f"{where}: {found} of {p.size} heads have a smaller ratio than 95 % of random {k}-subspaces; "
+        f"{number(ALPHA * p.size, 1)} would by chance; all heads together {number(multi)}"
     )
 
 

@@ -18,6 +18,8 @@ from app.frame.selection import Selection
 from app.heads import words as say
 from app.live.jobs import JobResult
 
+BESIDE = 8.0
+"""Percent: two points of one head that are closer carry one name, not two over each other."""
 VECTORS = {"literal": "literal", "raw": "moment-matched"}
 CURVES = {"greedy": "grown greedily", "ranked": "by rank alone", "random": "random sets"}
 
@@ -212,9 +214,13 @@ def predictors_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
             pl.col("coverage").alias("y"),
             pl.col("head").cast(pl.String).alias("name"),
             pl.lit(name).alias("series"),
-        ).with_columns(label=pl.when((pl.col("x") > 2) | (pl.col("y") > 2)).then(pl.col("name")))
+        )
         for key, name in say.PREDICTORS.items()
     )
+    apart = (pl.col("x") - pl.col("x").first().over("name")).abs() > BESIDE
+    first = pl.col("series") == next(iter(say.PREDICTORS.values()))
+    far = (pl.col("x") > 2) | (pl.col("y") > 2)
+    points = points.with_columns(label=pl.when(far & (first | apart)).then(pl.col("name")))
 
     def draw(palette: Palette) -> Chart:
         hues = dict(zip(say.PREDICTORS.values(), (palette.b, palette.a), strict=True))

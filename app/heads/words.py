@@ -100,9 +100,9 @@ def singles_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Ma
     covers = f"alone covers {percent(found.top)} of {of}"
     name = f"ead {found.top['head']}, the first on train,"
     if not found.level.height and not found.above.height:
-        return f"H{name} {covers}, more than any other head"
+        return f"H{name} {covers}; more than any other head"
     if found.level.height == table.height - 1:
-        return f"No head is told apart by what it covers alone: h{name} {covers}"
+        return f"No head is told apart by what it covers alone; h{name} {covers}"
     return f"H{name} {covers}{_rest(found, _named_heads)}"
 
 
@@ -143,7 +143,7 @@ def without_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Ma
     if "without_train" not in table.columns:  # stored before
         return text
     row = table.sort("without_train").row(0, named=True)
-    return f"{text}: without head {row['head']}, missed most on train, {percent(row, 'without_')} is left"
+    return f"{text}; without head {row['head']}, missed most on train, {percent(row, 'without_')} is left"
 
 
 def both_title(pairs: pl.DataFrame, condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -156,10 +156,10 @@ def both_title(pairs: pl.DataFrame, condition: Mapping[str, Any], summary: Mappi
     if "coverage_train" not in pairs.columns:  # stored before
         return f"What {pairs.height} pairs of heads cover of {of}"
     found = _first(pairs, "coverage_train", floor=share_floor(condition, summary))
-    text = f"Heads {found.top['first']} and {found.top['second']}, the first pair on train, cover "
+    text = f"Heads {found.top['first']} and {found.top['second']}, first on train, cover "
     text += f"{percent(found.top)} of {of}"
     if not found.level.height and not found.above.height:
-        return f"{text}, more than any other pair"
+        return f"{text}; more than any other pair"
     return f"{text}{_rest(found, _counted)}"
 
 
@@ -174,14 +174,14 @@ def pairs_title(pairs: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
     least = max(0.5, share_floor(condition, summary))
     known = pairs.filter((pl.col("interaction_low") > least) | (pl.col("interaction_high") < -least))
     if not known.height:
-        return f"No pair of heads is shown to do more or less together than the sum of the two, of {of}"
+        return f"No pair of heads is shown to do more or less together than its sum, of {of}"
     by = "interaction_train" if "interaction_train" in pairs.columns else "interaction"  # stored before
     top = known.sort(pl.col(by).abs()).row(-1, named=True)
     low, high = sorted(abs(top[f"interaction_{end}"]) for end in ("low", "high"))
     more = "more" if top["interaction"] > 0 else "less"
     text = (
         f"Heads {top['first']} and {top['second']} together do {abs(top['interaction']):.1f} % "
-        f"({low:.1f} to {high:.1f}) {more} of {of} than the sum of the two"
+        f"({low:.1f} to {high:.1f}) {more} of {of} than their sum"
     )
     others = known.height - 1
     return text + (
@@ -203,9 +203,11 @@ def predictors_title(summary: Mapping[str, Any]) -> str:
     ]
     bad = [name for name in told if name not in good]
     if not good:
-        return f"Neither {bad[0]} ({told[bad[0]]}) nor {bad[1]} ({told[bad[1]]}) is shown to order the heads"
-    start = " and ".join(f"{name} ({told[name]})" for name in good)
-    text = f"{start[0].upper()}{start[1:]} order{'' if len(good) > 1 else 's'} the heads as coverage does"
+        nor = f"Neither {bad[0]} nor {bad[1]} is shown to order the heads"
+        return f"{nor}; {told[bad[0]]} and {told[bad[1]]}"
+    start = " and ".join(good)
+    text = f"{start[0].upper()}{start[1:]} order{'' if len(good) > 1 else 's'} the heads as coverage does; "
+    text += " and ".join(told[name] for name in good)
     return text + (f"; {bad[0]} is not shown to ({told[bad[0]]})" if bad else "")
 
 
@@ -230,7 +232,7 @@ def map_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mappin
         within = f"alone by what is {noise.untold(floor)}; {nothing}"
         return f"{first_on_train} moves {condition['target']} {within}"
     return (
-        f"{first_on_train} moves {condition['target']} by {words.nats(row['kl'])} nats alone: "
+        f"{first_on_train} moves {condition['target']} by {words.nats(row['kl'])} nats alone; "
         f"{percent(row)} of what its block's heads do; {nothing}"
     )
 

@@ -55,8 +55,9 @@ def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection)
 
 
 def small(panel: Panel, palette: Palette) -> Spec:
-    """A panel's chart without legend and titles of its axes, low."""
+    """A panel's chart without legend, titles of its axes and names of points, low."""
     spec = panel.draw(palette).spec()
+    spec["layer"] = [part for part in spec["layer"] if not _writes(part)]
     for part in spec["layer"]:
         for name, channel in part.get("encoding", {}).items():
             if name in ("x", "y"):
@@ -66,14 +67,22 @@ def small(panel: Panel, palette: Palette) -> Spec:
     return {**spec, "height": SMALL}
 
 
+def _writes(part: Spec) -> bool:
+    """Whether a layer is text."""
+    mark = part.get("mark")
+    return (mark.get("type") if isinstance(mark, dict) else mark) == "text"
+
+
 def show(opened: Opened, finding: Answer) -> None:
     """Which analysis, the finding in words, its chart, and the way to its page."""
     one, panel = finding.analysis, finding.panel
     with st.container(border=True, height="stretch", key=f"finding-{one.name}"):
         components.page_link(one.name, one.title, to_params(finding.selection, opened.facts))
-        screen.markdown(f"**{plain(panel.title)}**")
+        screen.markdown(f"**{plain(panel.heading)}**")
         spec = small(panel, components.colors())
         st.vega_lite_chart(spec=spec, width="stretch", key=f"small-{one.name}", alt=panel.title)
+        if panel.more:
+            screen.caption(plain(f"{panel.more}."))
 
 
 def next_steps(opened: Opened, wanted: Sequence[tuple[str, Sequence[Experiment]]]) -> None:

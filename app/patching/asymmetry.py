@@ -59,7 +59,7 @@ def rows(result: JobResult, back: JobResult) -> pl.DataFrame:
 def asymmetry_panel(opened: Opened, result: JobResult, back: JobResult) -> Panel:
     """KL of this direction minus that of the other, for every kind of replacement."""
     table = rows(result, back)
-    drawn = table.select(name="kind", value="difference", low="low", high="high")
+    drawn = table.select(name=pl.col("kind").replace(say.SAID), value="difference", low="low", high="high")
     condition = result.condition
     names = [say.direction(run.condition) for run in (result, back)]
 
@@ -96,8 +96,8 @@ def asymmetry_title(table: pl.DataFrame, names: list[str]) -> str:
     by: Mapping[str, dict[str, Any]] = {row["kind"]: row for row in table.iter_rows(named=True)}
     kinds = [kind for kind in ("raw", "mapped") if kind in by]
     parts = [
-        f"{kind} "
+        f"{say.SAID.get(kind, kind)} "
         f"{say.span({'estimate': by[kind]['difference'], 'low': by[kind]['low'], 'high': by[kind]['high']})}"
         for kind in kinds
     ]
-    return f"KL of {names[0]} less that of {names[1]} on the same prompts, nats: {'; '.join(parts)}"
+    return f"KL of {names[0]} less that of {names[1]} on the same prompts; nats: {', '.join(parts)}"

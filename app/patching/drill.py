@@ -34,7 +34,7 @@ def categories_panel(opened: Opened, result: JobResult) -> Panel | None:
     """What the raw activation does by category, or the mapped one where there is no raw."""
     kind = "raw" if "kl_raw" in result.tables["prompts"].columns else "mapped"
     about = f"Validation prompts ({say.reported(result.condition)}). "
-    what, chosen = f"KL of the {kind} activation", {"split": "validation"}
+    what, chosen = f"KL of the {say.SAID.get(kind, kind)} activation", {"split": "validation"}
     return categories.categories_panel(opened, result, "prompts", chosen, f"kl_{kind}", what, about)
 
 
@@ -46,7 +46,7 @@ def colours(palette: Palette) -> dict[str, str]:
     """A colour for each curve; in this order four names fit side by side on a phone."""
     controls: dict[str, str] = dict(zip(CONTROLS, palette.series[2:6], strict=True))
     bogus = {"bogus": controls.pop("bogus")}
-    return {"mapped": palette.pair, "train": palette.pair2, **bogus, "raw": palette.mark, **controls}
+    return {"mapped": palette.pair, "train": palette.pair2, **bogus, say.MATCHED: palette.mark, **controls}
 
 
 def alpha_panel(opened: Opened, result: JobResult) -> Panel:
@@ -57,7 +57,9 @@ def alpha_panel(opened: Opened, result: JobResult) -> Panel:
     kept = curve.filter((pl.col("split") == "validation") | (pl.col("kind") == "mapped"))
     drawn = _across(kept, summary).with_columns(
         x=pl.col("alpha"),
-        series=pl.when(pl.col("split") == "train").then(pl.lit("train")).otherwise(pl.col("kind")),
+        series=pl.when(pl.col("split") == "train")
+        .then(pl.lit("train"))
+        .otherwise(pl.col("kind").replace(say.SAID)),
         value=pl.col("kl").clip(FLOOR),
         low=pl.when(pl.col("split") == "validation").then(pl.col("low").clip(FLOOR)),
         high=pl.when(pl.col("split") == "validation").then(pl.col("high").clip(FLOOR)),
@@ -181,7 +183,7 @@ def profile_panel(rows: pl.DataFrame, condition: Mapping[str, Any], code: str) -
     drawn = pl.concat(
         rows.select(
             x=pl.col("layer").cast(pl.Float64),
-            series=pl.lit(kind),
+            series=pl.lit(say.SAID.get(kind, kind)),
             value=pl.col(f"kl_{kind}").clip(FLOOR),
             low=pl.col(f"kl_{kind}_low").clip(FLOOR),
             high=pl.col(f"kl_{kind}_high").clip(FLOOR),
@@ -197,7 +199,7 @@ def profile_panel(rows: pl.DataFrame, condition: Mapping[str, Any], code: str) -
             drawn,
             x_title="Block ℓ",
             y_title="mean KL, nats (log scale)",
-            colors={kind: colours(palette)[kind] for kind in kinds},
+            colors={name: colours(palette)[name] for name in (say.SAID.get(kind, kind) for kind in kinds)},
             palette=palette,
             log_y=True,
             marks={"selected": float(condition["layer"])},
@@ -216,7 +218,7 @@ def profile_panel(rows: pl.DataFrame, condition: Mapping[str, Any], code: str) -
 
 
 def profile_title(rows: pl.DataFrame, condition: Mapping[str, Any]) -> str:
-    """Where raw disturbs most.
+    """Where the moment-matched activation disturbs most.
 
     Rule: the block with the largest KL_raw (KL_mapped without a raw condition), with all whose interval
     overlaps its own; blocks within 1e-6 nats, or whose interval reaches rounding noise, change nothing.
@@ -225,15 +227,21 @@ def profile_title(rows: pl.DataFrame, condition: Mapping[str, Any]) -> str:
     ends = {"kl": f"kl_{kind}", "low": f"kl_{kind}_low", "high": f"kl_{kind}_high"}
     named = rows.select("layer", "noise", **ends).drop_nulls()
     start = f"{condition['component']}, {say.direction(condition)}: "
+    what = f"the {say.SAID.get(kind, kind)} activation"
     quiet = (pl.col("kl").abs() <= FLOOR) | noise.hidden_rows()
     still = named.filter(quiet)["layer"].to_list()
     if len(still) == named.height:
-        return start + f"the {kind} activation changes nothing at any of {words.blocks(still)}"
+        return start + f"{what} changes nothing at any of {words.blocks(still)}"
     top = named.sort("kl").row(-1, named=True)
     level = say.level_with(named, top)["layer"].to_list()
-    text = start + f"the {kind} activation disturbs most at {words.blocks(level)}: {words.nats_span(top)}"
-    if len(level) > 1:
-        text += f" at block {top['layer']}, the others level within the intervals"
+    span, at = words.nats_span(top), f"block {top['layer']}"
+    if len(level) == 1:
+        text = f"{start}{what} disturbs most at {at}: {span}"
+    elif len(level) < named.height:
+        text = f"{start}{what} disturbs most at {words.blocks(level)}; {span} at {at}, the others are level "
+        text += "within the intervals"
+    else:
+        text = f"{start}no block is told apart by what {what} disturbs; {span} at {at}, the largest"
     return text + (f"; it changes nothing at {words.blocks(still)}" if still else "")
 
 

@@ -18,21 +18,18 @@ from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, pair_changes, pair_of, whole
 from app.live.jobs import JobResult
-from app.patching import amplitudes, categories
+from app.patching import amplitudes, categories, literal
 from app.patching.fields import PatchFields
-from app.patching.words import alpha_title, amplitude, level_with, reading, reported, tokens
+from app.patching.words import MATCHED, alpha_title, amplitude, level_with, reading, reported, tokens
 from engine.errors import PatchError
 from engine.patching.spec import Condition
 
 PAGE = "patching"
-
 ALPHAS = tuple(round(0.2 * i, 1) for i in range(11))
 """Amplitudes of a whole α curve, 0 to 2."""
-
 EXACT = 1e-5
 """A KL in nats that counts as nothing whatever the dtype."""
-
-KIND_NAMES = {"raw": "moment-matched", "literal": "literal", "self": "own (check)", "mean": "own mean"}
+KIND_NAMES = {"raw": MATCHED, "literal": "literal", "self": "own (check)", "mean": "own mean"}
 KIND_HELP = (
     "moment-matched: the source's activation, each dimension brought to the target's mean and spread on the "
     "train split. literal: as it is. own: the target's own activation, must change nothing. "
@@ -137,8 +134,8 @@ def limit(result: JobResult) -> float:
     return max(float(result.summary["self_check"]["limit"]), noisy)
 
 
-def result_title(result: JobResult, alpha: float) -> str:
-    """What the patch did to the next-token distribution.
+def result_title(result: JobResult, alpha: float, also: str = "") -> str:
+    """What the patch did to the next-token distribution, and `also`, of the literal patch.
 
     Rule: 'changes nothing' when the mean KL is at most the self-check's limit or the model's rounding
     noise, or its interval reaches that noise; where these are not small by themselves (half-precision
@@ -148,8 +145,9 @@ def result_title(result: JobResult, alpha: float) -> str:
     heads = ",".join(map(str, condition.get("heads") or ()))
     which = f" (heads {heads})" if heads else ""
     site = f"{condition['component']}{which} of block {condition['layer']}"
+    matched = f"{MATCHED} " if condition["kind"] == "raw" else ""
     what = {"mean": "its own mean", "self": "its own activation"}.get(
-        condition["kind"], f"{condition['source']}'s activation"
+        condition["kind"], f"{condition['source']}'s {matched}activation"
     )
     start = f"{what[0].upper()}{what[1:]} at {site}" if what.startswith("its") else f"{what} at {site}"
     if float(row["alpha"]) != 1.0:
@@ -159,9 +157,9 @@ def result_title(result: JobResult, alpha: float) -> str:
     if abs(float(row["kl"])) <= limit(result) or float(row["low"]) <= noisy:
         if limit(result) > EXACT:
             bound = words.nats(limit(result))
-            return f"{start} is not told from rounding in {condition['target']}: {kl}, limit {bound}"
-        return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding"
-    text = f"{start} moves {condition['target']}'s next token by {kl}"
+            return f"{start} is not told from rounding in {condition['target']}: {kl}, limit {bound}{also}"
+        return f"{start} changes nothing in {condition['target']}: KL is 0 within rounding{also}"
+    text = f"{start} moves {condition['target']}'s next token by {kl}{also}"
     shown = at_alpha(result.table, float(row["alpha"]))
     if "top1_changed" in shown.columns and shown.height:
         share = 100 * float(shown["top1_changed"].mean())  # type: ignore[arg-type]
@@ -192,8 +190,8 @@ def kl_histogram(kl: np.ndarray, floor: float = 1e-9, bins: int = 24) -> pl.Data
     return pl.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts})
 
 
-def histogram_panel(result: JobResult, alpha: float, code: str) -> Panel:
-    """Per-prompt KL at one amplitude."""
+def histogram_panel(result: JobResult, alpha: float, code: str, also: str = "") -> Panel:
+    """Per-prompt KL at one amplitude; `also` is said behind the finding."""
     row = point(result, alpha)
     shown = at_alpha(result.table, float(row["alpha"]))
     bins = kl_histogram(shown["kl"].to_numpy())
@@ -216,7 +214,8 @@ def histogram_panel(result: JobResult, alpha: float, code: str) -> Panel:
     )
     models = (str(result.condition["target"]), str(result.condition["source"]))
     keep = [c for c in ("id", "pair_id", "language", "category", "alpha", "kl") if c in shown.columns]
-    return Panel("patch", result_title(result, alpha), shown.select(keep), draw, code, caption, models, False)
+    title = result_title(result, alpha, also)
+    return Panel("patch", title, shown.select(keep), draw, code, caption, models, False)
 
 
 def _method(interval: Mapping[str, Any]) -> str:
@@ -269,6 +268,9 @@ def layer_panel(runs: pl.DataFrame, condition: Condition, alpha: float, code: st
     title = f"The patch matters most at {words.blocks(level)}: {words.nats_span(top)}"
     if len(level) > 1:
         title += f" at block {top['layer']}, the others level within the intervals"
+    if len(level) == runs.height:
+        title = f"No block is told apart by what the patch does; {words.nats_span(top)} "
+        title += f"at block {top['layer']}, the largest"
     if len(still) == runs.height:
         title = f"The patch changes nothing at any of {words.blocks(still)}: KL is 0 within rounding"
     elif still:
@@ -363,9 +365,9 @@ def code(store_path: str, condition: Condition) -> str:
 def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
     """The panels of a stored result: per-prompt KL, and the amplitudes where several were run."""
     lines = code(opened.path, Condition.from_json(result.condition))
-    curve = alpha_panel(result, selection.alpha, lines)
-    first = histogram_panel(result, selection.alpha, lines)
-    row = point(result, selection.alpha)
+    alpha = selection.alpha
+    curve, row = alpha_panel(result, alpha, lines), point(result, alpha)
+    first = histogram_panel(result, alpha, lines, literal.beside(opened, result.condition, alpha))
     split = categories.categories_panel(
         opened,
         result,

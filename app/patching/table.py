@@ -221,8 +221,8 @@ def top_words(rows: pl.DataFrame, short: bool = False) -> str:
     top = rows.row(0, named=True)
     value = {"estimate": top["gain"], "low": top["gain_low"], "high": top["gain_high"]}
     shown = top["gain_low"] > top["noise"] and not top.get("few")
-    saves = "saves" if shown else "is not shown to save anything:"
-    text = f"the map {saves} {say.span(value)} nats at {name_of(top, short)}"
+    where = f"{say.span(value)} nats at {name_of(top, short)}"
+    text = f"the map saves {where}" if shown else f"the map is not shown to save anything; {where}"
     if rows.height == 1:
         return text
     beyond = pl.col("gain_low") > top["gain_high"] + pl.max_horizontal("noise", pl.lit(top["noise"]))
@@ -254,7 +254,8 @@ def grid_panel(runs: Sequence[Run], selection: Selection, path: str) -> Panel | 
             f"{say.direction(side.to_json())}: the map is not shown to save anything at any site that was run"
         )
     if zero.height:
-        title += f"; raw is not shown to change anything at {zero.height} of {rows.height} sites"
+        nothing = f"the {say.MATCHED} activation is not shown to change anything"
+        title += f"; {nothing} at {zero.height} of {rows.height} sites"
 
     def draw(palette: Palette) -> Chart:
         return matrix(

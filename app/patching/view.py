@@ -188,7 +188,7 @@ def _table_controls(opened: Opened) -> None:
         _amplitude_controls()
         with controls.more():
             controls.switch("amplitude", "α scales", AMPLITUDE)
-            controls.switch("raw_alpha", "Raw", {"fixed": "at α = 1", "scaled": "at the same α"})
+            controls.switch("raw_alpha", "Moment-matched", {"fixed": "at α = 1", "scaled": "at the same α"})
             controls.read_at()
 
 
@@ -295,7 +295,8 @@ def _detail(opened: Opened, result: JobResult, selected: MappedPatch, rows: pl.D
             f"#### Prompt by prompt at α = {result.summary['best']['alpha']:g}, the most moved first"
         )
         kinds = [kind for kind in say.NAMES if kind in result.table["kind"].to_list()]
-        for kind, tab in zip(kinds, screen.tabs(kinds), strict=True):
+        names = [say.SAID.get(kind, kind) for kind in kinds]
+        for kind, tab in zip(kinds, screen.tabs(names), strict=True):
             with tab:
                 _prompts(patch_drill.drill_table(result.table, kind))
     rerun.show(opened, condition)

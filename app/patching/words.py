@@ -14,6 +14,9 @@ from engine.stats.means import FEWEST
 
 NAMES = ("mapped", "raw", *CONTROLS)
 """Kinds of replacement in the order in which they are shown."""
+MATCHED = "moment-matched"
+SAID = {"raw": MATCHED}
+"""Kinds of replacement that a reader knows under another name."""
 
 
 def amplitude(condition: Mapping[str, Any]) -> str:
@@ -83,7 +86,10 @@ def verdict(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         does = f"the mapped activation moves the next token by {span(mapped)} nats{at}{losers(summary)}"
         return start + (lies if noise.hidden(mapped, floor) else does)
     if found["drop"] is None:
-        return start + f"raw is not shown to change anything; mapped: {span(mapped)} nats{at}"
+        return (
+            start
+            + f"the {MATCHED} activation is not shown to change anything; mapped: {span(mapped)} nats{at}"
+        )
     return start + _changed(summary, at, floor)
 
 
@@ -93,15 +99,15 @@ def _changed(summary: Mapping[str, Any], at: str, floor: float) -> str:
     raw, mapped, delta = found["kl"]["raw"], found["kl"]["mapped"], found["delta"]
     told = f"from {words.nats(raw['estimate'])} to {words.nats(mapped['estimate'])} nats"
     if few(found):
-        return f"{found['n_groups']} prompts are too few to tell what the map changes: KL {told}{at}"
+        return f"{found['n_groups']} prompts are too few to tell what the map changes; KL {told}{at}"
     sign = noise.exceeds(delta["low"], delta["high"], floor)
     if sign > 0:
-        return f"the map lowers KL {told}, by {percent(found['drop'])},{at}{losers(summary)}"
+        return f"the map lowers KL by {percent(found['drop'])}; {told}{at}{losers(summary)}"
     if sign < 0:
-        return f"the map raises KL {told}{at}{losers(summary)}"
+        return f"the map raises KL; {told}{at}{losers(summary)}"
     if noise.lost(delta["low"], delta["high"], floor):
-        return f"what the map changes is {noise.untold(floor)}: KL {told}{at}, ΔKL {span(delta)}"
-    return f"the map is not shown to change KL: {told}{at}, ΔKL {span(delta)}{losers(summary)}"
+        return f"what the map changes is {noise.untold(floor)}; KL {told}{at}, ΔKL {span(delta)}"
+    return f"the map is not shown to change KL; {told}{at}, ΔKL {span(delta)}{losers(summary)}"
 
 
 def alpha_title(rows: pl.DataFrame, floor: float = 0.0) -> str:
@@ -120,7 +126,7 @@ def alpha_title(rows: pl.DataFrame, floor: float = 0.0) -> str:
     outside = [kl for kl in between if not ends[0] <= kl <= ends[1]]
     if not outside:
         return text
-    return f"{text}, between {words.nats(min(between))} and {words.nats(max(between))} on the way"
+    return f"{text}; between {words.nats(min(between))} and {words.nats(max(between))} on the way"
 
 
 def few(split: Mapping[str, Any]) -> bool:
@@ -153,7 +159,7 @@ def controls_note(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> s
     )
     raw = "stays at α = 1" if condition["raw_alpha"] == "fixed" else "has the same α"
     if "raw" not in summary["left_out"]:
-        note += f" Raw is moment-matched per dimension and {raw}."
+        note += f" The {MATCHED} activation (raw, each dimension by itself) {raw}."
     for kind, why in summary["left_out"].items():
         note += f" No {kind}: {why}."
     return note

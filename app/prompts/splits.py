@@ -145,15 +145,15 @@ def leakage_title(across: pl.DataFrame, near: dict[str, Interval | None]) -> str
     if not close:
         return f"None of {across.height} validation texts is in train, nor nearly so"
     text = f"{same} of {across.height} validation texts {'is' if same == 1 else 'are'} in train"
-    text = f"{text} and {close - same} more nearly so"
+    text = f"{text}, {close - same} more nearly so"
     one, two = near["across"], near["within"]
     if one is None or two is None:
         return text
     if one.low > two.high:
-        return f"{text}: more than train texts are among themselves"
+        return f"{text}; more than train texts are among themselves"
     if one.high < two.low:
-        return f"{text}: fewer than train texts are among themselves"
-    return f"{text}: not shown to be more than train texts are among themselves"
+        return f"{text}; fewer than train texts are among themselves"
+    return f"{text}; not shown to be more than train texts are among themselves"
 
 
 def worst_pairs(opened: Opened, most: int = 200) -> pl.DataFrame:

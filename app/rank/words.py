@@ -79,7 +79,7 @@ def map_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
     if best["low"] <= 0 <= best["high"]:
         text += f"is not told apart from {against(summary)}: drop {percent(best)}"
     else:
-        text += f"disturbs the next token {percent(best)} less than {against(summary)}"
+        text += f"disturbs {percent(best)} less than {against(summary)}"
     return text + (f"; {level} of the other {cells.height - 1} cells are level with it" if level else "")
 
 
@@ -106,7 +106,7 @@ def path_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
         text = f"No smaller rank is shown to come up to rank {best['k']} of {full}"
         return f"{text}: drop {percent(best)} at α = {best['alpha']:g}"
     text = f"Rank {small['k']} of {full} is enough: drop {percent(small)} at α = {small['alpha']:g}"
-    return text + f", within one standard error of the best on train, rank {best['k']} with {percent(best)}"
+    return text + f"; within one standard error of the best on train, rank {best['k']} with {percent(best)}"
 
 
 def projector_title(table: pl.DataFrame, summary: Mapping[str, Any], alpha: float) -> str:

@@ -71,9 +71,9 @@ def shift_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
         return f"{text}; no random direction reaches its side effect"
     random, found = f"{best['draws']} random directions of the same side effect", standing(best, floor)
     if found:
-        return f"{text}, {'further' if found > 0 else 'less far'} than all {random}"
+        return f"{text}; {'further' if found > 0 else 'less far'} than all {random}"
     ends = " to ".join(words.minus(f"{best[end]:+.2f}") for end in ("least", "most"))
-    return f"{text}, not told from {random}: {ends}"
+    return f"{text}; not told from {random}: {ends}"
 
 
 def standing(best: Mapping[str, Any], floor: float = 0.0) -> int:
@@ -118,7 +118,7 @@ def ablation_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: M
     row, dims = _row(table, "ablate", 0.0), condition.get("dims", 1)
     moves = _moves(row, odds(condition), noise.log_floor(summary))
     what = "v" if dims == 1 else f"{dims} directions"
-    text = f"Taking {what} away {moves}, at a side effect of {_kl(row, summary)}"
+    text = f"Taking {what} away {moves}; its side effect is {_kl(row, summary)}"
     if dims == 1:
         return text
     random = table.filter(pl.col("series") == "ablate_random").row(0, named=True)
@@ -135,6 +135,6 @@ def equal_title(summary: Mapping[str, Any]) -> str:
     text = f"At the same side effect ({cost} nats) v"
     if found:
         text += f" moves the words {'further' if found > 0 else 'less'} than all {best['draws']} random"
-        return f"{text} directions: {own} against {signed(best['random'])}"
+        return f"{text} directions; {own} against {signed(best['random'])}"
     ends = " to ".join(words.minus(f"{best[end]:+.2f}") for end in ("least", "most"))
-    return f"{text} is not told from random directions: {own}, theirs {ends}"
+    return f"{text} is not told from random directions; {own}, theirs {ends}"

@@ -13,7 +13,8 @@ from app.escape import plain
 from app.frame import controls, export
 from app.frame import parts as components
 from app.frame.opened import Opened
-from app.frame.panel import Panel
+from app.frame.panel import Panel, parted
+from app.frame.words import sentence
 from app.subspaces import panels
 from app.subspaces import tables as q
 from app.subspaces import words as say
@@ -31,16 +32,20 @@ def conclusion(opened: Opened, shown: Shown) -> None:
     """What the numbers say, and what would make a careful reader hesitate."""
     with st.container(border=True, key="panel-subspace-conclusion"):
         first, _, rest = shown.found.text.partition("\n")
-        screen.markdown(f"#### {plain(first.replace('`', ''))}")
+        heading, more = parted(first.replace("`", ""))
+        screen.markdown(f"#### {plain(heading)}")
+        if more:
+            screen.markdown(sentence(plain(more)))
         screen.markdown(rest.replace("\nFragile:\n", "\n**Fragile**\n"))
-        screen.caption(panels.method(shown) + ".")
-        screen.caption(components.provenance(opened, panels.models_of(opened, shown)))
+        with screen.popover("How to read it", icon=":material/help:", type="tertiary"):
+            screen.caption(panels.method(shown) + ".")
+            screen.caption(components.provenance(opened, panels.models_of(opened, shown)))
 
 
 def table_panel(opened: Opened, panel: Panel, shown_as: pl.DataFrame, formats: Mapping[str, str]) -> None:
     """A panel as a table that can be sorted; a selected row becomes the candidate."""
     with st.container(border=True, key=f"panel-{panel.name}"):
-        screen.markdown(f"#### {plain(panel.title)}")
+        screen.markdown(f"#### {plain(panel.heading)}")
         key = f"rows-{panel.name}-{controls.current().candidate}"
         screen.dataframe(
             shown_as,
@@ -55,9 +60,7 @@ def table_panel(opened: Opened, panel: Panel, shown_as: pl.DataFrame, formats: M
                 **{name: st.column_config.NumberColumn(format=form) for name, form in formats.items()},
             },
         )
-        screen.caption(panel.caption)
-        components.exports(panel)
-        screen.caption(components.provenance(opened, panel.models))
+        components.reading(opened, panel)
 
 
 def _row_picked(key: str, names: list[str]) -> Callable[[], None]:

@@ -319,14 +319,14 @@ def show(opened: Opened, shown: Shown) -> None:
     """Everything about one weight change at one rank."""
     for text in substituted(shown, controls.current()):
         screen.warning(plain(text), icon=":material/link_off:")
-    parts.conclusion(opened, shown)
-    controls.switch("hues", "Points coloured by", {"side": "side", "family": "family"})
     write, read = panels.maps(opened, shown)
     left, right = st.columns(2)
     with left:
         components.show(opened, write)
     with right:
         components.show(opened, read)
+    controls.switch("hues", "Points coloured by", {"side": "side", "family": "family"})
+    parts.conclusion(opened, shown)
     candidate_control(shown)
     components.show(opened, panels.profile_panel(opened, shown))
     parts.ranking(opened, shown)

@@ -209,7 +209,7 @@ def show(opened: Opened, selection: Selection) -> None:
                 _line(part, f"{level}-{number}", selection)
     screen.caption(RULE)
     with screen.popover("Code and data", icon=":material/code:"):
-        st.code(code(opened, selection), language="python")
+        st.code(code(opened, selection), language="python", wrap_lines=True)
         screen.download_button(
             "synthesis.csv",
             lambda: export.csv_bytes(table(opened, selection)),

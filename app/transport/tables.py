@@ -51,7 +51,7 @@ class Place:
 
     @property
     def words(self) -> str:
-        return f"{self.site} of block {self.layer} at {self.position}"
+        return f"{self.site} of block {self.layer}, {self.position}"
 
     @classmethod
     def of(cls, selection: Selection) -> Place:

@@ -31,7 +31,7 @@ def map_title(scores: TransportScores, source: str, target: str, place: str, con
     text = scores.words.rstrip(".")
     known = not math.isnan(scores.r2_low) and "within" not in text
     if known and text.startswith(("The map predicts", "The map carries")):
-        text += f"; 95 % interval{span(scores.r2_low, scores.r2_high, decimals(scores.r2_validation))}"
+        text += f"{span(scores.r2_low, scores.r2_high, decimals(scores.r2_validation))}"
     return start + text[0].lower() + text[1:]
 
 

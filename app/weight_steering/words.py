@@ -27,7 +27,7 @@ def with_span(figure: Figure, row: Mapping[str, Any], *, change: bool = False) -
     """ "2.69 (2.56 to 2.84)"."""
     names = ("change", "change_low", "change_high") if change else ("value", "low", "high")
     value, low, high = (value_of(figure, row[name]) for name in names)
-    return f"{value} ({low} to {high})"
+    return f"{value} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
 
 
 def rows_at(table: pl.DataFrame, figure: str, series: str) -> dict[float, dict[str, Any]]:
@@ -88,7 +88,7 @@ def curve_title(
     sign = moved(figure, here, floor)
     if sign == 0:
         both = f"{with_span(figure, here)} against {value_of(figure, zero['value'])} at α = 0"
-        return f"{series} at {here_text} is not shown to change {figure.said}: {both}"
+        return f"{series} at {here_text} is not shown to change {figure.said}; {both}"
     text = (
         f"{series} {'raises' if sign > 0 else 'lowers'} {figure.said} from {value_of(figure, zero['value'])} "
     )

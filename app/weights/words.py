@@ -75,8 +75,8 @@ def grid_title(table: pl.DataFrame, model: str, first: str) -> str:
         return f"No weight of {model}{which} differs from {first}{more}"
     top = [_tensor(row) for row in found.sort("relative", descending=True).head(3).iter_rows(named=True)]
     if found.height <= 3:
-        end = "" if lost else " and nowhere else"
-        return f"{model} differs from {first} in {', '.join(top)}{end}{more}"
+        only = "" if lost else "only "
+        return f"{model} differs from {first} {only}in {' and '.join(top)}{more}"
     return (
         f"{model} differs from {first} in {found.height} tensors, relative to its norm most in {top[0]}{more}"
     )

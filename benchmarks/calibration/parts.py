@@ -232,7 +232,7 @@ def falls_steeply(rows: Array) -> bool:
 ENTRIES = (
     Entry(
         "Heads: alone",
-        "head … alone covers …, more than any other head",
+        "head … alone covers …; more than any other head",
         more_than_any_head,
         {"equal heads": pushes(EQUAL), "each head does it all": pushes(EQUAL, saturated)},
         pushes(ONE),
@@ -246,14 +246,14 @@ ENTRIES = (
     ),
     Entry(
         "Heads: pairs",
-        "heads … and … cover …, more than any other pair",
+        "heads … and … cover …; more than any other pair",
         more_than_any_pair,
         {"equal heads": pushes(EQUAL)},
         pushes([0.05] * 6 + [1.0, 1.0]),
     ),
     Entry(
         "Heads: interaction",
-        "heads … and … together do more (or less) than the sum of the two",
+        "heads … and … together do more (or less) than their sum",
         interact,
         {
             "what heads do adds up": pushes(EQUAL, additive),

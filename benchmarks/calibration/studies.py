@@ -61,7 +61,7 @@ def leaks(given: tuple[Array, Array]) -> bool:
         "within": wilson(int(within.sum()), len(within)),
     }
     table = pl.DataFrame({"same": np.zeros(len(across), dtype=bool), "overlap": across.astype(float)})
-    return any(f": {word} than" in splits.leakage_title(table, near) for word in ("more", "fewer"))
+    return any(f"; {word} than" in splits.leakage_title(table, near) for word in ("more", "fewer"))
 
 
 def _places(given: Sequence[TransportScores]) -> str:

@@ -76,7 +76,7 @@ def rank(train: tuple[float, float]) -> str:
 NAMED: dict[Callable[[tuple[float, float]], str], tuple[str, str]] = {
     singles: ("Head 0, the first on train", "Head 1, the first on train"),
     without: ("without head 0, missed most on train", "without head 1, missed most on train"),
-    both: ("Heads 0 and 2, the first pair on train", "Heads 1 and 2, the first pair on train"),
+    both: ("Heads 0 and 2, first on train", "Heads 1 and 2, first on train"),
     interaction: ("Heads 0 and 2 together do 50.0 %", "Heads 1 and 2 together do 90.0 %"),
     cells: ("Head 0 of block 0, the first on train", "Head 1 of block 0, the first on train"),
     blocks: ("All heads of block 0, the first on train", "most at block 1: 90 nats"),

@@ -228,7 +228,7 @@ def test_separation_is_said_only_with_both_conditions() -> None:
         return geometry_words.separation_title("here", separation(*values), 3)
 
     assert title(0.5, 0.9, 0.01, 0.001) == (
-        "here: Z separates: ratio 0.50 (0.40 to 0.60) in Z, 0.90 outside, p = 0.01 against random subspaces"
+        "here: Z separates: ratio 0.50 (0.40 to 0.60) in Z, 0.90 outside; p = 0.01 against random subspaces"
     )
     assert "not shown to separate" in title(0.5, 0.9, 0.3, 0.001)
     assert "30 % of random subspaces do as well" in title(0.5, 0.9, 0.3, 0.001)

@@ -172,14 +172,14 @@ def test_a_title_says_more_than_any_other_only_when_intervals_separate_the_first
 
     of = "block 4's effect on tuned (0.37 nats)"
     assert title(singles([1, 90, 2, 3])) == (
-        f"Head 1, the first on train, alone covers 90 % (85 to 95) of {of}, more than any other head"
+        f"Head 1, the first on train, alone covers 90 % (85 to 95) of {of}; more than any other head"
     )
     assert title(singles([1, 60, 55, 3])) == (
         f"Head 1, the first on train, alone covers 60 % (55 to 65) of {of}; head 2 is level within the "
         "intervals"
     )
     assert title(singles([10, 11, 12, 13])).startswith(
-        "No head is told apart by what it covers alone: head 3"
+        "No head is told apart by what it covers alone; head 3"
     )
     other = singles([1, 60, 90, 62, 91], train=[1, 90, 60, 3, 4])
     assert title(other) == (
@@ -223,13 +223,13 @@ def test_a_head_is_needed_only_when_little_is_left_without_it() -> None:
     of = "block 4's effect on tuned (0.37 nats)"
     none = title(without([97, 99, 100], [99, 97, 100]))
     assert none == (
-        f"No single head is shown to be needed for {of}: without head 1, missed most on train, "
+        f"No single head is shown to be needed for {of}; without head 1, missed most on train, "
         "99 % (96 to 102) is left"
     )
     one = title(without([10, 99, 100], [12, 98, 100]))
-    assert one.startswith(f"Head 0 can't be left out of {of}: without head 0, missed most on train, 10 %")
+    assert one.startswith(f"Head 0 can't be left out of {of}; without head 0, missed most on train, 10 %")
     both = without([10, 12, 100], [12, 10, 100])
-    assert title(both).startswith(f"Heads 0 and 1 can't be left out of {of}: without head 1, missed most")
+    assert title(both).startswith(f"Heads 0 and 1 can't be left out of {of}; without head 1, missed most")
     assert title(both.drop("without_train")) == f"Heads 0 and 1 can't be left out of {of}"
 
 
@@ -245,10 +245,10 @@ def test_the_pair_that_is_named_is_the_first_on_train() -> None:
 
     of = "block 4's effect on tuned (0.37 nats)"
     assert title(both([90.0, 20.0], [80.0, 70.0])) == (
-        f"Heads 0 and 1, the first pair on train, cover 90 % (85 to 95) of {of}, more than any other pair"
+        f"Heads 0 and 1, first on train, cover 90 % (85 to 95) of {of}; more than any other pair"
     )
     assert title(both([50.0, 90.0, 52.0], [80.0, 70.0, 1.0])) == (
-        f"Heads 0 and 1, the first pair on train, cover 50 % (45 to 55) of {of}; 1 other is level within the "
+        f"Heads 0 and 1, first on train, cover 50 % (45 to 55) of {of}; 1 other is level within the "
         "intervals, 1 other above"
     )
     assert (
@@ -280,7 +280,7 @@ def test_interactions_are_told_only_beyond_their_intervals() -> None:
 @pytest.mark.parametrize(
     ("gradient", "direct", "said"),
     [
-        ((0.9, 0.01), (0.8, 0.02), "Gradient × activation (ρ = 0.90, p = 0.01) and direct attribution"),
+        ((0.9, 0.01), (0.8, 0.02), "does; ρ = 0.90, p = 0.01 and ρ = 0.80, p = 0.02"),
         ((0.9, 0.01), (0.5, 0.2), "direct attribution is not shown to (ρ = 0.50, p = 0.2)"),
         ((0.6, 0.04), (-0.9, 0.001), "Neither gradient × activation"),
         ((0.9, 0.01), None, "direct attribution is not shown to (too few)"),

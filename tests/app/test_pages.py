@@ -17,6 +17,7 @@ from streamlit.testing.v1 import AppTest
 from app import main
 from app.frame import export
 from app.frame.opened import read_facts
+from app.frame.panel import parted
 from app.frame.selection import defaults, update
 from app.live.jobs import JobResult
 from app.patching import replacement as patch_view
@@ -221,14 +222,14 @@ def test_a_stored_run_opens_without_a_model(open_app: Open, own_store: Path) -> 
     app = open_app(own_store, "runs", run=run_id)
     assert went_well(app), text(app)
     said = text(app).replace("\\", "")
-    assert patch_view.result_title(made, 1.0) in said
+    assert parted(patch_view.result_title(made, 1.0))[0] in said
     assert "the effect goes from" in said
 
 
 def test_the_patching_page_shows_the_stored_result_of_its_selection(open_app: Open, own_store: Path) -> None:
     _, made = stored_run(own_store, layer=3)
     app = open_app(own_store, "patching", patch="one", layer="3")
-    assert patch_view.result_title(made, 1.0) in text(app).replace("\\", "")
+    assert parted(patch_view.result_title(made, 1.0))[0] in text(app).replace("\\", "")
     assert any("Run before" in caption.value for caption in app.caption)
     other = open_app(own_store, "patching", patch="one", layer="1")
     assert "Not run yet" in text(other)

@@ -126,10 +126,8 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
     assert profile is not None
     titles = [panel.title for panel in (grid, ranking, profile)]
     assert "tuned ← base: the map saves 0.198 (" in titles[0]
-    assert (
-        "1 other is level within the intervals; raw is not shown to change anything at 4 of 10 sites"
-        in titles[0]
-    )
+    assert "1 other is level within the intervals; the moment-matched activation is not shown" in titles[0]
+    assert titles[0].endswith("to change anything at 4 of 10 sites")
     top = "Top results of 11 runs: the map saves 0.198 ("
     assert titles[1].startswith(top)
     alone = patch_table.grid_panel([run for run in runs if run[0] == result.condition], START, str(store))
@@ -139,7 +137,7 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
     assert f"disturbs most at block {SECOND}: 0.174 nats" in titles[2]
     assert titles[2].endswith("it changes nothing at blocks 0, 3")
     drilled = patch_drill.panels(opened, result)
-    assert "the map lowers KL from 0.174 to 4e-4 nats, by 99.8 %" in drilled[0].title
+    assert "the map lowers KL by 99.8 % (" in drilled[0].title
     assert drilled[0].title.endswith("; every control disturbs more")
     assert "bogus, the map of block 1" in drilled[0].caption
     assert "stays at α = 1" in drilled[0].caption
@@ -234,7 +232,7 @@ def test_both_directions_are_compared_prompt_by_prompt(store: Path) -> None:
     assert turned["difference"].to_list() == pytest.approx((-table["difference"]).to_list(), rel=1e-12)
     panel = asymmetry.asymmetry_panel(opened, result, back)
     assert panel.title.startswith(
-        "KL of tuned ← base less that of base ← tuned on the same prompts, nats: raw"
+        "KL of tuned ← base less that of base ← tuned on the same prompts; nats: moment-matched"
     )
     scope: dict[str, Any] = {}
     exec(panel.code, scope)
@@ -338,11 +336,13 @@ CONDITION |= {"map": {"method": "MeanShift"}, "read_at": "patched", "scale": "ve
 
 def test_words_do_not_claim_what_intervals_do_not_show() -> None:
     lower = say.verdict(CONDITION, made(0.4, 0.1))
-    assert lower.startswith("t ← s, mlp_out of block 3: the map lowers KL from 0.4 to 0.1 nats, by 75.0 %")
+    assert lower.startswith("t ← s, mlp_out of block 3: the map lowers KL by 75.0 %")
     assert "at α = 0.8" in lower
-    assert "the map raises KL from 0.1 to 0.4" in say.verdict(CONDITION, made(0.1, 0.4))
+    assert "the map raises KL; from 0.1 to 0.4" in say.verdict(CONDITION, made(0.1, 0.4))
     assert "not shown to change KL" in say.verdict(CONDITION, made(0.4, 0.399))
-    assert "raw is not shown to change anything" in say.verdict(CONDITION, made(1e-9, 0.3))
+    assert "the moment-matched activation is not shown to change anything" in say.verdict(
+        CONDITION, made(1e-9, 0.3)
+    )
     assert "the mapped activation moves the next token by 0.3" in say.verdict(CONDITION, made(None, 0.3))
     level = made(0.4, 0.1, random={**span(0.01), "beaten": False})
     assert say.verdict(CONDITION, level).endswith("not told from these controls: random")
@@ -406,7 +406,7 @@ def test_the_page_shows_the_table_and_runs_a_row_again(open_app: Callable[..., A
     app = open_app(store, "patching", **params)
     said = "\n".join(m.value for m in app.markdown).replace("\\", "")
     assert not app.exception
-    assert "the map lowers KL from 0.174 to 4e-4 nats" in said
+    assert "the map lowers KL by 99.8 %" in said
     assert "Top results of 11 runs" in said
     buttons = {button.key: button for button in app.button}
     assert buttons["run"].label.startswith("Run the whole table (")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import pytest
 from live_results import live_result
 
 from app.charts.palette import LIGHT
+from app.frame import words
 from app.frame.selection import Facts, Selection, changed, defaults, update
+from app.patching import literal
 from app.patching import replacement as patch_view
 from app.patching import view as patch_page
 from app.patching import words as patch_words
+from store.runs import RunLog
 
 FACTS = Facts(
     models=("base", "tuned", "full"),
@@ -62,7 +67,8 @@ def test_reported_prompts_are_the_validation_split_unless_chosen() -> None:
 def test_the_title_says_what_moved_and_by_how_much() -> None:
     condition = patch_view.condition_of(defaults(FACTS))
     title = patch_view.result_title(live_result(condition), 1.0)
-    assert title.startswith("base's activation at resid_post of block 2 moves tuned's next token by 0.")
+    start = "base's moment-matched activation at resid_post of block 2 moves tuned's next token by 0."
+    assert title.startswith(start)
     assert title.endswith("the most likely token changes in 25 % of 12 prompts")
 
 
@@ -167,7 +173,35 @@ def test_titles_do_not_rank_what_intervals_do_not_separate() -> None:
         "From α = 0 to 2 the effect goes from 12 nats (11 to 13) to 0.7 nats (0.3 to 1.1)"
     )
     rows = pl.DataFrame(curve).with_columns(kl=pl.Series([12.0, 0.5, 0.7]))
-    assert patch_words.alpha_title(rows).endswith(" nats (0.3 to 1.1), between 0.5 and 0.5 on the way")
+    assert patch_words.alpha_title(rows).endswith(" nats (0.3 to 1.1); between 0.5 and 0.5 on the way")
+
+
+def test_no_block_is_named_where_all_are_level() -> None:
+    level = pl.DataFrame({"layer": [3, 4], "kl": [0.4, 0.5], "low": [0.2, 0.2], "high": [0.6, 0.7]})
+    wanted = patch_view.condition_of(defaults(FACTS))
+    panel = patch_view.layer_panel(level.with_columns(noise=0.0), wanted, 1.0, "")
+    assert panel is not None
+    assert panel.title == (
+        "No block is told apart by what the patch does; 0.5 nats (0.2 to 0.7) at block 4, the largest"
+    )
+
+
+def test_the_literal_effect_stands_beside_the_moment_matched_one(tmp_path: Path) -> None:
+    wanted = patch_view.condition_of(defaults(FACTS))
+    twin = patch_view.condition_of(update(defaults(FACTS), FACTS, kind="literal"))
+    other = patch_view.condition_of(update(defaults(FACTS), FACTS, kind="literal", layer=3))
+    opened: Any = SimpleNamespace(path=str(tmp_path), store=SimpleNamespace(fingerprint="f"))
+    matched, found = live_result(wanted), live_result(twin, kl=0.162)
+    log = RunLog(tmp_path)
+    for condition in (other, twin):
+        assert literal.beside(opened, matched.condition, 1.0) == ""
+        log.append(condition.to_json(), found.summary, found.table, content_hash=condition.content_hash("f"))
+    row = patch_view.point(found, 1.0)
+    said = f"; the literal activation by {words.nats_span(row)}"
+    assert literal.beside(opened, matched.condition, 1.0) == said
+    assert literal.beside(opened, found.condition, 1.0) == "", "it is the literal one itself"
+    title = patch_view.histogram_panel(matched, 1.0, "", said).title
+    assert f"){said}; the most likely token changes" in title
 
 
 def test_a_profile_of_zeros_is_said_to_be_nothing() -> None:

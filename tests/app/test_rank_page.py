@@ -232,7 +232,7 @@ def sweep(best: dict[str, Any], smallest: dict[str, Any]) -> tuple[pl.DataFrame,
 def test_titles_tell_what_train_chose_and_validation_measured() -> None:
     table, summary = sweep({"k": 3, "alpha": 1.0}, {"k": 1, "alpha": 1.0})
     title = say.map_title(table, summary)
-    assert title.startswith("Rank 3 at α = 1, the best on train, disturbs the next token 60 % (55 to 65)")
+    assert title.startswith("Rank 3 at α = 1, the best on train, disturbs 60 % (55 to 65)")
     assert "level" not in title
     assert say.path_title(table, summary).startswith("Rank 1 of 8 is enough: drop 40 % (35 to 45) at α = 1")
     table, summary = sweep({"k": 3, "alpha": 1.0}, {"k": 3, "alpha": 1.0})
@@ -258,7 +258,7 @@ def test_steering_is_ranked_only_where_it_is_told_apart() -> None:
     assert "is not told from random directions" in tell.equal_title(equal((-0.1, 1.0), 0.4))
     within = tell.equal_title(equal((-1.0, -0.1), 2.0))
     assert within.endswith(
-        "v is not told from random directions: +1.00 nats (0.80 to 1.20), theirs −0.20 to +2.00"
+        "v is not told from random directions; +1.00 nats (0.80 to 1.20), theirs −0.20 to +2.00"
     )
     below = equal((-1.0, -0.1), 2.0)
     below["equal"]["best"]["least"] = 1.1
@@ -281,10 +281,10 @@ def test_a_shift_is_told_beside_random_directions() -> None:
 
     raises = "Adding v at α = 0.4 raises log p(yes) − log p(no) by +1.00 nats (0.80 to 1.20)"
     assert title(equal((0.6, 1.0), 0.4)) == (
-        f"{raises}, further than all 5 random directions of the same side effect"
+        f"{raises}; further than all 5 random directions of the same side effect"
     )
     assert title(equal((0.6, 1.0), 1.5)) == (
-        f"{raises}, not told from 5 random directions of the same side effect: −0.20 to +1.50"
+        f"{raises}; not told from 5 random directions of the same side effect: −0.20 to +1.50"
     )
     below = equal((-1.0, -0.1), 2.0)
     below["equal"]["best"]["least"] = 1.1

@@ -27,8 +27,8 @@ NO_NULL = NULL.clear()
 def test_the_block_where_models_part_is_named_with_its_value_and_interval() -> None:
     title = words.cka_title(curve([1.0, 1.0, 0.9, 0.6]), NULL, "base", "tuned", "resid_post")
     assert title == (
-        "tuned leaves base at block 2 (resid_post): identical before, CKA 0.90 (0.88 to 0.92) there, "
-        "CKA 0.60 (0.58 to 0.62) at block 3, the lowest; above unrelated pairing everywhere"
+        "tuned leaves base at block 2 (resid_post): identical before, CKA 0.90 (0.88 to 0.92) there; "
+        "lowest at block 3, CKA 0.60 (0.58 to 0.62); above unrelated pairing everywhere"
     )
 
 
@@ -114,8 +114,8 @@ def test_languages_are_compared_where_they_differ_most() -> None:
         {"layer": [0, 1, 0, 1], "series": ["en", "en", "zh", "zh"], "value": [1.0, 0.9, 1.0, 0.6]}
     ).with_columns(low=pl.col("value") - 0.1, high=pl.col("value") + 0.1)
     assert words.language_title(table, "a", "b") == (
-        "a and b differ more in zh than in en: CKA 0.60 (0.50 to 0.70) "
-        "against CKA 0.90 (0.80 to 1.00) at block 1"
+        "a and b differ more in zh than in en; at block 1 CKA 0.60 (0.50 to 0.70) "
+        "against CKA 0.90 (0.80 to 1.00)"
     )
     wide = table.with_columns(low=pl.col("value") - 0.2, high=pl.col("value") + 0.2)
     assert words.language_title(wide, "a", "b") == (
@@ -189,8 +189,9 @@ def test_a_verdict_becomes_a_statement_about_the_model() -> None:
         (0.03, 0.02, 0.05, "0.03 % (0.02 to 0.05)"),
         (-0.04, -0.3, 0.2, "−0.04 % (−0.30 to 0.20)"),
         (87.4, 73.1, 96.1, "87 % (73 to 96)"),
-        (100, 100 - 1e-7, 100 + 1e-7, "100 % (± less than 0.0001)"),
-        (0, 0, 0, "0 % (± less than 0.0001)"),
+        (100, 99.9999, 100, "100 % (± less than 0.01)"),
+        (0.0034, 0.0032, 0.0036, "0.0034 % (± less than 0.01)"),
+        (0, 0, 0, "0 % (± less than 0.01)"),
     ],
 )
 def test_percentages_have_the_digits_that_tell_their_ends_apart(

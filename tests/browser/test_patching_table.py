@@ -22,7 +22,7 @@ def test_a_site_is_run_shown_and_run_again(new_tab: Callable[..., Page], live_da
     tab.get_by_role("button", name="Run this site").click()
     title = tab.locator(".st-key-panel-patch-alphas h4").first
     expect(title).to_contain_text(
-        "mlp_out of block 5: 5 prompts are too few to tell what the map changes: KL from", timeout=WAIT
+        "mlp_out of block 5: 5 prompts are too few to tell what the map changes", timeout=WAIT
     )
     settle(tab)
     clean(tab)

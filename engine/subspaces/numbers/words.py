@@ -86,8 +86,8 @@ def headline(scores: Scores, best: int, held: NDArray[np.bool_], winner: str) ->
     ranked = [i for i, entry in enumerate(scores.candidates) if entry.axis_kind in ("write", "mixed")]
     if not held[ranked].any():
         return (
-            "No write or mixed candidate holds significantly more of the weight change than a random "
-            f"subspace of its rank (Holm); the best joint score is `{name}`'s ({figures})."
+            "No write or mixed candidate holds significantly more of the weight change than chance (Holm); "
+            f"the best joint score is `{name}`'s ({figures})."
         )
     return f"No candidate stands out: `{name}` has the best joint score ({figures}), but see below."
 
