@@ -21,6 +21,10 @@ from app.geometry import tables as gq
 from app.geometry.configurations import configurations_panel
 from app.geometry.weights import model_of, what
 
+BOTH = (
+    "The words also ask it of subspaces with Z's own share of every coordinate (p_scales), so that a few "
+    "large coordinates are no finding. "
+)
 LOOKED = "k and block were set by hand; p is not adjusted for having looked at several. "
 
 
@@ -60,7 +64,9 @@ def separation_panel(opened: Opened, selection: Selection, pooling: str) -> Pane
             pl.lit(v).alias(n) for n, v in whole.items()
         )
     )
-    tests = pl.DataFrame({"x": found.ks, "p_random": found.p_random, "p_pairing": found.p_pairing})
+    tests = pl.DataFrame(
+        {"x": found.ks, "p_random": found.p_random, "p_pairing": found.p_pairing, "p_scales": found.p_scales}
+    ).with_columns(pl.col("p_scales").fill_nan(None))
     low, middle, high = np.quantile(found.random, [0.05, 0.5, 0.95], axis=0)
     null = pl.DataFrame({"x": found.ks, "low": low, "high": high})
     table = pl.concat(parts)
@@ -85,8 +91,9 @@ def separation_panel(opened: Opened, selection: Selection, pooling: str) -> Pane
         f"does not. Band: bootstrap over problems, 95 %. Grey: 90 % of {len(found.random)} random subspaces "
         f"of the same k (median here {number(float(middle[at]))}). Wrong pairing of the problems: "
         f"{words.p_text(float(found.p_pairing[at]))} here. "
+        + BOTH
         + LOOKED
-        + "p_random and p_pairing are in the data."
+        + "p_random, p_scales and p_pairing are in the data."
     )
     title = words.separation_title(_where(opened, selection, pooling), found, selection.k)
     code = snippets.separation(opened, model, selection, pooling)
@@ -101,7 +108,7 @@ def energy_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     ratio = found.ratio
     table = pl.DataFrame(
         {"x": found.ks, "series": "Z", "value": ratio.estimate, "low": ratio.low, "high": ratio.high}
-    ).with_columns(p_random=pl.Series(found.p))
+    ).with_columns(p_random=pl.Series(found.p), p_scales=pl.Series(found.p_scales))
     null = pl.DataFrame({"x": found.ks, "low": found.low, "high": found.high})
 
     def draw(palette: Palette) -> Chart:
@@ -120,7 +127,7 @@ def energy_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     caption = (
         _problems(opened, selection) + f"Mean share of ‖{names[1]} − {names[0]}‖² inside Z, over k/d. Band: "
         "bootstrap over problems, 95 %; it says nothing of other subspaces. Grey: 95 % of random subspaces "
-        "(exact moments, Beta), wide where all problems shift alike. " + LOOKED
+        "(exact moments, Beta), wide where all problems shift alike. " + BOTH + LOOKED
     )
     title = words.energy_title(_where(opened, selection, pooling), found, selection.k, names)
     code = snippets.energy(opened, model, selection, pooling)
@@ -193,8 +200,8 @@ def every_separation_panel(opened: Opened, selection: Selection, pooling: str) -
     said = [layer for layer, one in zip(layers, found, strict=True) if one.separates[at]]
     caption = (
         _problems(opened, selection) + what(selection) + "Band: bootstrap over problems, 95 %. Grey: 90 % of "
-        f"{len(found[0].random)} random subspaces of the same k. p of the single blocks, in the data, is not "
-        "adjusted for their number. A click selects the block."
+        f"{len(found[0].random)} random subspaces of the same k. {BOTH}p of the single blocks, in the data, "
+        "is not adjusted for their number. A click selects the block."
     )
     title = words.every_title(f"{model}, {label(pooling)}", said, len(layers), selection.k)
     code = snippets.every_separation(opened, model, selection, pooling)
@@ -215,6 +222,7 @@ def every_energy_panel(opened: Opened, selection: Selection, pooling: str) -> Pa
             "low": [float(e.ratio.low[at]) for e in found],
             "high": [float(e.ratio.high[at]) for e in found],
             "p_random": [float(e.p[at]) for e in found],
+            "p_scales": [float(e.p_scales[at]) for e in found],
         }
     )
     null = pl.DataFrame(
@@ -234,11 +242,11 @@ def every_energy_panel(opened: Opened, selection: Selection, pooling: str) -> Pa
         )
         return layer_curve(table, look, palette, null)
 
-    p, p_low = (np.array([getattr(e, name)[at] for e in found]) for name in ("p", "p_low"))
+    p, p_low = (np.array([getattr(e, name)[at] for e in found]) for name in ("more", "less"))
     values = table["value"].to_numpy()
     caption = (
         _problems(opened, selection) + what(selection) + "Band: bootstrap over problems, 95 %. Grey: 95 % of "
-        "random subspaces (exact moments, Beta). Named blocks: Holm over blocks, 2.5 % on each side."
+        f"random subspaces (exact moments, Beta). {BOTH}Named blocks: Holm over blocks, 2.5 % on each side."
     )
     title = words.energy_every_title(f"{model}, {label(pooling)}", values, p, p_low, layers)
     code = snippets.every_energy(opened, model, selection, pooling)

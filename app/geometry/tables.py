@@ -99,11 +99,13 @@ class Structure:
     Attributes:
         similarity: k → (block, block) Grassmann similarity. energy: k → (block,) ‖W_gate Z‖², empty where
             the model's MLPs have no gate or the store keeps none. moments: (block, 2) of the gates.
+        shares: k → (d, block), each Z's share of every coordinate.
     """
 
     similarity: dict[int, np.ndarray]
     energy: dict[int, np.ndarray]
     moments: np.ndarray
+    shares: dict[int, np.ndarray]
 
 
 def structure(opened: Opened, model: str, joined: str, progress: Progress | None = None) -> Structure:
@@ -127,7 +129,9 @@ def _structure(opened: Opened, model: str, joined: str, progress: Progress | Non
     similarity = {k: subspace.grassmann_matrix(np.stack([f[k] for f in found])) for k in ks}
     moments = opened.store.array(f"weights/{slug(model)}/gate_moments") if gated else np.empty((0, 2))
     advance(1, 1)
-    return Structure(similarity, dict(zip(ks, np.array(energy).T, strict=True)) if gated else {}, moments)
+    shares = {k: np.stack([np.vecdot(f[k], f[k]) for f in found], axis=1) for k in ks}
+    gates = dict(zip(ks, np.array(energy).T, strict=True)) if gated else {}
+    return Structure(similarity, gates, moments, shares)
 
 
 def _gate_energy(opened: Opened, model: str, block: int, mine: dict[int, np.ndarray]) -> list[float]:

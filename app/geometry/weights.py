@@ -185,12 +185,20 @@ def structure_panel(opened: Opened, selection: Selection) -> Panel | None:
 def convergence_panel(opened: Opened, selection: Selection) -> Panel:
     """Similarity of every block's Z to the reference block's, with the range of unrelated subspaces."""
     model = model_of(selection)
-    values = gq.structure(opened, model, selection.joined).similarity[selection.k][selection.ref]
+    held = gq.structure(opened, model, selection.joined)
+    values = held.similarity[selection.k][selection.ref]
     d = gq.width(opened, model)
     low, high = _unrelated(d, selection.k)
-    p = subspace_layers.grassmann_p(values, d, selection.k)
+    shares = held.shares[selection.k]
+    p, p_scales = subspace_layers.resemblance_p(shares[:, selection.ref], shares, values)
     table = pl.DataFrame(
-        {"layer": range(len(values)), "series": model, "value": values.astype(float), "p_random": p}
+        {
+            "layer": range(len(values)),
+            "series": model,
+            "value": values.astype(float),
+            "p_random": p,
+            "p_scales": p_scales,
+        }
     )
     null = pl.DataFrame({"layer": range(len(values)), "low": low, "high": high})
 
@@ -209,10 +217,12 @@ def convergence_panel(opened: Opened, selection: Selection) -> Panel:
     caption = (
         what(selection)
         + f"Mean squared cosine of the principal angles to Z of reference block {selection.ref}, "
-        "which is 1 there and left out. Grey: 95 % of unrelated subspaces (exact moments). Weights are "
-        "given: no sampling error."
+        "which is 1 there and left out. Grey: 95 % of unrelated subspaces (exact moments). Named: beyond "
+        "these, and beyond subspaces with the same share of every coordinate (p_scales), since all blocks "
+        "may read a few large coordinates; Holm over blocks of the larger p. Weights are given: no sampling "
+        "error."
     )
-    title = words.convergence_title(model, selection.ref, values, p)
+    title = words.convergence_title(model, selection.ref, values, np.maximum(p, p_scales))
     code = snippets.convergence(opened, model, selection)
     return Panel("z-convergence", title, table, draw, code, caption, (model,))
 

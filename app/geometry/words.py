@@ -9,7 +9,7 @@ import numpy as np
 from app.frame.words import blocks, number, span
 from engine.geometry.language_energy import LanguageEnergy
 from engine.geometry.layers import LayerStructure
-from engine.geometry.separation import ALPHA, Separation, separates
+from engine.geometry.separation import ALPHA, Separation
 from engine.stats.uncertainty import holm
 
 TAIL = ALPHA / 2
@@ -72,7 +72,8 @@ def structure_title(model: str, found: LayerStructure) -> str:
 def convergence_title(model: str, ref: int, values: np.ndarray, p: np.ndarray) -> str:
     """Which blocks read what the reference block reads.
 
-    Rule: blocks whose similarity is beyond random subspaces (one-sided, Holm over the other blocks).
+    Rule: blocks whose similarity is beyond random subspaces (one-sided, Holm over the other blocks), and
+    beyond those that keep the coordinates' shares: `p` is the larger of both.
     """
     others = [i for i in range(len(values)) if i != ref]
     if not others:
@@ -108,18 +109,25 @@ def separation_title(where: str, found: Separation, k: int) -> str:
     """Whether Z separates at the selected k.
 
     Rule: "Z separates" when ratio(Z) < ratio(Z⊥) and fewer than 5 % of random k-subspaces have as small a
-    ratio. When only the inequality holds, that share is told. That a wrong pairing of problems does as well
-    is added when it does.
+    ratio, and fewer than 5 % of those that keep Z's share of every coordinate. When only the inequality
+    holds, the share that does as well is told. That a wrong pairing of problems does as well is added when it
+    does.
     """
     at = found.ks.index(k)
     inside, outside = (float(b.estimate[at]) for b in (found.inside, found.outside))
     low, high = float(found.inside.low[at]), float(found.inside.high[at])
     p, pairing = float(found.p_random[at]), float(found.p_pairing[at])
+    kept = float(found.p_scales[at])
     told = f"ratio {number(inside)}{span(low, high)} in Z, {number(outside)} outside"
     if not np.isfinite(inside):
         return f"{where}: separation is undefined, all problems coincide inside Z"
-    if bool(separates(found.inside.estimate, found.outside.estimate, found.p_random)[at]):
-        text, told = f"{where}: Z separates: {told}", f"{p_text(p)} against random subspaces"
+    if kept < ALPHA:
+        text, told = f"{where}: Z separates: {told}", f"{p_text(max(p, kept))} against random subspaces"
+    elif np.isfinite(kept):
+        text = (
+            f"{where}: Z is not shown to separate, {100 * kept:.0f} % of subspaces with the same "
+            "share of every coordinate do as well"
+        )
     elif inside < outside:
         text = f"{where}: Z is not shown to separate, {100 * p:.0f} % of random subspaces do as well"
     else:
@@ -131,13 +139,14 @@ def separation_title(where: str, found: Separation, k: int) -> str:
 def energy_title(where: str, found: LanguageEnergy, k: int, names: tuple[str, str]) -> str:
     """Whether the language shift lies in Z more or less than in a random subspace, at the selected k.
 
-    Rule: one-sided p below 2.5 % on either side.
+    Rule: one-sided p below 2.5 % on either side, against uniformly random subspaces and against those that
+    keep Z's share of every coordinate.
     """
     at = found.ks.index(k)
     value = f"{number(float(found.ratio.estimate[at]))}"
     value += span(float(found.ratio.low[at]), float(found.ratio.high[at])) + " times k/d"
     between = f"the {names[0]} to {names[1]} shift"
-    p, p_low = float(found.p[at]), float(found.p_low[at])
+    p, p_low = float(found.more[at]), float(found.less[at])
     if p < TAIL:
         return f"{where}: Z holds more of {between} than random subspaces ({p_text(p)}); {value}"
     if p_low < TAIL:
@@ -179,6 +188,9 @@ def energy_every_title(
     """In which blocks Z holds more, or less, of the language shift than random subspaces.
 
     Rule: one-sided p below 2.5 % on either side, Holm over blocks.
+
+    Args:
+        p, p_low: of each block, the larger p of both nulls (`LanguageEnergy.more` and `less`).
     """
     named = [
         f"{word} in {blocks([layers[int(i)] for i in np.flatnonzero(holm(q) < TAIL)])}"

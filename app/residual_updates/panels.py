@@ -146,7 +146,8 @@ def curve_panel(opened: Opened, selection: Selection) -> Panel:
         return layer_curve(table, _look(selection, found, {model: color}), palette)
 
     caption = _caption(opened, selection, found.ratio.method) + (
-        " p_random in the data: energy in Z against random subspaces of the same rank, Holm-adjusted."
+        " p_random in the data: energy in Z against random subspaces of the same rank, and against those "
+        "with its own share of every coordinate: the larger p, Holm-adjusted."
         f"{_rounding(opened, selection, found)}"
     )
     code = snippets.updates(opened, model, selection)

@@ -21,12 +21,23 @@ from app.subspaces import tables as q
 from app.subspaces import words as say
 from engine.subspaces.numbers import Conclusion, Scores, Stability
 
-NULL = (
-    "Null: random subspaces of the same rank, at R = 1, by exact moments; p from the Beta with these, Holm "
-    "over candidates × averaged blocks. Nothing is sampled, so there is no interval. Above chance means no "
-    "random direction, as most that a trained network uses are not: it sets neither a candidate nor its "
-    "block apart from others"
+HAAR = "Null: random subspaces of the same rank, at R = 1, by exact moments; p from the Beta with these"
+SCALES = (
+    ". A second null keeps the share of every coordinate in a candidate, so that a few large coordinates "
+    "that both share are no finding: R, scales is R over what these shares alone give. Above chance needs "
+    "both: the larger p"
 )
+ONE_NULL = ". This run knows no null that keeps the coordinates' scales: a few large coordinates raise R too"
+TOLD = (
+    ", Holm over candidates × averaged blocks. Nothing is sampled, so there is no interval. Above chance "
+    "means no random direction, as most that a trained network uses are not: it sets neither a candidate "
+    "nor its block apart from others"
+)
+
+
+def null(scores: Scores) -> str:
+    """What chance is, for captions."""
+    return HAAR + (SCALES + TOLD if scores.scaled else TOLD + ONE_NULL)
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ def method(shown: Shown) -> str:
     return (
         f"{setting(shown)}. D = stream(α = +1) − stream(α = −1) under W + αΔW, leaving each block at the "
         f"decision token of {counts['evaluate']} validation prompts. Candidates are built from weights and "
-        f"{counts['fit']} train prompts, without ΔW. {NULL}"
+        f"{counts['fit']} train prompts, without ΔW. {null(shown.scores)}"
     )
 
 
@@ -257,7 +268,7 @@ def grid_panel(opened: Opened, shown: Shown) -> Panel:
         "signed": "Colours around 0, compressed towards the ends.",
         "plain": "",
     }[measure.shade]
-    tested = NULL if measure.name not in ("cosine", "rank") else "It has no null here"
+    tested = null(shown.scores) if measure.name not in ("cosine", "rank") else "It has no null here"
     caption = (
         f"{measure.title}: {measure.meaning}. {colour} Rows as in the ranking: write and mixed, read, "
         f"ceilings. Empty: no value, as where ΔW = 0. Click a cell to choose its row. {setting(shown)}. "

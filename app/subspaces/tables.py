@@ -279,6 +279,8 @@ def ranking_shown(table: pl.DataFrame, k: int, blocks: int) -> tuple[pl.DataFram
         "cosine": "cosine",
         "r_specific": "R_act, specific",
         "z_specific": "z, specific",
+        "r_scales_act": "R_act, scales",
+        "r_scales_combined": "R_w, scales",
         "holm_act": "Holm p, act",
         "layers_significant_act": "blocks, act",
         "holm_combined": "Holm p, w",
@@ -290,7 +292,7 @@ def ranking_shown(table: pl.DataFrame, k: int, blocks: int) -> tuple[pl.DataFram
         for part in PARTS
         if f"{name}_{part}" in table.columns
     }
-    columns = names | spread
+    columns = {name: title for name, title in names.items() if name in table.columns} | spread
     shown = table.select(
         *(pl.col(name).alias(title) for name, title in columns.items()), below.alias("rank below k")
     ).with_columns(pl.when(pl.col("place") > 0).then("place").alias("place"))

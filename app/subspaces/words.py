@@ -10,7 +10,7 @@ import polars as pl
 from app.frame import words
 from app.subspaces import tables as q
 from engine.subspaces.numbers import Conclusion, Scores, Stability
-from engine.subspaces.numbers.words import significant
+from engine.subspaces.numbers.words import chance, significant
 
 READ_SIDE = "a coincidence of directions, not an explanation"
 
@@ -37,7 +37,8 @@ def ranking_title(found: Conclusion) -> str:
 def map_title(scores: Scores, kinds: Sequence[str], found: Conclusion) -> str:
     """How many candidates of a side are above chance, and whether one comes out first.
 
-    Rule: above chance is Holm's p < 0.05 at some averaged block; first as `conclude` says.
+    Rule: above chance is Holm's p < 0.05 at some averaged block, of the larger p of both nulls: uniformly
+    random subspaces, and those that keep the coordinates' scales; first as `conclude` says.
     """
     known = [
         index
@@ -50,9 +51,10 @@ def map_title(scores: Scores, kinds: Sequence[str], found: Conclusion) -> str:
     if not known:
         return f"No {side} have both scores"
     if not weight.any():
-        return f"None of {len(known)} {side} holds significantly more of the weight change than chance (Holm)"
+        held = f"None of {len(known)} {side} is shown to hold more of the weight change"
+        return f"{held} than {chance(scores)} (Holm)"
     count = int(weight.sum())
-    text = f"{counted(count, len(known), side)} more of the weight change than chance"
+    text = f"{counted(count, len(known), side)} more of the weight change than {chance(scores)}"
     if read:
         return f"{text}: {READ_SIDE}"
     both = int((weight & act).sum())
@@ -71,12 +73,12 @@ def profile_title(scores: Scores, name: str) -> str:
         return f"{name} looks at the weight change itself: {figures}"
     weight, act = (q.above(scores, name, moment) for moment in ("combined", "act"))
     if not weight and not act:
-        return f"{name} is nowhere significantly above chance (Holm): {figures}"
+        return f"{name} is nowhere shown to be above {chance(scores)} (Holm): {figures}"
     parts = [
         f"of {what} {'at ' + words.blocks(at) if at else 'nowhere'}"
         for what, at in (("the weight change", weight), ("what it does to the stream", act))
     ]
-    return f"{name} holds more than chance {', '.join(parts)}: {figures}"
+    return f"{name} holds more than {chance(scores)} {', '.join(parts)}: {figures}"
 
 
 def grid_title(scores: Scores, measure: q.Measure) -> str:
@@ -87,7 +89,9 @@ def grid_title(scores: Scores, measure: q.Measure) -> str:
         tested, held = np.isfinite(adjusted), np.nan_to_num(adjusted, nan=1.0) < q.LEVEL
         blocks = words.blocks([int(at) for at in scores.layers[held.any(axis=0)]])
         where = f", at {blocks}" if held.any() else ""
-        return f"{measure.title}: above chance (Holm) in {held.sum()} of {tested.sum()} cells{where}"
+        return (
+            f"{measure.title}: above {chance(scores)} (Holm) in {held.sum()} of {tested.sum()} cells{where}"
+        )
     values = scores.tables[measure.name][real]
     known = values[np.isfinite(values)]
     if not known.size:

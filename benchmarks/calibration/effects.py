@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.scales import EVEN, Coordinates, uneven
 from engine.bridge import numbers as bridge
 from engine.heads import numbers as heads
 from engine.heads.numbers import Heads
@@ -201,24 +202,34 @@ def bridged_somewhere(given: list[tuple[Array, ...]]) -> bool:
     return bool((found.p < bridge.LEVEL).any())
 
 
-def change(inside: bool) -> Make:
-    """A small model and a random change of its weights; inside what its MLP writes, if wanted."""
+def change(inside: bool, coordinates: Coordinates = EVEN) -> Make:
+    """A small model and a random change of its weights; inside what its MLP writes, if wanted.
+
+    `coordinates`: of the stream, in all that reads it, writes to it and lies in it.
+    """
     layers, d, heads_, size, wide = 4, 32, 4, 4, 48
     widths = {"o_proj": heads_ * size, "down_proj": wide}
 
     def make(rng: Rng) -> Inputs:
         shapes = {"q_proj": (16, d), "k_proj": (16, d), "v_proj": (16, d), "o_proj": (d, 16)}
         shapes |= {"up_proj": (wide, d), "gate_proj": (wide, d), "down_proj": (d, wide), "clean": (12, d)}
-        held = {n: [rng.standard_normal(s) for _ in range(layers)] for n, s in shapes.items()}
+        scale = coordinates.scale(rng, d)
+
+        def stream(rows: int, at: int = 1) -> Array:
+            drawn = coordinates.draw(rng, *((rows, d) if at else (d, rows)))
+            return drawn * (scale if at else scale[:, None])
+
+        sides = {n: (s[0], 1) if s[1] == d else (s[1], 0) for n, s in shapes.items()}
+        held = {n: [stream(*side) for _ in range(layers)] for n, side in sides.items()}
         delta: dict[int, dict[str, Delta]] = {}
         for layer in (1, 2):
             leading = np.linalg.svd(held["down_proj"][layer])[0][:, :4]
-            frame = leading if inside else np.eye(d)
+            frame = leading if inside else np.diag(scale)
             delta[layer] = {
-                name: Delta(frame @ rng.standard_normal((frame.shape[1], 3)), rng.standard_normal((3, width)))
+                name: Delta(frame @ coordinates.draw(rng, frame.shape[1], 3), rng.standard_normal((3, width)))
                 for name, width in widths.items()
             }
-        label, fit = (per_layer([rng.standard_normal((12, d)) for _ in range(layers)]) for _ in range(2))
+        label, fit = (per_layer([stream(12) for _ in range(layers)]) for _ in range(2))
         items: dict[str, Any] = {name: per_layer(arrays) for name, arrays in held.items()}
         target = Target(label, fit, lambda layer: delta.get(layer, {}))
         return Inputs(n_layers=layers, d=d, n_heads=heads_, n_kv_heads=heads_, target=target, **items)
@@ -230,6 +241,10 @@ def said_to_win(given: Inputs) -> bool:
     return bool(conclude(sweep(given, k=4, broad=6)).winner)
 
 
+UNRELATED: dict[str, Make] = {
+    "a change without relation to the weights": change(False),
+    **uneven(lambda coordinates: change(False, coordinates)),
+}
 PLANTED_HEADS = (0.005, 0.005, 1.0, 0.005, 0.005, 0.005, 0.7, 0.005)
 
 ENTRIES = (
@@ -325,14 +340,14 @@ ENTRIES = (
         "Subspace scores",
         "comes out first among write and mixed candidates",
         said_to_win,
-        {"a change without relation to the weights": change(False)},
+        UNRELATED,
         change(True),
     ),
     Entry(
         "Subspace scores: mlp_write",
         "`mlp_write` comes out first among write and mixed candidates",
         lambda given: conclude(sweep(given, k=4, broad=6)).winner == "mlp_write",
-        {"a change without relation to the weights": change(False)},
+        UNRELATED,
         change(True),
     ),
 )

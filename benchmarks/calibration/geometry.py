@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.scales import EVEN, Coordinates, uneven
+from benchmarks.calibration.scales import basis as kept
 from engine.geometry.language_energy import language_energy
-from engine.geometry.layers import grassmann_p, layer_structure, weight_alignment
-from engine.geometry.separation import Problems, random_ratios, rank_p, separates, separation_ratios
+from engine.geometry.layers import layer_structure, resemblance_p, weight_alignment
+from engine.geometry.separation import Problems, random_ratios, separation
 from engine.geometry.z import grassmann_matrix
 from engine.residual_updates.numbers import ResidualUpdates, residual_updates, update_norms
 from engine.stats.uncertainty import holm
@@ -34,40 +36,60 @@ class InZ(NamedTuple):
     z: Array
 
 
-def texts(rng: Rng, strength: float = 0.0, n: int = 14, d: int = 32, k: int = 6) -> InZ:
-    """Content and noise in every direction; content is stronger inside Z."""
-    z = basis(rng, d, k)
-    content = rng.normal(size=(n, d)) + strength * rng.normal(size=(n, k)) @ z.T
-    language = rng.normal(size=d)
-    one, two = content + rng.normal(size=(n, d)), content + language + rng.normal(size=(n, d))
-    return InZ(Problems.of(one, two), z)
+def texts(strength: float = 0.0, coordinates: Coordinates = EVEN, clusters: int = 0) -> Make:
+    """Content and noise in every direction; content is stronger inside Z.
+
+    `clusters`: so many templates, whose problems have most of their content in common.
+    """
+    n, d, k = 14, 32, 6
+
+    def make(rng: Rng) -> InZ:
+        scale = coordinates.scale(rng, d)
+        z = kept(rng, scale, k, coordinates)
+
+        def drawn(rows: int) -> Array:
+            return coordinates.draw(rng, rows, d) * scale
+
+        content = drawn(n) + strength * rng.normal(size=(n, k)) @ z.T
+        if clusters:
+            content = 2 * drawn(clusters)[rng.integers(0, clusters, n)] + 0.5 * content
+        language = drawn(1)
+        return InZ(Problems.of(content + drawn(n), content + language + drawn(n)), z)
+
+    return make
 
 
 def said_to_separate(given: InZ) -> bool:
     k = given.z.shape[1]
     random = random_ratios(given.problems, (k,))
-    _, inside, outside = separation_ratios(given.problems, {k: given.z})
-    return bool(separates(inside, outside, rank_p(inside, random))[0])
+    return bool(separation(given.problems, {k: given.z}, random, pairings=1, n_boot=2).separates[0])
 
 
-def shifts(common: float, own: float, inside: float = 0.0) -> Make:
+def shifts(common: float, own: float, inside: float = 0.0, coordinates: Coordinates = EVEN) -> Make:
     """Language shifts with a part all problems share, a part of their own, and one inside Z."""
 
     def make(rng: Rng) -> InZ:
-        z, one = basis(rng, 24, 3), rng.normal(size=(8, 24))
-        moved = common * rng.normal(size=24) + own * rng.normal(size=(8, 24))
-        return InZ(Problems.of(one, one + moved + inside * rng.normal(size=3) @ z.T), z)
+        scale = coordinates.scale(rng, 24)
+        z, one = kept(rng, scale, 3, coordinates), rng.normal(size=(8, 24)) * scale
+        moved = common * coordinates.draw(rng, 24) + own * coordinates.draw(rng, 8, 24)
+        return InZ(Problems.of(one, one + moved * scale + inside * rng.normal(size=3) @ z.T), z)
 
     return make
 
 
 def energy_is_told(given: InZ) -> bool:
     found = language_energy(given.problems, {given.z.shape[1]: given.z}, n_boot=2)
-    return bool(found.p[0] < TAIL or found.p_low[0] < TAIL)
+    return bool(found.more[0] < TAIL or found.less[0] < TAIL)
 
 
-def unrelated_blocks(rng: Rng) -> Array:
-    return np.stack([basis(rng, 40, 3) for _ in range(8)])
+def unrelated_blocks(coordinates: Coordinates = EVEN) -> Make:
+    """Eight blocks that read the same coordinates as much, and nothing else alike."""
+
+    def make(rng: Rng) -> Array:
+        scale = coordinates.scale(rng, 40)
+        return np.stack([kept(rng, scale, 3, coordinates) for _ in range(8)])
+
+    return make
 
 
 def two_phases(rng: Rng) -> Array:
@@ -82,9 +104,10 @@ def neighbours_alike(bases: Array) -> bool:
 
 
 def resembles_reference(bases: Array) -> bool:
-    _, d, k = bases.shape
     values = grassmann_matrix(bases)[-1, :-1]
-    return bool((holm(grassmann_p(values, d, k)) < 0.05).any())
+    shares = np.vecdot(bases, bases).T
+    p = resemblance_p(shares[:, -1], shares[:, :-1], values)
+    return bool((holm(np.maximum(*p)) < 0.05).any())
 
 
 def gates(inside: float) -> Make:
@@ -116,12 +139,13 @@ class Updates(NamedTuple):
     z: Array
 
 
-def isotropic(d: int, k: int, stretch: float = 1.0) -> Make:
+def isotropic(d: int, k: int, stretch: float = 1.0, coordinates: Coordinates = EVEN) -> Make:
     """Updates without any relation to Z; block 2's part in Z is stretched."""
 
     def make(rng: Rng) -> Updates:
-        z = basis(rng, d, k)
-        deltas = [rng.normal(size=(30, d)) for _ in range(6)]
+        scale = coordinates.scale(rng, d)
+        z = kept(rng, scale, k, coordinates)
+        deltas = [coordinates.draw(rng, 30, d) * scale for _ in range(6)]
         deltas[2] = deltas[2] + (stretch - 1) * (deltas[2] @ z) @ z.T
         return Updates(deltas, z)
 
@@ -152,8 +176,12 @@ ENTRIES = (
         "Separation",
         "Z separates",
         said_to_separate,
-        {"content is as strong outside Z": texts},
-        lambda rng: texts(rng, 3.0),
+        {
+            "content is as strong outside Z": texts(),
+            "problems of four templates": texts(clusters=4),
+            **uneven(lambda coordinates: texts(0.0, coordinates)),
+        },
+        texts(3.0),
     ),
     Entry(
         "Language energy",
@@ -162,6 +190,7 @@ ENTRIES = (
         {
             "every problem shifts its own way": shifts(0.0, 1.0),
             "all problems shift one way": shifts(5.0, 0.2),
+            **uneven(lambda coordinates: shifts(1.0, 1.0, 0.0, coordinates)),
         },
         shifts(1.0, 0.2, 3.0),
     ),
@@ -169,14 +198,14 @@ ENTRIES = (
         "Phases",
         "neighbouring blocks read more alike subspaces than distant ones",
         neighbours_alike,
-        {"unrelated blocks": unrelated_blocks},
+        {"unrelated blocks": unrelated_blocks(), **uneven(unrelated_blocks)},
         two_phases,
     ),
     Entry(
         "Convergence",
         "Z of some blocks resembles the reference block's beyond chance",
         resembles_reference,
-        {"unrelated blocks": unrelated_blocks},
+        {"unrelated blocks": unrelated_blocks(), **uneven(unrelated_blocks)},
         two_phases,
     ),
     Entry(
@@ -197,7 +226,11 @@ ENTRIES = (
         "R(ℓ) against chance",
         "above (or below) chance",
         off_chance,
-        {"updates unrelated to Z": isotropic(32, 4), "prompts that all move alike": alike},
+        {
+            "updates unrelated to Z": isotropic(32, 4),
+            "prompts that all move alike": alike,
+            **uneven(lambda coordinates: isotropic(32, 4, 1.0, coordinates)),
+        },
         isotropic(32, 4, 2.5),
     ),
 )

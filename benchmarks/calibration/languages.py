@@ -15,6 +15,8 @@ from app.z_patching import words as z_words
 from benchmarks.calibration.entry import Entry, Make
 from benchmarks.calibration.geometry import basis
 from benchmarks.calibration.patched import BROADCAST, CONTENT, LARGE, RANDOM, SCAFFOLD, answers, same
+from benchmarks.calibration.scales import EVEN, Coordinates, uneven
+from benchmarks.calibration.scales import basis as kept
 from engine.ard.spectrum import conclusion, energy_overlap, overlap, start_p
 from engine.geometry.language_energy import LanguageEnergy, language_energy
 from engine.stats.uncertainty import holm
@@ -25,17 +27,18 @@ Flags = NDArray[np.bool_]
 Rng = np.random.Generator
 
 
-def shifts_of_blocks(inside: float) -> Make:
+def shifts_of_blocks(inside: float, coordinates: Coordinates = EVEN) -> Make:
     """The language shift of eight blocks, each with its own Z; some of it inside the last one's."""
 
     def make(rng: Rng) -> list[LanguageEnergy]:
         from engine.geometry.separation import Problems
 
-        found = []
+        found, scale = [], coordinates.scale(rng, 24)
         for block in range(8):
-            z, one = basis(rng, 24, 3), rng.normal(size=(8, 24))
+            z, one = kept(rng, scale, 3, coordinates), rng.normal(size=(8, 24))
             more = inside * rng.normal(size=3) @ z.T if block == 7 else 0.0
-            moved = rng.normal(size=24) + 0.2 * rng.normal(size=(8, 24)) + more
+            moved = coordinates.draw(rng, 24) + 0.2 * coordinates.draw(rng, 8, 24)
+            moved = moved * scale + more
             found.append(language_energy(Problems.of(one, one + moved), {3: z}, n_boot=2))
         return found
 
@@ -43,7 +46,7 @@ def shifts_of_blocks(inside: float) -> Make:
 
 
 def energy_somewhere(given: Sequence[LanguageEnergy]) -> bool:
-    p, low = (np.array([getattr(one, name)[0] for one in given]) for name in ("p", "p_low"))
+    p, low = (np.array([getattr(one, name)[0] for one in given]) for name in ("more", "less"))
     ratio = np.array([float(one.ratio.estimate[0]) for one in given])
     title = geometry_words.energy_every_title("base", ratio, p, low, range(len(given)))
     return "than random subspaces do" in title
@@ -162,7 +165,10 @@ ENTRIES = (
         "Language energy: blocks",
         "Z of some block holds more (or less) of the shift than random subspaces do",
         energy_somewhere,
-        {"every block's Z is random": shifts_of_blocks(0.0)},
+        {
+            "every block's Z is random": shifts_of_blocks(0.0),
+            **uneven(lambda coordinates: shifts_of_blocks(0.0, coordinates)),
+        },
         shifts_of_blocks(6.0),
     ),
     Entry(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from app.subspaces import tables as q
 from app.subspaces import words as say
-from benchmarks.calibration.effects import change
+from benchmarks.calibration.effects import UNRELATED, change
 from benchmarks.calibration.entry import Entry, Make
 from engine.subspaces.numbers import Inputs, Scores, Stability, conclude, sweep
 from engine.subspaces.numbers.words import kendall_w
@@ -69,35 +69,33 @@ def said_to_agree(given: Sequence[Array]) -> bool:
     return "rank the candidates alike by" in say.stability_title(found, 3).replace("not shown to rank", "")
 
 
-UNRELATED = "a change without relation to the weights"
-
 ENTRIES = (
     Entry(
         "Subspace scores: first",
         "… comes out first",
         comes_out_first,
-        {UNRELATED: change(False)},
+        UNRELATED,
         change(True),
     ),
     Entry(
         "Subspace scores: above chance",
         "n of m candidates hold more of the weight change than chance",
         above_chance,
-        {UNRELATED: change(False)},
+        UNRELATED,
         change(True),
     ),
     Entry(
         "Subspace scores: cells",
         "R_w is above chance in n of m cells",
         cells_above,
-        {UNRELATED: change(False)},
+        UNRELATED,
         change(True),
     ),
     Entry(
         "Subspace scores: one candidate",
         "a candidate holds more than chance",
         holds_more,
-        {UNRELATED: change(False)},
+        UNRELATED,
         change(True),
     ),
     Entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from engine.errors import AnalysisError
 from engine.geometry.separation import Bases, Problems, inside_squares
+from engine.stats.scales import Scales, shares_of
 from engine.stats.uncertainty import (
     Band,
     band,
@@ -29,6 +31,8 @@ class LanguageEnergy:
         ratio: mean over problems of ‖P_Z(two − one)‖²/‖two − one‖², over k/d; bootstrap over problems.
         low, high: central 95 % of random k-subspaces (Beta with exact moments).
         p: one-sided p of at least this energy in a random k-subspace. p_low: of at most this energy.
+        p_scales, p_scales_low: the same against subspaces that keep Z's share of every coordinate.
+        more, less: the larger p of both nulls on either side, which words go by.
     """
 
     ks: tuple[int, ...]
@@ -39,6 +43,16 @@ class LanguageEnergy:
     high: Array
     p: Array
     p_low: Array
+    p_scales: Array
+    p_scales_low: Array
+
+    @property
+    def more(self) -> Array:
+        return np.maximum(self.p, self.p_scales)
+
+    @property
+    def less(self) -> Array:
+        return np.maximum(self.p_low, self.p_scales_low)
 
 
 def language_energy(
@@ -47,7 +61,9 @@ def language_energy(
     """Share of the language shift inside Z at every k, over k/d, against random subspaces.
 
     The null has exact moments (see `uncertainty.energy_fraction`) that depend on how alike the shifts of
-    different problems are: when all point one way, a random subspace may hold many times k/d.
+    different problems are: when all point one way, a random subspace may hold many times k/d. Beside it
+    stands the null that keeps the coordinates' scales (`engine.stats.scales`): a few large coordinates that
+    Z reads, or leaves out, raise or lower the share by themselves.
 
     Raises:
         AnalysisError: no problem differs between the languages.
@@ -75,4 +91,13 @@ def language_energy(
     p = energy_p_values(fraction, mean, variance)
     ends = energy_range(mean, variance, level)
     ratio = band(fraction / chance, draws / chance, level, "percentile bootstrap over problems")
-    return LanguageEnergy(ks, d, problems.n, ratio, ends[0] / chance, ends[1] / chance, p, 1.0 - p)
+    kept = Scales.of(unit.T, np.float32).null(_shares(bases, ks))
+    nulls = p, 1.0 - p, kept.p(fraction), kept.p_low(fraction)
+    return LanguageEnergy(ks, d, problems.n, ratio, ends[0] / chance, ends[1] / chance, *nulls)
+
+
+def _shares(bases: Bases, ks: tuple[int, ...]) -> Array:
+    """Z's share of every coordinate at every k, (d, s)."""
+    if isinstance(bases, Mapping):
+        return np.stack([(np.asarray(bases[k], dtype=np.float64) ** 2).sum(axis=1) for k in ks], axis=1)
+    return shares_of(np.asarray(bases))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engine.errors import AnalysisError
 from engine.geometry.z import adjacent_minus_distant, effective_rank, phase_boundary
+from engine.stats.scales import between
 from engine.stats.uncertainty import energy_p_values, holm, random_subspace_moments
 
 Array = NDArray[np.float64]
@@ -47,6 +48,24 @@ def grassmann_p(similarity: Float[np.ndarray, "*s"], d: int, k: int) -> Float[np
     mean, variance = random_subspace_moments(d, k, 1.0, 1.0 / k)
     shape = np.shape(similarity)
     return energy_p_values(np.asarray(similarity), np.full(shape, mean), np.full(shape, variance))
+
+
+def resemblance_p(
+    reference: Float[np.ndarray, " d"], shares: Float[np.ndarray, "d s"], similarity: Float[np.ndarray, " s"]
+) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]]:
+    """P(k-subspaces unrelated to a reference are at least this similar to it), under two nulls.
+
+    Args:
+        reference: its share of every coordinate, P_ii, which add up to k. shares: each subspace's.
+        similarity: mean squared cosine of the principal angles to the reference.
+
+    Returns:
+        p against uniformly random subspaces (`grassmann_p`), and against those that keep the coordinates'
+        shares (`engine.stats.scales`): blocks of one model read the same few large coordinates.
+    """
+    own, each = (np.asarray(values, dtype=np.float64) for values in (reference, shares))
+    plain = grassmann_p(similarity, len(own), round(float(own.sum())))
+    return plain, between(own, each).p(np.asarray(similarity, dtype=np.float64))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from engine.errors import AnalysisError
 from engine.geometry.z import check_basis
+from engine.stats.scales import Scales
 from engine.stats.uncertainty import Band, Groups, band, random_subspace_moments, resample_weights
 
 Array = NDArray[np.float64]
@@ -39,6 +40,8 @@ class UpdateNorms:
         z, rest: (block, prompt, k) ‖P_Z Δ‖ and ‖P_Z⊥ Δ‖. total: (block, prompt) ‖Δ‖.
         concentration: (block,) tr S² of the row-normalised updates: 1 when all prompts move the
             same way, towards 1/d when they have nothing in common; NaN when not asked for.
+        scales: (3, block, k) mean, variance and shape of the energy in subspaces that keep Z's share of every
+            coordinate (`engine.stats.scales`); None when not asked for.
         ks: the k values. d: model width.
         rounding: (block,) share of each update's length that is rounding of what it was computed from; None
             where that is not known.
@@ -53,6 +56,7 @@ class UpdateNorms:
     d: int
     rounding: Array | None = None
     blocks: tuple[int, ...] | None = None
+    scales: Array | None = None
 
     @property
     def which(self) -> tuple[int, ...]:
@@ -82,7 +86,7 @@ def update_norms(
         bases: a basis (d, k_max) whose first k columns are the basis for k (nested: "kernels",
             random, PCA), or a mapping k → basis (d, k) where they are built per k ("blocks").
         ks: which k; default 1..k_max, or the mapping's keys.
-        concentration: also compute tr S², needed for the null against random subspaces.
+        concentration: also compute what the nulls against random subspaces need.
 
     ‖P_Z⊥ Δ‖² is the difference ‖Δ‖² − ‖P_Z Δ‖²: in float32 a part outside Z below about 3e-4 of the
     whole length is rounding (pass float64 updates to see it).
@@ -95,13 +99,8 @@ def update_norms(
     wanted = tuple(available if ks is None else ks)
     if not wanted or not set(wanted) <= set(available):
         raise AnalysisError("Some k have no basis.", expected=f"k among {span(available)}", given=f"{wanted}")
-    # one matrix product for all k: nested bases share their columns, others are put side by side
-    parts = [bases[:, : max(wanted)]] if isinstance(bases, np.ndarray) else [bases[k] for k in wanted]
-    for part in parts:
-        check_basis(np.asarray(part))
-    joined = np.concatenate(parts, axis=1)
-    edges = np.cumsum([0, *(p.shape[1] for p in parts)])
-    z2, total2, shared = [], [], []
+    joined, edges, shares = _side_by_side(bases, wanted)
+    z2, total2, shared, kept = [], [], [], []
     for delta in deltas:
         if delta.shape[-1] != joined.shape[0]:
             raise AnalysisError(
@@ -120,11 +119,15 @@ def update_norms(
             else np.vecdot(delta, delta).astype(np.float64)
         )
         shared.append(_concentration(delta, total2[-1]) if concentration else np.nan)
+        if concentration:
+            kept.append(_scale_moments(delta, total2[-1], shares))
     if not z2:
         raise AnalysisError("There are no updates.", expected="at least two residual states", given="none")
     inside, whole = np.array(z2), np.array(total2)
     rest = np.sqrt(np.maximum(whole[:, :, None] - inside, 0.0))
-    return UpdateNorms(np.sqrt(inside), rest, np.sqrt(whole), np.array(shared), wanted, joined.shape[0])
+    scales = np.array(kept).transpose(1, 0, 2) if kept else None
+    lengths = np.sqrt(inside), rest, np.sqrt(whole)
+    return UpdateNorms(*lengths, np.array(shared), wanted, joined.shape[0], scales=scales)
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,41 @@ def parts_apart(
     _, var = random_subspace_moments(d, k, 0.0, shared(a, a) + shared(b, b) - 2 * shared(a, b))
     found = float(((a @ basis) ** 2).sum(axis=1).mean() - ((b @ basis) ** 2).sum(axis=1).mean())
     return float(2 * ndtr(-abs(found) / np.sqrt(var))) if var > 0 else 1.0
+
+
+def _side_by_side(bases: Bases, wanted: tuple[int, ...]) -> tuple[Array, NDArray[np.int64], Array]:
+    """All bases in one matrix, for one product, where each begins, and each k's shares of coordinates (d, k).
+
+    Nested bases share their columns, others are put side by side.
+    """
+    nested = isinstance(bases, np.ndarray)
+    parts = [bases[:, : max(wanted)]] if isinstance(bases, np.ndarray) else [bases[k] for k in wanted]
+    for part in parts:
+        check_basis(np.asarray(part))
+    squares = [np.asarray(part, dtype=np.float64) ** 2 for part in parts]
+    shares = (
+        np.cumsum(squares[0], axis=1)[:, np.array(wanted) - 1]
+        if nested
+        else np.stack([part.sum(axis=1) for part in squares], axis=1)
+    )
+    edges = np.cumsum([0, *(part.shape[1] for part in parts)])
+    return np.concatenate(parts, axis=1), edges, shares
+
+
+MOST_ROWS = 256
+"""Prompts whose products the variance of `_scale_moments` is from: it grows by about 1/256 of its ceiling."""
+
+
+def _scale_moments(delta: NDArray[np.floating], squared: Array, shares: Array) -> Array:
+    """Mean, variance and shape (3, k) of the mean energy fraction under the null that keeps the scales."""
+    keep = np.flatnonzero(squared > 0)
+    if not keep.size:
+        return np.full((3, shares.shape[1]), np.nan)
+    unit = delta[keep].astype(np.float32) / np.sqrt(squared[keep, None]).astype(np.float32)
+    some = unit[:: -(-len(unit) // MOST_ROWS)]
+    null = Scales.of(some.T, np.float32).null(shares)
+    mean = np.vecdot(unit.T, unit.T).astype(np.float64) / len(unit) @ shares
+    return np.stack([mean, null.variance, null.shape])
 
 
 def _concentration(delta: NDArray[np.floating], squared: Array) -> float:

@@ -28,6 +28,7 @@ from engine.residual_updates.norms import (
     update_norms,
     updates,
 )
+from engine.stats.scales import ScaleNull
 from engine.stats.uncertainty import (
     Band,
     Groups,
@@ -88,7 +89,8 @@ class ResidualUpdates:
         ratio: R with its bootstrap band. low_all, high_all: simultaneous limits over blocks.
         chance: R of an unrelated update. relative: R/chance.
         p_random: Holm-adjusted p of each block's energy fraction in Z being this large in a random
-            k-subspace. p_random_low: the same for being this small.
+            k-subspace: the larger p of uniformly random ones and of those that keep Z's share of every
+            coordinate. p_random_low: the same for being this small.
         languages: R of each language. differences: R of one language minus R of another.
         differences_all: (low, high) of each difference, simultaneous over blocks.
         norm: mean ‖Δ‖ of each block. rounding: share of that which is rounding.
@@ -163,8 +165,8 @@ def residual_updates(
     low_all, high_all = _simultaneous(estimate, draws, level, units)
     chance = chance_ratio(norms.d, k, kind)
     lost = norms.shares > ROUNDED
-    low_all, high_all, raw = (_without(lost, v) for v in (low_all, high_all, _p_random(norms, z, k)))
-    p_random, labels = (holm(raw), holm(1.0 - raw)), tuple(map(update_label, norms.which))
+    low_all, high_all = _without(lost, low_all), _without(lost, high_all)
+    p_random, labels = _p_random(norms, z, k, lost), tuple(map(update_label, norms.which))
     curves, apart, apart_all = _by_language(languages, weights, z, rest, kind, level, name, units, lost)
     return ResidualUpdates(
         blocks=norms.which,
@@ -251,15 +253,23 @@ def _max_t(estimate: Array, draws: Array, level: float, units: int) -> tuple[Arr
         return estimate - critical * spread, estimate + critical * spread
 
 
-def _p_random(norms: UpdateNorms, z: Array, k: int) -> Array:
-    """p-value of each block's mean energy fraction in Z under a uniformly random k-subspace."""
-    out = np.full(z.shape[0], np.nan)
+def _p_random(norms: UpdateNorms, z: Array, k: int, lost: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Holm's p of each block's mean energy fraction in Z being as large, and as small, in a random subspace.
+
+    Of blocks that aren't lost; the larger p of two nulls: uniformly random k-subspaces, and those that keep
+    Z's share of every coordinate.
+    """
+    out, fractions = np.full(z.shape[0], np.nan), np.full(z.shape[0], np.nan)
     for u, (inside, total, shared) in enumerate(zip(z, norms.total, norms.concentration, strict=True)):
         keep = total > 0
         if keep.any() and np.isfinite(shared):
-            fraction = float(((inside[keep] / total[keep]) ** 2).mean())
-            out[u] = energy_p_value(fraction, *random_subspace_moments(norms.d, k, 1.0, shared))
-    return out
+            fractions[u] = float(((inside[keep] / total[keep]) ** 2).mean())
+            out[u] = energy_p_value(fractions[u], *random_subspace_moments(norms.d, k, 1.0, shared))
+    more, less = out, 1.0 - out
+    if norms.scales is not None:
+        null = ScaleNull(*norms.scales[:, :, norms.ks.index(k)])
+        more, less = np.maximum(more, null.p(fractions)), np.maximum(less, null.p_low(fractions))
+    return holm(_without(lost, more)), holm(_without(lost, less))
 
 
 def _names(labels: Sequence[str], chosen: NDArray[np.bool_]) -> str:
@@ -278,7 +288,8 @@ def _verdict(
 
     Against 1: "Z-dominated" where the simultaneous lower limit over blocks is above 1, "never" when no
     upper limit is. Against chance: the simultaneous limit is
-    beyond the chance value and the energy fraction is beyond what random k-subspaces hold (Holm
+    beyond the chance value and the energy fraction is beyond what random k-subspaces hold, uniformly
+    random ones and those that keep Z's share of every coordinate (Holm
     over blocks, 2.5 % on each side), because prompts that all move alike make a bootstrap over
     prompts certain of a ratio that any other subspace would give differently.
     """

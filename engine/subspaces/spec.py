@@ -13,8 +13,8 @@ from engine.spec import later
 
 KS = (*range(1, 17), 24, 32, 48, 64)
 CLEANS = (0, 1, 2, 4, 8, 16, 32)
-DEFINITIONS = 2
-"""Version of the built-in candidates' definitions; raised where one changes or is added."""
+DEFINITIONS = 3
+"""Version of the definitions of built-in candidates and nulls; raised where one changes or is added."""
 NOTHING_DRAWN = ("n_boot", "level", "seed")
 """Fields of every experiment that mean nothing here: nulls are exact, nothing is sampled."""
 

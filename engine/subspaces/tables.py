@@ -19,7 +19,9 @@ MEASURES = tuple(
     for which in ("act", "o_proj", "down_proj", "combined")
     for name in ("fraction", "r", "z", "p", "most")
 )
-TABLE = ("rank", *MEASURES, "cosine")
+BESIDE = tuple(f"{name}_scales_{which}" for which in ("act", "combined") for name in ("r", "z", "p"))
+"""Measures that runs by definitions before the third don't have."""
+TABLE = ("rank", *MEASURES, "cosine", *BESIDE)
 SPECIFIC = ("r", "z", "p", "rank", "taken")
 KEYS: dict[str, Any] = {
     "delta": pl.String,
@@ -159,7 +161,7 @@ def scores_of(
 
     found = AtRank(
         candidates=tuple(known[name] for name in table["candidate"][::count]),
-        measures=grid(table, TABLE),
+        measures=grid(table, [name for name in TABLE if name in table.columns]),
         specific={clean: grid(specificity, SPECIFIC)},
         layers=np.arange(count),
         changed=tuple(summary["changed"][delta]),

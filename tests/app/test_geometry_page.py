@@ -210,7 +210,9 @@ def test_prompts_in_one_language_leave_the_weights(
     assert "Z separates" not in said
 
 
-def separation(inside: float, outside: float, p: float, pairing: float) -> sep.Separation:
+def separation(
+    inside: float, outside: float, p: float, pairing: float, scales: float = 0.004
+) -> sep.Separation:
     def band(value: float) -> Any:
         from engine.stats.uncertainty import Band
 
@@ -219,7 +221,8 @@ def separation(inside: float, outside: float, p: float, pairing: float) -> sep.S
 
     full = band(1.0).at(0)
     return sep.Separation(
-        (3,), 9, 20, band(inside), band(outside), full, np.ones((200, 1)), np.array([p]), np.array([pairing])
+        *((3,), 9, 20, band(inside), band(outside), full, np.ones((200, 1))),
+        *(np.array([value]) for value in (p, pairing, scales)),
     )
 
 
@@ -230,10 +233,13 @@ def test_separation_is_said_only_with_both_conditions() -> None:
     assert title(0.5, 0.9, 0.01, 0.001) == (
         "here: Z separates: ratio 0.50 (0.40 to 0.60) in Z, 0.90 outside; p = 0.01 against random subspaces"
     )
-    assert "not shown to separate" in title(0.5, 0.9, 0.3, 0.001)
-    assert "30 % of random subspaces do as well" in title(0.5, 0.9, 0.3, 0.001)
-    assert "Z is not shown to separate: ratio" in title(0.9, 0.5, 0.01, 0.001)
-    assert "nor is pairing told from chance (p = 0.4)" in title(0.9, 0.5, 0.9, 0.4)
+    large = title(0.5, 0.9, 0.01, 0.001, 0.3)
+    assert "Z is not shown to separate" in large
+    assert "30 % of subspaces with the same share of every coordinate do as well" in large
+    assert "not shown to separate" in title(0.5, 0.9, 0.3, 0.001, float("nan"))
+    assert "30 % of random subspaces do as well" in title(0.5, 0.9, 0.3, 0.001, float("nan"))
+    assert "Z is not shown to separate; ratio" in title(0.9, 0.5, 0.01, 0.001, float("nan"))
+    assert "nor is pairing told from chance (p = 0.4)" in title(0.9, 0.5, 0.9, 0.4, float("nan"))
     assert "undefined" in title(float("nan"), 0.5, 0.9, 0.4)
 
 

@@ -181,7 +181,7 @@ def test_a_run_by_earlier_definitions_does_not_stand_for_one_by_todays(store: Pa
     before = SubspaceScores(**SMALL)
     assert "definitions" not in before.to_json()  # its hash is what it was
     now = with_own_code(before, Store(store), allowed=False)
-    assert now.to_json() == before.to_json() | {"definitions": 2}
+    assert now.to_json() == before.to_json() | {"definitions": DEFINITIONS}
     assert now.content_hash("f") != before.content_hash("f")
 
 

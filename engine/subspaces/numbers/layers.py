@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from engine.stats.scales import ScaleNull, Scales, shares_of, spread
 from engine.stats.uncertainty import energy_p_values, random_subspace_moments
 from engine.subspaces.numbers.inputs import TENSORS
 from engine.subspaces.numbers.linear import RANK_TOLERANCE
 from engine.subspaces.numbers.workspace import MOMENTS, Moment, Workspace
 
 Array = NDArray[np.float64]
+
+TESTED = ("act", "combined")
+"""Moments whose p-values are adjusted, and held against both nulls."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Projections:
         rank: (C,), −1 for a candidate that has no basis here.
         rows, clean, delta: products with the frame's, (C, n, w), (C, c, w), (C, r, w).
         energy: per tensor (C, w).
+        scales: per moment of `TESTED`, the null that keeps the coordinates' scales: mean, variance and shape
+            (3, C, w) of the first 1 … w columns.
     """
 
     rank: NDArray[np.int64]
@@ -76,6 +82,7 @@ class Projections:
     clean: Array
     delta: Array
     energy: dict[str, Array]
+    scales: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, frame: Frame, count: int, width: int) -> Projections:
@@ -96,14 +103,28 @@ class Projections:
             self.clean[:, :, :k].copy(),
             self.delta[:, :, :k].copy(),
             {name: energy[:, :k].copy() for name, energy in self.energy.items()},
+            {name: moments[:, :, :k].copy() for name, moments in self.scales.items()},
         )
 
-    def put(self, frame: Frame, bases: Mapping[int, Array], energy: Mapping[str, Array]) -> None:
-        """Fills in bases by position; `energy` of their columns side by side, per tensor."""
+    def put(
+        self,
+        frame: Frame,
+        bases: Mapping[int, Array],
+        energy: Mapping[str, Array],
+        scales: Mapping[str, Scales],
+    ) -> None:
+        """Fills in bases by position.
+
+        Args:
+            energy: of their columns side by side, per tensor. scales: of the moments, see `scales_of`.
+        """
         if not bases:
             return
         together = np.concatenate(list(bases.values()), axis=1)
         rows, clean, delta = frame.rows @ together, frame.clean.T @ together, frame.delta.T @ together
+        nulls = scale_moments(scales, list(bases.values()))
+        for name in nulls:
+            self.scales.setdefault(name, np.zeros((3, *self.energy[TENSORS[0]].shape)))
         start = 0
         for index, basis in bases.items():
             rank = basis.shape[1]
@@ -115,7 +136,32 @@ class Projections:
             for name, own_energy in self.energy.items():
                 own_energy[index] = 0.0
                 own_energy[index, :rank] = energy[name][part]
+            for name, found in nulls.items():
+                self.scales[name][:, index] = 0.0
+                self.scales[name][:, index, :rank] = found[:, part]
             start += rank
+
+
+def scales_of(rows: Array, change: Mapping[str, Array]) -> dict[str, Scales]:
+    """Scales of the moments of `TESTED` that have energy, in single precision.
+
+    Args:
+        rows: D's (n, d). change: columns of the changed tensors, see `Workspace.delta_columns`.
+    """
+    columns = {"act": rows.T}
+    if change:
+        columns["combined"] = np.concatenate([c / np.linalg.norm(c) for c in change.values()], axis=1)
+    return {name: Scales.of(given, np.float32) for name, given in columns.items() if given.any()}
+
+
+def scale_moments(scales: Mapping[str, Scales], bases: Sequence[Array]) -> dict[str, Array]:
+    """Mean, variance and shape (3, Σr) of the first 1 … r columns of each basis, bases side by side."""
+    if not scales:
+        return {}
+    shares = np.concatenate([shares_of(basis) for basis in bases], axis=1)
+    wide = spread(shares.astype(np.float32))
+    nulls = {name: one.null(shares, wide) for name, one in scales.items()}
+    return {name: np.stack([null.mean, null.variance, null.shape]) for name, null in nulls.items()}
 
 
 def measures(frame: Frame, at: Projections, k: int) -> dict[str, Array]:
@@ -138,6 +184,10 @@ def measures(frame: Frame, at: Projections, k: int) -> dict[str, Array]:
         mean, variance = (moment[rank] for moment in frame.null(which, width))
         most = frame.ceiling(which, width)[rank]
         scores = against(fraction, mean, variance) | {"most": most / mean}
+        if which in at.scales:
+            scores |= against_scales(fraction, at.scales[which], rank)
+        elif which in TESTED:
+            scores |= dict.fromkeys(BESIDE, np.full(len(rank), np.nan))
         out |= {f"{name}_{which}": np.where(known, values, np.nan) for name, values in scores.items()}
     out["cosine"] = cosine_with_delta(at, rank, k)
     return out
@@ -149,6 +199,21 @@ def against(fraction: Array, mean: Array, variance: Array) -> dict[str, Array]:
     z = np.divide(fraction - mean, np.sqrt(np.where(spread, variance, 1.0)))
     p = energy_p_values(fraction, mean, variance)
     return {"fraction": fraction, "r": fraction / mean, "z": np.where(spread, z, 0.0), "p": p}
+
+
+BESIDE = ("r_scales", "z_scales", "p_scales")
+
+
+def against_scales(fraction: Array, moments: Array, rank: NDArray[np.int64]) -> dict[str, Array]:
+    """R, z and p against subspaces that keep the shares of every coordinate.
+
+    Args:
+        moments: (3, C, w), see `Projections`. rank: of each candidate, 0 for none.
+    """
+    at = np.maximum(rank, 1) - 1
+    null = ScaleNull(*np.take_along_axis(moments, at[None, :, None], axis=2)[:, :, 0])
+    mean = np.where(null.mean > 0, null.mean, np.nan)
+    return dict(zip(BESIDE, (fraction / mean, null.z(fraction), null.p(fraction)), strict=True))
 
 
 def specificity(frame: Frame, at: Projections, clean: int) -> dict[str, Array]:

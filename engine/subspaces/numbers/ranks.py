@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.errors import AnalysisError
 from engine.subspaces.numbers.building import build, detail
 from engine.subspaces.numbers.inputs import TENSORS
-from engine.subspaces.numbers.layers import Projections, measures, specificity
+from engine.subspaces.numbers.layers import Projections, measures, scales_of, specificity
 from engine.subspaces.numbers.scores import AtRank, LeftOut
 from engine.subspaces.numbers.workspace import MOMENTS
 
@@ -134,18 +134,19 @@ def _add_layer(one: Prepared, ranks: Mapping[int, _Rank], layer: int, built: _Bu
     frame, whole = one.frames[layer], one.projections[layer]
     bases = {k: rank.bases(layer, built) for k, rank in ranks.items()}
     change = one.inputs.delta_columns(layer) if any(bases.values()) else {}
+    scales = scales_of(frame.rows, change) if any(bases.values()) else {}
     for k, rank in ranks.items():
         narrow = whole.narrowed(k)
         wide = {index: basis for index, basis in bases[k].items() if basis.shape[1] > k}
         fitting = {index: basis for index, basis in bases[k].items() if index not in wide}
         if fitting:
             together = np.concatenate(list(fitting.values()), axis=1)
-            narrow.put(frame, fitting, tensor_energy(change, together))
+            narrow.put(frame, fitting, tensor_energy(change, together), scales)
         found = measures(frame, narrow, k)
         specific: dict[int, Found] = {clean: specificity(frame, narrow, clean) for clean in rank.cleans}
         for index, basis in wide.items():
             own = Projections.empty(frame, 1, basis.shape[1])
-            own.put(frame, {0: basis}, tensor_energy(change, basis))
+            own.put(frame, {0: basis}, tensor_energy(change, basis), scales)
             _replace(found, index, measures(frame, own, k))
             for clean, one_specific in specific.items():
                 _replace(one_specific, index, specificity(frame, own, clean))

@@ -40,6 +40,9 @@ class Scores:
             combined (both tensors at unit norm): share of energy inside; the same over rank/d; in standard
             deviations of the null; one-sided p-value; largest R of a subspace of this rank; p-values adjusted
             over candidates that aren't ceilings × averaged layers (act and combined only).
+        r_scales_w, z_scales_w, p_scales_w for w = act, combined: the same against subspaces that keep the
+            shares of every coordinate (`engine.stats.scales`); holm_w is of the larger p of both nulls.
+            Missing in runs from before: holm_w is then of uniformly random subspaces only.
         r_specific, z_specific, p_specific, rank_specific: R_act outside the leading clean directions;
             taken_specific: how many there were.
         cosine: mean principal cosine with the change's own left singular vectors.
@@ -71,13 +74,20 @@ class Scores:
         real = np.array([entry.axis_kind != "ceiling" for entry in candidates], dtype=bool)
         family = real[:, None] & np.isin(layers, averaged)[None, :]
         for which in ("act", "combined"):
-            p = np.where(family, tables[f"p_{which}"], np.nan)
+            p = tables[f"p_{which}"]
+            p = np.maximum(p, tables[f"p_scales_{which}"]) if f"p_scales_{which}" in tables else p
+            p = np.where(family, p, np.nan)
             tables[f"holm_{which}"] = holm(p.ravel()).reshape(p.shape)
         return cls(candidates, tables, **rest)  # type: ignore[arg-type]
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(entry.name for entry in self.candidates)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the null that keeps the coordinates' scales is there, beside uniformly random subspaces."""
+        return "p_scales_combined" in self.tables
 
     def mean(self, measure: str) -> Array:
         """(C,): mean of a measure over the averaged layers where it is defined."""
@@ -129,6 +139,10 @@ class Scores:
         for which in ("act", *WEIGHTS):
             columns |= {f"r_{which}": self.mean(f"r_{which}"), f"z_{which}": self.mean(f"z_{which}")}
             columns[f"percent_{which}"] = self.percent(which)
+            if f"r_scales_{which}" in self.tables:
+                columns |= {
+                    f"{name}_{which}": self.mean(f"{name}_{which}") for name in ("r_scales", "z_scales")
+                }
         columns |= {f"{name}_specific": self.mean(f"{name}_specific") for name in ("r", "z")}
         columns["cosine"] = self.mean("cosine")
         for which in ("act", "combined"):

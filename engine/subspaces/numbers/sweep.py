@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import AnalysisError
+from engine.stats.scales import Scales
 from engine.subspaces.numbers.building import build
 from engine.subspaces.numbers.clean import clean_basis
 from engine.subspaces.numbers.inputs import TENSORS, Inputs, Target
-from engine.subspaces.numbers.layers import Frame, Projections
+from engine.subspaces.numbers.layers import TESTED, Frame, Projections
 from engine.subspaces.numbers.ranks import at_ranks
 from engine.subspaces.numbers.registry import REGISTRY, Candidate
 from engine.subspaces.numbers.scores import AtRank, LeftOut, Scores
@@ -156,7 +157,10 @@ def _prepare_layer(
     projections = Projections.empty(frame, len(prepared.candidates), prepared.widest)
     if bases:
         together = np.concatenate(list(bases.values()), axis=1)
-        projections.put(frame, bases, {name: moments[name].inside(together) for name in TENSORS})
+        energy = {name: moments[name].inside(together) for name in TENSORS}
+        known = {name: moments[name].columns for name in TESTED if moments[name].energy.size}
+        scales = {name: Scales.of(columns, np.float32) for name, columns in known.items()}
+        projections.put(frame, bases, energy, scales)
     prepared.frames[layer], prepared.projections[layer] = frame, projections
     return bases
 

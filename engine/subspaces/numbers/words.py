@@ -24,8 +24,8 @@ class Conclusion:
 
     Attributes:
         winner: best joint score among write and mixed candidates, if it holds more of the weight change
-            than chance (Holm's p < 0.05 at some averaged layer) and stays first whichever layer is left out;
-            else "".
+            than chance by both nulls (Holm's p < 0.05 at some averaged layer) and stays first whichever layer
+            is left out; else "", as in runs without the null that keeps the coordinates' scales.
         best: best joint score among write and mixed, whatever the test says; "" without any.
         top_act, top_weight: names of the five best by R_act and by combined R_w, write and mixed only.
         both: names in both.
@@ -59,7 +59,8 @@ def conclude(scores: Scores, agreement: Stability | None = None) -> Conclusion:
         return Conclusion("", "", top_act, top_weight, both, (), text)
     best = max(known, key=lambda index: joint[index])
     kept, held = left_out_layers(scores, best, known), significant(scores, "combined")
-    winner = scores.names[best] if held[best] and kept == len(scores.averaged) else ""
+    first = scores.scaled and held[best] and kept == len(scores.averaged)
+    winner = scores.names[best] if first else ""
     fragile = doubts(scores, best, kept, agreement)
     lines = [
         headline(scores, best, held, winner),
@@ -86,10 +87,23 @@ def headline(scores: Scores, best: int, held: NDArray[np.bool_], winner: str) ->
     ranked = [i for i, entry in enumerate(scores.candidates) if entry.axis_kind in ("write", "mixed")]
     if not held[ranked].any():
         return (
-            "No write or mixed candidate holds significantly more of the weight change than chance (Holm); "
-            f"the best joint score is `{name}`'s ({figures})."
+            "No write or mixed candidate is shown to hold more of the weight change than "
+            f"{chance(scores)} (Holm); the best joint score is `{name}`'s ({figures})."
         )
+    if not scores.scaled:
+        return f"`{name}` has the best joint score ({figures}); {ONE_NULL}"
     return f"No candidate stands out: `{name}` has the best joint score ({figures}), but see below."
+
+
+ONE_NULL = (
+    "this run knows uniformly random subspaces as its only null, against which whatever shares a few large "
+    "coordinates stands out, so that none is called first."
+)
+
+
+def chance(scores: Scores) -> str:
+    """What a share is held against: "chance" where both nulls are there, else the one that is."""
+    return "chance" if scores.scaled else "uniformly random subspaces"
 
 
 def significant(scores: Scores, which: str) -> NDArray[np.bool_]:
@@ -129,6 +143,10 @@ def doubts(scores: Scores, best: int, kept: int, agreement: Stability | None) ->
             "its share of the weight change is not above chance (Holm)",
         ),
         (not significant(scores, "act")[best], "its share of the steering label is not above chance (Holm)"),
+        (
+            not scores.scaled,
+            "chance is that of uniformly random subspaces only, whatever coordinates are large",
+        ),
         (kept < count, _without_one(kept, count)),
         (count == 1, "only one layer is averaged"),
         (abs(np.log2(r_act / r_w)) > 1, f"R_act and R_w differ {2 ** abs(np.log2(r_act / r_w)):.2g}-fold"),

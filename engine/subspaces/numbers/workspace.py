@@ -86,6 +86,12 @@ class Moment:
         keep = energy > RANK_TOLERANCE**2
         return cls(signed(vectors[:, keep]), energy[keep] / energy[keep].sum())
 
+    @property
+    def columns(self) -> Float[np.ndarray, "d m"]:
+        """C with S = C Cᵀ."""
+        found: Array = self.vectors * np.sqrt(self.energy)
+        return found
+
     def inside(self, basis: Float[np.ndarray, "d r"]) -> Float[np.ndarray, " r"]:
         """Energy along each column of a basis."""
         return ((self.vectors.T @ basis) ** 2 * self.energy[:, None]).sum(axis=0)

@@ -123,7 +123,10 @@ def _verdicts(strength: float, repeats: int) -> tuple[float, float]:
         problems = texts(seed, shared=basis, strength=strength)
         random = sep.random_ratios(problems, (6,), seed=seed)
         _, inside, outside = sep.separation_ratios(problems, {6: basis})
-        said += bool(sep.separates(inside, outside, sep.rank_p(inside, random))[0])
+        p = sep.rank_p(inside, random)
+        asked = sep.separates(inside, outside, p, 0.0)
+        kept = sep.scale_p(problems, {6: basis}, inside, asked, seed=seed)
+        said += bool(sep.separates(inside, outside, p, kept)[0])
         simple += bool(inside[0] < outside[0])
     return said / repeats, simple / repeats
 
