@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.calibration import GATE, LEVEL, PLANTED, Entry, Measured, measure, measure_case
-from benchmarks.calibration.__main__ import measured
+from benchmarks.calibration.cases import measured
 from benchmarks.calibration.gate import MISSED, WRONG, Gate
 from benchmarks.calibration.page import END, START, footer, read, table, written
 
