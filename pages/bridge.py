@@ -33,7 +33,7 @@ with controls.row():
     controls.switch("way", "From → to", bridge.ways(opened))
     controls.switch("joined", "Heads joined", geometry.JOINED)
     controls.switch("fit", "Fit", bridge.FITS)
-    if len(opened.facts.categories) > 1:
+    if bridge_queries.several(opened, controls.current()):
         controls.switch("pairing", "Null pairs with", bridge.PAIRINGS, only=tuple(bridge.PAIRINGS))
     with screen.popover("More of the bridge", icon=":material/tune:", key="bridge-rare"):
         controls.switch("intercept", "Coordinates", bridge.INTERCEPTS, help=bridge.INTERCEPT_HELP)

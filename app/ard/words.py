@@ -124,8 +124,9 @@ def layers_title(where: str, rows: Sequence[Mapping[str, Any]], rule: str) -> st
         least, most = min(r["under"] for r in alive), max(r["under"] for r in alive)
         text = f"{least} to {most}" if most > least else f"{most}"
         said = f"lengthscales pair held-out problems at {blocks([r['layer'] for r in alive])}, |Z| {text}"
-    elif all(r["found"] == "not tested" for r in rows):
-        return f"{where}: nothing is tested: held-out problems are none, or too few for {len(rows)} blocks"
+    elif any(r["found"] == "not tested" for r in rows):
+        few = "held-out problems or their random pairings"
+        said = f"nothing is tested: {few} are none, or too few for {len(rows)} blocks"
     else:
         said = "at no block is anything shown on held-out problems"
     said += f"; collapsed at {blocks(gone)}" if gone else ""

@@ -98,8 +98,11 @@ def kinds(opened: Opened, selection: Selection) -> list[str] | None:
 
 
 def several(opened: Opened, selection: Selection) -> bool:
-    """Whether the problems are of several categories."""
-    return selection.category == "all" and len(opened.facts.categories) > 1
+    """Whether the problems are of several categories; those without one are a category, too."""
+    prompts = opened.store.prompts
+    return (
+        selection.category == "all" and "category" in prompts.columns and prompts["category"].n_unique() > 1
+    )
 
 
 def within(opened: Opened, selection: Selection) -> bool:

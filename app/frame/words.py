@@ -244,7 +244,7 @@ def language_title(table: pl.DataFrame, a: str, b: str) -> str:
 
 def unseen(most: float) -> str:
     """How large a difference may be that was not shown: the largest that its interval holds."""
-    return f"a difference of {number(most)} would not have been seen"
+    return f"differences up to {number(most)} are not ruled out"
 
 
 def difference_title(table: pl.DataFrame, names: Sequence[str], model: str) -> str:

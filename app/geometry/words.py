@@ -90,18 +90,19 @@ def convergence_title(model: str, ref: int, values: np.ndarray, p: np.ndarray) -
 
 
 def gates_title(model: str, ratio: np.ndarray, p: np.ndarray, p_low: np.ndarray) -> str:
-    """Whether the MLPs' gates read Z more or less than a random subspace.
+    """Whether the MLPs' gates read Z more or less than a uniformly random subspace.
 
-    Rule: one-sided p below 2.5 % on either side, Holm over blocks.
+    Rule: one-sided p below 2.5 % on either side, Holm over blocks. Stores keep no scales of single
+    coordinates of gates, so that the title says of which subspaces alone it speaks.
     """
     high, low = holm(p) < TAIL, holm(p_low) < TAIL
     parts = []
     if high.any():
-        parts.append(f"more than by chance in {blocks(np.flatnonzero(high).tolist())}")
+        parts.append(f"more than uniformly random subspaces in {blocks(np.flatnonzero(high).tolist())}")
     if low.any():
-        parts.append(f"less than by chance in {blocks(np.flatnonzero(low).tolist())}")
+        parts.append(f"less than uniformly random subspaces in {blocks(np.flatnonzero(low).tolist())}")
     ends = f"{number(float(np.nanmin(ratio)))} to {number(float(np.nanmax(ratio)))} of chance"
-    said = " and ".join(parts) or "nowhere shown to differ from chance"
+    said = " and ".join(parts) or "nowhere shown to differ from uniformly random subspaces"
     return f"{model}: gates read what the same block's keys read {said}: {ends}"
 
 
@@ -122,8 +123,9 @@ def separation_title(where: str, found: Separation, k: int) -> str:
     if not np.isfinite(inside):
         return f"{where}: separation is undefined, all problems coincide inside Z"
     if kept < ALPHA:
-        text, told = f"{where}: Z separates: {told}", f"{p_text(max(p, kept))} against random subspaces"
-    elif np.isfinite(kept):
+        chance = f"; but pairing is not told from chance ({p_text(pairing)})" if pairing >= ALPHA else ""
+        return f"{where}: Z separates: {told}; {p_text(max(p, kept))} against random subspaces{chance}"
+    if np.isfinite(kept):
         text = (
             f"{where}: Z is not shown to separate, {100 * kept:.0f} % of subspaces with the same "
             "share of every coordinate do as well"

@@ -81,7 +81,7 @@ def standing(best: Mapping[str, Any], floor: float = 0.0) -> int:
 
     Rule: further, when the interval of the paired difference from the mean of the random directions lies
     above 0, by more than rounding does (`floor`), and v's shift is larger than every one of theirs, and than
-    a further one of them would be with 95 % probability; less, the other way round.
+    a further one of them would be with 97.5 % probability; less, the other way round.
     """
     more, own = best["difference"], best["direction"]["shift"]
     most = max(end for end in (best["most"], best.get("limit")) if end is not None)

@@ -139,7 +139,7 @@ def geometry_part(opened: Opened, selection: Selection) -> Part:
         found = geometry_queries.measured(opened, model, selection, block, pooling).separation
         at = found.ks.index(selection.k)
         words = geometry_words.separation_title(f"{model}, block {block}, {pooling}", found, selection.k)
-        return Finding("separates" if found.separates[at] else "does not", words, found.n)
+        return Finding("separates" if found.separates[at] else "not shown", words, found.n)
 
     found = each(opened, selection, read)
     missing = "" if selection.layer in found else FEW

@@ -168,7 +168,7 @@ def z_dominated(given: Updates) -> bool:
 
 
 def off_chance(given: Updates) -> bool:
-    return "nowhere off chance" not in _updates(given).verdict
+    return "nowhere shown to be off chance" not in _updates(given).verdict
 
 
 ENTRIES = (
@@ -210,7 +210,7 @@ ENTRIES = (
     ),
     Entry(
         "Gates",
-        "gates read what the same block's keys read more (or less) than by chance",
+        "gates read what the same block's keys read more (or less) than uniformly random subspaces",
         gates_are_told,
         {"unrelated weights": gates(0.0)},
         gates(1.0),

@@ -94,26 +94,36 @@ class Bridge:
         if self.untestable:
             few = f"exchanging pairs gives p = {self.least_p:.2g} at the least"
             return f"Too few problems of one category to tell: {few}."
-        return describe(self.r2_loo, self.p, self.r2_procrustes)
+        return describe(self.r2_loo, self.p, self.r2_procrustes, float(np.median(self.null)))
 
 
-def describe(r2_loo: float, p: float, r2_procrustes: float) -> str:
+def describe(r2_loo: float, p: float, r2_procrustes: float, known: float = 0.0) -> str:
     """The conclusion, from left-out problems only.
 
     Rule: none unless p < 0.05 against permuted pairs. "Thin wrapper" above 0.8, "nonlinear or language-bound"
-    below 0.5, "partly linear" between; "rotation-like" only if the best rotation itself reaches 0.8.
+    below 0.5, "partly linear" between; "rotation-like" only if the best rotation itself reaches 0.8. Where
+    pairs permuted within categories predict already, as the categories' means do, both R² count by the share
+    of the rest that they explain, (R² − known)/(1 − known).
+
+    Args:
+        known: the median R² of permuted pairs; below 0 it counts as 0.
     """
+    known = min(max(known, 0.0), 1.0) if np.isfinite(known) else 0.0
+    beyond, turns = ((r2 - known) / (1 - known) if known < 1 else 0.0 for r2 in (r2_loo, r2_procrustes))
     if not p < LEVEL:
-        figures = f"the leave-one-out R² of {r2_loo:.2f} is not above permuted pairs (p = {p:.2g})"
+        figures = (
+            f"the leave-one-out R² of {r2_loo:.2f} is not shown to be above permuted pairs (p = {p:.2g})"
+        )
         return f"No bridge found: {figures}."
-    if r2_loo > THIN:
+    if beyond > THIN:
         kind = "a thin wrapper: the languages' coordinates are nearly linear maps of each other"
-    elif r2_loo < NONLINEAR:
+    elif beyond < NONLINEAR:
         kind = "mostly nonlinear or language-bound: less than half carries over linearly"
     else:
         kind = "partly linear"
-    turned = " The map is rotation-like." if r2_procrustes > THIN else ""
-    return f"The bridge is {kind} (leave-one-out R² {r2_loo:.2f}, p = {p:.2g}).{turned}"
+    turned = " The map is rotation-like." if turns > THIN else ""
+    alone = f", permuted pairs {known:.2f}" if known >= 0.005 else ""
+    return f"The bridge is {kind} (leave-one-out R² {r2_loo:.2f}{alone}, p = {p:.2g}).{turned}"
 
 
 @dataclass(frozen=True)

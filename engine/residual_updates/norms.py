@@ -12,7 +12,7 @@ from scipy.special import ndtr
 
 from engine.errors import AnalysisError
 from engine.geometry.z import check_basis
-from engine.stats.scales import Scales
+from engine.stats.scales import Scales, spread
 from engine.stats.uncertainty import Band, Groups, band, random_subspace_moments, resample_weights
 
 Array = NDArray[np.float64]
@@ -182,7 +182,9 @@ def parts_apart(
     """p of two kinds of rows differing as much in their energy in a random k-subspace; NaN without any row.
 
     With S of the row-normalised rows of either kind, the difference of energies is tr(Bᵀ(S₁ − S₂)B), of mean
-    0 and variance 2k(d−k)/(d(d−1)(d+2)) · tr (S₁ − S₂)² under a random subspace; two-sided, normal.
+    0 and variance 2k(d−k)/(d(d−1)(d+2)) · tr (S₁ − S₂)² under a uniformly random subspace, of mean
+    Σᵢ (S₁ − S₂)ᵢᵢ pᵢ and variance 2 Σᵢ≠ⱼ (S₁ − S₂)ᵢⱼ² aᵢ aⱼ under one that keeps the basis' share pᵢ of every
+    coordinate (`engine.stats.scales`); two-sided, normal, the larger of both.
     """
     rows = []
     for x in (one, two):
@@ -198,7 +200,20 @@ def parts_apart(
 
     _, var = random_subspace_moments(d, k, 0.0, shared(a, a) + shared(b, b) - 2 * shared(a, b))
     found = float(((a @ basis) ** 2).sum(axis=1).mean() - ((b @ basis) ** 2).sum(axis=1).mean())
-    return float(2 * ndtr(-abs(found) / np.sqrt(var))) if var > 0 else 1.0
+    p = float(2 * ndtr(-abs(found) / np.sqrt(var))) if var > 0 else 1.0
+    return max(p, _apart_of_scales(a, b, basis, found))
+
+
+def _apart_of_scales(a: Array, b: Array, basis: Float[np.ndarray, "d k"], found: float) -> float:
+    """The same p against subspaces that keep the basis' share of every coordinate."""
+    shares = (np.asarray(basis, dtype=np.float64) ** 2).sum(axis=1)
+    mean = float(((a * a).mean(axis=0) - (b * b).mean(axis=0)) @ shares)
+    one, two = (_some(rows).astype(np.float32) for rows in (a, b))
+    squares = (one.T @ one / len(one) - two.T @ two / len(two)) ** 2
+    np.fill_diagonal(squares, 0.0)
+    weights = spread(shares)
+    var = float(2 * weights @ (squares @ weights))
+    return float(2 * ndtr(-abs(found - mean) / np.sqrt(var))) if var > 0 else 1.0
 
 
 def _side_by_side(bases: Bases, wanted: tuple[int, ...]) -> tuple[Array, NDArray[np.int64], Array]:
@@ -230,10 +245,16 @@ def _scale_moments(delta: NDArray[np.floating], squared: Array, shares: Array) -
     if not keep.size:
         return np.full((3, shares.shape[1]), np.nan)
     unit = delta[keep].astype(np.float32) / np.sqrt(squared[keep, None]).astype(np.float32)
-    some = unit[:: -(-len(unit) // MOST_ROWS)]
-    null = Scales.of(some.T, np.float32).null(shares)
+    null = Scales.of(_some(unit).T, np.float32).null(shares)
     mean = np.vecdot(unit.T, unit.T).astype(np.float64) / len(unit) @ shares
     return np.stack([mean, null.variance, null.shape])
+
+
+def _some(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    """At most `MOST_ROWS` of the rows, drawn at random: languages and templates often take turns."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    return rows[np.random.default_rng(0).choice(len(rows), MOST_ROWS, replace=False)]
 
 
 def _concentration(delta: NDArray[np.floating], squared: Array) -> float:

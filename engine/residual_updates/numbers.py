@@ -321,7 +321,7 @@ def _verdict(
         for word, where in (("above", above), ("below", below))
         if where.any()
     ]
-    return f"{first}; {'; '.join(found) or f'nowhere off chance ({chance:.3g})'}."
+    return f"{first}; {'; '.join(found) or f'nowhere shown to be off chance ({chance:.3g})'}."
 
 
 @dataclass(frozen=True)

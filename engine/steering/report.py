@@ -16,6 +16,8 @@ from engine.steering.vectors import Move, Tokens
 from engine.z_patching.numbers import prediction_limit
 
 SPLITS = ("train", "validation")
+TAIL = 0.025
+"""On either side, as v may move the words further than random directions or less."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def equal_table(effects: Effects) -> tuple[pl.DataFrame, dict[str, Any]]:
     Returns:
         a table with columns series, draw, alpha, split, shift, shift_low, shift_high, kl, kl_low, kl_high;
         and, on validation, {direction, random, difference: {shift, low, high}, least, most: shifts of the
-        random draws, limit, floor: what a further draw stays below, above with 95 % probability, draws: how
-        many reached the level}. random and difference are None when none did, limit when fewer than two did.
+        random draws, limit, floor: between which a further draw lies with 95 % probability, draws: how many
+        reached the level}. random and difference are None when none did, limit when fewer than two did.
     """
     kept = [effects.moves[0]]
     for draw in sorted({move.draw for move in effects.moves} - {0}):
@@ -115,8 +117,8 @@ def equal_table(effects: Effects) -> tuple[pl.DataFrame, dict[str, Any]]:
         best[name] = {"shift": at.estimate, "low": at.low, "high": at.high}
     means = others.mean(axis=1)
     best["least"], best["most"] = (float(means.min()), float(means.max())) if means.size else (None, None)
-    best["limit"] = prediction_limit(means) if means.size > 1 else None
-    best["floor"] = -prediction_limit(-means) if means.size > 1 else None
+    best["limit"] = prediction_limit(means, TAIL) if means.size > 1 else None
+    best["floor"] = -prediction_limit(-means, TAIL) if means.size > 1 else None
     return pl.concat(parts), best
 
 

@@ -160,9 +160,9 @@ def sign_flip_p(values: Bool[np.ndarray, " n"], draws: Bool[np.ndarray, "b n"]) 
     return float(min(1.0, chance[half + int(steps.sum()) :].sum()))
 
 
-def prediction_limit(rates: Float[np.ndarray, " b"]) -> float:
-    """What one further draw stays below with 95 % probability: mean + t₀.₉₅ · sd · √(1 + 1/b)."""
-    spread = float(rates.std(ddof=1)) * float(special.stdtrit(len(rates) - 1, 1 - ALPHA))
+def prediction_limit(rates: Float[np.ndarray, " b"], tail: float = ALPHA) -> float:
+    """What one further draw exceeds with probability `tail`: mean + t₁₋ₜₐᵢₗ · sd · √(1 + 1/b)."""
+    spread = float(rates.std(ddof=1)) * float(special.stdtrit(len(rates) - 1, 1 - tail))
     return float(rates.mean()) + spread * float(np.sqrt(1 + 1 / len(rates)))
 
 

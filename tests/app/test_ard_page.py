@@ -239,7 +239,8 @@ def test_too_few_problems_are_not_tested_rather_than_not_found() -> None:
     assert ard_queries.adjusted([alone, other]) == ["not tested", "not tested"]
     rows = [{"layer": i, "found": "not tested", "under": 12} for i in range(2)]
     assert ard_words.layers_title("base", rows, "outlier") == (
-        "base: nothing is tested: held-out problems are none, or too few for 2 blocks"
+        "base: nothing is tested: held-out problems or their random pairings are none, "
+        "or too few for 2 blocks"
     )
     single = made("bimodal", held_out={**four, "n": 9, "p": 0.001, "least_p": 1.0})
     assert single.found() == "not tested"

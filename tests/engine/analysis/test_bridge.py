@@ -219,6 +219,10 @@ def test_words_follow_the_left_out_value() -> None:
     assert "partly linear" in describe(0.8, 0.01, 0.0)
     assert "nonlinear" in describe(0.49, 0.01, 0.0)
     assert describe(0.99, 0.05, 0.99).startswith("No bridge found")
+    assert "nonlinear" in describe(0.82, 0.01, 0.0, known=0.8), "the categories' means alone give 0.8"
+    assert "thin wrapper" in describe(0.99, 0.01, 0.0, known=0.8)
+    assert "permuted pairs 0.80" in describe(0.99, 0.01, 0.0, known=0.8)
+    assert describe(0.81, 0.01, 0.9, known=-0.4) == describe(0.81, 0.01, 0.9)
     assert describe(0.9, float("nan"), 0.9).startswith("No bridge found")
 
 

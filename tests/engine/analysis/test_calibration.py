@@ -19,10 +19,6 @@ SLOW = {
 """Entries of which a repeat takes a tenth of a second or more: fits, and bootstraps of whole curves."""
 
 
-ABOVE = {"Steering: beyond random"}
-"""Conclusions that fail the gate as they stand, which the page says: none may join them."""
-
-
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_nulls_hold_and_plants_are_found(entry: Entry) -> None:
     repeats = 3 if entry.name in SLOW else 10
@@ -72,5 +68,5 @@ def test_the_page_shows_every_conclusion_and_null() -> None:
         for case in entry.nulls:
             assert f"| {entry.name} | “{entry.sentence}” | {case} |" in text
     assert text.count(" | “") == sum(len(entry.nulls) for entry in ENTRIES)
-    assert {one.name for one in read(text) if one.case != PLANTED and one.passes is False} <= ABOVE
-    assert text.count(FAILS) == len(ABOVE)
+    assert not [one for one in read(text) if one.case != PLANTED and one.passes is False]
+    assert FAILS not in text

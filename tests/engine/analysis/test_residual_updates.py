@@ -94,7 +94,7 @@ def test_unrelated_updates_sit_at_chance_and_say_so() -> None:
         norms = ru.update_norms(ru.updates(states(seed)), random_basis(D, K, seed), [K])
         found = ru.residual_updates(norms, K, n_boot=200, seed=seed)
         ratios.append(found.relative.mean())
-        wrong_chance += "nowhere off chance" not in found.verdict
+        wrong_chance += "nowhere shown to be off chance" not in found.verdict
         wrong_one += not found.verdict.startswith("Never Z-dominated")
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.01)
     assert wrong_one == 0
@@ -108,7 +108,7 @@ def test_prompts_that_all_move_alike_do_not_fake_a_finding() -> None:
         rng = np.random.default_rng(seed)
         deltas = [rng.normal(size=D) + 0.05 * rng.normal(size=(40, D)) for _ in range(5)]
         found = ru.residual_updates(ru.update_norms(deltas, random_basis(D, K, seed), [K]), K, n_boot=100)
-        wrong += "nowhere off chance" not in found.verdict
+        wrong += "nowhere shown to be off chance" not in found.verdict
     assert wrong / 80 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 80)
 
 
@@ -262,11 +262,38 @@ def test_parts_are_told_apart_by_a_random_subspace_as_often_as_stated(alike: flo
     draws = [np.linalg.qr(rng.normal(size=(24, 4)))[0] for _ in range(600)]
     p = np.array([update_norms.parts_apart(one, two, z) for z in draws])
     assert abs((p < 0.05).mean() - 0.05) < 0.03  # of 600, three standard errors; the tail is nearly normal
-    planted = one.copy()
-    planted[:, :4] *= 8
-    assert update_norms.parts_apart(planted, two, np.eye(24)[:, :4]) < 1e-3
+    planted = one + 7 * one @ draws[1] @ draws[1].T
+    assert update_norms.parts_apart(planted, two, draws[1]) < 1e-3
     assert np.isnan(update_norms.parts_apart(np.zeros((3, 24)), two, draws[0]))
     assert update_norms.parts_apart(one, one, draws[0]) == 1.0
+
+
+def test_parts_that_share_only_large_coordinates_with_z_are_not_told_apart() -> None:
+    told = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scale = np.exp(0.5 * rng.standard_normal(64))
+        scale[:4] *= 12
+        z = np.linalg.qr(scale[:, None] * rng.standard_normal((64, 6)))[0]
+        one, two = rng.standard_normal((2, 40, 64))
+        told.append(update_norms.parts_apart(one * scale, two, z) < 0.05)
+    assert sum(told) <= 6, "5 % of 40, and three standard errors"
+
+
+@pytest.mark.parametrize("count", [256, 400])
+def test_languages_that_take_turns_are_both_in_the_null_of_scales(count: int) -> None:
+    said = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        scale = np.ones(96)
+        scale[:4] = 10
+        deltas = rng.standard_normal((3, count, 96)) * scale
+        deltas[:, 1::2] *= 0.3
+        deltas[:, 1::2] += 3 * (rng.standard_normal((3, 1, 96)) * scale)
+        basis = np.linalg.qr(rng.standard_normal((96, 6)) * scale[:, None])[0]
+        norms = update_norms.update_norms(list(deltas), basis, ks=(6,), concentration=True)
+        said += bool((ru.residual_updates(norms, 6, n_boot=100).p_random < 0.025).any())
+    assert said <= 3
 
 
 def test_blocks_lost_in_rounding_are_left_out_of_all_that_is_concluded() -> None:
