@@ -53,7 +53,7 @@ def live(opened: Opened, kind: Kind, chosen: Selection) -> None:
     live_view.run_button(opened, [wanted], done=found is not None)
     live_view.watch()
     if found is None:
-        if not live_view.active():
+        if opened.can_run and not live_view.active():
             components.empty(*kind.not_run(wanted))
         return
     for panel in kind.panels(opened, found, chosen):

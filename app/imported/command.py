@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,15 +58,32 @@ def prompts_table(given: str | Path | pl.DataFrame | Sequence[Mapping[str, Any]]
         PromptsError: as `engine.prompts.table.read_prompts`.
     """
     if not isinstance(given, str | Path):
-        rows = given.to_dicts() if isinstance(given, pl.DataFrame) else [dict(row) for row in given]
+        rows = given.to_dicts() if isinstance(given, pl.DataFrame) else list(given)
         with TemporaryDirectory(prefix="patchbay-prompts-") as folder:
             file = Path(folder) / "prompts.jsonl"
-            file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+            file.write_text("\n".join(map(_json, rows)), encoding="utf-8")
             return prompts_table(file)
     source = PromptSource(path=Path(given))
     first: Any = next(iter(read_source(source, {})), ({}, ""))[0]
     ids: Literal["given", "row"] = "given" if isinstance(first, Mapping) and "id" in first else "row"
     return assign_splits(read_prompts(PromptsSpec(files=(source,), ids=ids)), VALIDATION, 0)
+
+
+def _json(row: Any) -> str:
+    """A row as a line of JSON; a text alone is its `text`, what is no number is nothing."""
+    if not isinstance(row, str | Mapping):
+        raise StoreError(
+            "A prompt is a text or a row.", expected="a text, or a mapping", given=repr(row)[:80]
+        )
+    cells = {"text": row} if isinstance(row, str) else dict(row)
+    undefined = {key for key, value in cells.items() if isinstance(value, float) and math.isnan(value)}
+    kept = {str(key): None if key in undefined else value for key, value in cells.items()}
+    return json.dumps(kept, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's, anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _token(given: str | None, prompts: pl.DataFrame) -> int | list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ def read_arrays(path: Path) -> Arrays:
         if path.suffix in (".pt", ".pth"):
             import torch
 
-            return _of_cache(torch.load(path, map_location="cpu", weights_only=True))
+            try:
+                held = torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:  # its message advises to run what is in the file
+                raise _unreadable(path, "objects other than tensors, which are not unpickled") from None
+            return _of_cache(held)
     except StoreError:
         raise
     except Exception as error:  # each format's reader has errors of its own
@@ -44,7 +49,9 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def plain(value: Any) -> NDArray[Any]:
-    """A numpy array of what may be a torch tensor, of any dtype, on any device."""
+    """A numpy array of what may be a torch tensor, of any dtype, on any device; of a tuple its first one."""
+    if isinstance(value, tuple) and value and hasattr(value[0], "shape"):
+        value = value[0]
     if hasattr(value, "detach"):
         value = value.detach().to("cpu")
         value = value.float() if value.is_floating_point() and value.element_size() < 4 else value

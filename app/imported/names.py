@@ -44,6 +44,7 @@ def places(names: Iterable[str]) -> tuple[dict[str, Place], list[str]]:
         last = max(states, key=lambda name: found[name][1])
         del found[last]
         remarks.append(f"{last} was left out: transformers applies the model's final norm to the last state.")
+    left = remarks[0] if remarks else ""
     unknown = [name for name in given if _place(name) is None]
     if unknown:
         remarks.append(f"Not sites of a store, left out: {_listed(unknown)}.")
@@ -51,7 +52,7 @@ def places(names: Iterable[str]) -> tuple[dict[str, Place], list[str]]:
         raise StoreError(
             "None of the arrays is named after a site.",
             expected=KNOWN,
-            given=_listed(given) or "no arrays",
+            given=left or _listed(given) or "no arrays",
             next_step="name each array after what it holds.",
         )
     _once(found)

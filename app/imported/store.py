@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ __all__ = ["Position", "import_arrays"]
 Position = Literal["last_content", "decision", "mean"]
 Floats = NDArray[np.float32]
 IDENTITY, ROUNDED = 0.02, 2.0**-8
-"""Limits: relative error of the residual identity, as bfloat16 activations have it; of stored values."""
+"""Limits: of the residual identity beside what a block adds; of stored values, and of states' rounding."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def import_arrays(
     """
     started, say = time.time(), Progress(quiet)
     _named(name, list(activations), position)
+    if prompts.height < 2:
+        raise StoreError("A store needs several prompts.", expected="at least two rows", given=prompts.height)
     models = {model: _model(model, arrays, token, prompts.height) for model, arrays in activations.items()}
     plan, remarks = _plan(models, prompts.height, position, dtype)
     study: dict[str, Any] = {
@@ -108,6 +111,8 @@ def import_arrays(
             return Store(path)
         for remark in remarks:
             say.say(f"note: {remark}")
+            if quiet:
+                warnings.warn(remark, stacklevel=2)
         writer.write_table("prompts", prompts)
         for model, found in models.items():
             kept = _kept(found, plan, model)
@@ -146,6 +151,12 @@ def _model(model: str, arrays: Mapping[str, Any], token: int | Sequence[int] | N
     for name, place in found.items():
         rows = _rows(f"{name} of {model}", plain(arrays[name]), place, token, prompts)
         if place[0] == "head_z":
+            if heads not in (None, rows.shape[1:]):
+                raise StoreError(
+                    f"Arrays of {model} differ in their heads.",
+                    expected=f"{heads} in every block",
+                    given=f"{name}: {rows.shape[1:]}",
+                )
             heads = (rows.shape[1], rows.shape[2])
         rows = np.ascontiguousarray(rows.reshape(prompts, -1), dtype=np.float32)
         if not np.isfinite(rows).all():
@@ -192,7 +203,7 @@ def _rows(
         )
     if token is None:
         return array
-    at = np.full(prompts, token) if isinstance(token, int) else np.asarray(token)
+    at = np.full(prompts, token) if np.ndim(token) == 0 else np.asarray(token)
     length = array.shape[1]
     if at.shape != (prompts,) or at.dtype.kind not in "iu" or ((at < -length) | (at >= length)).any():
         raise StoreError(
@@ -204,9 +215,9 @@ def _rows(
 
 
 def _said(token: int | Sequence[int]) -> str:
-    if isinstance(token, int):
+    if np.ndim(token) == 0:
         return str(token)
-    numbers = [int(value) for value in token]
+    numbers = [int(value) for value in np.asarray(token).ravel()]
     return f"{len(numbers)} numbers, {min(numbers, default=0)} to {max(numbers, default=0)}"
 
 
@@ -311,12 +322,24 @@ def _relative(x: NDArray[np.floating[Any]], y: Floats) -> float:
 
 
 def _identity(found: _Model, block: int) -> float:
-    """Relative L2 of the part of a block's output that its input, attention and MLP leave unexplained."""
+    """What its input, attention and MLP leave unexplained of a block's output, over what the block adds.
+
+    Rounding of the states to bfloat16 counts as explained. Where it hides the update, rows in another order
+    are found by how much worse they fit than the next ones: an update that fits another prompt's as well is
+    told as unexplained.
+    """
     before, attn, mlp, after = (
-        found.values[place]
+        found.values[place].astype(np.float64)
         for place in (("resid", block), ("attn_out", block), ("mlp_out", block), ("resid", block + 1))
     )
-    return _relative(before.astype(np.float64) + attn + mlp, after)
+    change, added = after - before, attn + mlp
+    left, size = float(np.linalg.norm(change - added)), float(np.linalg.norm(added))
+    if not size:
+        return float(left > 0)
+    room = ROUNDED * float(np.linalg.norm(after))
+    other = float(np.linalg.norm(change - np.roll(added, 1, axis=0)))
+    alike = float(np.linalg.norm(added - np.roll(added, 1, axis=0))) <= ROUNDED * size
+    return left / size if left >= other and not alike else max(0.0, left - room) / size
 
 
 def _fingerprint(study: Mapping[str, Any], models: Mapping[str, _Model], prompts: pl.DataFrame) -> str:

@@ -65,6 +65,8 @@ def comparable(runs: Sequence[Asked], selection: Selection) -> list[Asked]:
 
 def strongest(opened: Opened, selection: Selection) -> Selection:
     """The selection at the place where the map saves most; as it is where nothing was run."""
+    if not opened.facts.tokens:  # nothing can be patched
+        return selection
     runs = comparable(of_pair(opened, selection, ("mapped",)), selection)
     ranked = patch_table.ranked(patch_table.table(runs))
     if not ranked.height:

@@ -42,7 +42,8 @@ def default_prompt(opened: Opened) -> str:
 
 def asked(opened: Opened, selection: Selection) -> Tokenwise:
     """Model B beside model A on the selected prompt."""
-    prompt = TokenwiseFields.of(selection).prompt or default_prompt(opened)
+    prompt = TokenwiseFields.of(selection).prompt
+    prompt = prompt if prompt in set(opened.store.prompts["id"]) else default_prompt(opened)
     return Tokenwise(target=selection.b, source=selection.a, prompt=prompt)
 
 
@@ -136,7 +137,7 @@ def lens_panel(opened: Opened, result: JobResult, side: str) -> Panel:
         said=pl.col("text").map_elements(lambda text: words.token(text)[1:-1], return_dtype=pl.String)
     )
     last = table.filter(token=table["token"].max()).sort("state")
-    title = words.lens_title(model, last["text"].to_list())
+    title = words.lens_title(model, last["token_id"].to_list(), last["text"][-1])
     name = "lens" if side == "target" else "lens-source"
     drawn = table.select("place", "state", "said", "p", "p_final")
     read = f"['lens'].filter(model={model!r})"

@@ -26,23 +26,24 @@ def kl_title(target: str, source: str, row: Mapping[str, Any], floor: float) -> 
     if row["kl"] <= max(floor, 1e-9):
         return f"Behind no token of this prompt does {target} part from {source} by more than rounding noise"
     one, other = token(row["next_target"]), token(row["next_source"])
+    same = row["next_id_target"] == row["next_id_source"]
     here, there = (f"{100 * row[side]:.0f} %" for side in ("p_target", "p_source"))
-    instead = f"{one} in place of {other}" if one != other else f"{one} at {here} in place of {there}"
+    instead = f"{one} in place of {other}" if not same else f"{one} at {here} in place of {there}"
     where = f"token {row['token']}, {token(row['text'])}"
     return f"{target} parts most from {source} behind {where}: KL {nats(row['kl'])} nats, {instead}"
 
 
-def lens_title(model: str, said: Sequence[str]) -> str:
+def lens_title(model: str, said: Sequence[int], end: str) -> str:
     """From which state on a model says what it says in the end, behind the last token.
 
     Args:
-        said: the likeliest token at each state, in order.
+        said: the likeliest token's id at each state, in order. end: the last one's text.
     """
     settled = len(said) - 1
     while settled > 0 and said[settled - 1] == said[-1]:
         settled -= 1
-    end = f"{model} says {token(said[-1])} behind the last token"
-    return f"{end} from state {settled} of {len(said) - 1} on" if settled else f"{end} at every state"
+    last = f"{model} says {token(end)} behind the last token"
+    return f"{last} from state {settled} of {len(said) - 1} on" if settled else f"{last} at every state"
 
 
 def states_title(target: str, source: str, apart: Sequence[float], least: float) -> str:
@@ -55,7 +56,9 @@ def states_title(target: str, source: str, apart: Sequence[float], least: float)
     if not beyond:
         return f"The streams of {target} and {source} are equal but for rounding at every token"
     most = max(range(len(apart)), key=apart.__getitem__)
+    percent = 100 * apart[most]
+    far = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
     return (
         f"{target}'s stream leaves {source}'s at state {beyond[0]}; farthest at state {most}: "
-        f"{100 * apart[most]:.2g} % of its length"
+        f"{far} % of its length"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -250,7 +251,7 @@ def _scale_moments(delta: NDArray[np.floating], squared: Array, shares: Array) -
     return np.stack([mean, null.variance, null.shape])
 
 
-def _some(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+def _some(rows: NDArray[Any]) -> NDArray[Any]:
     """At most `MOST_ROWS` of the rows, drawn at random: languages and templates often take turns."""
     if len(rows) <= MOST_ROWS:
         return rows

@@ -43,6 +43,8 @@ def diff_studies(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def portable(data: Mapping[str, Any]) -> dict[str, Any]:
     """`to_json` without what changes no number: name, notes, folder, device, and paths (their hash stays)."""
+    if "imported" in data:  # no study: activations from elsewhere
+        return dict(data)
     out = {key: value for key, value in data.items() if key not in NOT_IN_FINGERPRINT}
     content = out.get("content", {})
     out["models"] = {

@@ -168,7 +168,8 @@ def _tokens(
     spec: Tokenwise, ids: Sequence[int], target: Reading, source: Reading, tokenizer: Any
 ) -> pl.DataFrame:
     p, q = target.log_probs, source.log_probs
-    kl = [float((a.exp() * (a - b)).sum()) for a, b in zip(p.double(), q.double(), strict=True)]
+    rows = ((a.double(), b.double()) for a, b in zip(p, q, strict=True))
+    kl = [float((a.exp() * (a - b)).sum()) for a, b in rows]
     columns: dict[str, Any] = {
         "token": range(len(ids)),
         "token_id": list(ids),
@@ -181,6 +182,7 @@ def _tokens(
         columns[f"log_p_{side}"] = [None, *own]
         best, likeliest = found.topk(min(spec.top, found.shape[1]), dim=-1)
         columns[f"next_{side}"] = [token_text(tokenizer, int(i)) for i in likeliest[:, 0]]
+        columns[f"next_id_{side}"] = likeliest[:, 0].tolist()
         columns[f"p_{side}"] = best[:, 0].exp().tolist()
         columns[f"top_{side}"] = [[token_text(tokenizer, int(i)) for i in row] for row in likeliest]
         columns[f"top_p_{side}"] = best.exp().tolist()

@@ -253,3 +253,52 @@ def test_another_import_into_the_same_folder_is_refused(tmp_path: Path, prompts:
     caches["base"]["blocks.1.hook_mlp_out"] = caches["base"]["blocks.1.hook_mlp_out"] + 1e-3
     with pytest.raises(PatchbayError):
         pb.from_arrays(tmp_path / "store", caches, prompts_table(), name="mine")
+
+
+def test_a_small_update_in_another_order_is_noticed_and_a_rounded_one_is_not_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    before = 100 * rng.standard_normal((40, 32)).astype(np.float32)
+    attn, mlp = 0.1 * rng.standard_normal((2, 40, 32)).astype(np.float32)
+    cache = {"resid_pre.0": before, "attn_out.0": attn, "mlp_out.0": mlp, "resid_post.0": before + attn + mlp}
+
+    def fits(changed: Cache, name: str) -> bool:
+        rows = [{"text": f"prompt {i}"} for i in range(40)]
+        store = pb.from_arrays(tmp_path / name, {"one": cache | changed, "two": cache}, rows)
+        return all(check["passed"] for check in store.self_checks())
+
+    assert fits({}, "right")
+    rounded = {name: torch.from_numpy(value).bfloat16() for name, value in cache.items()}
+    assert fits(rounded, "rounded")
+    assert not fits({"mlp_out.0": mlp[::-1].copy(), "attn_out.0": attn[::-1].copy()}, "both")
+
+
+def test_prompts_of_a_notebook(tmp_path: Path) -> None:
+    caches, texts = planted(), [f"text {i}" for i in range(N)]
+    store = pb.from_arrays(tmp_path / "texts", caches, texts)
+    assert store.prompts["text"].to_list() == texts
+    rows = [{"id": np.int64(i), "text": "x", "score": float("nan")} for i in range(N)]
+    assert pb.from_arrays(tmp_path / "rows", caches, rows).prompts["id"].to_list() == [
+        str(i) for i in range(N)
+    ]
+    with pytest.raises(PatchbayError, match="a text or a row"):
+        pb.from_arrays(tmp_path / "bad", caches, [3] * N)  # type: ignore[list-item]
+    with pytest.raises(StoreError, match="several prompts"):
+        pb.from_arrays(tmp_path / "one", {"m": {"resid.0": np.ones((1, 4))}}, ["x"])
+    assert not (tmp_path / "one").exists()
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    caches = planted()
+    del caches["tuned"]["blocks.2.hook_mlp_out"]
+    with pytest.warns(UserWarning, match="kept: 0, 1, 3, 4"):
+        pb.from_arrays(tmp_path / "store", caches, prompts_table())
+    caches["tuned"]["blocks.1.attn.hook_z"] = np.zeros((N, HEAD_DIM, HEADS), np.float32)
+    with pytest.raises(StoreError, match="differ in their heads"):
+        pb.from_arrays(tmp_path / "other", caches, prompts_table())
+
+
+def test_a_report_of_averages_is_written(tmp_path: Path, prompts: pl.DataFrame) -> None:
+    import_arrays(tmp_path / "store", planted(), prompts, position="mean")
+    assert precompute.main(["report", str(tmp_path / "store"), "--out", str(tmp_path / "report")]) == 0
+    study = str(Path(precompute.__file__).parent / "studies" / "demo.toml")
+    assert precompute.main([study, "--store", str(tmp_path / "store"), "--verify"]) == 1

@@ -88,6 +88,8 @@ def test_a_link_and_a_stored_condition_mean_the_same(opened: Opened, result: Job
 
 
 ROW = {
+    "next_id_target": 5,
+    "next_id_source": 3,
     "kl": 0.83,
     "token": 12,
     "text": " apples",
@@ -98,23 +100,29 @@ ROW = {
 }
 
 
+def test_an_unknown_prompt_of_a_link_is_the_first_one(opened: Opened, result: JobResult) -> None:
+    assert view.asked(opened, chosen(opened, prompt="no such")).to_json() == result.condition
+
+
 def test_titles() -> None:
     assert (
         words.kl_title("tuned", "base", ROW, 0.01)
         == "tuned parts most from base behind token 12, “␣apples”: KL 0.83 nats, “5” in place of “3”"
     )
-    assert words.kl_title("tuned", "base", ROW | {"next_source": "5"}, 0).endswith(
+    assert words.kl_title("tuned", "base", ROW | {"next_source": "5", "next_id_source": 5}, 0).endswith(
         "“5” at 40 % in place of 98 %"
     )
     assert "no token" in words.kl_title("tuned", "base", ROW, 0.9)
     assert "no token" in words.kl_title("tuned", "base", ROW | {"kl": 0.0}, 0.0)
-    assert (
-        words.lens_title("m", ["a", "b", "a", "c", "c"])
-        == "m says “c” behind the last token from state 3 of 4 on"
+    assert words.lens_title("m", [1, 2, 1, 3, 3], "c") == (
+        "m says “c” behind the last token from state 3 of 4 on"
     )
-    assert words.lens_title("m", ["c", "c"]).endswith("at every state")
-    assert words.lens_title("m", ["a", "c"]).endswith("from state 1 of 1 on")
+    assert words.lens_title("m", [3, 3], "c").endswith("at every state")
+    assert words.lens_title("m", [1, 3], "c").endswith("from state 1 of 1 on")
+    twin = words.kl_title("tuned", "base", ROW | {"next_source": "5"}, 0)
+    assert twin.endswith("“5” in place of “5”"), "two tokens of one text are two"
     assert "equal but for rounding" in words.states_title("t", "b", [0.0, 1e-7], 1e-6)
     title = words.states_title("t", "b", [0.0, 0.1, 0.3, 0.2], 1e-6)
     assert title == "t's stream leaves b's at state 1; farthest at state 2: 30 % of its length"
+    assert words.states_title("t", "b", [0.0, 1.37], 1e-6).endswith("137 % of its length")
     assert words.token("a\n b" + "x" * 30) == "“a⏎␣bxxxxxxxxxxx…”"
