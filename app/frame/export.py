@@ -6,6 +6,7 @@ import io
 import json
 import re
 import textwrap
+from typing import Any, cast
 
 import polars as pl
 import vl_convert as vlc
@@ -59,9 +60,28 @@ def file_name(panel: str, suffix: str) -> str:
 
 
 def print_spec(chart: Chart, title: str) -> Spec:
-    """The chart at a fixed width on white, with its finding as the title."""
+    """The chart at a fixed width on white, with its finding as the title.
+
+    Characters that no SVG can have are "\N{REPLACEMENT CHARACTER}": vl-convert ends the whole process at one,
+    and tokens may hold any.
+    """
     heading = {"text": textwrap.wrap(re.sub(r"[*`]", "", title), 86) or [""]}
-    return {**chart.spec(), "config": _PRINT, "width": 640, "title": heading}
+    whole = {**chart.spec(), "config": _PRINT, "width": 640, "title": heading}
+    return cast(Spec, _drawable(whole))
+
+
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def _drawable(node: Any) -> Any:
+    """A copy of a specification with texts that can be drawn."""
+    if isinstance(node, str):
+        return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", node)
+    if isinstance(node, dict):
+        return {_drawable(key): _drawable(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_drawable(one) for one in node]
+    return node
 
 
 def png_bytes(chart: Chart, title: str, scale: float = 2.0) -> bytes:

@@ -15,6 +15,7 @@ LONGEST = 16
 def token(text: str) -> str:
     """A token in quotes, its spaces and breaks to be seen, cut where it is long."""
     seen = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    seen = "".join(c if c.isprintable() else f"⟨{ord(c):X}⟩" for c in seen)
     return f"“{seen[: LONGEST - 1]}…”" if len(seen) > LONGEST else f"“{seen}”"
 
 

@@ -163,23 +163,26 @@ def head_holds_more(given: Sequence[Array]) -> bool:
     return any(title.endswith("more than chance") for title in titles)
 
 
-def halves(stretch: float, alike: float = 0.0) -> Make:
-    """What attention and the MLP of one block write; attention more inside the first directions.
+def halves(stretch: float, alike: float = 0.0, large: int = 0) -> Make:
+    """What attention and the MLP of one block write, and Z; attention more inside Z.
 
     Args:
         alike: how much of either part is the same for all prompts, in a direction unrelated to Z.
+        large: so many coordinates are large in attention's output and in Z, which is all that they share.
     """
 
-    def make(rng: Rng) -> tuple[Array, Array]:
+    def make(rng: Rng) -> tuple[Array, Array, Array]:
         attn, mlp = rng.normal(size=(2, 30, 32)) + alike * rng.normal(size=(2, 1, 32))
-        attn[:, :4] *= stretch
-        return attn, mlp
+        scale = np.where(np.arange(32) < large, 10.0, 1.0)
+        z = np.linalg.qr(scale[:, None] * rng.normal(size=(32, 4)))[0]
+        attn = attn * scale
+        return attn + (stretch - 1) * attn @ z @ z.T, mlp, z
 
     return make
 
 
-def part_lies_more(given: tuple[Array, Array]) -> bool:
-    found = split_updates([given[0]], [given[1]], np.eye(32)[:, :4], n_boot=400)
+def part_lies_more(given: tuple[Array, Array, Array]) -> bool:
+    found = split_updates([given[0]], [given[1]], given[2], n_boot=400)
     table = {"layer": [0, 0], "series": ["attention", "MLP"]}
     bands = (found.attn, found.mlp)
     ends = {
@@ -264,7 +267,12 @@ ENTRIES = (
         "R(ℓ): attention and MLP",
         "attention's output lies more in Z than the MLP's (or less)",
         part_lies_more,
-        {"alike": halves(1.0), "each the same for all prompts": halves(1.0, 2.0)},
+        {
+            "alike": halves(1.0),
+            "each the same for all prompts": halves(1.0, 2.0),
+            "attention and Z share a large coordinate": halves(1.0, large=1),
+            "they share four": halves(1.0, large=4),
+        },
         halves(2.0),
     ),
     Entry(

@@ -222,7 +222,7 @@ def test_titles_follow_what_was_tested() -> None:
     )
     only_kinds = made("bimodal", held_out=kinds)
     assert only_kinds.found() == "nothing found"
-    assert title(only_kinds).startswith("base: nothing found: its kernel is not shown to pair")
+    assert title(only_kinds).startswith("base: nothing found; its kernel is not shown to pair")
     within = made("bimodal", held_out={**kinds, "p_within": 0.003})
     assert within.found() == "bimodal"
     assert title(within).endswith("its kernel pairs held-out problems of one category (p = 0.003)")

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import vl_convert as vlc
 
+from app.charts.bars import interval_bars
 from app.charts.curves import Look, layer_curve
 from app.charts.grids import histogram, layer_heatmap, stacked_bars
 from app.charts.intervals import interval_dots
@@ -63,6 +64,16 @@ def test_specs_are_valid_and_can_be_drawn(name: str, palette: Palette) -> None:
 
 def layers_with(chart: Chart, mark: str) -> list[dict[str, Any]]:
     return [part for part in chart.spec()["layer"] if part["mark"]["type"] == mark]
+
+
+def test_texts_that_no_svg_can_have_are_drawn_as_replacements() -> None:
+    """vl-convert ends the process at a control character, and a token may be one."""
+    table = pl.DataFrame({"name": ["a\x1c", "b\ufffe"], "value": [1.0, 2.0], "series": ["s\x00", "s\x00"]})
+    table = table.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64))
+    chart = interval_bars(table, x_title="x\x01", y_title="y", colors={"s\x00": "#444"}, palette=LIGHT)
+    svg = export.svg_bytes(chart, "t\x02").decode()
+    assert svg.count("\N{REPLACEMENT CHARACTER}") >= 4
+    assert export.png_bytes(chart, "t\x02")
 
 
 def test_a_curve_draws_every_series_null_reference_and_selected_layer() -> None:

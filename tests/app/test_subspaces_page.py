@@ -28,6 +28,7 @@ from app.charts.tall import tall_grid
 from app.frame import export
 from app.frame import parts as components
 from app.frame.opened import Opened, read_facts
+from app.frame.panel import parted
 from app.frame.selection import Selection, defaults, update
 from app.live import headless
 from app.live.jobs import JobResult

@@ -191,7 +191,7 @@ def test_the_theme_of_a_notebook_has_no_part_in_a_template() -> None:
     with alt.theme.enable("dark"):
         dark = named_points(table(3), **{**XY, "x_title": "asked in the dark"}).spec()
     assert json.dumps(dark).replace("asked in the dark", "asked") == json.dumps(usual)
-    assert usual["config"] == {"axisY": {"labelFlush": False}}
+    assert usual["config"] == {"axisY": {"labelFlush": False}, "aria": False, "mark": {"aria": False}}
     assert usual["$schema"] == alt.SCHEMA_URL
 
 

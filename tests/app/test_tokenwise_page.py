@@ -125,4 +125,5 @@ def test_titles() -> None:
     title = words.states_title("t", "b", [0.0, 0.1, 0.3, 0.2], 1e-6)
     assert title == "t's stream leaves b's at state 1; farthest at state 2: 30 % of its length"
     assert words.states_title("t", "b", [0.0, 1.37], 1e-6).endswith("137 % of its length")
+    assert words.token("\x1c\ud800") == "“⟨1C⟩⟨D800⟩”"
     assert words.token("a\n b" + "x" * 30) == "“a⏎␣bxxxxxxxxxxx…”"

@@ -24,8 +24,8 @@ def test_nulls_hold_and_plants_are_found(entry: Entry) -> None:
     repeats = 3 if entry.name in SLOW else 10
     for one in measure(entry, repeats, seed=1):
         if one.case == PLANTED:
-            # Powers are 70 % and more: fewer than a third of the repeats is a matter of 0.1 %.
-            assert 3 * one.said >= one.repeats, one
+            # Powers are 70 % and more: fewer than a quarter of ten repeats is a matter of 0.2 %.
+            assert 4 * one.said >= one.repeats, one
         else:
             assert one.holds, one
 
