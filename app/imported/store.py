@@ -113,12 +113,7 @@ def import_arrays(
             say.say(f"note: {remark}")
             if quiet:
                 warnings.warn(remark, stacklevel=2)
-        writer.write_table("prompts", prompts)
-        for model, found in models.items():
-            kept = _kept(found, plan, model)
-            for unit in writer.pending(model):
-                rows = list(plan.prompts_of(unit))
-                writer.commit(model, unit, {position: {place: kept[place][rows] for place in kept}})
+        _write(writer, plan, models, prompts, position)
         store = Store(path)
         derive(store, writer, say)
         checks = [
@@ -126,6 +121,22 @@ def import_arrays(
         ]
         writer.finish(_provenance(models, checks, remarks, dtype, started))
     return Store(path)
+
+
+def _write(
+    writer: StoreWriter,
+    plan: StorePlan,
+    models: Mapping[str, _Model],
+    prompts: pl.DataFrame,
+    position: str,
+) -> None:
+    """Writes the prompts, and every unit that isn't there."""
+    writer.write_table("prompts", prompts)
+    for model, found in models.items():
+        kept = _kept(found, plan, model)
+        for unit in writer.pending(model):
+            rows = list(plan.prompts_of(unit))
+            writer.commit(model, unit, {position: {place: kept[place][rows] for place in kept}})
 
 
 def _named(name: str, models: list[str], position: str) -> None:
