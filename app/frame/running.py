@@ -218,8 +218,10 @@ def _draw_ends(now: Sequence[JobStatus]) -> None:
 
     A job can end between a page's look for its result and its look at the jobs; nothing would be polled then.
     """
+    if not all(job.over for job in now):
+        return
     ids = [job.job_id for job in now]
-    if all(job.over for job in now) and st.session_state.get(_DRAWN) != ids:
+    if st.session_state.get(_DRAWN) != ids:
         st.session_state[_DRAWN] = ids
         st.rerun(scope="app")
 

@@ -89,6 +89,9 @@ def convergence_title(model: str, ref: int, values: np.ndarray, p: np.ndarray) -
     return text + (f", block {top}'s most" if len(found) > 1 else "") + f" ({number(float(values[top]), 3)})"
 
 
+UNIFORM = "uniformly random subspaces"
+
+
 def gates_title(model: str, ratio: np.ndarray, p: np.ndarray, p_low: np.ndarray) -> str:
     """Whether the MLPs' gates read Z more or less than a uniformly random subspace.
 
@@ -98,12 +101,12 @@ def gates_title(model: str, ratio: np.ndarray, p: np.ndarray, p_low: np.ndarray)
     high, low = holm(p) < TAIL, holm(p_low) < TAIL
     parts = []
     if high.any():
-        parts.append(f"more than uniformly random subspaces in {blocks(np.flatnonzero(high).tolist())}")
+        parts.append(f"more than {UNIFORM} in {blocks(np.flatnonzero(high).tolist())}")
     if low.any():
-        parts.append(f"less than uniformly random subspaces in {blocks(np.flatnonzero(low).tolist())}")
+        parts.append(f"less{'' if parts else f' than {UNIFORM}'} in {blocks(np.flatnonzero(low).tolist())}")
     ends = f"{number(float(np.nanmin(ratio)))} to {number(float(np.nanmax(ratio)))} of chance"
-    said = " and ".join(parts) or "nowhere shown to differ from uniformly random subspaces"
-    return f"{model}: gates read what the same block's keys read {said}: {ends}"
+    said = " and ".join(parts) or f"nowhere shown to differ from {UNIFORM}"
+    return f"{model}: gates read what the same block's keys read {said}; {ends}"
 
 
 def separation_title(where: str, found: Separation, k: int) -> str:

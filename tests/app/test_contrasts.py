@@ -280,7 +280,7 @@ def test_contrasts_stand_beside_the_models_differences(opened: Opened) -> None:
         exec(panel.code, names)
         assert names["table"].equals(panel.table)
     assert panels["weight-blocks"].title.startswith("agreeable changes every block, most block 2 by ")
-    assert panels["weight-tensors"].title.startswith("one differs from two in ")
+    assert panels["weight-tensors"].title.startswith("one differs from two only in ")
     assert panels["weight-spectrum"].title.startswith(
         "agreeable's difference in self_attn.o_proj of block 1 has rank 4 of 32"
     )
@@ -305,10 +305,10 @@ def test_the_pages_show_a_contrast(opened: Opened, open_app: Callable[..., AppTe
     app.selectbox(key="weights-model").set_value("agreeable").run()
     assert not app.exception
     said = "\n".join(str(block.value) for block in (*app.markdown, *app.caption))
-    assert "one differs from two in" in said
+    assert "one differs from two only in" in said
     app.selectbox(key="weights-model").set_value("one").run()
     assert not app.exception
-    assert "one differs from base in" in "\n".join(str(block.value) for block in app.markdown)
+    assert "one differs from base " in "\n".join(str(block.value) for block in app.markdown)
     steering = open_app(opened.path, "weight_steering", deltas="one/two")
     assert not steering.exception
     assert steering.multiselect(key="weights-deltas").value == ["one/two"]
