@@ -164,7 +164,7 @@ def test_titles_follow_their_rules() -> None:
     assert DEFAULT_ALPHAS[0] < middle.alpha < DEFAULT_ALPHAS[-1]
     assert "at the end" not in bridge_words.path_title(middle)
     assert bridge_words.map_title(np.eye(4)).startswith("100 % of W's squared entries")
-    assert "(25 % in a W" in bridge_words.map_title(np.ones((4, 4)))
+    assert "; 25 % in a W" in bridge_words.map_title(np.ones((4, 4)))
 
 
 def text(app: AppTest) -> str:

@@ -167,7 +167,7 @@ def test_lost_tokens_are_named_with_the_model_that_lacks_them(opened: Opened, ch
 def test_a_planted_copy_across_the_splits_is_found(opened: Opened) -> None:
     panel = splits.leakage_panel(opened)
     assert panel is not None
-    assert panel.title.startswith("1 of 10 validation texts is in train and ")
+    assert panel.title.startswith("1 of 10 validation texts is in train, ")
     worst = splits.worst_pairs(opened).row(0, named=True)
     assert (worst["validation"], worst["train"], worst["overlap"]) == ("en:2", "en:1", 1.0)
     assert worst["validation text"] == worst["train text"] == COPY
@@ -182,7 +182,7 @@ def test_leakage_is_ranked_only_as_far_as_intervals_show() -> None:
     some = asked.share(pl.Series([True] * 5 + [False] * 5), groups)
     none = asked.share(pl.Series([False] * 10), groups)
     assert splits.leakage_title(across, {"across": much, "within": none}).endswith(
-        ": more than train texts are among themselves"
+        "; more than train texts are among themselves"
     )
     assert "not shown to be more" in splits.leakage_title(across, {"across": much, "within": some})
     clean = pl.DataFrame({"same": [False] * 3, "overlap": [0.1, 0.2, 0.3]})

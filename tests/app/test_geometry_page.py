@@ -247,8 +247,8 @@ def test_words_about_weights_follow_their_rules() -> None:
     found = LayerStructure(0.1, 0.01, 2, 0.2, 3, 0.05, (3, 4), 8)
     assert geometry_words.structure_title("m", found) == (
         "m: neighbouring blocks read more alike subspaces than distant ones, by 0.100 (p = 0.01); sharpest "
-        "drop: from block 2 to 3, by 0.200; least alike neighbours: 3 and 4 (0.050); no more alike "
-        "than random subspaces: 3 and 4, 4 and 5"
+        "drop: from block 2 to 3, by 0.200; least alike neighbours: 3 and 4 (0.050); "
+        "not shown to be more alike than random subspaces: 3 and 4, 4 and 5"
     )
     assert "are not shown to" in geometry_words.structure_title("m", dataclasses.replace(found, p_gap=0.2))
     few = geometry_words.structure_title("m", dataclasses.replace(found, p_gap=1 / 12, blocks=4))

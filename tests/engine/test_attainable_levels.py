@@ -94,6 +94,13 @@ def pairs_of_few_problems() -> float:
     return float(separation.separation(problems, {4: np.eye(12)[:, :4]}, random, n_boot=2).p_pairing[0])
 
 
+def z_beside_its_sign_flips() -> float:
+    rng, n = np.random.default_rng(0), geometry_tables.LEAST
+    problems = separation.Problems.of(rng.normal(size=(n, 12)), rng.normal(size=(n, 12)))
+    basis = np.linalg.qr(rng.normal(size=(12, 4)))[0]
+    return float(separation.scale_p(problems, {4: basis}, np.array([-1.0]), np.array([True]))[0])
+
+
 def few_heads() -> float:
     order = np.arange(FEWEST_HEADS)
     p = rank_correlation(order, order).p
@@ -122,6 +129,7 @@ TESTS: dict[str, Callable[[], float]] = {
     "geometry/layers.py: layer_structure": phases_of_few_blocks,
     "geometry/separation.py: rank_p": z_beside_random_subspaces,
     "geometry/separation.py: _p_pairing": pairs_of_few_problems,
+    "geometry/separation.py: scale_p": z_beside_its_sign_flips,
     "heads/numbers.py: rank_correlation": few_heads,
     "similarity/null.py: _summarise": cka_of_few_prompts,
     "stats/parts.py: _largest_t": category_of_few_units,
