@@ -25,7 +25,7 @@ from app.charts.log_points import log_domain, log_points
 from app.charts.palette import DARK, LIGHT
 from app.charts.spec import log_ticks
 from app.charts.tall import tall_grid
-from app.frame import export
+from app.frame import controls, export
 from app.frame import parts as components
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import parted
@@ -562,8 +562,6 @@ def test_the_list_of_runs_opens_it(open_app: Open, opened: Opened) -> None:
 
 
 def test_a_click_chooses_the_candidate(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.frame import controls
-
     state: dict[str, Any] = {"chart": {"selection": {"pick": [{"candidate": "mlp_write"}]}}}
     state |= {"selection": chosen(opened), "selection-facts": opened.facts}
     monkeypatch.setattr(controls.st, "session_state", state)
