@@ -123,7 +123,11 @@ def test_one_that_fails_leaves_the_others(opened: Opened, selection: Selection) 
 def test_a_small_chart_has_the_data_of_the_large_one(found: dict[str, Answer]) -> None:
     for one in found.values():
         whole, little = one.panel.draw(LIGHT).spec(), small(one.panel, LIGHT)
-        assert [part["data"] for part in little["layer"]] == [part["data"] for part in whole["layer"]]
+        marks = [
+            part for part in whole["layer"] if dict(part["mark"])["type"] != "text"
+        ]  # names are left out
+        assert [part["data"] for part in little["layer"]] == [part["data"] for part in marks]
+        assert marks
         assert little["height"] == SMALL
 
 
