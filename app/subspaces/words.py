@@ -29,8 +29,7 @@ def ranking_title(found: Conclusion) -> str:
     """How far the five best by either score are the same, and whether one candidate comes out first."""
     if not found.best:
         return "No write or mixed candidate has both scores"
-    same = f": {', '.join(found.both)}" if found.both else ""
-    text = f"Of the five best by R_act and the five best by R_w, {len(found.both)} are the same{same}"
+    text = f"Of the five best by R_act and the five best by R_w, {len(found.both)} are the same"
     return f"{text}; {found.winner} comes out first" if found.winner else f"{text}; none stands out"
 
 

@@ -32,7 +32,6 @@ def opened(demo_store: Path) -> Opened:
 def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
     chosen = selection.defaults(opened.facts)
     wanted = [
-        tokenwise_view.asked(opened, chosen),
         *patch_table.experiments(opened, chosen),
         heads_view.experiment_of(chosen),
         heads_view.map_of(chosen),
@@ -42,5 +41,6 @@ def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
         weight_steering_view.experiment_of(chosen, weight_steering_view.lead(opened)),
         z_patching_view.experiment_of(opened, chosen),
         *ard_view.grid(opened, chosen),
+        tokenwise_view.asked(opened, chosen),
     ]
     assert read_experiments([str(FILE)]) == wanted
