@@ -232,8 +232,8 @@ def ranking_panel(opened: Opened, shown: Shown) -> Panel:
     spread = f" Over {names}: mean, sd and Student's 95 % interval of the mean." if several else ""
     same = f"The same in both: {', '.join(shown.found.both)}. " if shown.found.both else ""
     caption = (
-        f"{same}joint = √(R_act · R_w), gap = log₂ R_act − log₂ R_w; percent: of the most that a subspace of the "
-        f"candidate's rank can have. Read-side candidates are placed apart, a high R_w there is "
+        f"{same}joint = √(R_act · R_w), gap = log₂ R_act − log₂ R_w; percent: of the most that a subspace of "
+        f"the candidate's rank can have. Read-side candidates are placed apart, a high R_w there is "
         f"{say.READ_SIDE}; so are ceilings, which look at ΔW or D and are no hypotheses.{spread} "
         f"{method(shown)}."
     )
