@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 import patchbay as pb
 import precompute
+from app.imported import store as imported
 from app.imported.command import prompts_table as read_table
 from app.imported.files import read_arrays
 from app.imported.names import places
@@ -302,3 +303,22 @@ def test_a_report_of_averages_is_written(tmp_path: Path, prompts: pl.DataFrame) 
     assert precompute.main(["report", str(tmp_path / "store"), "--out", str(tmp_path / "report")]) == 0
     study = str(Path(precompute.__file__).parent / "studies" / "demo.toml")
     assert precompute.main([study, "--store", str(tmp_path / "store"), "--verify"]) == 1
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0])
+def test_the_order_of_rows_is_told_whatever_the_draw(size: float) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        before = 100 * rng.standard_normal((40, 32))
+        attn, mlp = size * rng.standard_normal((2, 40, 32))
+        after = before + attn + mlp
+        rounded = torch.from_numpy(np.stack([before, after])).bfloat16().double().numpy()
+        for one, two in ((before, after), rounded):
+            values = {("resid", 0): one, ("resid", 1): two, ("attn_out", 0): attn, ("mlp_out", 0): mlp}
+            right = imported._Model(values, None, ())
+            assert imported._identity(right, 0) < imported.IDENTITY
+            order = rng.permutation(40)
+            wrong = imported._Model(
+                values | {("attn_out", 0): attn[order], ("mlp_out", 0): mlp[order]}, None, ()
+            )
+            assert imported._identity(wrong, 0) > imported.IDENTITY
