@@ -54,7 +54,7 @@ def log_points(
     """
     across, up = domains
     inside = table.with_columns(pl.col("x").clip(*across), pl.col("y").clip(*up))
-    sides = _names(inside, domains)
+    sides = _names(inside, domains, reference)
     data = {
         "line": [{"x": 1.0, "y": 1.0, "label": reference}],
         "points": rows(inside),
@@ -132,10 +132,10 @@ def _axis(field: str) -> dict[str, Any]:
     return {"scale": scale, "axis": axis}
 
 
-def _names(table: pl.DataFrame, domains: tuple[tuple[float, float], ...]) -> dict[str, Rows]:
+def _names(table: pl.DataFrame, domains: tuple[tuple[float, float], ...], reference: str) -> dict[str, Rows]:
     """Names beside their points, moved up or down on a thin line to where they cover least.
 
-    A name is left out where it would lie over another one.
+    A name is left out where it would lie over another one, or over the line's at the right end.
     """
     (left, right), (low, high) = domains
 
@@ -144,7 +144,7 @@ def _names(table: pl.DataFrame, domains: tuple[tuple[float, float], ...]) -> dic
 
     points = list(zip(places("x", left, right), places("y", low, high), strict=True))
     chance = math.log(1 / low) / math.log(high / low)
-    taken: list[tuple[float, float, float]] = []
+    taken = [(1 - LETTER * len(reference), 1.0, chance + LINE / 2)]
     sides: dict[str, Rows] = {"left": [], "right": []}
     for (at_x, at_y), row in zip(points, table.iter_rows(named=True), strict=True):
         if row["label"] is None:

@@ -37,7 +37,10 @@ def test_a_click_on_a_point_shows_its_profile_and_the_link_keeps_it(
     tab.keyboard.press("ArrowLeft")
     tab.wait_for_url(re.compile("dims=7"))
     settle(tab)
-    expect(tab.locator(".st-key-panel-subspace-map").first).to_contain_text("rank below 7")
+    scores = tab.locator(".st-key-panel-subspace-map").first
+    scores.get_by_text("How to read it").click()
+    expect(tab.get_by_test_id("stPopoverBody")).to_contain_text("rank below 7")
+    tab.keyboard.press("Escape")
     for width, scheme in ((1280, "light"), (400, "dark")):
         again = new_tab(width, scheme)
         visit(again, tab.url)

@@ -43,7 +43,7 @@ def test_one_difference_alone_is_not_widened() -> None:
 
 
 def test_a_further_random_direction_stays_between_floor_and_limit() -> None:
-    """Student's t by hand: mean ± t₀.₉₅ sd √(1 + 1/b)."""
+    """Student's t by hand: mean ± t₀.₉₇₅ sd √(1 + 1/b)."""
     given: World = world(2.0, 1.0)(np.random.default_rng(3))
     first = given.effects(moves(SPEC))
     alpha = choose(first, SPEC.budget)
@@ -53,7 +53,7 @@ def test_a_further_random_direction_stays_between_floor_and_limit() -> None:
     drawn = table.filter(split="validation", series="random")["shift"].to_numpy()
     count = best["draws"]
     assert len(drawn) == count > 2
-    reach = stats.t.ppf(0.95, count - 1) * drawn.std(ddof=1) * np.sqrt(1 + 1 / count)
+    reach = stats.t.ppf(0.975, count - 1) * drawn.std(ddof=1) * np.sqrt(1 + 1 / count)
     assert best["limit"] == pytest.approx(drawn.mean() + reach)
     assert best["floor"] == pytest.approx(drawn.mean() - reach)
 
