@@ -61,6 +61,9 @@ class MemoryLab:
     def token_ids(self, model: str, rows: Rows) -> list[list[int]]:
         return [self.ids[model][row] for row in rows]
 
+    def typed(self, model: str, text: str, *, system: str | None = None, raw: bool = False) -> list[int]:
+        return [int(word) for word in text.split()]
+
     def places(self, model: str, position: str, rows: Rows) -> np.ndarray:
         return np.array([self.at[model][row] for row in rows], dtype=np.int64)
 

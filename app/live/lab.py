@@ -116,6 +116,20 @@ class StoreLab:
         found: list[list[int]] = self._tokens(model)["token_ids"].gather(np.asarray(rows)).to_list()
         return found
 
+    def typed(self, model: str, text: str, *, system: str | None = None, raw: bool = False) -> list[int]:
+        """Token ids of a text that is no prompt of the study, rendered as these are; PromptsError."""
+        from engine.prompts.tokens import encode
+
+        spec, messages = self.study.prompts, [{"role": "user", "content": text}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        asked = {"template": "plain" if raw else "chat", "answers": None, "prefill": None}
+        spec = spec.model_copy(update={**asked, "too_long": "refuse", "unusable": "refuse"})
+        table = pl.DataFrame({"id": ["typed"], "text": [text], "messages": [messages]})
+        made = encode(table, self.tokenizer(model), spec, self.model(model).taps.max_length)
+        found: list[int] = made["token_ids"][0].to_list()
+        return found
+
     def places(self, model: str, position: str, rows: Rows) -> np.ndarray:
         """Index of a one-token position in each prompt, int64 (n,).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.frame.analysis import Analysis, Kind, Planned, Term
 from app.frame.chapters import of_kind
-from app.tokenwise import view
+from app.tokenwise import prompt, view
 from app.tokenwise.fields import TokenwiseFields
 
 TITLE = "Token by token"
@@ -21,6 +21,7 @@ KIND = Kind(
     view.panels,
     asked=view.asked,
     not_run=view.not_run,
+    below=view.replies,
 )
 TOKENWISE = Analysis(
     "tokenwise",
@@ -43,6 +44,6 @@ TOKENWISE = Analysis(
             "nostalgebraist 2020",
         ),
     ),
-    controls=view.settings,
+    controls=prompt.settings,
     fields=TokenwiseFields,
 )

@@ -13,19 +13,18 @@ from app.charts.bars import interval_bars
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
-from app.frame import controls, noise
+from app.escape import plain
+from app.frame import noise
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
 from app.frame.snippets import read_run
 from app.live.jobs import JobResult
-from app.tokenwise import words
+from app.tokenwise import prompt, words
 from app.tokenwise.charts import lens_chart
-from app.tokenwise.fields import TokenwiseFields
+from app.tokenwise.fields import TokenwiseFields, broken, one_line
 from engine.tokenwise.spec import Tokenwise
 
-SHOWN = 70
-"""Characters of a prompt in its list."""
 LENS = (
     "Each cell: the likeliest next token where the model's final norm and unembedding read this state of "
     "the stream (logit lens); colour: its probability. State 0 is the embedding, the last one what the model "
@@ -33,23 +32,29 @@ LENS = (
 )
 
 
-def default_prompt(opened: Opened) -> str:
-    """The first prompt of validation, or of all."""
-    prompts = opened.store.prompts
-    held = prompts.filter(pl.col("split") == "validation") if "split" in prompts.columns else prompts.clear()
-    return str((held if held.height else prompts)["id"][0])
-
-
 def asked(opened: Opened, selection: Selection) -> Tokenwise:
-    """Model B beside model A on the selected prompt."""
-    prompt = TokenwiseFields.of(selection).prompt
-    prompt = prompt if prompt in set(opened.store.prompts["id"]) else default_prompt(opened)
-    return Tokenwise(target=selection.b, source=selection.a, prompt=prompt)
+    """Model B beside model A on the typed prompt, or on the selected one of the study."""
+    own = TokenwiseFields.of(selection)
+    pair: dict[str, Any] = {"target": selection.b, "source": selection.a, "reply": own.reply}
+    if own.typed:
+        raw = prompt.is_plain(opened, own.wrapped)
+        system = None if raw or not own.system else broken(own.system)
+        return Tokenwise(**pair, typed=broken(own.typed), system=system, raw=raw)
+    return Tokenwise(**pair, prompt=prompt.of_the_study(opened, own))
 
 
 def selection_of(condition: Mapping[str, Any], _selection: Selection) -> dict[str, Any]:
     """Changes to a selection under which `asked` gives this stored condition again."""
-    return {"a": condition["source"], "b": condition["target"], "prompt": condition["prompt"]}
+    typed = condition.get("typed", "")
+    return {
+        "a": condition["source"],
+        "b": condition["target"],
+        "prompt": condition["prompt"],
+        "typed": one_line(typed),
+        "system": one_line(condition.get("system") or ""),
+        "wrapped": ("plain" if condition.get("raw") else "chat") if typed else "study",
+        "reply": condition.get("reply", 0),
+    }
 
 
 def planned(opened: Opened, selection: Selection) -> list[Tokenwise]:
@@ -66,28 +71,25 @@ def not_run(wanted: Tokenwise) -> tuple[str, str]:
     )
 
 
-def settings(opened: Opened) -> None:
-    """The prompt."""
-    texts = dict(zip(opened.store.prompts["id"], opened.store.prompts["text"], strict=True))
-    now = TokenwiseFields.of(controls.current()).prompt or default_prompt(opened)
-    st.session_state["tokenwise-prompt"] = now if now in texts else default_prompt(opened)
-
-    def named(prompt: str) -> str:
-        text = " ".join(str(texts[prompt] or "").split())
-        return f"{prompt}: {text[:SHOWN]}{'…' if len(text) > SHOWN else ''}"
-
-    def changed() -> None:
-        controls.change(prompt=st.session_state["tokenwise-prompt"])
-
-    screen.selectbox("Prompt", list(texts), key="tokenwise-prompt", format_func=named, on_change=changed)
-
-
 def panels(opened: Opened, result: JobResult, _selection: Selection) -> list[Panel]:
     """KL behind each token, the logit lens of either model, how far the streams are apart."""
     made = [kl_panel(opened, result)]
     made += [lens_panel(opened, result, side) for side in ("target", "source")]
     states = states_panel(opened, result)
     return [*made, *([] if states is None else [states])]
+
+
+def replies(result: JobResult, _selection: Selection) -> None:
+    """How either model goes on, side by side."""
+    table = result.tables.get("replies")
+    if table is None:
+        return
+    with st.container(border=True, key="panel-tokenwise-replies"):
+        screen.markdown(f"#### {plain(words.replies_title(table))}")
+        for side, row in zip(st.columns(table.height), table.iter_rows(named=True), strict=True):
+            with side:
+                screen.caption(plain(row["model"]))
+                st.text(row["text"] + ("" if row["ended"] else " …"))
 
 
 def _places(table: pl.DataFrame) -> pl.DataFrame:
@@ -121,7 +123,7 @@ def kl_panel(opened: Opened, result: JobResult) -> Panel:
 
     caption = (
         f"KL({said['target']} ‖ {said['source']}) of the next token behind each token of the prompt "
-        f"{said['prompt']}. One prompt, so no interval: other prompts may differ."
+        f"{result.summary['prompt']}. One prompt, so no interval: other prompts may differ."
         + noise.note(result.summary)
     )
     row = table.row(int(result.summary["worst"]), named=True)

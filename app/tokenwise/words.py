@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from app.frame.words import nats
 
-__all__ = ["kl_title", "lens_title", "states_title", "token"]
+__all__ = ["kl_title", "lens_title", "replies_title", "states_title", "token"]
 
 LONGEST = 16
 
@@ -45,6 +47,16 @@ def lens_title(model: str, said: Sequence[int], end: str) -> str:
         settled -= 1
     last = f"{model} says {token(end)} behind the last token"
     return f"{last} from state {settled} of {len(said) - 1} on" if settled else f"{last} at every state"
+
+
+def replies_title(table: pl.DataFrame) -> str:
+    """Whether the models go on alike; `table` has the columns model and text, of one model or of two."""
+    rows = table.to_dicts()
+    if len(rows) == 1:
+        return f"{rows[0]['model']} goes on"
+    one, other = rows
+    how = "with the same words" if one["text"] == other["text"] else "differently"
+    return f"{one['model']} and {other['model']} go on {how}"
 
 
 def states_title(target: str, source: str, apart: Sequence[float], least: float) -> str:

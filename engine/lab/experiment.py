@@ -239,74 +239,65 @@ class Lab(Protocol):
 
     def sizes(self, model: str) -> Mapping[str, int]:
         """n_layers, n_heads, head_dim and d, known without loading; PatchError for an unknown model."""
-        ...
 
     def rounding(self, model: str) -> Mapping[str, Any] | None:
         """The model's measured rounding noise (`engine.passes.rounding`); None where it was not measured."""
-        ...
 
     def model(self, model: str) -> LoadedModel:
         """The loaded model."""
-        ...
 
     def tokenizer(self, model: str) -> Any:
         """The model's tokenizer; ModelError where it is not on this machine."""
-        ...
 
     def token_ids(self, model: str, rows: Sequence[int] | np.ndarray) -> list[list[int]]:
         """Stored token ids of some prompts."""
-        ...
+
+    def typed(self, model: str, text: str, *, system: str | None = None, raw: bool = False) -> list[int]:
+        """Token ids of a prompt that the study doesn't have, rendered as its own ones are; PromptsError.
+
+        `system`: in the place of the study's system message. `raw`: without a chat template.
+        """
 
     def places(self, model: str, position: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Index in each prompt of a one-token position, (n,) int64, in a model's tokens; else PatchError."""
-        ...
 
     def engine(
         self, model: str, rows: Sequence[int] | np.ndarray, position: str, read_at: ReadAt
     ) -> PatchEngine:
         """The patch engine over some prompts, kept for the next experiment."""
-        ...
 
     def activations(
         self, model: str, site: Site, position: str, rows: Sequence[int] | np.ndarray
     ) -> np.ndarray:
         """Unpatched activations, float32 (n, width); never rounded ones where the model can be run."""
-        ...
 
     def clouds(
         self, model: str, site: Site, rows: Sequence[int] | np.ndarray
     ) -> tuple[list[np.ndarray], str]:
         """Activations of every token of each prompt's own text, float32 (tokens, width) a prompt, and where
         they came from ("stored float32", "run with base")."""
-        ...
 
     def origin(self, model: str, site: Site, position: str) -> str:
         """Where `activations` got them: "stored float32", "recomputed with base"."""
-        ...
 
     def delta(self, model: str) -> Iterable[WeightDelta]:
         """What a model's weights differ by from the study's first model's; nothing for the first model.
 
         StoreError or ModelError where that is not defined for every tensor.
         """
-        ...
 
     def array(self, name: str, first: int | None = None) -> np.ndarray:
         """A stored array, e.g. "weights/base/unembedding", or only entry `first` of its first axis."""
-        ...
 
     def stored(self, experiment: Experiment) -> tuple[str, Result] | None:
         """The id and the result of another experiment that was run in this study before, or None."""
-        ...
 
     def subspaces(self) -> tuple[str, Inputs, Sequence[Target]]:
         """What a sweep over subspaces takes: the model's name, its weights and activations, and the weight
         changes of the study; StoreError where the study has no `[subspaces]`."""
-        ...
 
     def own_file(self) -> OwnFile | None:
         """The file of own candidates that the study names."""
-        ...
 
     def report(
         self,
@@ -317,11 +308,9 @@ class Lab(Protocol):
         partial: dict[str, Any] | None = None,
     ) -> None:
         """Tells whoever waits how far the experiment is."""
-        ...
 
     def should_stop(self) -> bool:
         """Whether it was cancelled; asked between batches."""
-        ...
 
 
 def check_site(lab: Lab, model: str, component: str, layer: int, heads: Sequence[int] | None = None) -> None:

@@ -22,6 +22,7 @@ from engine.lab.noise import kl_floor, measured
 from engine.models.loading import LoadedModel
 from engine.models.sites import record
 from engine.passes.capture import forward_hidden
+from engine.passes.generate import generate
 from engine.patching.tables import token_text
 from engine.tokenwise.spec import Tokenwise
 
@@ -54,14 +55,15 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
         behind those before it (null for the first), the likeliest next token of either with its probability.
         "lens": model, token, state, the likeliest token there and `p_final`, the probability of the model's
         own next token. "states": state, token, `relative` = ‖h_target − h_source‖ ÷ ‖h_source‖, empty where
-        widths or depths differ.
+        widths or depths differ. "replies", where they are asked for: model, text, how many `tokens`, and
+        whether it `ended` by itself.
 
     Raises:
         PatchError: no such prompt; models whose tokens of it differ; a prompt that is too long for memory.
+        PromptsError: a typed prompt that can't be rendered, or doesn't fit into the context.
         JobError: cancelled between the models.
     """
-    row = _row(lab, spec.prompt)
-    ids = [lab.token_ids(model, [row])[0] for model in spec.models()]
+    ids = [_ids(spec, lab, model) for model in spec.models()]
     if list(ids[0]) != list(ids[1]):
         raise PatchError(
             "The two models read this prompt as different tokens.",
@@ -70,11 +72,14 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
             next_step="choose two models of one tokenizer.",
         )
     found: dict[str, Reading] = {}
+    replies: list[dict[str, Any]] = []
     for number, model in enumerate(dict.fromkeys(spec.models())):
         if lab.should_stop():
             raise JobError("The experiment was cancelled.", next_step="Run it again.")
         lab.report(done=number, total=2, message=f"{len(ids[0])} tokens through {model}")
         found[model] = read(lab.model(model), ids[0], spec, model, lab.tokenizer(model))
+        if spec.reply:
+            replies.append({"model": model, **_reply(lab, model, ids[0], spec.reply)})
     target, source = found[spec.target], found[spec.source]
     if target.log_probs.shape != source.log_probs.shape:
         raise PatchError(
@@ -86,7 +91,7 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
     table = _tokens(spec, ids[0], target, source, lab.tokenizer(spec.target))
     worst = int(table["kl"].arg_max() or 0)
     summary = {
-        "prompt": spec.prompt,
+        "prompt": spec.named,
         "tokens": len(ids[0]),
         "worst": worst,
         "kl": float(table["kl"][worst]),
@@ -99,7 +104,22 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
         "lens": pl.DataFrame([*target.lens, *([] if source is target else source.lens)]),
         "states": _states(target.states, source.states),
     }
+    if replies:
+        tables["replies"] = pl.DataFrame(replies)
     return ExperimentResult(summary, tables)
+
+
+def _ids(spec: Tokenwise, lab: Lab, model: str) -> list[int]:
+    if spec.typed:
+        return lab.typed(model, spec.typed, system=spec.system, raw=spec.raw)
+    return lab.token_ids(model, [_row(lab, spec.prompt)])[0]
+
+
+def _reply(lab: Lab, model: str, ids: Sequence[int], most: int) -> dict[str, Any]:
+    found = generate(lab.model(model), [ids], max_new_tokens=most, should_stop=lab.should_stop)
+    tokens = found.tokens[0][0]
+    text = lab.tokenizer(model).decode(tokens, skip_special_tokens=True)
+    return {"text": str(text), "tokens": len(tokens), "ended": found.ended[0][0]}
 
 
 def _row(lab: Lab, prompt: str) -> int:

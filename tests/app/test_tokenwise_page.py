@@ -17,6 +17,7 @@ from app.frame.selection import Selection, changed, defaults, parse, to_params
 from app.live.jobs import JobResult
 from app.live.run import run_live
 from app.tokenwise import view, words
+from app.tokenwise.fields import broken, one_line
 from store.files import seal, unseal
 from store.reader import Store
 
@@ -87,6 +88,58 @@ def test_a_link_and_a_stored_condition_mean_the_same(opened: Opened, result: Job
     assert view.planned(opened, chosen(opened, b="base")) == []
 
 
+TYPED = 'Say "ja"\\no\n\tand stop'
+"""A backslash, a break of line and a tab survive a link."""
+
+
+def test_a_typed_prompt_is_rendered_as_the_study_renders_its_own(opened: Opened, path: Path) -> None:
+    row = opened.store.prompts.row(0, named=True)
+    asked = view.asked(opened, chosen(opened, typed=one_line(row["text"])))
+    _, found = run_live(str(path), asked)
+    own = opened.store.tokens("tuned")["token_ids"][0].to_list()
+    assert found.table["token_id"].to_list() == own
+    assert found.summary["prompt"] == asked.named
+
+
+def test_typed_prompts_in_links_and_conditions(opened: Opened) -> None:
+    line = one_line(TYPED)
+    assert "\n" not in line
+    assert broken(line) == TYPED
+    assert one_line("a\x07b") == "ab"
+    for wrapped, raw in (("chat", False), ("plain", True)):
+        selection = chosen(opened, typed=line, system="Be brief.", wrapped=wrapped, reply=32)
+        back, notices = parse(to_params(selection, opened.facts), opened.facts)
+        assert not notices
+        wanted = view.asked(opened, back)
+        assert (wanted.typed, wanted.raw, wanted.reply, wanted.prompt) == (TYPED, raw, 32, "")
+        assert wanted.system == (None if raw else "Be brief.")
+        changes = view.selection_of(wanted.to_json(), selection)
+        assert view.asked(opened, changed(selection, **changes)) == wanted
+
+
+def test_a_typed_prompt_is_taken_run_and_left_again(
+    path: Path, opened: Opened, open_app: Callable[..., AppTest]
+) -> None:
+    at = open_app(path, "tokenwise", a="base", b="tuned")
+    at.text_area[0].input("p0 w1 w2")
+    at.number_input(key="tokenwise-reply").set_value(8)
+    next(b for b in at.button if b.label == "Take this prompt").click()
+    at.run()
+    assert not at.exception
+    assert at.query_params["typed"] == "p0 w1 w2"
+    wanted = view.asked(opened, chosen(opened, typed="p0 w1 w2", reply=8))
+    run_live(str(path), wanted)
+    at.run()
+    assert not at.exception
+    said = " ".join(text.value for text in at.markdown)
+    assert "#### tuned and base go on" in said
+    assert len(at.text) == 2
+    at.button(key="tokenwise-back").click()
+    at.run()
+    assert "typed" not in at.query_params
+    assert at.selectbox(key="tokenwise-prompt").value
+
+
 ROW = {
     "next_id_target": 5,
     "next_id_source": 3,
@@ -125,5 +178,9 @@ def test_titles() -> None:
     title = words.states_title("t", "b", [0.0, 0.1, 0.3, 0.2], 1e-6)
     assert title == "t's stream leaves b's at state 1; farthest at state 2: 30 % of its length"
     assert words.states_title("t", "b", [0.0, 1.37], 1e-6).endswith("137 % of its length")
+    table = pl.DataFrame({"model": ["a", "b"], "text": ["x", "y"]})
+    assert words.replies_title(table) == "a and b go on differently"
+    assert words.replies_title(table.with_columns(text=pl.lit("x"))).endswith("with the same words")
+    assert words.replies_title(table[:1]) == "a goes on"
     assert words.token("\x1c\ud800") == "“⟨1C⟩⟨D800⟩”"
     assert words.token("a\n b" + "x" * 30) == "“a⏎␣bxxxxxxxxxxx…”"

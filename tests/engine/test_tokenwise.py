@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from memory_lab import MemoryLab
+from pydantic import ValidationError
 from tiny_models import random_tokens, tiny
 
 from engine.errors import PatchError
@@ -35,7 +36,9 @@ FAMILIES = (
 class Letters:
     """A tokenizer that calls token 17 "t17"."""
 
-    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool = False) -> str:
+    eos_token_id = None
+
+    def decode(self, ids: list[int], **_how: bool) -> str:
         return f"t{ids[0]}"
 
 
@@ -106,6 +109,43 @@ def test_a_model_beside_itself_differs_nowhere() -> None:
     assert found.table["kl"].max() == 0
     assert found.tables["states"]["relative"].max() == 0
     assert found.summary["tokens"] == 5
+
+
+def test_a_typed_prompt_and_what_either_model_says_to_it() -> None:
+    """The same numbers as of a stored prompt, and the likeliest continuation token by token."""
+    base, tuned = pair("qwen3")
+    lab = lab_of({"base": base, "tuned": tuned})
+    typed = " ".join(str(i) for i in lab.ids["base"][0])
+    stored = run(Tokenwise(target="tuned", source="base", prompt="p0"), lab)
+    found = run(Tokenwise(target="tuned", source="base", typed=typed, reply=4), lab)
+    assert found.table.equals(stored.table)
+    assert "replies" not in stored.tables
+    replies = found.tables["replies"]
+    assert replies["model"].to_list() == ["tuned", "base"]
+    ids = list(lab.ids["base"][0])
+    for lm, row in zip((tuned, base), replies.iter_rows(named=True), strict=True):
+        said: list[int] = []
+        for _ in range(4):
+            with torch.no_grad():
+                logits = lm.model(input_ids=torch.tensor([ids + said]), use_cache=False).logits[0, -1]
+            said.append(int(logits.argmax()))
+        assert row["text"] == f"t{said[0]}", "the fake tokenizer names the first token"
+        assert (row["tokens"], row["ended"]) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({}, "either 'prompt'"),
+        ({"prompt": "p0", "typed": "x"}, "either 'prompt'"),
+        ({"prompt": "p0", "raw": True}, "of a typed prompt"),
+        ({"prompt": "p0", "system": "s"}, "of a typed prompt"),
+        ({"typed": "x", "raw": True, "system": "s"}, "no system message"),
+    ],
+)
+def test_a_prompt_is_stored_or_typed(asked: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Tokenwise(target="tuned", source="base", **asked)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
