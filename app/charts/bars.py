@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import Series, across, hue, tip
+from app.charts.spec import Series, across, angle_of, hue, tip
 from app.charts.template import Chart, hole, layer, layered, look_of, rows, template
 
 
@@ -35,14 +35,16 @@ def interval_bars(
     data = {"bars": rows(table), "whole": rows(table.drop_nulls(["low", "high"]))}
     data |= {f"line {i}": [{"at": at, "label": name}] for i, (name, at) in enumerate(lines.items())}
     look = _bars(x_title, y_title, look_of(colors), palette, len(lines), format)
-    return Chart(look, data, {"names": table["name"].to_list(), "ends": _domain(table, lines)}, height)
+    names = table["name"].to_list()
+    holes = {"names": names, "ends": _domain(table, lines), "angle": angle_of(names)}
+    return Chart(look, data, holes, height)
 
 
 @template
 def _bars(
     x_title: str, y_title: str, series: Series, palette: Palette, lines: int, format: str
 ) -> alt.LayerChart:
-    labels = alt.Axis(labelAngle=0, labelOverlap=True, ticks=False)
+    labels = alt.Axis(labelAngle=hole("angle"), labelOverlap=True, ticks=False)
     x = alt.X("name:N", title=x_title, scale=alt.Scale(domain=hole("names")), sort=None, axis=labels)
 
     def y(field: str) -> alt.Y:

@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import HIGH, WIDE, Kind, pick, tip
+from app.charts.spec import HIGH, WIDE, Kind, angle_of, pick, tip
 from app.charts.template import Chart, hole, layer, layered, rows, template, text_hole
 
 REACH = 10.0
@@ -55,6 +55,7 @@ def matrix(
     domain, middle = _colours(found, len(palette.scheme), diverging, compressed)
     columns, rising = _order(table[x]), _order(table[y], upwards=True)
     holes: dict[str, Any] = {"columns": columns, "rows": rising, "colours": domain}
+    holes["angle"] = angle_of(columns if not table[x].dtype.is_numeric() else ())
     holes |= legend_of(found, domain, format, middle)
     data = {"cells": rows(full)}
     if blank.height:
@@ -109,11 +110,13 @@ def _matrix(
         selected: the columns that say what is outlined; None: cells can't be clicked.
     """
     (name, title, format), (diverging, blank, written) = value, shown
-    shape = alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False, domain=False)
+    look: dict[str, Any] = {"labelOverlap": True, "labelSeparation": 4, "ticks": False, "domain": False}
+    shapes = {"columns": alt.Axis(labelAngle=hole("angle"), **look), "rows": alt.Axis(labelAngle=0, **look)}
 
     def band(channel: type[alt.X] | type[alt.Y], axis: _Axis, domain: str) -> alt.X | alt.Y:
         scale = alt.Scale(domain=hole(domain), paddingInner=0.04)
-        return channel(field=axis.name, type=axis.kind, title=axis.title, axis=shape, scale=scale, sort=None)
+        named: dict[str, Any] = {"field": axis.name, "type": axis.kind, "title": axis.title}
+        return channel(**named, axis=shapes[domain], scale=scale, sort=None)
 
     place: dict[str, Any] = {"x": band(alt.X, across, "columns"), "y": band(alt.Y, up, "rows")}
     scheme = [palette.a, palette.scheme[0], palette.b] if diverging else list(palette.scheme)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,20 @@ centred one sticks out of a narrow window."""
 WIDE = {"x": alt.XValue(0), "x2": alt.X2Value("width")}
 HIGH = {"y": alt.YValue(0), "y2": alt.Y2Value("height")}
 DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5}
+
+
+LETTER = 6.2
+"""Pixels that a letter of an axis' names takes."""
+MANY = 12
+"""Up to so many names stand side by side, some left out where there is no room."""
+
+
+def angle_of(names: Sequence[Any]) -> int | dict[str, str]:
+    """Of the names below a horizontal axis: upright where they are many and the longest has no room."""
+    if len(names) <= MANY:
+        return 0
+    longest = max(len(str(name)) for name in names)
+    return {"expr": f"width / {len(names)} < {LETTER * longest + 4} ? -90 : 0"}
 
 
 def log_format(low: float, high: float) -> str:

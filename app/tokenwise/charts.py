@@ -8,8 +8,8 @@ import altair as alt
 import polars as pl
 
 from app.charts.palette import Palette
-from app.charts.spec import tip
-from app.charts.template import Chart, hole, layer, layered, rows, template
+from app.charts.spec import angle_of, tip
+from app.charts.template import Chart, hole, layer, layered, rows, template, text_hole
 
 __all__ = ["lens_chart"]
 
@@ -17,23 +17,23 @@ LETTER, LINE = 6.2, 13
 
 
 def lens_chart(table: pl.DataFrame, palette: Palette) -> Chart:
-    """One cell for each state and token.
+    """One cell for each state and token; what is said stands in it where it has room.
 
     Args:
         table: columns place (the prompt's token, in order), state, said (the likeliest next token) and p.
     """
     columns = table["place"].unique(maintain_order=True).to_list()
     states = table["state"].unique().sort(descending=True).to_list()
-    height = min(190 + (LINE + 2) * len(states), 700)
-    longest = max((len(said) for said in table["said"].to_list()), default=1)
-    fits = f"width / {len(columns)} >= {LETTER * longest + 2} && height / {len(states)} >= {LINE - 2}"
-    holes: dict[str, Any] = {"columns": columns, "states": states, "opacity": {"expr": f"{fits} ? 1 : 0"}}
+    height = min(250 + (LINE + 2) * len(states), 700)
+    wide = f"width / {len(columns)} >= {LETTER} * length(datum.said) + 2"
+    holes: dict[str, Any] = {"columns": columns, "states": states, "angle": angle_of(columns)}
+    holes["fits"] = f"{wide} && height / {len(states)} >= {LINE - 2}"
     return Chart(_lens(palette), {"cells": rows(table)}, holes, height)
 
 
 @template
 def _lens(palette: Palette) -> alt.LayerChart:
-    axis = alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=-35, ticks=False, domain=False)
+    axis = alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=hole("angle"), ticks=False, domain=False)
     up = alt.Axis(labelOverlap=True, labelSeparation=4, ticks=False, domain=False)
     place = {
         "x": alt.X(
@@ -57,5 +57,6 @@ def _lens(palette: Palette) -> alt.LayerChart:
     cells = layer("cells", "cells").mark_rect().encode(**place, color=color, tooltip=tips)
     near, far = alt.value(palette.text), alt.value(palette.scheme[0])
     shade = alt.when("datum.p > 0.5").then(far).otherwise(near)
-    text = layer("cells", "words").mark_text(fontSize=10, opacity=hole("opacity"))
-    return layered(cells, text.encode(**place, text=alt.Text("said:N"), color=shade, tooltip=tips))
+    fits = alt.when(text_hole("fits")).then(alt.value(1)).otherwise(alt.value(0))
+    said = {"text": alt.Text("said:N"), "color": shade, "opacity": fits, "tooltip": tips}
+    return layered(cells, layer("cells", "words").mark_text(fontSize=10).encode(**place, **said))

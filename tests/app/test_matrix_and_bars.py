@@ -229,3 +229,20 @@ def test_numbers_are_as_wide_as_their_format_writes_them() -> None:
         texts = [part for part in svg.split("<text")[1:] if f">{number}<" in part]
         assert [part for part in texts if 'opacity="0"' not in part] == (texts if shown else [])
         assert bool(texts)
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_many_names_stand_upright_and_none_lies_over_another(count: int) -> None:
+    """Tokens of a prompt below bars and cells: horizontal while few, upright where they have no room."""
+    names = [f'{i} "<|im_start|>"' for i in range(count)]
+    table = pl.DataFrame({"name": names, "value": 1.0, "low": None, "high": None, "series": "a", "up": 0})
+    drawn = interval_bars(table, x_title="t", y_title="v", colors={"a": LIGHT.b}, palette=LIGHT)
+    cells = matrix(
+        table, x="name", y="up", value="value", x_title="t", y_title="u", value_title="v", palette=LIGHT
+    )
+    for chart in (drawn, cells):
+        svg = export.svg_bytes(chart, "A finding").decode()
+        texts = (part.partition("</text>")[0] for part in svg.split("<text")[1:])
+        turned = [("rotate(-90" in text) for text in texts if "im_start" in text]
+        assert turned
+        assert set(turned) == {count > 3}
