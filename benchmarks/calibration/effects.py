@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.real import HALVES, halves
 from benchmarks.calibration.scales import EVEN, Coordinates, uneven
 from engine.bridge import numbers as bridge
 from engine.heads import numbers as heads
@@ -37,6 +38,18 @@ def sides(estimator: TransportMap, share: float, n: int = 60, d: int = 10) -> Ma
         y = np.sqrt(share) * (x - 3.0) @ turn + np.sqrt(1 - share) * rng.normal(size=(n, d)) - 1.0
         half = 2 * n // 3
         return Sides((x[:half], y[:half], x[half:], y[half:]), estimator)
+
+    return make
+
+
+def real_halves(estimator: TransportMap) -> Make:
+    """Rows of a real stream at one state, and as many of other prompts."""
+
+    def make(rng: Rng) -> Sides:
+        found = halves(rng, 54)
+        at = rng.integers(len(found.one))
+        x, y = found.one[at], found.two[at]
+        return Sides((x[:36], y[:36], x[36:], y[36:]), estimator)
 
     return make
 
@@ -171,6 +184,16 @@ def kinds_alone(n: int, k: int, kinds: int, share: float = 0.0) -> Make:
     return make
 
 
+def real_kinds(rng: Rng) -> list[tuple[Array, Array, NDArray[np.intp]]]:
+    """Rows of a real stream at each state, beside others of the same category."""
+    found = halves(rng, 54, 6)
+    rows = [[np.flatnonzero(kinds == kind)[:8] for kind in np.unique(kinds)] for kinds in found.categories]
+    sizes = [min(len(a), len(b)) for a, b in zip(*rows, strict=True)]
+    one, two = (np.concatenate([at[:n] for at, n in zip(side, sizes, strict=True)]) for side in rows)
+    kinds = np.repeat(np.arange(len(sizes)), sizes)
+    return [(x[one], y[two], kinds) for x, y in zip(found.one, found.two, strict=True)]
+
+
 def _bridge(given: tuple[Array, ...]) -> str:
     x, y, *kinds = given
     return bridge.fit_bridge(x, y, groups=kinds[0] if kinds else None, draws=99).words
@@ -255,6 +278,8 @@ ENTRIES = (
         {
             "unrelated models, ScaledProcrustes": sides(ScaledProcrustes(), 0.0),
             "unrelated models, RidgeTransport": sides(RidgeTransport(), 0.0),
+            f"{HALVES}, ScaledProcrustes": real_halves(ScaledProcrustes()),
+            f"{HALVES}, RidgeTransport": real_halves(RidgeTransport()),
         },
         sides(RidgeTransport(), 0.7),
     ),
@@ -262,14 +287,22 @@ ENTRIES = (
         "Transport: amplitude",
         "Right direction, wrong amplitude",
         said_scaled,
-        {"the same geometry, rotated": beside(1.0, turned=True), "unrelated": beside(0.3, share=0.0)},
+        {
+            "the same geometry, rotated": beside(1.0, turned=True),
+            "unrelated": beside(0.3, share=0.0),
+            HALVES: real_halves(Identity()),
+        },
         beside(0.3),
     ),
     Entry(
         "Transport: rotated",
         "Same geometry, rotated",
         said_rotated,
-        {"unrelated": beside(1.0, share=0.0), "only the amplitude is wrong": beside(0.3, share=0.9)},
+        {
+            "unrelated": beside(1.0, share=0.0),
+            "only the amplitude is wrong": beside(0.3, share=0.9),
+            HALVES: real_halves(Identity()),
+        },
         beside(1.0, turned=True),
     ),
     Entry(
@@ -298,6 +331,7 @@ ENTRIES = (
             "unrelated, 20 problems, k = 6": languages(20, 6, 0.0),
             "only means of five categories are shared": kinds_alone(40, 6, 5),
             "only means of twelve, 24 problems": kinds_alone(24, 6, 12),
+            f"{HALVES} within categories": lambda rng: real_kinds(rng)[rng.integers(6)],
         },
         kinds_alone(40, 6, 5, 0.8),
     ),
@@ -333,6 +367,7 @@ ENTRIES = (
         {
             "unrelated at six blocks": several(languages(20, 6, 0.0)),
             "only means of five categories are shared": several(kinds_alone(40, 6, 5)),
+            f"{HALVES} within categories": real_kinds,
         },
         several(languages(20, 6, 0.6)),
     ),

@@ -13,6 +13,7 @@ from app.patching import drill as patch_drill
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
 from app.patching import words as patch_words
+from benchmarks.calibration import real
 from benchmarks.calibration.entry import Entry, Make
 from engine.lab.noise import kl_floor
 from engine.patching.mapped_spec import CONTROLS, MappedPatch
@@ -68,6 +69,20 @@ def fails_on_some(gain: float = 0.0) -> Make:
         change = np.where(rng.random((len(ALPHAS), 2 * PROMPTS)) < 0.2, 0.8, -0.2)
         mapped = (1 - gain + change) * rng.lognormal(0, 0.3, 2 * PROMPTS)
         return Swept(raw, mapped, dict.fromkeys(CONTROLS, 2 * raw))
+
+    return make
+
+
+def real_change(controls: float = 2.0) -> Make:
+    """Real patches, whose map changes nothing on average.
+
+    Args:
+        controls: KL of the controls over moment matching's; at 1 the map does no better than they do.
+    """
+
+    def make(rng: Rng) -> Swept:
+        raw, mapped = real.effects(rng, 2 * PROMPTS)
+        return Swept(raw, np.stack([mapped] * len(ALPHAS)), dict.fromkeys(CONTROLS, controls * raw))
 
     return make
 
@@ -201,6 +216,7 @@ ENTRIES = (
         {
             "the map disturbs as much as moment matching": swept(1.0),
             "as much on average, much more on a fifth of prompts": fails_on_some(),
+            real.EFFECTS: real_change(),
         },
         swept(0.5),
     ),
@@ -208,14 +224,20 @@ ENTRIES = (
         "Mapped: controls",
         "every control disturbs more",
         all_beaten,
-        {f"{kind} does as well as the map": swept(0.5, equal=kind) for kind in ("bogus", "mean")},
+        {
+            **{f"{kind} does as well as the map": swept(0.5, equal=kind) for kind in ("bogus", "mean")},
+            real.EFFECTS: real_change(1.0),
+        },
         swept(0.5, controls=2.0),
     ),
     Entry(
         "Mapped: saves",
         "the map saves … at …, the first on train",
         saves_somewhere,
-        {"it saves nothing at any of six sites": at_places(1.0)},
+        {
+            "it saves nothing at any of six sites": at_places(1.0),
+            real.EFFECTS: lambda rng: [real_change()(rng) for _ in range(PLACES)],
+        },
         at_places(0.5),
     ),
     Entry(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from app.patching.categories import categories_title
+from benchmarks.calibration import real
 from benchmarks.calibration.entry import Entry
 from engine.stats.parts import Part, by_part
 
@@ -36,6 +37,10 @@ def _skewed(sd: float) -> Draw:
     return lambda rng, n: np.exp(sd * rng.normal(size=n) - sd**2 / 2)
 
 
+def _dealt(rng: np.random.Generator) -> list[Part]:
+    return by_part(*real.dealt(rng), n_boot=400, draws=499)
+
+
 def _triggered(rng: np.random.Generator, n: int) -> np.ndarray:
     return 5 * _skewed(0.7)(rng, n)
 
@@ -50,6 +55,7 @@ ENTRIES = (
             "the same in pairs of alike prompts": _parts((10, 10, 10), _skewed(1.5), pairs=True),
             "the same in nine categories, some small": _parts((20, 4, 8, 8, 8, 4, 8, 8, 8), _skewed(1.5)),
             "one mean, one category wide and skewed": _parts((6, 40), _skewed(0.3), _skewed(1.2)),
+            real.SHUFFLED: _dealt,
             "one mean, one category narrow": _parts((10, 10, 10), _skewed(1.2), _skewed(0.3)),
         },
         _parts((12, 12, 12), _skewed(0.7), _triggered),

@@ -26,6 +26,7 @@ from app.rank import words as rank_words
 from app.steering import words as steering_words
 from app.transport import words as transport_words
 from app.weight_steering import words as weight_steering_words
+from benchmarks.calibration import real
 from benchmarks.calibration.entry import Entry, Make
 from benchmarks.calibration.parts import FULL, SWEEP
 from benchmarks.calibration.patches import ALPHAS, CONDITION, Swept, run_of
@@ -269,7 +270,7 @@ def log_odds_move(given: Pair) -> bool:
     return any(claim in title for title in titles for claim in claims)
 
 
-def cka_differs(given: Pair) -> bool:
+def cka_differs(given: Pair | real.Copies) -> bool:
     """At any block, by the rule of the page, with every estimate that it uses."""
     grams = [[cka.gram(state) for state in states[1:]] for states in (given.own, given.source)]
     found = cka.similarity_table(*grams, n_boot=100, n_draws=19)
@@ -288,10 +289,10 @@ def cka_differs(given: Pair) -> bool:
     return " leaves " in title or " differs from " in title
 
 
-def best_block(given: Pair) -> bool:
-    """One block's activations are said to be predicted better than all others'."""
+def best_block(given: Pair | real.Copies) -> bool:
+    """One block's activations are said to be predicted better than all others', from the change on."""
     rows = []
-    for state in range(AT - 1, DEPTH + 1):
+    for state in range(AT - 1 if isinstance(given, Pair) else 1, len(given.own)):
         y, found = given.own[state], given.source[state]
         share = [float(r2(y[half], found[half])) for half in (slice(0, 24), slice(24, None))]
         ends = (share[1] - 1e-6, share[1] + 1e-6)  # intervals that tell any two places apart
@@ -335,8 +336,9 @@ def _with(norms: Any, shares: Array) -> Any:
 COPIES = "two copies in different batch shapes"
 
 
-def entry(name: str, sentence: str, rule: Callable[[Any], bool], change: float) -> Entry:
-    return Entry(f"Rounding: {name}", sentence, rule, {COPIES: pair(0.0)}, pair(change))
+def entry(name: str, sentence: str, rule: Callable[[Any], bool], change: float, *more: Make) -> Entry:
+    nulls = {COPIES: pair(0.0)} | dict(zip((real.SHAPES,), more, strict=False))
+    return Entry(f"Rounding: {name}", sentence, rule, nulls, pair(change))
 
 
 ENTRIES = (
@@ -345,8 +347,14 @@ ENTRIES = (
     entry("heads", "a head moves the model", heads_move, 1.0),
     entry("rank", "rank k is enough, k directions carry the effect", rank_carries, 1.0),
     entry("log odds", "raises (or lowers), is higher (or lower), in nats", log_odds_move, 2.0),
-    entry("CKA", "tuned leaves base at block …, differs from base", cka_differs, 0.5),
-    entry("places", "new prompts are predicted best at one place, above every other", best_block, 0.5),
+    entry("CKA", "tuned leaves base at block …, differs from base", cka_differs, 0.5, real.copies()),
+    entry(
+        "places",
+        "new prompts are predicted best at one place, above every other",
+        best_block,
+        0.5,
+        real.copies(),
+    ),
     Entry(
         "Rounding: R(ℓ)",
         "Z-dominated, above (or below) chance",

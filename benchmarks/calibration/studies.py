@@ -16,6 +16,7 @@ from app.prompts import tables as fairness_queries
 from app.synthesis import view as synthesis
 from app.transport import words as transport_words
 from app.weights import words as weights_words
+from benchmarks.calibration import real
 from benchmarks.calibration.entry import Entry, Make
 from benchmarks.calibration.geometry import Updates, isotropic
 from engine.residual_updates.numbers import residual_updates, split_updates, update_norms
@@ -84,6 +85,13 @@ def fits(share: float, last: float | None = None) -> Make:
         return found
 
     return make
+
+
+def real_places(rng: Rng) -> list[TransportScores]:
+    """The same of six states of a real stream, on halves of its prompts."""
+    one, two, _ = real.halves(rng, 48)
+    sides = [(x[:32], y[:32], x[32:], y[32:]) for x, y in zip(one, two, strict=True)]
+    return [evaluate_transport(RidgeTransport(), *side, n_pairings=9) for side in sides]
 
 
 def predicted_somewhere(given: Sequence[TransportScores]) -> bool:
@@ -233,14 +241,14 @@ ENTRIES = (
         "Transport: places",
         "new prompts are predicted at some place",
         predicted_somewhere,
-        {"unrelated at six places": fits(0.0)},
+        {"unrelated at six places": fits(0.0), real.HALVES: real_places},
         fits(0.0, 0.9),
     ),
     Entry(
         "Transport: best place",
         "the first on train … above every other",
         best_alone,
-        {"six places alike": fits(0.6), "unrelated at six places": fits(0.0)},
+        {"six places alike": fits(0.6), "unrelated at six places": fits(0.0), real.HALVES: real_places},
         fits(0.4, 0.98),
     ),
     Entry(

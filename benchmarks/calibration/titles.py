@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from app.behaviour import words as behaviour_words
 from app.frame import words
 from app.heads import words as heads_words
+from benchmarks.calibration import real
 from benchmarks.calibration.entry import Entry, Make
 from engine.behaviour import numbers as behaviour
 from engine.behaviour.report import WHOLE
@@ -144,6 +145,11 @@ def margins(gap: float) -> Make:
     return make
 
 
+def real_margins(rng: Rng) -> Sides:
+    raw, mapped = real.effects(rng, 30)
+    return Sides(np.repeat(raw, 2), np.repeat(mapped, 2), False)
+
+
 def row(sides: Sides) -> dict[str, Any]:
     found = behaviour.difference(sides.one, sides.two, np.arange(60) // 2, binary=sides.binary)
     return {"low": found.interval.low, "high": found.interval.high, "p": found.p}
@@ -215,7 +221,11 @@ ENTRIES = (
         "CKA: pairing",
         "above unrelated pairing everywhere",
         above_everywhere,
-        {"one block of eight is unrelated": models(0.3, 1), "all blocks are unrelated": models(0.3, LAYERS)},
+        {
+            "one block of eight is unrelated": models(0.3, 1),
+            "all blocks are unrelated": models(0.3, LAYERS),
+            real.HALVES: lambda rng: Pair(*real.halves(rng, PROMPTS)[:2]),
+        },
         models(0.3),
     ),
     Entry(
@@ -228,7 +238,13 @@ ENTRIES = (
     Entry("R(ℓ): languages", "R is larger in one language", r_differs, {"alike": updates(1.0)}, updates(2.0)),
     Entry("Lengths", "the longest update", longest_named, {"equally long": lengths(1.0)}, lengths(2.0)),
     Entry("Behaviour: rates", "is higher (lower) than", differs, {"equal rates": rates(0.0)}, rates(0.3)),
-    Entry("Behaviour: means", "is higher (lower) than", differs, {"equal means": margins(0.0)}, margins(0.5)),
+    Entry(
+        "Behaviour: means",
+        "is higher (lower) than",
+        differs,
+        {"equal means": margins(0.0), real.EFFECTS: real_margins},
+        margins(0.5),
+    ),
     Entry("Behaviour: languages", "is ahead", ahead, {"equal accuracy": rates(0.0)}, rates(0.3)),
     Entry(
         "Behaviour: clearest",
