@@ -7,6 +7,7 @@ change two modules of blocks 10 to 20 only, with rank 8, and were trained to agr
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,6 +40,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(7200)]
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "studies/smollm2-sycophancy.toml"
+STORE = "PATCHBAY_REAL_STORE"
 ASKED = ROOT / "studies/smollm2-sycophancy.experiments.json"
 PAGES = [name for entries in main.PAGES.values() for name, *_ in entries]
 MODULES = ("self_attn.o_proj", "mlp.down_proj")
@@ -58,8 +60,10 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished store with every listed experiment run."""
+    """The finished store with every listed experiment run; that of $PATCHBAY_REAL_STORE where it is given."""
     place()
+    if os.environ.get(STORE):
+        return Path(os.environ[STORE])
     path = tmp_path_factory.mktemp("real") / "store"
     command(str(STUDY), "--store", str(path))
     command("run", str(path), "--condition", str(ASKED))
