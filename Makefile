@@ -1,7 +1,7 @@
 # make demo   everything set up, the demo store computed, the dashboard on 127.0.0.1:$(PORT), the demo's experiments run
 # make demo-real  the same on SmolLM2-135M-Instruct with three adapters: every live experiment is run as well
 # make test   lint, types and every test, in $(WORKERS) processes
-# make test-real  the whole path on that model: minutes
+# make test-real  the whole path on that model: minutes; PATCHBAY_REAL_STORE=runs/smollm2 reads the store of make demo-real
 # make audit  the pinned packages against their recorded hashes and against known faults (needs a connection)
 # make shapes every step on models of real size with random weights (24 GB of memory, hours on two cores)
 # For a CUDA build of torch: make demo TORCH="torch==2.13.0 --index-url <the CUDA index of your choice>"
