@@ -7,9 +7,17 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from benchmarks.calibration import ENTRIES, Entry, Measured, measure_case
+from benchmarks.calibration import ENTRIES, PLANTED, Entry, Measured, measure_case
 
-__all__ = ["measured"]
+__all__ = ["measured", "undecided"]
+
+Case = tuple[str, str]
+
+
+def undecided(entries: Sequence[Entry], told: Sequence[Measured]) -> list[Case]:
+    """Cases that a table doesn't have, and nulls that its gate decides nothing about."""
+    done = {(one.name, one.case) for one in told if one.case == PLANTED or one.passes is not None}
+    return [(entry.name, case) for entry in entries for case in entry.cases if (entry.name, case) not in done]
 
 
 def one_case(name: str, case: str, repeats: int | None, seed: int) -> Measured:
@@ -19,9 +27,9 @@ def one_case(name: str, case: str, repeats: int | None, seed: int) -> Measured:
     return measure_case(entry, case, repeats, seed)
 
 
-def measured(chosen: Sequence[Entry], repeats: int | None, seed: int, workers: int) -> Iterator[Measured]:
-    """Every case of the chosen entries, in order; the numbers don't depend on `workers`."""
-    asked = [(entry.name, case, repeats, seed) for entry in chosen for case in entry.cases]
+def measured(chosen: Sequence[Case], repeats: int | None, seed: int, workers: int) -> Iterator[Measured]:
+    """Cases by the names of entry and case, in order; the numbers don't depend on `workers`."""
+    asked = [(*case, repeats, seed) for case in chosen]
     if workers == 1:
         yield from (one_case(*one) for one in asked)
         return

@@ -331,7 +331,7 @@ ENTRIES = (
             "unrelated, 20 problems, k = 6": languages(20, 6, 0.0),
             "only means of five categories are shared": kinds_alone(40, 6, 5),
             "only means of twelve, 24 problems": kinds_alone(24, 6, 12),
-            f"{HALVES} within categories": lambda rng: real_kinds(rng)[rng.integers(6)],
+            f"{HALVES} within categories": lambda rng: real_kinds(rng)[rng.integers(5)],
         },
         kinds_alone(40, 6, 5, 0.8),
     ),

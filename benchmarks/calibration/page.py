@@ -91,11 +91,11 @@ def _named(some: Sequence[Measured]) -> str:
 
 
 def written(page: str, entries: Sequence[Entry], found: Sequence[Measured], day: str) -> str:
-    """A page with what was measured in its table; rows of entries that weren't stay, those of none go."""
+    """A page with what was measured in its table; rows that weren't stay, those of no entry go."""
     before, rest = page.split(START)
     inside, after = rest.split(END)
-    new = {one.name for one in found}
-    rows = [*(one for one in read(inside) if one.name not in new), *found]
+    new = {(one.name, one.case) for one in found}
+    rows = [*(one for one in read(inside) if (one.name, one.case) not in new), *found]
     known = {(entry.name, case) for entry in entries for case in entry.cases}
     rows = [one for one in rows if (one.name, one.case) in known]
     return f"{before}{START}\n{table(entries, rows)}\n{footer(rows, day)}\n{END}{after}"

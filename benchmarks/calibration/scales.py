@@ -48,13 +48,13 @@ class Coordinates:
 @cache
 def real_law() -> Array:
     """Values of a real stream's coordinates, each about its mean and over its sd, all in one."""
-    found = streams().one
+    found = streams().one[1:]
     return np.ravel((found - found.mean(axis=1, keepdims=True)) / found.std(axis=1, keepdims=True))
 
 
 def real_scale(rng: Rng, d: int) -> Array:
     """Sds of d coordinates of a real stream at some state, the largest among them."""
-    found = streams().one
+    found = streams().one[1:]
     sd = np.sort(found[rng.integers(len(found))].std(axis=0))
     return np.asarray(rng.permutation(np.append(rng.choice(sd[:-1], d - 1, replace=False), sd[-1])))
 

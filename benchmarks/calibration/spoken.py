@@ -213,7 +213,7 @@ FIGURES: dict[str, str] = {
     "engine.texts.answers.verdict": "what an answer's text says",
     "app.tokenwise.words.kl_title": "the largest KL of one prompt's tokens, beyond measured rounding noise",
     "app.tokenwise.words.lens_title": "the likeliest tokens of one prompt",
-    "app.tokenwise.words.replies_title": "whether two likeliest continuations of one prompt are the same words",
+    "app.tokenwise.words.replies_title": "whether two continuations of one prompt are the same words",
     "app.tokenwise.words.states_title": "distances of one prompt's states, beyond measured rounding noise",
     **_own("FIGURES"),
 }

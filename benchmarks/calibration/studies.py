@@ -88,7 +88,7 @@ def fits(share: float, last: float | None = None) -> Make:
 
 
 def real_places(rng: Rng) -> list[TransportScores]:
-    """The same of six states of a real stream, on halves of its prompts."""
+    """The same of five states of a real stream, on halves of its prompts."""
     one, two, _ = real.halves(rng, 48)
     sides = [(x[:32], y[:32], x[32:], y[32:]) for x, y in zip(one, two, strict=True)]
     return [evaluate_transport(RidgeTransport(), *side, n_pairings=9) for side in sides]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.calibration import GATE, LEVEL, PLANTED, Entry, Measured, measure, measure_case
-from benchmarks.calibration.cases import measured
+from benchmarks.calibration.cases import measured, undecided
 from benchmarks.calibration.gate import MISSED, WRONG, Gate
 from benchmarks.calibration.page import END, START, footer, read, table, written
 
@@ -109,7 +109,7 @@ def test_no_draw_depends_on_other_entries_or_on_the_order() -> None:
 def test_workers_change_nothing() -> None:
     from benchmarks.calibration import ENTRIES
 
-    some = [entry for entry in ENTRIES if entry.name in ("Token counts", "Leakage")]
+    some = [(e.name, case) for e in ENTRIES if e.name in ("Token counts", "Leakage") for case in e.cases]
     assert list(measured(some, 5, 0, 2)) == list(measured(some, 5, 0, 1))
 
 
@@ -126,6 +126,21 @@ def test_a_table_is_read_back_and_keeps_what_was_not_measured() -> None:
     assert read(text) == [*old[:2], *new]
     assert "| 36 of 200: 18.0 % (13.3 to 23.9) **fails** |" in text
     assert "| 2 of 200: 1.0 % (0.3 to 3.6) |" in text
+
+
+def test_what_a_table_does_not_decide_is_drawn() -> None:
+    """Rows that aren't there, and those between the bounds; power has no gate."""
+    one, two = said_at(0.05, "one"), said_at(0.05, "two")
+    assert list(one.cases)[-1] == PLANTED
+    told = [Measured("one", "fair", 5, 100), Measured("one", PLANTED, 150, 200)]
+    assert ("one", "fair") in undecided([one], told)
+    assert ("one", PLANTED) not in undecided([one], told)
+    told[0] = Measured("one", "fair", 0, 100)
+    assert ("one", "fair") not in undecided([one], told)
+    assert undecided([two], told) == [("two", case) for case in two.cases]
+    page = f"{START}{table([one], told)}{END}"
+    text = written(page, [one], [Measured("one", "fair", 1, 100)], DAY)
+    assert read(text) == [Measured("one", "fair", 1, 100), told[1]], "only the row that was drawn is new"
 
 
 def test_the_footer_counts_its_rows() -> None:
