@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import shlex
 import sys
@@ -26,6 +27,8 @@ LARGE = 20_000_000
 
 log = logging.getLogger("patchbay.app")
 
+Key = tuple[str, str, float]
+"""Path, fingerprint and time of a store: what results kept for it are found by."""
 HOW_TO_OPEN = "streamlit run app/main.py -- --store runs/demo"
 
 
@@ -38,7 +41,7 @@ class Opened:
     facts: Facts
 
     @property
-    def key(self) -> tuple[str, str, float]:
+    def key(self) -> Key:
         """Identifies the content for caches: another study or a rewritten manifest changes it."""
         return self.path, self.store.fingerprint, _stamp(self.path)
 
@@ -119,6 +122,16 @@ def _open(path: str, stamp: float) -> Opened:
     facts = read_facts(store)
     given([*facts.languages, *facts.categories, *facts.splits])
     return Opened(path, store, facts)
+
+
+@st.cache_resource(show_spinner=False)
+def keep_imports(page: str) -> None:
+    """Takes what is there after a page's first run, modules above all, out of every later garbage collection.
+
+    Streamlit collects after each run; going through all that was imported takes longer than most pages do.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def read_facts(store: Store) -> Facts:

@@ -21,7 +21,6 @@ from app.frame.stored import describe, opened_run
 from app.live.jobs import JobResult
 from engine.errors import PatchbayError
 from engine.lab.repeat import Repeat
-from store.runs import RunLog
 
 WHY_EMPTY = (
     "No live results yet",
@@ -114,7 +113,7 @@ def show(opened: Opened, run: JobResult, selection: Selection) -> None:
     """The open run: a link to its page, its panels, notes, and running it again."""
     if run.condition.get("job") == "repeat":
         original = Repeat.from_json(run.condition).experiment()
-        first = RunLog(opened.path).find(original.content_hash(opened.store.fingerprint))
+        first = live_view.find(opened, original)
         screen.markdown(f"Run again: {plain(original.describe())}")
         if first is not None:
             components.page_link("runs", "Open the first run", controls.link(run=first))
