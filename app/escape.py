@@ -34,6 +34,8 @@ _PRIVATE = 0xF0000
 _NUMERAL = re.compile(r"[+-]?[0-9.,]+(e[+-]?[0-9]+)?")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a spreadsheet takes for the start of a formula, in ASCII and in full width."""
+FORMULAS = "^ *[" + "".join(FORMULA).replace("-", r"\-") + "]"
+"""The same as a pattern of polars, for whole columns."""
 
 
 def plain(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import polars as pl
 import streamlit as st
 
-from app.escape import inert, plain, shown_cell
+from app.escape import FORMULAS, inert, plain, shown_cell
 
 F = TypeVar("F", bound=Callable[..., Any])
 WORDS = ("label", "body", "text", "help", "caption", "captions", "placeholder", "delta")
@@ -80,14 +80,16 @@ def dataframe(data: Any, **named: Any) -> Any:
     Args:
         data: a polars table, or a pandas Styler of one that `harmless` has made.
     """
-    return st.dataframe(harmless(data) if isinstance(data, pl.DataFrame) else data, **named)
+    # as Arrow: Streamlit makes a pandas table of a polars one first
+    return st.dataframe(harmless(data).to_arrow() if isinstance(data, pl.DataFrame) else data, **named)
 
 
 def harmless(table: pl.DataFrame) -> pl.DataFrame:
     """A table whose texts, in lists too, are those of `escape.shown_cell`."""
     changed = []
     for column in table:
-        if column.dtype in (pl.String, pl.List(pl.String)):
+        texts = column.explode() if column.dtype == pl.List(pl.String) else column
+        if texts.dtype == pl.String and texts.str.contains(FORMULAS).any():
             cells = [_cell(value) for value in column.to_list()]
             changed.append(pl.Series(column.name, cells, dtype=column.dtype))
     return table.with_columns(changed)

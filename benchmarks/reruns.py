@@ -98,11 +98,17 @@ class Row:
 def states(slider: Slider) -> list[WidgetState]:
     """Every value of a slider, at most 24 of them, as a browser sends it."""
     if slider.options:
-        return [WidgetState(id=slider.id, string_array_value={"data": [one]}) for one in slider.options]
+        return [state_of(slider, one) for one in slider.options]
     count = round((slider.max - slider.min) / slider.step)
     picked = range(0, count + 1, 1 + count // 24)
-    values = [slider.min + slider.step * number for number in picked]
-    return [WidgetState(id=slider.id, double_array_value={"data": [one]}) for one in values]
+    return [state_of(slider, slider.min + slider.step * number) for number in picked]
+
+
+def state_of(slider: Slider, value: str | float) -> WidgetState:
+    """A value of a slider as a browser sends it: an option's name, or a number."""
+    if isinstance(value, str):
+        return WidgetState(id=slider.id, string_array_value={"data": [value]})
+    return WidgetState(id=slider.id, double_array_value={"data": [value]})
 
 
 class Dashboard:
@@ -134,8 +140,12 @@ class Dashboard:
         try:
             for _ in range(3):  # first view, and what it leaves to the next ones
                 await self._run(session, browser, page if not browser.page else "")
-            sliders = [one for one in browser.sliders.values() if not one.disabled]
-            rows = [await self._moved(session, browser, page, one, moves) for one in sliders]
+            rows = []
+            for slider in [one for one in browser.sliders.values() if not one.disabled]:
+                rows.append(await self._moved(session, browser, page, slider, moves))
+                at = slider.raw_value if slider.options else slider.value  # back where it was
+                browser.values[slider.id] = state_of(slider, at[0])
+                await self._run(session, browser)
             return rows or [await self._moved(session, browser, page, None, moves)]
         finally:
             if browser.errors:

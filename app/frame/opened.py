@@ -32,9 +32,9 @@ Key = tuple[str, str, float]
 HOW_TO_OPEN = "streamlit run app/main.py -- --store runs/demo"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
-    """A store that can be read, and what it offers."""
+    """A store that can be read, and what it offers; one that was written again is another one."""
 
     path: str
     store: Store

@@ -20,7 +20,7 @@ from app import access, screen
 from app.escape import plain
 from app.frame import durations, reruns
 from app.frame import parts as components
-from app.frame.opened import Key, Opened, code_allowed
+from app.frame.opened import Opened, code_allowed
 from app.live import headless
 from app.live.jobs import JobResult, JobStatus
 from app.live.worker import Worker
@@ -281,13 +281,18 @@ def find(opened: Opened, wanted: Experiment) -> str | None:
     if not written and Path(opened.path).is_dir():
         return None
     with suppress(StoreError):
-        return run_id if _content_hash(opened.key, run_id, written) == key else None
+        return run_id if _content_hash(_study(opened), run_id, written) == key else None
     return None
 
 
 def opened_run(opened: Opened, run_id: str) -> JobResult:
     """A stored run with its tables, which nobody may change; raises StoreError when it is damaged."""
-    return _opened_run(opened.key, run_id, _files(opened.path, run_id))[1]
+    return _opened_run(_study(opened), run_id, _files(opened.path, run_id))[1]
+
+
+def _study(opened: Opened) -> tuple[str, str]:
+    """Whose runs they are: path and fingerprint."""
+    return opened.path, opened.store.fingerprint
 
 
 def _files(path: str, run_id: str) -> tuple[tuple[str, int, int], ...]:
@@ -302,15 +307,15 @@ def _files(path: str, run_id: str) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=64)
-def _opened_run(key: Key, run_id: str, _written: tuple[Any, ...]) -> tuple[str, JobResult]:
-    run = RunLog(key[0]).open(run_id)
+def _opened_run(study: tuple[str, str], run_id: str, _written: tuple[Any, ...]) -> tuple[str, JobResult]:
+    run = RunLog(study[0]).open(run_id)
     return run.content_hash, JobResult(run.condition, run.summary, run.tables)
 
 
 @lru_cache(maxsize=4096)
-def _content_hash(key: Key, run_id: str, written: tuple[Any, ...]) -> str:
+def _content_hash(study: tuple[str, str], run_id: str, written: tuple[Any, ...]) -> str:
     """What an intact run is found by."""
-    return _opened_run(key, run_id, written)[0]
+    return _opened_run(study, run_id, written)[0]
 
 
 def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -320,20 +325,24 @@ def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, A
     The summary has the run's id under `run_id`, its time under `created`, how long it took under
     `seconds`.
     """
-    every = _runs(opened.key, _written(opened.path))
+    every = _runs(_study(opened), _written(opened.path))
     return [run for run in every if job is None or run[0].get("job", "patch") == job]
 
 
 def _written(path: str) -> tuple[tuple[str, int], ...]:
     """Every run with the time it was written, by which a changed list is noticed."""
-    places = Path(path, RUNS).glob(f"*/{RECORD}") if Path(path).is_dir() else ()
-    return tuple(sorted((place.parent.name, place.stat().st_mtime_ns) for place in places))
+    found = []
+    with suppress(OSError):  # none yet, or a store at a URL
+        for run_id in os.listdir(os.path.join(path, RUNS)):
+            with suppress(OSError):
+                found.append((run_id, os.stat(os.path.join(path, RUNS, run_id, RECORD)).st_mtime_ns))
+    return tuple(sorted(found))
 
 
 @lru_cache(maxsize=4)
-def _runs(key: Key, _written: tuple[Any, ...]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _runs(study: tuple[str, str], _written: tuple[Any, ...]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(condition, summary) of every intact run."""
-    listed = RunLog(key[0]).list()
+    listed = RunLog(study[0]).list()
     found = []
     for line in listed.filter(pl.col("problem").is_null()).iter_rows(named=True):
         condition, summary = json.loads(line["condition"]), json.loads(line["summary"])

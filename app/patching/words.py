@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -215,6 +216,7 @@ def tokens(texts: Sequence[str], chances: Sequence[float], count: int = 3) -> st
     return "  ".join(f"{visible(t)} {100 * p:.0f}%" for t, p in pairs)
 
 
+@lru_cache(maxsize=8192)
 def visible(token: str) -> str:
     """A token with its white space shown."""
     return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
