@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 __all__ = ["apart", "csv_cell", "given", "inert", "plain", "shown_cell"]
 
@@ -55,8 +56,10 @@ def apart(text: str) -> str:
 def given(labels: Iterable[str]) -> None:
     """Makes labels that a study gives (languages, categories, …) known to `inert`, for the whole process."""
     _GIVEN.update(label for label in labels if _EMPHATIC.search(label) and re.search(r"\w", label))
+    inert.cache_clear()
 
 
+@lru_cache(maxsize=4096)
 def inert(text: str) -> str:
     """Markdown of Patchbay's own, with whatever is in it: emphasis, code, lists and headings stay.
 

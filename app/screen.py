@@ -86,13 +86,17 @@ def dataframe(data: Any, **named: Any) -> Any:
 
 def harmless(table: pl.DataFrame) -> pl.DataFrame:
     """A table whose texts, in lists too, are those of `escape.shown_cell`."""
-    changed = []
-    for column in table:
-        texts = column.explode() if column.dtype == pl.List(pl.String) else column
-        if texts.dtype == pl.String and texts.str.contains(FORMULAS).any():
-            cells = [_cell(value) for value in column.to_list()]
-            changed.append(pl.Series(column.name, cells, dtype=column.dtype))
-    return table.with_columns(changed)
+    begins = pl.col(pl.String).str.contains(FORMULAS).any()
+    listed = (
+        pl.col(pl.List(pl.String)).list.eval(pl.element().str.contains(FORMULAS).any()).list.first().any()
+    )
+    found = table.select(begins, listed)
+    changed = [
+        pl.Series(name, [_cell(value) for value in table[name].to_list()], dtype=table.schema[name])
+        for name in found.columns
+        if found[name][0]
+    ]
+    return table.with_columns(changed) if changed else table
 
 
 def _cell(value: Any) -> Any:

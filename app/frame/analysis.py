@@ -184,6 +184,11 @@ def install(analyses: Sequence[Analysis]) -> None:
     _KNOWN.analyses = tuple(analyses)
 
 
+def known() -> tuple[Analysis, ...]:
+    """The list."""
+    return _KNOWN.analyses
+
+
 def usual_seconds() -> dict[str, float]:
     """Seconds of one experiment of each job on the demo, where that was measured."""
     kinds = (kind for one in _KNOWN.analyses for kind in one.kinds)

@@ -71,7 +71,7 @@ def current() -> Selection:
 
 def setting(name: str) -> Any:
     """The value of a setting in this session's selection."""
-    return sel.values(current())[name]
+    return sel.value(current(), name)
 
 
 def notices() -> list[str]:
@@ -140,7 +140,7 @@ def row() -> DeltaGenerator:
 
 def slide(name: str, text: str, step: float | None = None, help: str | None = None) -> float | int:
     """A slider bound to a numeric field of the selection; returns the value shown."""
-    low, high = sel.bounds(st.session_state[_FACTS])[name]
+    low, high = sel.limits(st.session_state[_FACTS], name)
     key, value = f"slide-{name}", setting(name)
     whole = isinstance(value, int)
     st.session_state[key] = value

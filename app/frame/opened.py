@@ -11,6 +11,7 @@ import traceback
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,27 @@ class Opened:
 
 def store_argument(argv: list[str] | None = None) -> str | None:
     """The value of `--store` after the `--` of the streamlit command line."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--store")
-    return parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].store
+    found: str | None = _arguments(tuple(sys.argv[1:] if argv is None else argv)).store
+    return found
 
 
 def code_allowed(argv: list[str] | None = None) -> bool:
     """Whether this server was started with `--allow-code`: studies' own candidates may be run."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--allow-code", action="store_true")
-    return bool(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].allow_code)
+    return bool(_arguments(tuple(sys.argv[1:] if argv is None else argv)).allow_code)
 
 
 def root_arguments(argv: list[str] | None = None) -> list[str]:
     """The values of `--root`: folders that the files of a store's study may lie in."""
+    return list(_arguments(tuple(sys.argv[1:] if argv is None else argv)).root)
+
+
+@lru_cache(maxsize=4)
+def _arguments(argv: tuple[str, ...]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--store")
+    parser.add_argument("--allow-code", action="store_true")
     parser.add_argument("--root", action="append", default=[])
-    return list(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].root)
+    return parser.parse_known_args(argv)[0]
 
 
 def open_store() -> Opened:

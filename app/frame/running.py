@@ -325,11 +325,11 @@ def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, A
     The summary has the run's id under `run_id`, its time under `created`, how long it took under
     `seconds`.
     """
-    every = _runs(_study(opened), _written(opened.path))
+    every = _runs(_study(opened), written_runs(opened.path))
     return [run for run in every if job is None or run[0].get("job", "patch") == job]
 
 
-def _written(path: str) -> tuple[tuple[str, int], ...]:
+def written_runs(path: str) -> tuple[tuple[str, int], ...]:
     """Every run with the time it was written, by which a changed list is noticed."""
     found = []
     with suppress(OSError):  # none yet, or a store at a URL
