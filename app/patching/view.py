@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -336,7 +336,7 @@ def _prompts(rows: pl.DataFrame) -> None:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _ranking(key: Key, ids: tuple[str, ...], _runs: list[patch_table.Run]) -> Panel | None:
+def _ranking(key: Key, ids: tuple[str, ...], _runs: Sequence[patch_table.Run]) -> Panel | None:
     return patch_table.ranking_panel(_runs, key[0])
 
 

@@ -16,6 +16,7 @@ from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.opened import Opened
+from app.frame.panel import typeset
 from app.frame.selection import Selection, defaults, update
 from app.frame.stored import describe, opened_run
 from app.live.jobs import JobResult
@@ -70,6 +71,8 @@ def _finding(path: str, run_id: str, created: str, _opened: Opened) -> str:
         reason = kind.nothing(run)
         if reason is not None:
             return reason[0]
+        if kind.finding is not None:
+            return typeset(kind.finding(run))
         panels = kind.panels(_opened, run, asked(_opened, run, defaults(_opened.facts)))
         return panels[0].title if panels else ""
     except PatchbayError as error:

@@ -78,8 +78,8 @@ def resample_weights(n: int, n_boot: int, seed: int, groups: Groups = None) -> F
 
 def _counts(size: int, n_boot: int, seed: int) -> Array:
     """How often each unit is drawn, (n_boot, size), column by column in memory."""
-    counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n_boot)
-    counts = np.asfortranarray(counts, dtype=np.float64)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n_boot)
+    counts: Array = np.asfortranarray(drawn, dtype=np.float64)
     counts.flags.writeable = False
     return counts
 
