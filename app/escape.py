@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 __all__ = ["apart", "csv_cell", "given", "inert", "plain", "shown_cell"]
 
@@ -34,6 +35,8 @@ _PRIVATE = 0xF0000
 _NUMERAL = re.compile(r"[+-]?[0-9.,]+(e[+-]?[0-9]+)?")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a spreadsheet takes for the start of a formula, in ASCII and in full width."""
+FORMULAS = "^ *[" + "".join(FORMULA).replace("-", r"\-") + "]"
+"""The same as a pattern of polars, for whole columns."""
 
 
 def plain(text: str) -> str:
@@ -53,8 +56,10 @@ def apart(text: str) -> str:
 def given(labels: Iterable[str]) -> None:
     """Makes labels that a study gives (languages, categories, …) known to `inert`, for the whole process."""
     _GIVEN.update(label for label in labels if _EMPHATIC.search(label) and re.search(r"\w", label))
+    inert.cache_clear()
 
 
+@lru_cache(maxsize=4096)
 def inert(text: str) -> str:
     """Markdown of Patchbay's own, with whatever is in it: emphasis, code, lists and headings stay.
 

@@ -64,7 +64,10 @@ def main() -> None:
         controls.sync(opened.facts)
         with st.sidebar:
             screen.caption(f"Study **{plain(components.study_name(opened))}**")
-        page.run()
+        try:
+            page.run()
+        finally:
+            resources.keep_imports(page.url_path)
 
 
 if __name__ == "__main__":

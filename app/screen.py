@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import polars as pl
 import streamlit as st
 
-from app.escape import inert, plain, shown_cell
+from app.escape import FORMULAS, inert, plain, shown_cell
 
 F = TypeVar("F", bound=Callable[..., Any])
 WORDS = ("label", "body", "text", "help", "caption", "captions", "placeholder", "delta")
@@ -83,17 +83,23 @@ def dataframe(data: Any, **named: Any) -> Any:
     Args:
         data: a polars table, or a pandas Styler of one that `harmless` has made.
     """
-    return st.dataframe(harmless(data) if isinstance(data, pl.DataFrame) else data, **named)
+    # as Arrow: Streamlit makes a pandas table of a polars one first
+    return st.dataframe(harmless(data).to_arrow() if isinstance(data, pl.DataFrame) else data, **named)
 
 
 def harmless(table: pl.DataFrame) -> pl.DataFrame:
     """A table whose texts, in lists too, are those of `escape.shown_cell`."""
-    changed = []
-    for column in table:
-        if column.dtype in (pl.String, pl.List(pl.String)):
-            cells = [_cell(value) for value in column.to_list()]
-            changed.append(pl.Series(column.name, cells, dtype=column.dtype))
-    return table.with_columns(changed)
+    begins = pl.col(pl.String).str.contains(FORMULAS).any()
+    listed = (
+        pl.col(pl.List(pl.String)).list.eval(pl.element().str.contains(FORMULAS).any()).list.first().any()
+    )
+    found = table.select(begins, listed)
+    changed = [
+        pl.Series(name, [_cell(value) for value in table[name].to_list()], dtype=table.schema[name])
+        for name in found.columns
+        if found[name][0]
+    ]
+    return table.with_columns(changed) if changed else table
 
 
 def _cell(value: Any) -> Any:

@@ -3,11 +3,11 @@
 import streamlit as st
 
 from app import screen
-from app.analyses import ANALYSES
 from app.escape import plain
 from app.frame import controls, related
 from app.frame import parts as components
 from app.frame.opened import failed_checks
+from app.frame.running import written_runs
 from app.overview import findings, panels
 from app.overview.analysis import OVERVIEW
 from app.report.own import not_stored
@@ -21,7 +21,7 @@ if trusted and chosen.a != chosen.b:
     with components.guard("overview: common origin"):
         for model in (m for m in (chosen.a, chosen.b) if m != opened.facts.models[0]):
             screen.caption(plain(related.sentence(opened, model)))
-    for number, one in enumerate(findings.findings(ANALYSES, opened, chosen)):
+    for number, one in enumerate(findings.kept(opened, chosen, written_runs(opened.path))):
         if number % 2 == 0:
             columns = st.columns(2, gap="small")
         with columns[number % 2], components.guard(f"overview: {one.analysis.name}"):

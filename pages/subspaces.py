@@ -13,7 +13,8 @@ from app.subspaces.analysis import SUBSPACES
 opened = components.begin(SUBSPACES.title, SUBSPACES.question, pair=False)
 if not subspaces_view.can_score(opened):
     components.empty(*subspaces_view.NOTHING)
-    st.code(subspaces_view.SNIPPET, language="toml", wrap_lines=True)
+    if opened.can_run:
+        st.code(subspaces_view.SNIPPET, language="toml", wrap_lines=True)
     st.stop()
 subspaces_view.broad_control(opened)
 

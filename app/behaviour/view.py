@@ -20,6 +20,7 @@ from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, listed
+from app.frame.words import label
 from app.live.jobs import JobResult
 from engine.behaviour.report import side_by_side
 from engine.behaviour.spec import (
@@ -274,7 +275,7 @@ def intervention_control(offered: Mapping[str, Intervention]) -> None:
 
 def _short(intervention: Intervention) -> str:
     return f"{intervention.patch().target} ← {intervention.describe().partition(' ← ')[2]} at " + (
-        f"{intervention.patch().site_text()}, {intervention.patch().position}"
+        f"{intervention.patch().site_text()}, {label(intervention.patch().position)}"
     )
 
 

@@ -19,6 +19,7 @@ from app.charts.template import Chart
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
+from app.frame.words import position_said
 from app.geometry import tables as geometry_queries
 from app.geometry import weights as geometry
 from engine.bridge.numbers import Bridge
@@ -94,7 +95,7 @@ def _setting(opened: Opened, selection: Selection, blocks: Sequence[int] = ()) -
         made = spaces.settings(opened, selection, blocks or [selection.layer])
     return (
         f"{geometry_queries.problem_count(opened, selection, bq.MOST)}, coordinates of {selection.site} at "
-        f"{selection.position} in {_space(selection)}, {end} ≈ {start} W{_shift(selection)}. "
+        f"{position_said(selection.position)} in {_space(selection)}, {end} ≈ {start} W{_shift(selection)}. "
         f"{made}"
     )
 

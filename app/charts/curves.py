@@ -64,15 +64,17 @@ def layer_curve(table: pl.DataFrame, look: Look, palette: Palette, null: pl.Data
     banded = {"low", "high"} <= set(table.columns)
     if banded:
         data["band"] = rows(table.drop_nulls(["low", "high"]))
-    titles, labels = (look.x_title, look.y_title), tuple((look.labels or {}).items())
+    labels = tuple((look.labels or {}).items())
     shown = (look.selected is not None, shaded, len(lines), banded)
     holes = {"layers": _layers(table), "ticks": _ticks(table), "ends": domain, "digits": _digits(domain)}
-    return Chart(_curve(titles, look_of(look.colors), palette, labels, shown), data, holes, look.height)
+    holes |= {"y title": look.y_title}
+    series = look_of(look.colors)
+    return Chart(_curve(look.x_title, series, palette, labels, shown), data, holes, look.height)
 
 
 @template
 def _curve(
-    titles: tuple[str, str],
+    x_title: str,
     series: Series,
     palette: Palette,
     labels: tuple[tuple[int, str], ...],
@@ -81,7 +83,7 @@ def _curve(
     """Lines over layers.
 
     Args:
-        titles: of x and y. labels: names of layers that are not plain numbers.
+        labels: names of layers that are not plain numbers.
         shown: whether a layer is marked and a null shaded, how many lines of reference, whether intervals.
     """
     marked, shaded, lines, banded = shown
@@ -92,12 +94,12 @@ def _curve(
     def x(field: str = "layer") -> alt.X:
         scale = alt.Scale(domain=hole("layers"), nice=False)
         axis = alt.Axis(values=hole("ticks"), grid=False, labelExpr=expr, labelOverlap=True)
-        return alt.X(f"{field}:Q", title=titles[0], scale=scale, axis=axis)
+        return alt.X(f"{field}:Q", title=x_title, scale=scale, axis=axis)
 
     def y(field: str) -> alt.Y:
         scale = alt.Scale(domain=hole("ends"), nice=False, zero=False)
         axis = alt.Axis(format=text_hole("digits"), tickCount=6)
-        return alt.Y(f"{field}:Q", title=titles[1], scale=scale, axis=axis)
+        return alt.Y(f"{field}:Q", title=text_hole("y title"), scale=scale, axis=axis)
 
     parts: list[alt.Chart] = []
     if marked:
@@ -116,7 +118,7 @@ def _curve(
     place = {"x": x(), "y": y("value"), "color": color}
     parts.append(layer("curve").mark_line(strokeWidth=2).encode(**place))
     parts.append(layer("curve").mark_point(filled=True, size=34, opacity=1).encode(**place))
-    tips = [tip("layer", "quantitative", titles[0])]
+    tips = [tip("layer", "quantitative", x_title)]
     tips += [tip(f"s{number}", "nominal", name) for number, (name, _) in enumerate(series)]
     tips += [tip("null", "nominal", "null")] if shaded else []
     hits = layer("hits", "hits").mark_rect(opacity=0, cursor="pointer")

@@ -13,7 +13,6 @@ from app.frame import running as live_view
 from app.frame import words
 from app.frame.opened import Opened
 from engine.lab.repeat import Repeat, compared, largest_difference
-from store.runs import RunLog
 
 
 def repeats(opened: Opened, condition: Mapping[str, Any]) -> list[tuple[Repeat, str]]:
@@ -43,21 +42,19 @@ def verdict(difference: float | None, attempt: int, what: str = "KL") -> str:
 
 def difference(opened: Opened, again: Repeat, tables: Mapping[str, pl.DataFrame]) -> float | None:
     """Largest |ΔKL| of a repetition's tables from the first run's; None where they can't be compared."""
-    log = RunLog(opened.path)
-    first = log.find(again.experiment().content_hash(opened.store.fingerprint))
-    return None if first is None else largest_difference(log.open(first).tables, tables)
+    first = live_view.find(opened, again.experiment())
+    return None if first is None else largest_difference(live_view.opened_run(opened, first).tables, tables)
 
 
 def show(opened: Opened, condition: Mapping[str, Any], key: str = "again") -> None:
     """The button that runs a stored experiment again, and what earlier repetitions showed."""
-    log, done = RunLog(opened.path), repeats(opened, condition)
+    done = repeats(opened, condition)
     attempt = 1 + max((repeat.attempt for repeat, _ in done), default=0)
     again = Repeat(of=dict(condition), attempt=attempt)
-    first = log.find(again.experiment().content_hash(opened.store.fingerprint))
-    if first is None:
+    if live_view.find(opened, again.experiment()) is None:
         return
     live_view.run_button(opened, [again], "Run again and compare", key=key)
     for repeat, run_id in done:
-        tables = log.open(run_id).tables
+        tables = live_view.opened_run(opened, run_id).tables
         moved = difference(opened, repeat, tables)
         screen.caption(plain(verdict(moved, repeat.attempt, compared(tables))))

@@ -50,6 +50,7 @@ class Kind:
         selection_of: changes to a selection under which that page asks a stored condition again.
         panels: of one stored result.
         nothing: why a result has no panels (title, text), or None.
+        finding: the title of a result's first panel, where that can be told without making panels.
         asked, not_run, below: for `app.frame.page.show`: the experiment that a selection asks for, title and
             text before it was run, and what stands below its panels.
     """
@@ -62,6 +63,7 @@ class Kind:
     selection_of: Callable[[Mapping[str, object], Selection], Mapping[str, object]]
     panels: Callable[[Opened, JobResult, Selection], Sequence[Panel]]
     nothing: Callable[[JobResult], tuple[str, str] | None] = lambda _result: None
+    finding: Callable[[JobResult], str] | None = None
     asked: Callable[[Opened, Selection], Experiment] | None = None
     not_run: Callable[[Any], tuple[str, str]] = lambda wanted: ("Not run yet", wanted.describe())
     below: Callable[[JobResult, Selection], None] = lambda _result, _selection: None
@@ -182,6 +184,11 @@ _KNOWN = _Known()
 def install(analyses: Sequence[Analysis]) -> None:
     """Makes the list known to the frame, which imports no analysis."""
     _KNOWN.analyses = tuple(analyses)
+
+
+def known() -> tuple[Analysis, ...]:
+    """The list."""
+    return _KNOWN.analyses
 
 
 def usual_seconds() -> dict[str, float]:

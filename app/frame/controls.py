@@ -13,31 +13,9 @@ from app.charts.spec import PICK
 from app.escape import plain
 from app.frame import selection as sel
 from app.frame.selection import Facts, Selection
+from app.frame.words import label
 
 _STATE, _SEEN, _NOTICES, _FACTS = "selection", "selection-url", "selection-notices", "selection-facts"
-
-LABELS = {
-    "resid_pre": "residual stream, entering (resid_pre)",
-    "resid_post": "residual stream, leaving (resid_post)",
-    "attn_out": "attention output (attn_out)",
-    "mlp_out": "MLP output (mlp_out)",
-    "head_z": "head values (head_z)",
-    "head_out": "head contributions (head_out)",
-    "last_content": "last content token",
-    "decision": "decision token",
-    "last_nonspecial": "last non-special token",
-    "mean": "mean over content",
-    "mean_all": "mean over all tokens",
-    "assistant_start": "first token of the assistant's header",
-    "first_answer": "first token of the answer",
-    "answer_mean": "mean over the answer",
-    "all": "all",
-}
-
-
-def label(value: str) -> str:
-    """Human name of a site, position or filter value."""
-    return LABELS.get(value, value)
 
 
 def sync(facts: Facts) -> Selection:
@@ -71,7 +49,7 @@ def current() -> Selection:
 
 def setting(name: str) -> Any:
     """The value of a setting in this session's selection."""
-    return sel.values(current())[name]
+    return sel.value(current(), name)
 
 
 def notices() -> list[str]:
@@ -140,7 +118,7 @@ def row() -> DeltaGenerator:
 
 def slide(name: str, text: str, step: float | None = None, help: str | None = None) -> float | int:
     """A slider bound to a numeric field of the selection; returns the value shown."""
-    low, high = sel.bounds(st.session_state[_FACTS])[name]
+    low, high = sel.limits(st.session_state[_FACTS], name)
     key, value = f"slide-{name}", setting(name)
     whole = isinstance(value, int)
     st.session_state[key] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import shlex
 import sys
@@ -10,6 +11,7 @@ import traceback
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,21 @@ LARGE = 20_000_000
 
 log = logging.getLogger("patchbay.app")
 
+Key = tuple[str, str, float]
+"""Path, fingerprint and time of a store: what results kept for it are found by."""
 HOW_TO_OPEN = "streamlit run app/main.py -- --store runs/demo"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
-    """A store that can be read, and what it offers."""
+    """A store that can be read, and what it offers; one that was written again is another one."""
 
     path: str
     store: Store
     facts: Facts
 
     @property
-    def key(self) -> tuple[str, str, float]:
+    def key(self) -> Key:
         """Identifies the content for caches: another study or a rewritten manifest changes it."""
         return self.path, self.store.fingerprint, _stamp(self.path)
 
@@ -50,23 +54,27 @@ class Opened:
 
 def store_argument(argv: list[str] | None = None) -> str | None:
     """The value of `--store` after the `--` of the streamlit command line."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--store")
-    return parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].store
+    found: str | None = _arguments(tuple(sys.argv[1:] if argv is None else argv)).store
+    return found
 
 
 def code_allowed(argv: list[str] | None = None) -> bool:
     """Whether this server was started with `--allow-code`: studies' own candidates may be run."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--allow-code", action="store_true")
-    return bool(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].allow_code)
+    return bool(_arguments(tuple(sys.argv[1:] if argv is None else argv)).allow_code)
 
 
 def root_arguments(argv: list[str] | None = None) -> list[str]:
     """The values of `--root`: folders that the files of a store's study may lie in."""
+    return list(_arguments(tuple(sys.argv[1:] if argv is None else argv)).root)
+
+
+@lru_cache(maxsize=4)
+def _arguments(argv: tuple[str, ...]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--store")
+    parser.add_argument("--allow-code", action="store_true")
     parser.add_argument("--root", action="append", default=[])
-    return list(parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].root)
+    return parser.parse_known_args(argv)[0]
 
 
 def open_store() -> Opened:
@@ -119,6 +127,16 @@ def _open(path: str, stamp: float) -> Opened:
     facts = read_facts(store)
     given([*facts.languages, *facts.categories, *facts.splits])
     return Opened(path, store, facts)
+
+
+@st.cache_resource(show_spinner=False)
+def keep_imports(page: str) -> None:
+    """Takes what is there after a page's first run, modules above all, out of every later garbage collection.
+
+    Streamlit collects after each run; going through all that was imported takes longer than most pages do.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def read_facts(store: Store) -> Facts:

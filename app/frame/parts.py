@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import polars as pl
@@ -30,6 +30,12 @@ IMAGES = (
 LEAD = 140
 """Characters of a caption that stand below a chart; a first sentence may be longer."""
 _SENTENCES = re.compile(r"(?<=\.)\s+(?=[^\W\d_a-z])")
+LACKS = (
+    "This store holds imported activations: it has no study, and no models to take weights, tokens or "
+    "answers from. What it lacks has to be imported along with them, or computed from a study."
+)
+"""Of a store that `precompute.py import` made."""
+_ADVICE = re.compile(r"(?i)precompute|\bstudy\b|\bcapture\b|earlier version")
 PAGES_DIR = Path(__file__).resolve().parents[2] / "pages"
 
 
@@ -196,11 +202,14 @@ def block_if_untrusted(opened: Opened) -> None:
             screen.markdown(
                 "#### :material/gpp_maybe: This store has no self-checks; its numbers are not shown"
             )
-        screen.markdown(
-            "**Next** &ensp; run precompute.py on the same study into a new folder; if the check "
-            "fails again, "
-            "try float32 or eager attention in the study file. Overview and About this study stay readable."
+        again = (
+            "run precompute.py on the same study into a new folder; if the check fails again, try float32 or "
+            "eager attention in the study file."
+            if opened.can_run
+            else "import the activations again into a new folder: of the same prompts in the same order, and "
+            "in float32 where they were rounded."
         )
+        screen.markdown(f"**Next** &ensp; {again} Overview and About this study stay readable.")
     st.stop()
 
 
@@ -307,9 +316,17 @@ def study_name(opened: Opened) -> str:
 
 def empty(title: str, text: str) -> None:
     """A designed empty state: why there is nothing here and what would put something here."""
+    with suppress(PatchbayError):
+        text = text if open_store().can_run else of_imported(text)
     with st.container(border=True, key=f"empty-{_slug(title)}"):
         screen.markdown(f"#### {title}")
         screen.markdown(text)
+
+
+def of_imported(text: str) -> str:
+    """An empty state's text for a store of imported activations: no advice to run what isn't there."""
+    kept = [one for one in _SENTENCES.split(text) if not _ADVICE.search(one)]
+    return text if _ADVICE.search(text) is None else " ".join([*kept, LACKS])
 
 
 def no_position(opened: Opened) -> tuple[str, str] | None:

@@ -12,13 +12,12 @@ import polars as pl
 import streamlit as st
 
 from app.frame import grams
-from app.frame.opened import Opened
+from app.frame.opened import Key, Opened
 from app.frame.selection import Selection
 from engine.errors import AnalysisError
 from engine.similarity import cka
 from engine.similarity.sampling import groups_of
 
-Key = tuple[str, str, float]
 Filter = tuple[str, str, str]
 Aligned = tuple[list[int], list[np.ndarray], list[np.ndarray]]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +24,9 @@ from app.frame.opened import Opened, code_allowed
 from app.live import headless
 from app.live.jobs import JobResult, JobStatus
 from app.live.worker import Worker
-from engine.errors import JobError
+from engine.errors import JobError, StoreError
 from engine.lab.experiment import Experiment
-from store.runs import RECORD, RUNS, RunLog
+from store.runs import ID_LENGTH, RECORD, RUNS, RunLog
 
 _JOBS, _OWNER, _DRAWN = "live-jobs", "live-owner", "live-drawn"
 POLL_SECONDS = 0.4
@@ -103,11 +105,9 @@ def cancel() -> None:
 
 def stored(opened: Opened, condition: Experiment) -> JobResult | None:
     """The result of an experiment if it was run before: from the store, or kept because unsaved."""
-    log = RunLog(opened.path)
-    run_id = log.find(condition.content_hash(opened.store.fingerprint))
+    run_id = find(opened, condition)
     if run_id is not None:
-        run = log.open(run_id)
-        return JobResult(run.condition, run.summary, run.tables)
+        return opened_run(opened, run_id)
     key = condition.content_hash(opened.store.fingerprint)
     for job in jobs():
         if job.key == key and job.state == "done":
@@ -273,26 +273,76 @@ def _outcome(now: Sequence[JobStatus]) -> None:
         screen.warning(plain(message))
 
 
+def find(opened: Opened, wanted: Experiment) -> str | None:
+    """The id of the intact run of an experiment, or None."""
+    key = wanted.content_hash(opened.store.fingerprint)
+    run_id = key[:ID_LENGTH]
+    written = _files(opened.path, run_id)
+    if not written and Path(opened.path).is_dir():
+        return None
+    with suppress(StoreError):
+        return run_id if _content_hash(_study(opened), run_id, written) == key else None
+    return None
+
+
+def opened_run(opened: Opened, run_id: str) -> JobResult:
+    """A stored run with its tables, which nobody may change; raises StoreError when it is damaged."""
+    return _opened_run(_study(opened), run_id, _files(opened.path, run_id))[1]
+
+
+def _study(opened: Opened) -> tuple[str, str]:
+    """Whose runs they are: path and fingerprint."""
+    return opened.path, opened.store.fingerprint
+
+
+def _files(path: str, run_id: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of a run's files, by which one that was written again or damaged is noticed."""
+    if not run_id.isalnum():
+        return ()
+    try:
+        found = [(entry.name, entry.stat()) for entry in os.scandir(Path(path, RUNS, run_id))]
+    except OSError:  # no such run, or a store at a URL
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))
+
+
+@lru_cache(maxsize=64)
+def _opened_run(study: tuple[str, str], run_id: str, _written: tuple[Any, ...]) -> tuple[str, JobResult]:
+    run = RunLog(study[0]).open(run_id)
+    return run.content_hash, JobResult(run.condition, run.summary, run.tables)
+
+
+@lru_cache(maxsize=4096)
+def _content_hash(study: tuple[str, str], run_id: str, written: tuple[Any, ...]) -> str:
+    """What an intact run is found by."""
+    return _opened_run(study, run_id, written)[0]
+
+
 def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(condition, summary) of every intact stored run of a job (None: of all), newest first.
+    """(condition, summary) of every intact stored run of a job (None: of all), newest first; nobody may
+    change them.
 
     The summary has the run's id under `run_id`, its time under `created`, how long it took under
     `seconds`.
     """
-    every = _runs(opened.path, _written(opened.path))
+    every = _runs(_study(opened), written_runs(opened.path))
     return [run for run in every if job is None or run[0].get("job", "patch") == job]
 
 
-def _written(path: str) -> tuple[tuple[str, float], ...]:
+def written_runs(path: str) -> tuple[tuple[str, int], ...]:
     """Every run with the time it was written, by which a changed list is noticed."""
-    places = Path(path, RUNS).glob(f"*/{RECORD}") if Path(path).is_dir() else ()
-    return tuple(sorted((place.parent.name, place.stat().st_mtime) for place in places))
+    found = []
+    with suppress(OSError):  # none yet, or a store at a URL
+        for run_id in os.listdir(os.path.join(path, RUNS)):
+            with suppress(OSError):
+                found.append((run_id, os.stat(os.path.join(path, RUNS, run_id, RECORD)).st_mtime_ns))
+    return tuple(sorted(found))
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
-def _runs(path: str, written: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(condition, summary) of every intact run; `written` is only there to notice changes."""
-    listed = RunLog(path).list()
+@lru_cache(maxsize=4)
+def _runs(study: tuple[str, str], _written: tuple[Any, ...]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(condition, summary) of every intact run."""
+    listed = RunLog(study[0]).list()
     found = []
     for line in listed.filter(pl.col("problem").is_null()).iter_rows(named=True):
         condition, summary = json.loads(line["condition"]), json.loads(line["summary"])

@@ -123,6 +123,13 @@ def values(selection: Selection) -> dict[str, Any]:
     return found | {n: v for own in _OWN.values() for n, v in vars(own.of(selection)).items()}
 
 
+def value(selection: Selection, name: str) -> Any:
+    """The value of one setting."""
+    if name in rules(Selection):
+        return getattr(selection, name)
+    return getattr(next(own for own in _OWN.values() if name in rules(own)).of(selection), name)
+
+
 def changed(selection: Selection, **changes: Any) -> Selection:
     """A copy with other values, which are not checked."""
     shared = {name: value for name, value in changes.items() if name in rules(Selection)}
@@ -144,6 +151,18 @@ def choices(facts: Facts) -> dict[str, tuple[str, ...]]:
 def bounds(facts: Facts) -> dict[str, tuple[float, float]]:
     """Inclusive lower and upper bound of every numeric field."""
     return {name: rule.limits(facts) for name, rule in known().items() if rule.limits is not None}
+
+
+def limits(facts: Facts, name: str) -> tuple[float, float]:
+    """Inclusive lower and upper bound of a numeric field."""
+    asked = _rule(name).limits
+    if asked is None:
+        raise KeyError(name)
+    return asked(facts)
+
+
+def _rule(name: str) -> Rule:
+    return next(rules(group)[name] for group in _groups() if name in rules(group))
 
 
 def free() -> tuple[str, ...]:
@@ -223,4 +242,7 @@ def pair_of(selection: Selection) -> tuple[str, str]:
 
 def offered(facts: Facts, name: str, only: Sequence[str] | None = None) -> tuple[str, ...]:
     """Values a control offers for `name`, optionally restricted to `only`."""
-    return tuple(v for v in choices(facts)[name] if only is None or v in only)
+    allowed = _rule(name).allowed
+    if allowed is None:
+        raise KeyError(name)
+    return tuple(v for v in allowed(facts) if only is None or v in only)

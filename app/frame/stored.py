@@ -7,12 +7,13 @@ from typing import Any
 
 from app.frame import running as live_view
 from app.frame.opened import Opened
+from app.frame.running import opened_run
 from app.frame.selection import Selection
-from app.live.jobs import JobResult
 from engine.errors import PatchbayError
 from engine.kinds import experiment_from_json
 from engine.lab.experiment import Experiment
-from store.runs import RunLog
+
+__all__ = ["Asked", "compact", "describe", "missing_of", "of_pair", "opened_run"]
 
 Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
 """(condition, summary with run_id and created) of a stored run."""
@@ -33,12 +34,6 @@ def of_pair(opened: Opened, selection: Selection, jobs: Collection[str]) -> list
     return found
 
 
-def opened_run(opened: Opened, run_id: str) -> JobResult:
-    """A stored run with its tables; raises StoreError when it is damaged."""
-    run = RunLog(opened.path).open(run_id)
-    return JobResult(run.condition, run.summary, run.tables)
-
-
 def describe(condition: Mapping[str, Any]) -> str:
     """A stored condition in one line, also one of another version."""
     try:
@@ -49,8 +44,7 @@ def describe(condition: Mapping[str, Any]) -> str:
 
 def missing_of(opened: Opened, wanted: Sequence[Experiment]) -> list[Experiment]:
     """Those experiments that have no stored result."""
-    log = RunLog(opened.path)
-    return [e for e in wanted if log.find(e.content_hash(opened.store.fingerprint)) is None]
+    return [e for e in wanted if live_view.find(opened, e) is None]
 
 
 def compact(experiment: Experiment) -> dict[str, Any]:

@@ -16,6 +16,35 @@ DIGITS = 1e-6
 """A distance from 1 below this gets no digits of its own."""
 
 
+LABELS = {
+    "resid_pre": "residual stream, entering (resid_pre)",
+    "resid_post": "residual stream, leaving (resid_post)",
+    "attn_out": "attention output (attn_out)",
+    "mlp_out": "MLP output (mlp_out)",
+    "head_z": "head values (head_z)",
+    "head_out": "head contributions (head_out)",
+    "last_content": "last content token",
+    "decision": "decision token",
+    "last_nonspecial": "last non-special token",
+    "mean": "mean over content",
+    "mean_all": "mean over all tokens",
+    "assistant_start": "first token of the assistant's header",
+    "first_answer": "first token of the answer",
+    "answer_mean": "mean over the answer",
+    "all": "all",
+}
+
+
+def label(value: str) -> str:
+    """Human name of a site, position or filter value."""
+    return LABELS.get(value, value)
+
+
+def position_said(name: str) -> str:
+    """A position within a sentence: "the last content token"; one without a name for people as it is."""
+    return f"the {LABELS[name]}" if name in LABELS else name
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number for a sentence: fixed digits near 1, scientific when tiny, never '−0.00'."""
     if math.isnan(value):

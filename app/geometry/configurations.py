@@ -8,10 +8,10 @@ import polars as pl
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
-from app.frame.controls import label
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
+from app.frame.words import label
 from app.geometry import snippets
 from app.geometry import tables as gq
 from app.geometry.weights import model_of, what

@@ -11,11 +11,10 @@ from app.charts.curves import Look, layer_curve
 from app.charts.lines import numeric_lines, value_dots
 from app.charts.palette import Palette
 from app.charts.template import Chart
-from app.frame.controls import label
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
-from app.frame.words import number
+from app.frame.words import label, number
 from app.geometry import snippets, words
 from app.geometry import tables as gq
 from app.geometry.configurations import configurations_panel

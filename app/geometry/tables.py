@@ -15,8 +15,8 @@ import polars as pl
 import streamlit as st
 
 from app.frame import grams
-from app.frame.opened import Opened
-from app.frame.prompts import LEVEL, SEED, Key, require, rows
+from app.frame.opened import Key, Opened
+from app.frame.prompts import LEVEL, SEED, require, rows
 from app.frame.selection import Selection
 from app.residual_updates import tables as update_queries
 from engine.errors import AnalysisError

@@ -51,7 +51,7 @@ def prompts(result: JobResult) -> str:
     return (
         f"{summary['n_validation']} validation prompts{''.join(f', {c}' for c in chosen)}; "
         f"{condition['component']} of {condition['source']}, {VECTORS[condition['vectors']]}, put in at "
-        f"{condition['position']} and read {read}."
+        f"{words.position_said(condition['position'])} and read {read}."
     )
 
 

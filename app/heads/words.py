@@ -98,6 +98,8 @@ def singles_title(table: pl.DataFrame, condition: Mapping[str, Any], summary: Ma
     found = _first(table, "coverage_train", floor=share_floor(condition, summary))
     of = whole(condition, summary["effect"])
     covers = f"alone covers {percent(found.top)} of {of}"
+    if found.top["low"] <= 0:
+        covers = f"is not shown to cover any of {of}: {percent(found.top)}"
     name = f"ead {found.top['head']}, the first on train,"
     if not found.level.height and not found.above.height:
         return f"H{name} {covers}; more than any other head"
@@ -118,8 +120,10 @@ def curve_title(curve: pl.DataFrame, condition: Mapping[str, Any], summary: Mapp
         text = f"No set of up to {last['k']} heads is shown to carry {of}"
         return f"{text}: the greedy {last['k']} cover {percent(last)}"
     named, count = heads(found["heads"]), len(found["heads"])
-    carry = "carries" if count == 1 else "carry"
-    text = f"{named[0].upper()}{named[1:]} {carry} {percent(found)} of {of}"
+    name, carry = f"{named[0].upper()}{named[1:]}", "carries" if count == 1 else "carry"
+    if found["low"] <= 0:
+        return f"{name} {'is' if count == 1 else 'are'} not shown to carry {of}: {percent(found)}"
+    text = f"{name} {carry} {percent(found)} of {of}"
     if found["localised"]:
         return f"{text}: localised"
     drawn = f"{found['random']:.0f} %"

@@ -71,9 +71,12 @@ class JobStatus:
         return min(self.done / self.total, 1.0) if self.total else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JobResult:
-    """A finished job: the condition and summary as plain JSON types, and its tables by name."""
+    """A finished job: the condition and summary as plain JSON types, and its tables by name.
+
+    Two are the same only if they are one: what is computed from a result is kept for it.
+    """
 
     condition: dict[str, Any]
     summary: dict[str, Any]

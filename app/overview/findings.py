@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import streamlit as st
 
@@ -13,7 +15,7 @@ from app.charts.template import Spec
 from app.escape import plain
 from app.frame import parts as components
 from app.frame import running as live_view
-from app.frame.analysis import Analysis
+from app.frame.analysis import Analysis, known
 from app.frame.opened import Opened, report
 from app.frame.panel import Panel
 from app.frame.selection import Selection, to_params
@@ -52,6 +54,12 @@ def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection)
             continue
         if found is not None:
             yield Answer(one, *found)
+
+
+@lru_cache(maxsize=8)
+def kept(opened: Opened, selection: Selection, runs: tuple[Any, ...]) -> tuple[Answer, ...]:
+    """The findings of all analyses, made once for the stored runs that there are."""
+    return tuple(findings(known(), opened, selection))
 
 
 def small(panel: Panel, palette: Palette) -> Spec:

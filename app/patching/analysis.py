@@ -9,6 +9,7 @@ from app.frame.selection import Selection
 from app.patching import chapters, summary
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
+from app.patching import words as say
 from app.patching.fields import PatchFields
 
 TERMS = (
@@ -67,6 +68,7 @@ MAPPED = Kind(
     patch_table.PAGE,
     patch_table.selection_of,
     patch_table.run_panels,
+    finding=lambda run: say.verdict(run.condition, run.summary),
 )
 PATCHES = Kind(
     "patching",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -31,6 +32,7 @@ def reversed_run(opened: Opened, result: JobResult) -> JobResult | None:
     return live_view.stored(opened, MappedPatch.from_json({**condition, **turned}))
 
 
+@lru_cache(maxsize=64)
 def rows(result: JobResult, back: JobResult) -> pl.DataFrame:
     """One row per kind of replacement that both directions have, on the validation prompts of both.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import polars as pl
 
@@ -64,6 +65,14 @@ def categories_title(parts: Sequence[Part], what: str) -> str:
     return f"{what}: clearest for {'category' if len(clear) == 1 else 'categories'} {named}{more}"
 
 
+@lru_cache(maxsize=64)
+def _parts(
+    result: JobResult, prompts: str, chosen: tuple[tuple[str, object], ...], column: str
+) -> list[Part]:
+    kept = result.tables[prompts].filter(**dict(chosen))
+    return parts_of(kept, column, result.condition, noise.kl_floor(result.summary))
+
+
 def categories_panel(
     opened: Opened,
     result: JobResult,
@@ -79,9 +88,8 @@ def categories_panel(
         prompts: the result's table of prompts. chosen: values of its columns that the rows must have.
         column: the KL. what: of what it is, for the title. about: what the prompts are, for the caption.
     """
-    kept = result.tables[prompts].filter(**chosen)
-    condition, floor = dict(result.condition), noise.kl_floor(result.summary)
-    parts = parts_of(kept, column, condition, floor)
+    kept, condition = result.tables[prompts].filter(**chosen), dict(result.condition)
+    parts = _parts(result, prompts, tuple(chosen.items()), column)
     if len(parts) < 2:
         return None
     found = table(parts)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.frame import words
+from app.frame import running, words
 from app.frame.opened import Opened
 from engine.patching.spec import Condition
-from store.runs import RunLog
 
 
 def beside(opened: Opened, condition: Mapping[str, Any], alpha: float) -> str:
@@ -16,9 +15,9 @@ def beside(opened: Opened, condition: Mapping[str, Any], alpha: float) -> str:
     where its literal twin is stored too, at the amplitude nearest to `alpha`; else nothing."""
     if condition["kind"] != "raw":
         return ""
-    log, literal = RunLog(opened.path), Condition.from_json({**condition, "kind": "literal"})
-    run_id = log.find(literal.content_hash(opened.store.fingerprint))
+    run_id = running.find(opened, Condition.from_json({**condition, "kind": "literal"}))
     if run_id is None:
         return ""
-    row = min(log.open(run_id).summary["curve"], key=lambda one: abs(float(one["alpha"]) - alpha))
+    curve = running.opened_run(opened, run_id).summary["curve"]
+    row = min(curve, key=lambda one: abs(float(one["alpha"]) - alpha))
     return f"; the literal activation by {words.nats_span(row)}"

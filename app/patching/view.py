@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -15,7 +16,8 @@ from app.frame import again as rerun
 from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
-from app.frame.opened import Opened
+from app.frame.opened import Key, Opened
+from app.frame.panel import Panel
 from app.frame.selection import SITES, Selection
 from app.live.jobs import JobResult
 from app.patching import amplitudes
@@ -29,7 +31,6 @@ from app.transport.fields import MapFields
 from app.transport.panels import METHOD_NAMES, rank_grid, rank_name
 from engine.patching.mapped_spec import MappedPatch
 from engine.transport.named import USES
-from store.runs import RunLog
 
 AMPLITUDE = {"vector": "the vector", "deviation": "deviation"}
 COLUMNS = {
@@ -154,14 +155,15 @@ def table(opened: Opened) -> None:
             live_view.run_button(opened, [selected], "Run this site", done=done, key="run-site")
         live_view.watch()
         here = patch_table.alike(runs, chosen)
+        rows = patch_table.table(here)
         grid = patch_table.grid_panel(here, chosen, opened.path)
         if grid is not None:
             components.show(opened, grid)
-            _sites(patch_table.table(here))
+            _sites(rows)
         if result is None and not live_view.active():
             components.empty(*patch_table.not_run(chosen, len(whole)))
         if result is not None:
-            _detail(opened, result, selected, patch_table.table(here))
+            _detail(opened, result, selected, rows)
         if PatchFields.of(chosen).spread == "all" and here:
             _every_amplitude(opened, here)
         _everything(opened, runs)
@@ -298,19 +300,19 @@ def _detail(opened: Opened, result: JobResult, selected: MappedPatch, rows: pl.D
         names = [say.SAID.get(kind, kind) for kind in kinds]
         for kind, tab in zip(kinds, screen.tabs(names), strict=True):
             with tab:
-                _prompts(patch_drill.drill_table(result.table, kind))
+                _prompts(_drill(result, kind))
     rerun.show(opened, condition)
 
 
-@st.cache_data(show_spinner="Reading amplitudes…", max_entries=512)
-def _amplitudes(path: str, run_id: str) -> pl.DataFrame:
-    run = RunLog(path).open(run_id)
-    return amplitudes.rows(JobResult(run.condition, run.summary, run.tables))
+@lru_cache(maxsize=64)
+def _drill(result: JobResult, kind: str) -> pl.DataFrame:
+    return patch_drill.drill_table(result.table, kind)
 
 
 def _every_amplitude(opened: Opened, runs: list[patch_table.Run]) -> None:
     """One table of all sites that were run at all amplitudes, the automatic ones among them."""
-    table = pl.concat(_amplitudes(opened.path, str(summary["run_id"])) for _, summary in runs)
+    results = (live_view.opened_run(opened, str(summary["run_id"])) for _, summary in runs)
+    table = pl.concat(amplitudes.rows(result) for result in results)
     with st.container(border=True, key="panel-patch-every"):
         screen.markdown("#### Every site at every amplitude, fixed and automatic")
         screen.dataframe(table, hide_index=True, width="stretch")
@@ -333,9 +335,14 @@ def _prompts(rows: pl.DataFrame) -> None:
     screen.dataframe(rows, hide_index=True, width="stretch", height=320, column_config=config)
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _ranking(key: Key, ids: tuple[str, ...], _runs: Sequence[patch_table.Run]) -> Panel | None:
+    return patch_table.ranking_panel(_runs, key[0])
+
+
 def _everything(opened: Opened, runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     """The ranking over every stored run; a selected row brings its settings back."""
-    panel = patch_table.ranking_panel(runs, opened.path)
+    panel = _ranking(opened.key, tuple(str(summary["run_id"]) for _, summary in runs), runs)
     if panel is None:
         return
     components.show(opened, panel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -29,7 +30,7 @@ def amplitude(condition: Mapping[str, Any]) -> str:
 def reading(condition: Mapping[str, Any]) -> str:
     """Which token is patched, and at which the next token is read, in words."""
     where = "there" if condition["read_at"] == "patched" else "at the decision token"
-    return f"patched at {condition['position']}, read {where}"
+    return f"patched at {words.position_said(condition['position'])}, read {where}"
 
 
 def reported(condition: Mapping[str, Any]) -> str:
@@ -73,7 +74,8 @@ def verdict(condition: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """What the map is worth at one site, on validation prompts, at the α chosen on train.
 
     Rule: 'lowers' or 'raises' KL when the interval of ΔKL lies beyond the target's rounding noise, else 'not
-    shown to change'; where KL_raw is within that noise or the self-patch floor there is nothing to lower.
+    shown to change'; 'not shown to lower' where the interval of the share includes 0; where KL_raw is
+    within that noise or the self-patch floor there is nothing to lower.
     Fewer than 12 prompts (or pairs) are too few to tell. Without a raw condition KL_mapped is told.
     """
     floor = noise.kl_floor(summary)
@@ -101,6 +103,8 @@ def _changed(summary: Mapping[str, Any], at: str, floor: float) -> str:
     if few(found):
         return f"{found['n_groups']} prompts are too few to tell what the map changes; KL {told}{at}"
     sign = noise.exceeds(delta["low"], delta["high"], floor)
+    if sign > 0 and found["drop"]["low"] <= 0:
+        return f"the map is not shown to lower KL: {percent(found['drop'])}; {told}{at}{losers(summary)}"
     if sign > 0:
         return f"the map lowers KL by {percent(found['drop'])}; {told}{at}{losers(summary)}"
     if sign < 0:
@@ -215,6 +219,7 @@ def tokens(texts: Sequence[str], chances: Sequence[float], count: int = 3) -> st
     return "  ".join(f"{visible(t)} {100 * p:.0f}%" for t, p in pairs)
 
 
+@lru_cache(maxsize=8192)
 def visible(token: str) -> str:
     """A token with its white space shown."""
     return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"

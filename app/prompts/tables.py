@@ -9,7 +9,7 @@ import polars as pl
 import streamlit as st
 
 from app.frame import prompts as queries
-from app.frame.opened import Opened
+from app.frame.opened import Key, Opened
 from app.frame.selection import Selection
 from app.prompts.fields import PromptFields
 from engine.prompts import overlap as fairness
@@ -40,13 +40,13 @@ def _tables(opened: Opened, models: tuple[str, ...]) -> tuple[dict[str, Any], di
 
 
 @st.cache_data(show_spinner="Comparing vocabularies…", max_entries=16)
-def ratios(key: queries.Key, _opened: Opened, a: str, b: str) -> pl.DataFrame:
+def ratios(key: Key, _opened: Opened, a: str, b: str) -> pl.DataFrame:
     """`engine.prompts.overlap.shared_ratios` of a pair, one row per prompt of the store."""
     return fairness.shared_ratios(*_tables(_opened, (a, b)), a, b)
 
 
 @st.cache_data(show_spinner="Looking for tokens of one vocabulary only…", max_entries=16)
-def unshared(key: queries.Key, _opened: Opened, a: str, b: str, which: queries.Filter) -> pl.DataFrame:
+def unshared(key: Key, _opened: Opened, a: str, b: str, which: queries.Filter) -> pl.DataFrame:
     """`engine.prompts.overlap.unshared_tokens` of a pair over the filtered prompts."""
     tokens, known = _tables(_opened, (a, b))
     keep = queries.rows(_opened, which)
@@ -54,7 +54,7 @@ def unshared(key: queries.Key, _opened: Opened, a: str, b: str, which: queries.F
 
 
 @st.cache_data(show_spinner="Comparing the texts of both splits…", max_entries=4)
-def overlaps(key: queries.Key, _opened: Opened) -> pl.DataFrame:
+def overlaps(key: Key, _opened: Opened) -> pl.DataFrame:
     """`engine.prompts.overlap.split_overlaps` of all prompts."""
     return fairness.split_overlaps(_opened.store.prompts, seed=SEED)
 

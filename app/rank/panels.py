@@ -42,7 +42,7 @@ def _setting(result: JobResult) -> str:
     read = "there" if condition["read_at"] == "patched" else "at the decision token"
     return (
         f"{condition['component']} of block {condition['layer']}, {summary['map']}; α scales {amplitude}; "
-        f"put in at {condition['position']}, read {read}; {', '.join([*where, ''])}"
+        f"put in at {words.position_said(condition['position'])}, read {read}; {', '.join([*where, ''])}"
         f"{summary['n_validation']} validation prompts, chosen on {summary['n_train']} train prompts, each "
         "mapped by a map fitted without it."
     )

@@ -11,6 +11,7 @@ import streamlit as st
 from app import screen
 from app.escape import plain
 from app.frame import parts as components
+from app.frame import running as live_view
 from app.frame import words
 from app.frame.blocks import Report, Table, Text
 from app.frame.opened import Opened
@@ -18,7 +19,6 @@ from app.frame.panel import Panel
 from app.frame.selection import Selection, defaults, pair_of
 from app.report.build import build, documents
 from app.report.write import zipped
-from store.runs import RunLog
 
 _STATE = "report-made"
 NOT_MADE = (
@@ -57,7 +57,7 @@ class Made:
 
 def _key(opened: Opened, selection: Selection) -> tuple[object, ...]:
     """What a report depends on: store, settings, and the runs that are there."""
-    return opened.key, selection, tuple(RunLog(opened.path).ids())
+    return opened.key, selection, live_view.written_runs(opened.path)
 
 
 def made(opened: Opened, selection: Selection) -> Made | None:

@@ -16,8 +16,8 @@ import numpy as np
 import streamlit as st
 
 from app.frame import store_rounding
-from app.frame.opened import Opened
-from app.frame.prompts import LEVEL, SEED, Filter, Key, chosen_filter, groups, require, rows
+from app.frame.opened import Key, Opened
+from app.frame.prompts import LEVEL, SEED, Filter, chosen_filter, groups, require, rows
 from app.frame.selection import Selection
 from engine.geometry.z import multi_head_bases, multi_head_basis
 from engine.residual_updates.numbers import (

@@ -16,12 +16,12 @@ from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.opened import Opened
+from app.frame.panel import typeset
 from app.frame.selection import Selection, defaults, update
 from app.frame.stored import describe, opened_run
 from app.live.jobs import JobResult
 from engine.errors import PatchbayError
 from engine.lab.repeat import Repeat
-from store.runs import RunLog
 
 WHY_EMPTY = (
     "No live results yet",
@@ -71,6 +71,8 @@ def _finding(path: str, run_id: str, created: str, _opened: Opened) -> str:
         reason = kind.nothing(run)
         if reason is not None:
             return reason[0]
+        if kind.finding is not None:
+            return typeset(kind.finding(run))
         panels = kind.panels(_opened, run, asked(_opened, run, defaults(_opened.facts)))
         return panels[0].title if panels else ""
     except PatchbayError as error:
@@ -114,7 +116,7 @@ def show(opened: Opened, run: JobResult, selection: Selection) -> None:
     """The open run: a link to its page, its panels, notes, and running it again."""
     if run.condition.get("job") == "repeat":
         original = Repeat.from_json(run.condition).experiment()
-        first = RunLog(opened.path).find(original.content_hash(opened.store.fingerprint))
+        first = live_view.find(opened, original)
         screen.markdown(f"Run again: {plain(original.describe())}")
         if first is not None:
             components.page_link("runs", "Open the first run", controls.link(run=first))

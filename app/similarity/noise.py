@@ -7,8 +7,8 @@ import polars as pl
 import streamlit as st
 
 from app.frame import prompts as queries
-from app.frame.opened import Opened
-from app.frame.prompts import Filter, Key, chosen_filter
+from app.frame.opened import Key, Opened
+from app.frame.prompts import Filter, chosen_filter
 from app.frame.selection import Selection
 from app.frame.store_rounding import dtype_of, relative_noise
 from app.frame.words import SAME

@@ -127,7 +127,8 @@ def heatmap_panel(opened: Opened, selection: Selection) -> Panel:
 
     title = words.heatmap_title(table, selection.a, selection.b)
     caption = (
-        f"{site} at {selection.position}, {queries.counted(opened, queries.chosen_filter(selection))}. "
+        f"{site} at {words.position_said(selection.position)}, "
+        f"{queries.counted(opened, queries.chosen_filter(selection))}. "
         f"Outlined: block {selection.layer} of {selection.a}. Null as above."
     )
     pair = (selection.a, selection.b)

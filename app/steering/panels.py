@@ -42,7 +42,8 @@ def _setting(result: JobResult) -> str:
     return (
         f"v: {summary['direction']}, from train prompts, length 1; α in units of the site's mean norm "
         f"({summary['norm']:.3g}). {condition['component']} of block {condition['layer']} at "
-        f"{condition['position']}, read {read}. Wanted: {summary['wanted']}; others: {summary['against']}. "
+        f"{words.position_said(condition['position'])}, read {read}. "
+        f"Wanted: {summary['wanted']}; others: {summary['against']}. "
         f"Shift on {wanted}, side effect on {neutral}."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ def kinds_of(scores: Scores) -> dict[str, str]:
     return {entry.name: entry.axis_kind for entry in scores.candidates}
 
 
+@lru_cache(maxsize=64)
 def summary(scores: Scores) -> pl.DataFrame:
     """One row for each candidate: write and mixed by place, then read, then ceilings."""
     found = frame(scores.summary())
@@ -133,10 +135,14 @@ def points(scores: Scores, kinds: Sequence[str], top: int = 4, *, families: bool
 
     Candidates without one of the two, or with 0, have no place on logarithmic axes and are left out.
     """
+    return _points(scores, tuple(kinds), top, families)
+
+
+@lru_cache(maxsize=64)
+def _points(scores: Scores, kinds: tuple[str, ...], top: int, families: bool) -> pl.DataFrame:
     wanted = summary(scores).filter(pl.col("axis_kind").is_in([*kinds, *CEILING]))
     known = wanted.filter((pl.col("r_act") > 0) & (pl.col("r_combined") > 0))
     named = pl.col("axis_kind").is_in(list(kinds)) & (pl.col("place") <= top)
-
     return known.select(
         "candidate",
         pl.col("r_act").alias("x"),
@@ -200,7 +206,10 @@ def cells(scores: Scores, measure: str) -> pl.DataFrame:
 
 def agreement_of(changes: Sequence[Scores]) -> Stability | None:
     """How far several weight changes agree; None for one."""
-    return stability(changes) if len(changes) > 1 else None
+    return _stability(tuple(changes)) if len(changes) > 1 else None
+
+
+_stability = lru_cache(maxsize=32)(stability)
 
 
 def by_change(changes: Sequence[Scores]) -> pl.DataFrame:

@@ -25,7 +25,7 @@ from engine.errors import AnalysisError
 from engine.subspaces.numbers import Scores, conclude
 from engine.subspaces.spec import DEFINITIONS, SubspaceScores
 from engine.subspaces.tables import scores_of
-from store.runs import ID_LENGTH, RunLog
+from store.runs import ID_LENGTH
 
 PAGE, JOB = "subspaces", "subspace_scores"
 PROMPTS = "subspace-prompts"
@@ -101,19 +101,12 @@ def stored(opened: Opened, wanted: SubspaceScores, run: str) -> JobResult | None
     """The run `run` if it has the wanted broad rank and gains, else the wanted one, else the newest alike."""
     known = runs_at(opened, wanted.broad, wanted.fold_norm)
     run_id = next((one for one in (run, own_id(opened, wanted), *known) if one in known), None)
-    return live_view.stored(opened, wanted) if run_id is None else _run(opened.key, run_id, opened.path)
+    return live_view.stored(opened, wanted) if run_id is None else live_view.opened_run(opened, run_id)
 
 
 def is_stored(opened: Opened, wanted: SubspaceScores) -> bool:
     """Whether this very experiment is stored."""
     return own_id(opened, wanted) in runs_at(opened, wanted.broad, wanted.fold_norm)
-
-
-@st.cache_resource(max_entries=4, show_spinner="Reading scores…")
-def _run(key: tuple[str, str, float], run_id: str, path: str) -> JobResult:
-    """A stored run; `key` tells a store that was written again."""
-    run = RunLog(path).open(run_id)
-    return JobResult(run.condition, run.summary, run.tables)
 
 
 def shown_of(opened: Opened, result: JobResult, selection: Selection) -> Shown:

@@ -32,7 +32,6 @@ from app.z_patching import words as z_words
 from engine.ard import spectrum as ard_spectrum
 from engine.errors import PatchbayError
 from engine.residual_updates.numbers import ResidualUpdates
-from store.runs import RunLog
 
 Level = Literal["minimum", "strong", "gold"]
 LEVELS: dict[Level, str] = {
@@ -198,7 +197,7 @@ def z_run(opened: Opened, selection: Selection, *, transport: bool = False) -> R
 
 def verdicts(opened: Opened, selection: Selection, run: Run) -> dict[int, Finding]:
     condition, summary = run
-    rates = RunLog(opened.path).open(summary["run_id"]).tables["rates"]
+    rates = live_view.opened_run(opened, summary["run_id"]).tables["rates"]
     k = nearest(condition, selection)
     how = f"Z by {condition['basis']}, {condition['mode']}, {condition['vectors']}"
 

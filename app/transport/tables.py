@@ -20,6 +20,7 @@ from app.frame.fields import power
 from app.frame.opened import Opened
 from app.frame.prompts import groups, require, roles, rows
 from app.frame.selection import Selection
+from app.frame.words import label
 from app.transport.fields import MapFields
 from engine import transport
 from engine.errors import AnalysisError, StoreError
@@ -51,7 +52,7 @@ class Place:
 
     @property
     def words(self) -> str:
-        return f"{self.site} of block {self.layer}, {self.position}"
+        return f"{self.site} of block {self.layer}, {label(self.position)}"
 
     @classmethod
     def of(cls, selection: Selection) -> Place:

@@ -27,7 +27,6 @@ from app.z_patching.fields import ZFields
 from engine.lab.experiment import Where
 from engine.texts.languages import language
 from engine.z_patching.spec import Basis, ZPatching
-from store.runs import RunLog
 
 PAGE, MOST_KS = "z_patching", 6
 MODES = {"replace": "replace", "shift": "shift by the difference of means"}
@@ -214,9 +213,8 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
 def _transported(opened: Opened, result: JobResult, found: Mapping[str, Any]) -> str:
     """Verdict of the same cell by optimal transport, which replaces; "" where that isn't stored."""
     wanted = {**result.condition, "vectors": "transport", "mode": "replace", "scope": "prompt"}
-    log = RunLog(opened.path)
-    run_id = log.find(ZPatching.from_json(wanted).content_hash(opened.store.fingerprint))
-    same = [] if run_id is None else log.open(run_id).summary["verdicts"]
+    run_id = live_view.find(opened, ZPatching.from_json(wanted))
+    same = [] if run_id is None else live_view.opened_run(opened, run_id).summary["verdicts"]
     at = (found["layer"], found["k"])
     return next((str(one["word"]) for one in same if (one["layer"], one["k"]) == at), "")
 

@@ -163,7 +163,7 @@ def mean_norms(
         raise AnalysisError("This k was not measured.", expected=f"one of {span(norms.ks)}", given=f"k = {k}")
     at = norms.ks.index(k)
     weights = resample_weights(norms.total.shape[1], n_boot, seed, groups)
-    weights /= weights.sum(axis=1, keepdims=True)
+    weights = weights / weights.sum(axis=1, keepdims=True)
     method = f"percentile bootstrap over {'prompts' if groups is None else 'groups'}"
     inside, outside, total = (
         band(lengths.mean(axis=1), weights @ lengths.T, level, method)

@@ -7,6 +7,7 @@ come in pairs): whole groups are drawn, so prompts of one group are never treate
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,6 +19,8 @@ from engine.stats.resampling import unit_index
 
 Array = NDArray[np.float64]
 Groups = Int[np.ndarray, " n"] | NDArray[np.str_] | None
+KEPT = 2**21
+"""Numbers in the counts of a bootstrap that are kept for the next one alike."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,19 @@ def resample_weights(n: int, n_boot: int, seed: int, groups: Groups = None) -> F
             given=f"{size} units, {n_boot} resamples",
             next_step="Add prompts, or show the estimate without an interval.",
         )
-    counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n_boot)
-    return counts.astype(np.float64)[:, unit]
+    counts = _kept_counts(size, n_boot, seed) if size * n_boot <= KEPT else _counts(size, n_boot, seed)
+    return counts if np.array_equal(unit, np.arange(n)) else counts[:, unit]
+
+
+def _counts(size: int, n_boot: int, seed: int) -> Array:
+    """How often each unit is drawn, (n_boot, size), column by column in memory."""
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n_boot)
+    counts: Array = np.asfortranarray(drawn, dtype=np.float64)
+    counts.flags.writeable = False
+    return counts
+
+
+_kept_counts = lru_cache(maxsize=8)(_counts)  # a page resamples many quantities alike
 
 
 def band(estimate: Array, draws: Float[np.ndarray, "b *shape"], level: float, method: str) -> Band:

@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 import patchbay as pb
 import precompute
+from app.frame import parts as components
 from app.imported import store as imported
 from app.imported.command import prompts_table as read_table
 from app.imported.files import read_arrays
@@ -131,6 +132,40 @@ def test_pages_read_it_and_live_ones_say_that_there_is_no_model(
     assert {"overview", "similarity", "heads", "report"} <= set(PAGES)
     with pytest.raises(JobError, match="no model that could be run"):
         pb.run(path, HeadMap(target="tuned", source="base", component="head_z", position="last_content"))
+
+
+def test_no_page_advises_to_run_what_an_imported_store_has_not(
+    tmp_path: Path, prompts: pl.DataFrame, open_app: Callable[..., AppTest]
+) -> None:
+    path = tmp_path / "store"
+    import_arrays(path, planted(), prompts)
+    for page in (
+        "weights",
+        "weight_steering",
+        "prompts",
+        "geometry",
+        "residual_updates",
+        "subspaces",
+        "runs",
+    ):
+        at = open_app(path, page)
+        said = " ".join(element.value for element in (*at.markdown, *at.caption))
+        assert components.LACKS in said, page
+        assert "precompute.py" not in said, page
+    caches = planted()
+    caches["tuned"]["blocks.3.hook_mlp_out"] = caches["tuned"]["blocks.3.hook_mlp_out"][::-1].copy()
+    import_arrays(tmp_path / "wrong", caches, prompts)
+    at = open_app(tmp_path / "wrong", "similarity")
+    said = " ".join(element.value for element in at.markdown)
+    assert "failed its own checks" in said
+    assert "import the activations again into a new folder" in said
+    assert "precompute.py" not in said
+
+
+def test_only_advice_is_left_out_of_an_empty_state() -> None:
+    text = "R needs the stream. Capture `resid` and run precompute.py again."
+    assert components.of_imported(text) == f"R needs the stream. {components.LACKS}"
+    assert components.of_imported("Only one language.") == "Only one language."
 
 
 def test_one_token_of_each_prompt(tmp_path: Path, prompts: pl.DataFrame) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +31,9 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of candidates (C) at layers (L).
+    """Scores of candidates (C) at layers (L). Two are the same only if they are one.
 
     Measures in `tables`, each (C, L), NaN where not defined:
         rank: dimensions of the basis (below k: fewer directions exist).
@@ -80,9 +81,19 @@ class Scores:
             tables[f"holm_{which}"] = holm(p.ravel()).reshape(p.shape)
         return cls(candidates, tables, **rest)  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(entry.name for entry in self.candidates)
+
+    @cached_property
+    def _here(self) -> NDArray[np.bool_]:
+        """(L,): which layers are averaged."""
+        return np.isin(self.layers, self.averaged)
+
+    @cached_property
+    def _means(self) -> dict[str, Array]:
+        """Means that were asked for already."""
+        return {}
 
     @property
     def scaled(self) -> bool:
@@ -91,7 +102,9 @@ class Scores:
 
     def mean(self, measure: str) -> Array:
         """(C,): mean of a measure over the averaged layers where it is defined."""
-        return mean_defined(self.tables[measure][:, np.isin(self.layers, self.averaged)])
+        if measure not in self._means:
+            self._means[measure] = mean_defined(self.tables[measure][:, self._here])
+        return self._means[measure]
 
     def ceiling(self, which: str) -> Array:
         """(L,): the largest R that a k-dimensional subspace has, d/k where the moment's rank is at most k."""
@@ -103,7 +116,7 @@ class Scores:
         return {
             **{name: np.repeat(column, count) for name, column in self._described().items()},
             "layer": np.tile(self.layers, len(self.candidates)),
-            "averaged": np.tile(np.isin(self.layers, self.averaged), len(self.candidates)),
+            "averaged": np.tile(self._here, len(self.candidates)),
             "below_k": (self.tables["rank"] < self.k).ravel(),
             **{name: table.ravel() for name, table in sorted(self.tables.items())},
         }
@@ -127,14 +140,13 @@ class Scores:
         r_act, r_w = self.mean("r_act"), self.mean("r_combined")
         with np.errstate(divide="ignore", invalid="ignore"):
             joint, gap = np.sqrt(r_act * r_w), np.log2(r_act) - np.log2(r_w)
-        here = np.isin(self.layers, self.averaged)
         columns: Columns = {
             **self._described(),
             "joint": joint,
             "gap": gap,
             "place": self.places(joint),
             "rank": self.mean("rank"),
-            "layers_below_k": (self.tables["rank"][:, here] < self.k).sum(axis=1),
+            "layers_below_k": (self.tables["rank"][:, self._here] < self.k).sum(axis=1),
         }
         for which in ("act", *WEIGHTS):
             columns |= {f"r_{which}": self.mean(f"r_{which}"), f"z_{which}": self.mean(f"z_{which}")}
@@ -146,7 +158,7 @@ class Scores:
         columns |= {f"{name}_specific": self.mean(f"{name}_specific") for name in ("r", "z")}
         columns["cosine"] = self.mean("cosine")
         for which in ("act", "combined"):
-            adjusted = self.tables[f"holm_{which}"][:, here]
+            adjusted = self.tables[f"holm_{which}"][:, self._here]
             least = np.where(np.isnan(adjusted), np.inf, adjusted).min(axis=1)
             columns[f"holm_{which}"] = np.where(np.isfinite(least), least, np.nan)
             columns[f"layers_significant_{which}"] = (adjusted < 0.05).sum(axis=1)
