@@ -164,7 +164,8 @@ class _Laid:
         for ids, position, read in zip(given, positions, reads, strict=True):
             first, last = ends.get(ids, (position, read))
             ends[ids] = min(first, position), max(last, read)
-        start, tail, begins = 0, [], {}
+        start, begins = 0, dict[tuple[int, ...], tuple[int, int]]()
+        tail: list[int] = []
         for ids, (first, last) in ends.items():
             begins[ids] = start, len(tail) - first
             tail += range(start + first, start + last + 1)
