@@ -13,7 +13,7 @@ KIND = Kind(
     "patch_map",
     TITLE,
     QUESTION,
-    {"patch_map": None},
+    {"patch_map": 7.8},
     "patch_map",
     view.selection_of,
     panels.panels,

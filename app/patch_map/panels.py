@@ -46,11 +46,14 @@ def map_panel(opened: Opened, result: JobResult, site: str, value: str) -> Panel
     summary, table = result.summary, result.table.filter(site=site)
     earlier = site.startswith("resid") and summary["patched"] > 1
     cells = table.with_columns(value=pl.col(value))
-    compared = cells.filter(pl.col("token") < pl.col("token").max()) if earlier else cells
+    compared = cells.filter(pl.col("token") > pl.col("token").max() - summary["compared"])
+    compared = compared.filter(pl.col("token") < pl.col("token").max()) if earlier else compared
     part = "_before" if earlier else ""
     nulls = result.tables["nulls"].filter(site=site).select(value=pl.col(value + part))
-    told = words.recovery_title if value == "recovery" else words.kl_title
-    title = told(site, compared, nulls, summary, earlier)
+    if value == "recovery":
+        title = words.recovery_title(site, compared, nulls, summary, earlier)
+    else:
+        title = words.kl_title(site, compared, nulls, summary, earlier)
     drawn = table.select(place=_places(table), layer="layer", value=value)
 
     def draw(palette: Palette) -> Chart:
@@ -91,8 +94,8 @@ def profile_panel(opened: Opened, result: JobResult, site: str) -> Panel:
         value=pl.col("recovery").max(), null=pl.col("null_recovery").max()
     )
     floor = float(summary["recovery_floor"] or 0.0)
-    nulls = result.tables["nulls"].filter(site=site)["recovery_last"].to_list()
-    taken = words.handed(table.filter(series=LAST), nulls, floor)
+    nulls = result.tables["nulls"].filter(site=site).select(value="recovery_last")
+    taken = words.handed(table.filter(series=LAST), nulls["value"].to_list(), floor)
     others = table.filter(series=EARLIER).drop_nulls("null")
     band = others.select("layer", low=pl.lit(0.0), high=pl.col("null"))
 
@@ -104,7 +107,7 @@ def profile_panel(opened: Opened, result: JobResult, site: str) -> Panel:
         "The largest recovery of the tokens before the last one, and that of the last token, at each block. "
         f"Grey: up to the largest that {summary['n_nulls']} unrelated prompts give before the last token."
     )
-    title = words.profile_title(site, taken, summary)
+    title = words.profile_title(site, taken, nulls, summary)
     return Panel("patch-map-profile", title, table, draw, code, caption, _models(result), False)
 
 
@@ -144,7 +147,11 @@ def _null(result: JobResult, value: str, nulls: pl.DataFrame) -> str:
     most = float(known.max())  # type: ignore[arg-type]
     shown = f"{100 * most:.2g} %" if value == "recovery" else f"{most:.3g} nats"
     less = "" if len(known) >= FEWEST_NULLS else f"; {FEWEST_NULLS} are needed to name a cell"
-    return f"Null: {len(known)} unrelated prompts put in instead give at most {shown} in these cells{less}."
+    patched, compared = result.summary["patched"], result.summary["compared"]
+    where = (
+        "in these cells" if compared == patched else f"at the last {compared} tokens, which all of them have"
+    )
+    return f"Null: {len(known)} unrelated prompts put in instead give at most {shown} {where}{less}."
 
 
 def _models(result: JobResult) -> tuple[str, ...]:

@@ -28,9 +28,9 @@ def beyond(value: float | None, nulls: Sequence[float | None], floor: float) -> 
 
 
 def change(summary: Mapping[str, Any]) -> str:
-    """ "the change from “5” to “7”"."""
+    """ "; the change is from “5” to “7”": what stands behind "of the change", where there is room."""
     own, other = (token(text) for text in summary["answers"])
-    return f"the change from {own} to {other}"
+    return f"; the change is from {own} to {other}"
 
 
 def recovery_title(
@@ -51,11 +51,12 @@ def recovery_title(
     if nothing or top is None:
         return nothing or f"{site}: only the last token was patched"
     if not beyond(top["value"], nulls["value"].to_list(), _floor(summary, "recovery_floor")):
-        which = "no token before the last brings" if earlier else "no token brings"
-        return _lost(site, nulls, f"{which} more of {change(summary)} than unrelated prompts do", summary)
+        which = "no token before the last" if earlier else "no token"
+        told = f"{which} brings more of the change than unrelated prompts do"
+        return _beside(site, nulls, told) + change(summary)
     where = f"token {top['token']}, {token(top['text'])}"
-    brings = f"brings {_percent(top['value'])} of {change(summary)} at block {top['layer']}"
-    return f"{site}: {where}, {brings}"
+    brings = f"brings {_percent(top['value'])} of the change at block {top['layer']}"
+    return f"{site}: {where}, {brings}{change(summary)}"
 
 
 def kl_title(
@@ -67,8 +68,8 @@ def kl_title(
     if nothing or top is None:
         return nothing or f"{site}: only the last token was patched"
     if not beyond(top["value"], nulls["value"].to_list(), _floor(summary, "floor")):
-        which = "no token before the last moves" if earlier else "no token moves"
-        return _lost(site, nulls, f"{which} the output more than unrelated prompts do", summary)
+        which = "no token before the last" if earlier else "no token"
+        return _beside(site, nulls, f"{which} moves the output more than unrelated prompts do")
     where = f"token {top['token']}, {token(top['text'])}, block {top['layer']}"
     which = " of those before the last" if earlier else ""
     return f"{site}: the output moves most{which} with {where}: KL {nats(top['value'])} nats"
@@ -93,13 +94,19 @@ def handed(last: pl.DataFrame, nulls: Sequence[float | None], floor: float) -> t
     return None if found is None or len(known) < FEWEST_NULLS else (found, least)
 
 
-def profile_title(site: str, taken: tuple[int, float] | None, summary: Mapping[str, Any]) -> str:
+def profile_title(
+    site: str, taken: tuple[int, float] | None, nulls: pl.DataFrame, summary: Mapping[str, Any]
+) -> str:
     """From which block on the last token holds what is said; see `handed`."""
-    if taken is None:
-        return f"{site}: from no block on the last token brings more than half and than unrelated prompts do"
-    layer, least = taken
-    on = f"from block {layer} on" if layer else "from the first block on"
-    return f"{site}: {on} the last token brings more than {_percent(least)} of {change(summary)}"
+    if taken is not None:
+        layer, least = taken
+        on = f"from block {layer} on" if layer else "from the first block on"
+        told = f"{on} the last token brings more than {_percent(least)} of the change"
+    elif max(nulls["value"].drop_nulls().to_list(), default=0.0) > HALF:
+        told = "the last token brings no more of the change than unrelated prompts do"
+    else:
+        told = "the last token brings less than half of the change at the last block"
+    return _beside(site, nulls, told) + change(summary)
 
 
 def _largest(cells: pl.DataFrame) -> dict[str, Any] | None:
@@ -121,12 +128,13 @@ def _nothing(site: str, cells: pl.DataFrame, summary: Mapping[str, Any], floor: 
     return ""
 
 
-def _lost(site: str, nulls: pl.DataFrame, told: str, summary: Mapping[str, Any]) -> str:
+def _beside(site: str, nulls: pl.DataFrame, told: str) -> str:
+    """What is told beside unrelated prompts, or that they are too few."""
     count = nulls["value"].drop_nulls().len()
     if count >= FEWEST_NULLS:
         return f"{site}: {told}"
-    few = f"{count} unrelated prompts are" if count != 1 else "1 unrelated prompt is"
-    return f"{site}: {few} too few to tell which tokens bring {change(summary)}"
+    few = "1 unrelated prompt is" if count == 1 else f"{count} unrelated prompts are"
+    return f"{site}: {few} too few to tell what the donor brings"
 
 
 def _percent(share: float) -> str:

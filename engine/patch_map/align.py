@@ -26,7 +26,7 @@ class Prompts:
     Attributes:
         row, donor_row: of the receiving prompt and the donor's. ids, donor_ids: their tokens.
         tokens, donor_tokens: indices of the tokens that stand for each other, (k,), ascending.
-        null_rows, null_ids: unrelated prompts of at least k tokens, and theirs.
+        null_rows, null_ids: unrelated prompts of at least k / 2 tokens, and theirs.
     """
 
     row: int
@@ -72,10 +72,15 @@ class Prompts:
         """Tokens that are patched."""
         return len(self.tokens)
 
+    @property
+    def compared(self) -> int:
+        """The last ones of the patched tokens, as many as every unrelated prompt has."""
+        return min([self.count, *map(len, self.null_ids)])
+
     def null_tokens(self, number: int) -> np.ndarray:
-        """Tokens of an unrelated prompt that stand for those of the donor: its last ones."""
+        """Tokens of an unrelated prompt that stand for the last ones of the donor's; at most k."""
         length = len(self.null_ids[number])
-        return np.arange(length - self.count, length)
+        return np.arange(max(0, length - self.count), length)
 
     def notes(self) -> list[str]:
         """What a reader must know of the alignment."""

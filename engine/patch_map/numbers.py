@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["Largest", "aligned", "largest", "nearest", "other_answer", "recovery"]
+__all__ = ["LEAST_KL", "Largest", "aligned", "apart", "largest", "nearest", "other_answer", "recovery"]
 
 LEAST_GAP = 1e-3
 """Nats: a smaller difference between two runs' logit differences divides nothing."""
+LEAST_KL = 1e-3
+"""Nats: runs that are no further apart say the same, and have no answers of their own."""
 
 
 def aligned(
@@ -27,17 +29,23 @@ def aligned(
 
 
 def nearest(
-    lengths: Int[np.ndarray, " n"], own: int, least: int, count: int, seed: int
+    lengths: Int[np.ndarray, " n"], own: int, patched: int, count: int, seed: int
 ) -> Int[np.ndarray, " m"]:
-    """Prompts whose length is nearest a given one, of equal ones drawn; none shorter than `least`.
+    """Prompts that have the patched tokens, of lengths near a given one; then the longest of the others.
+
+    Args:
+        lengths: of every prompt that may be drawn. own: the donor's.
+        patched: tokens that are patched; a prompt of less than half as many is left out.
+        count: how many. seed: of the draw among prompts of one length.
 
     Returns:
         at most `count` indices, ascending.
     """
     drawn = np.random.default_rng(seed).permutation(len(lengths))
-    long = drawn[lengths[drawn] >= least]
-    order = np.argsort(np.abs(lengths[long] - own), kind="stable")
-    found: Int[np.ndarray, " m"] = np.sort(long[order[:count]])
+    usable = drawn[2 * lengths[drawn] >= patched]
+    size = lengths[usable]
+    order = np.lexsort((np.abs(size - own), np.maximum(patched - size, 0)))
+    found: Int[np.ndarray, " m"] = np.sort(usable[order[:count]])
     return found
 
 
@@ -55,6 +63,11 @@ def other_answer(receiving: Float[np.ndarray, " v"], donor: Float[np.ndarray, " 
     moved = np.abs(np.exp(donor) - np.exp(receiving))
     moved[first] = -1.0
     return first, int(np.argmax(moved))
+
+
+def apart(receiving: Float[np.ndarray, " v"], donor: Float[np.ndarray, " v"]) -> float:
+    """KL(donor || receiving) of two next-token distributions, nats, from their log-probabilities."""
+    return float(np.sum(np.exp(donor) * (donor - receiving)))
 
 
 def recovery(

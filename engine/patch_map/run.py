@@ -43,8 +43,8 @@ def run(spec: PatchMap, lab: Lab) -> ExperimentResult:
         `log_p_change` of the receiving run's answer, `logit_difference` of it and the donor's,
         `recovery` of that difference (null where the runs don't differ in it), and `null_kl`,
         `null_recovery`: the largest that an unrelated prompt gives in the same cell. "nulls": a row for each
-        site and unrelated prompt, the largest of all its cells, of those before the last token and of
-        those at it.
+        site and unrelated prompt, the largest of its cells at the last `compared` tokens, which all of them
+        have, of those before the very last token and of those at it.
 
     Raises:
         PatchError: prompts or models that don't fit each other (`Prompts.of`), answers that are no tokens.
@@ -61,7 +61,8 @@ def run(spec: PatchMap, lab: Lab) -> ExperimentResult:
     swept = _Swept.of(spec, lab, engine, givers, answers)
     rounding = measured(lab, spec.models())
     ends = tuple(float(one[answers[0]] - one[answers[1]]) for one in (receiving, givers.log_probs))
-    made = _Cells(spec, swept, prompts, ends, log_floor(rounding))
+    told_apart = numbers.apart(receiving, givers.log_probs) > max(numbers.LEAST_KL, kl_floor(rounding))
+    made = _Cells(spec, swept, prompts, ends, log_floor(rounding), told_apart or spec.answers is not None)
     tokenizer = lab.tokenizer(spec.target)
     told = [token_text(tokenizer, token) for token in answers]
     summary = {
@@ -70,6 +71,7 @@ def run(spec: PatchMap, lab: Lab) -> ExperimentResult:
         "tokens": len(prompts.ids),
         "donor_tokens": len(prompts.donor_ids),
         "patched": count,
+        "compared": prompts.compared,
         "n_layers": lm.taps.n_layers,
         "answers": told,
         "answer_ids": list(answers),
@@ -132,6 +134,19 @@ class _Givers:
             held.append(_held(lm, ids, prompts.null_tokens(number), spec.sites))
         return cls(held, _next(lm, prompts.donor_ids))
 
+    def values(self, component: str, layer: int, own: Tensor) -> Tensor:
+        """What is put in, float32 (givers, tokens, d): what tokens that a giver lacks hold stays (`own`)."""
+        made = []
+        for held in self.held:
+            given = own[len(own) :] if held is None else held[component, layer].float()
+            made.append(torch.cat([own[: len(own) - len(given)], given]))
+        return torch.stack(made)
+
+    def absent(self, count: int) -> np.ndarray:
+        """Tokens that a giver lacks, (givers, tokens)."""
+        sizes = [count if held is None else len(next(iter(held.values()))) for held in self.held]
+        return np.arange(count) < count - np.array(sizes)[:, None]
+
 
 def _answers(spec: PatchMap, lab: Lab, receiving: np.ndarray, donor: np.ndarray) -> tuple[int, int]:
     """Token ids of the two answers; a word counts with or without a space before it, as is likelier."""
@@ -177,15 +192,14 @@ class _Swept:
         cls, spec: PatchMap, lab: Lab, engine: PatchEngine, givers: _Givers, answers: tuple[int, int]
     ) -> _Swept:
         layers, size = range(engine.taps.n_layers), len(givers.held) * engine.n_prompts
+        absent = givers.absent(engine.n_prompts)
         kl: dict[str, list[np.ndarray]] = {site: [] for site in spec.sites}
         change: dict[str, list[np.ndarray]] = {site: [] for site in spec.sites}
         worst = 0.0
         for number, (component, layer) in enumerate((s, one) for s in spec.sites for one in layers):
             site = Site(component, layer)
             own = engine.activations(site, lab.should_stop)
-            values = torch.stack(
-                [own if held is None else held[component, layer].float() for held in givers.held]
-            )
+            values = givers.values(component, layer, own)
             found = engine.sweep(
                 site,
                 values,
@@ -198,9 +212,10 @@ class _Swept:
             assert found.unpatched_watched is not None
             # what is put in is what was there: nothing changes, whatever products of another shape round
             equal = (values == own).all(dim=-1).numpy()
+            nothing = np.where(absent, np.nan, 0.0)
             moved = found.watched.astype(np.float64) - found.unpatched_watched
-            kl[component].append(np.where(equal, 0.0, np.maximum(found.kl, 0.0)))
-            change[component].append(np.where(equal[..., None], 0.0, moved))
+            kl[component].append(np.where(equal, nothing, np.maximum(found.kl, 0.0)))
+            change[component].append(np.where(equal[..., None], nothing[..., None], moved))
             worst = max(worst, float(np.abs(found.self_kl).max()))
         return cls(_stacked(kl), _stacked(change), worst)
 
@@ -216,17 +231,22 @@ def _counted(lab: Lab, done: int, total: int) -> Any:
 
 @dataclass
 class _Cells:
-    """Tables of a map. `ends`: the logit difference of the receiving run and of the donor's."""
+    """Tables of a map.
+
+    `ends`: the logit difference of the receiving run and of the donor's. `noise`: what rounding does to one.
+    `differ`: whether the two runs' answers are answers of their own.
+    """
 
     spec: PatchMap
     swept: _Swept
     prompts: Prompts
     ends: tuple[float, ...]
     noise: float
+    differ: bool
     recovered: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
-        receiving, donor = self.ends
+        receiving, donor = self.ends if self.differ else (0.0, 0.0)
         self.recovered = {
             site: numbers.recovery(receiving + change[..., 0] - change[..., 1], receiving, donor, self.noise)
             for site, change in self.swept.change.items()
@@ -256,7 +276,6 @@ class _Cells:
             name: [token_text(tokenizer, ids[place]) for place in places]
             for name, (ids, places) in named.items()
         }
-        nulls = kl.shape[0] > 1
         columns: dict[str, Any] = {
             "site": [site] * layers.size,
             "layer": layers,
@@ -267,8 +286,8 @@ class _Cells:
             "log_p_change": change[0, ..., 0].ravel(),
             "logit_difference": (self.ends[0] + change[0, ..., 0] - change[0, ..., 1]).ravel(),
             "recovery": found[0].ravel(),
-            "null_kl": kl[1:].max(axis=0).ravel() if nulls else np.full(layers.size, np.nan),
-            "null_recovery": found[1:].max(axis=0).ravel() if nulls else np.full(layers.size, np.nan),
+            "null_kl": _most(kl[1:]).ravel(),
+            "null_recovery": _most(found[1:]).ravel(),
         }
         return pl.DataFrame(columns).with_columns(
             pl.col("recovery", "null_kl", "null_recovery").fill_nan(None)
@@ -277,7 +296,8 @@ class _Cells:
     def nulls(self, prompts: pl.DataFrame) -> pl.DataFrame:
         """A row for each site and unrelated prompt: its largest cells."""
         ids = prompts["id"].cast(pl.String)
-        before, last = range(self.prompts.count - 1), [self.prompts.count - 1]
+        count, last = self.prompts.count, [self.prompts.count - 1]
+        before = range(count - self.prompts.compared, count - 1)
         made: list[dict[str, Any]] = []
         for site in self.spec.sites:
             for number, row in enumerate(self.prompts.null_rows, start=1):
@@ -290,3 +310,8 @@ class _Cells:
         figures = [f"{name}{part}" for name in ("kl", "recovery") for part in ("", "_before", "_last")]
         schema = {"site": pl.String, "prompt": pl.String, **dict.fromkeys(figures, pl.Float64)}
         return pl.DataFrame(made, schema=schema)
+
+
+def _most(values: np.ndarray) -> np.ndarray:
+    """The largest along the first axis; NaN where there is none."""
+    return np.fmax.reduce(values, axis=0, initial=np.nan)

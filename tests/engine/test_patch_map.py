@@ -170,9 +170,38 @@ def test_the_null_is_prompts_that_have_nothing_to_do_with_either() -> None:
             assert row[f"{value}_last"] == pytest.approx(last)
             assert row[f"{value}_before"] == cells.filter(pl.col("token") < 6)[f"null_{value}"].max()
     assert numbers.nearest(np.array([3, 9, 7, 8, 7]), 7, 5, 2, 0).tolist() == [2, 4]
+    assert numbers.nearest(np.array([3, 9, 4, 8, 2]), 7, 5, 3, 0).tolist() == [1, 2, 3], "the long ones first"
+    assert numbers.nearest(np.array([3, 9, 4, 8, 2]), 7, 5, 9, 0).tolist() == [0, 1, 2, 3]
     none = run(asked(nulls=0, sites=("resid_post",)), lab)
     assert none.tables["nulls"].is_empty()
     assert none.table["null_kl"].null_count() == none.table.height
+
+
+def test_shorter_unrelated_prompts_stand_for_the_last_tokens_alone() -> None:
+    """Cells that they lack are no cells of the null; tokens that one of them lacks are not compared."""
+    lab = lab_of(pair(), lengths=(7, 7, 5, 9))
+    found = run(asked(nulls=2, sites=("attn_out",)), lab)
+    assert found.summary["compared"] == 5
+    both = found.tables["nulls"]
+    one = run(asked(nulls=1, sites=("attn_out",)), lab)
+    assert one.tables["nulls"]["prompt"].to_list() == ["p3"], "the one that has all seven"
+    early = found.table.filter(pl.col("token") < 2)
+    assert early["null_kl"].to_list() == pytest.approx(
+        one.table.filter(pl.col("token") < 2)["null_kl"].to_list(), abs=1e-6
+    )
+    long = both.filter(prompt="p3").row(0, named=True)
+    late = one.table.filter(pl.col("token") >= 2)
+    assert long["kl"] == pytest.approx(late["null_kl"].max(), abs=1e-6)
+    assert long["kl_before"] == pytest.approx(late.filter(pl.col("token") < 6)["null_kl"].max(), abs=1e-6)
+
+
+def test_runs_that_say_the_same_have_no_recovery_unless_answers_are_given() -> None:
+    models = pair()
+    lab = lab_of({"base": models["base"], "copy": models["base"]})
+    same = run(asked(source="copy", donor="p0", sites=("mlp_out",)), lab)
+    assert not same.summary["defined"]
+    apart = numbers.apart(np.log([0.5, 0.5]), np.log([0.25, 0.75]))
+    assert apart == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
 
 
 def test_what_cannot_be_patched_is_refused() -> None:
