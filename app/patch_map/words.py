@@ -72,7 +72,7 @@ def kl_title(
         return _beside(site, nulls, f"{which} moves the output more than unrelated prompts do")
     where = f"token {top['token']}, {token(top['text'])}, block {top['layer']}"
     which = " of those before the last" if earlier else ""
-    return f"{site}: the output moves most{which} with {where}: KL {nats(top['value'])} nats"
+    return f"{site}: {where}, moves the output most{which}: KL {nats(top['value'])} nats"
 
 
 def handed(last: pl.DataFrame, nulls: Sequence[float | None], floor: float) -> tuple[int, float] | None:

@@ -81,7 +81,7 @@ def token_named(drawn: Drawn) -> bool:
 def mover_named(drawn: Drawn) -> bool:
     """Whether a token is said to move the output most."""
     title = words.kl_title("attn_out", cells(drawn.donor), most(drawn.nulls), SUMMARY, False)
-    return "the output moves most with " in title
+    return ", moves the output most: KL " in title
 
 
 def block_named(drawn: Drawn) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,12 @@ def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
     chosen = selection.defaults(opened.facts)
     listed = read_experiments([str(FILE)])
     # the store under test has fewer prompts than the demo, so another one comes first
-    token_by_token = replace(tokenwise_view.asked(opened, chosen), prompt=FIRST_PROMPT)
-    two_languages = replace(
-        patch_map_view.asked(opened, chosen), source=chosen.b, prompt=FIRST_PROMPT, donor=ITS_PAIR
+    token_by_token = tokenwise_view.asked(opened, chosen).model_copy(update={"prompt": FIRST_PROMPT})
+    two_languages = patch_map_view.asked(opened, chosen).model_copy(
+        update={"source": chosen.b, "prompt": FIRST_PROMPT, "donor": ITS_PAIR}
     )
-    two_models = replace(two_languages, source=chosen.a, prompt=DISPUTED, donor=DISPUTED)
+    disputed = {"source": chosen.a, "prompt": DISPUTED, "donor": DISPUTED}
+    two_models = two_languages.model_copy(update=disputed)
     wanted = [
         *patch_table.experiments(opened, chosen),
         heads_view.experiment_of(chosen),
