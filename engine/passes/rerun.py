@@ -62,19 +62,11 @@ def capture_whole(
     finally:
         handle.remove()
     starts = [found[ids][0] for ids in given]
-    nth = [given[:number].count(ids) for number, ids in enumerate(given)]
+    sites_of = {ids: own for ids, (_, own, _) in found.items()}
     patched = [
-        {key: rows[row] for key, rows in found[ids][1].items()} for ids, row in zip(given, nth, strict=True)
+        {key: rows[given[:number].count(ids)] for key, rows in sites_of[ids].items()}
+        for number, ids in enumerate(given)
     ]
-    final = [found[ids][2][read] for ids, read in zip(given, reads, strict=True)]
-
-    def at_patched(component: str) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.stack([sites[component, layer.index] for sites in patched])
-            if (component, layer.index) in patched[0]
-            else torch.zeros(0)
-            for layer in taps.layers
-        )
 
     return Pack(
         starts=tuple(starts),
@@ -84,12 +76,24 @@ def capture_whole(
         keys={},
         values={},
         states=tuple(torch.cat(states) for states in zip(*streams, strict=True)),
-        attn_out=at_patched("attn_out"),
-        mlp_out=at_patched("mlp_out"),
-        head_z=at_patched("head_z"),
+        attn_out=_at_patched(taps, patched, "attn_out"),
+        mlp_out=_at_patched(taps, patched, "mlp_out"),
+        head_z=_at_patched(taps, patched, "head_z"),
         calls=(),
-        final=torch.stack(final),
+        final=torch.stack([found[ids][2][read] for ids, read in zip(given, reads, strict=True)]),
         whole=(tuple(given), template[0]),
+    )
+
+
+def _at_patched(
+    taps: ModelTaps, patched: Sequence[dict[tuple[str, int], Tensor]], component: str
+) -> tuple[Tensor, ...]:
+    """Of each block what prompts hold at their patched tokens, (P, width); empty where it has no site."""
+    return tuple(
+        torch.stack([sites[component, layer.index] for sites in patched])
+        if (component, layer.index) in patched[0]
+        else torch.zeros(0)
+        for layer in taps.layers
     )
 
 
