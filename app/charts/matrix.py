@@ -16,6 +16,8 @@ from app.charts.template import Chart, hole, layer, layered, rows, template, tex
 
 REACH = 10.0
 """The colours of nine cells in ten take at least a tenth of the scale."""
+UPRIGHT = 96
+"""Pixels of a column's name that stands upright."""
 LETTER, LINE = 6.5, 13
 """Pixels that a letter and a line of a cell's text take."""
 
@@ -35,6 +37,8 @@ def matrix(
     labels: bool = False,
     format: str = ".3g",
     compressed: float | None = None,
+    upright: bool = False,
+    told: Mapping[str, str] | None = None,
 ) -> Chart:
     """One cell per row of a table; a cell without a value is drawn as an empty frame.
 
@@ -48,6 +52,8 @@ def matrix(
         format: of values, in d3's notation.
         compressed: colours follow the logarithm of values beyond this size and the values below it, from the
             smallest to the largest, however extreme.
+        upright: write the names of columns upwards, where they are long and many.
+        told: more columns of text that a cell tells, by the names they get there.
     """
     known = pl.col(value).is_not_null() & pl.col(value).cast(pl.Float64).is_not_nan()
     full, blank = table.filter(known), table.filter(~known.fill_null(False))
@@ -58,7 +64,7 @@ def matrix(
     holes |= legend_of(found, domain, format, middle)
     data = {"cells": rows(full)}
     if blank.height:
-        data["blank"] = rows(blank.select(x, y).with_columns(said=pl.lit("no value")))
+        data["blank"] = rows(blank.select(x, y, *(told or {})).with_columns(said=pl.lit("no value")))
     written = labels and full.height > 0
     if written:
         data["written"] = data["cells"]
@@ -74,8 +80,10 @@ def matrix(
         (diverging, blank.height > 0, written),
         compressed,
         None if selected is None else tuple(name for name in (x, y) if name in selected),
+        upright,
+        tuple((told or {}).items()),
     )
-    return Chart(look, data, holes, min(max(130 + 28 * table[y].n_unique(), 200), 460))
+    return Chart(look, data, holes, min(max(130 + 28 * table[y].n_unique(), 200), 460) + UPRIGHT * upright)
 
 
 class _Axis(NamedTuple):
@@ -99,6 +107,8 @@ def _matrix(
     shown: tuple[bool, bool, bool],
     compressed: float | None,
     selected: tuple[str, ...] | None,
+    upright: bool,
+    told: tuple[tuple[str, str], ...],
 ) -> alt.LayerChart:
     """Cells over two axes.
 
@@ -107,12 +117,18 @@ def _matrix(
         shown: whether colours have two sides, whether there are cells without a value, whether values are
             written.
         selected: the columns that say what is outlined; None: cells can't be clicked.
+        upright: whether names of columns stand upright. told: more columns of text, with their names.
     """
     (name, title, format), (diverging, blank, written) = value, shown
-    shape = alt.Axis(labelOverlap=True, labelSeparation=4, labelAngle=0, ticks=False, domain=False)
+    plain: dict[str, Any] = {"labelOverlap": True, "labelSeparation": 4, "ticks": False, "domain": False}
 
     def band(channel: type[alt.X] | type[alt.Y], axis: _Axis, domain: str) -> alt.X | alt.Y:
+        turned = upright and axis is across
+        angle = (
+            {"labelAngle": -90, "labelSeparation": 1, "labelLimit": UPRIGHT} if turned else {"labelAngle": 0}
+        )
         scale = alt.Scale(domain=hole(domain), paddingInner=0.04)
+        shape = alt.Axis(**{**plain, **angle})
         return channel(field=axis.name, type=axis.kind, title=axis.title, axis=shape, scale=scale, sort=None)
 
     place: dict[str, Any] = {"x": band(alt.X, across, "columns"), "y": band(alt.Y, up, "rows")}
@@ -120,6 +136,7 @@ def _matrix(
     kind: dict[str, Any] = {} if compressed is None else {"type": "symlog", "constant": compressed}
     scale = alt.Scale(domain=hole("colours"), range=scheme, interpolate="rgb", clamp=True, **kind)
     where = [tip(axis.name, axis.kind, axis.title) for axis in (across, up)]
+    where += [tip(column, "nominal", said) for column, said in told]
     tips = [*where, tip(name, "quantitative", title, format=format)]
     cells = layer("cells", "cells").encode(**place, color=heat(name, title, scale), tooltip=tips)
     click = pick(across.name, up.name)

@@ -51,10 +51,11 @@ def map_panel(opened: Opened, result: JobResult, site: str, value: str) -> Panel
     part = "_before" if earlier else ""
     nulls = result.tables["nulls"].filter(site=site).select(value=pl.col(value + part))
     if value == "recovery":
-        title = words.recovery_title(site, compared, nulls, summary, earlier)
+        taken = _taken(result, site) if earlier else None
+        title = words.recovery_title(site, compared, nulls, summary, earlier, taken)
     else:
         title = words.kl_title(site, compared, nulls, summary, earlier)
-    drawn = table.select(place=_places(table), layer="layer", value=value)
+    drawn = table.select(place=_places(table), given=_given(table), layer="layer", value=value)
 
     def draw(palette: Palette) -> Chart:
         return matrix(
@@ -68,6 +69,8 @@ def map_panel(opened: Opened, result: JobResult, site: str, value: str) -> Panel
             palette=palette,
             diverging=value == "recovery",
             compressed=LINEAR if value == "recovery" else FROM,
+            upright=True,
+            told={"given": "put in"},
         )
 
     caption = f"{_meaning(result, value)} {_null(result, value, nulls)}{noise.log_note(summary)}"
@@ -93,9 +96,6 @@ def profile_panel(opened: Opened, result: JobResult, site: str) -> Panel:
     table = cells.group_by("layer", series=series, maintain_order=True).agg(
         value=pl.col("recovery").max(), null=pl.col("null_recovery").max()
     )
-    floor = float(summary["recovery_floor"] or 0.0)
-    nulls = result.tables["nulls"].filter(site=site).select(value="recovery_last")
-    taken = words.handed(table.filter(series=LAST), nulls["value"].to_list(), floor)
     others = table.filter(series=EARLIER).drop_nulls("null")
     band = others.select("layer", low=pl.lit(0.0), high=pl.col("null"))
 
@@ -107,19 +107,29 @@ def profile_panel(opened: Opened, result: JobResult, site: str) -> Panel:
         "The largest recovery of the tokens before the last one, and that of the last token, at each block. "
         f"Grey: up to the largest that {summary['n_nulls']} unrelated prompts give before the last token."
     )
-    title = words.profile_title(site, taken, nulls, summary)
+    nulls = result.tables["nulls"].filter(site=site).select(value="recovery_last")
+    title = words.profile_title(site, _taken(result, site), nulls, summary)
     return Panel("patch-map-profile", title, table, draw, code, caption, _models(result), False)
 
 
+def _taken(result: JobResult, site: str) -> tuple[int, float] | None:
+    """From which block on the last token is told to bring the change; see `words.handed`."""
+    cells = result.table.filter(site=site)
+    last = cells.filter(token=cells["token"].max()).select("layer", value="recovery")
+    nulls = result.tables["nulls"].filter(site=site)["recovery_last"].to_list()
+    return words.handed(last, nulls, float(result.summary["recovery_floor"] or 0.0))
+
+
 def _places(table: pl.DataFrame) -> pl.Series:
-    """The name of each cell's token: "12 “␣apples”", "12 “␣apples” ← “␣pears”" where the donor's differs."""
+    """The name of each cell's token: "12 “␣apples”"."""
     return pl.Series(
-        [
-            f"{number} {token(own)}" + (f" ← {token(given)}" if own != given else "")
-            for number, own, given in table.select("token", "text", "donor_text").rows()
-        ],
-        dtype=pl.String,
+        [f"{number} {token(text)}" for number, text in table.select("token", "text").rows()], dtype=pl.String
     )
+
+
+def _given(table: pl.DataFrame) -> pl.Series:
+    """The name of the donor's token of each cell."""
+    return _places(table.select(token="donor_token", text="donor_text"))
 
 
 def _meaning(result: JobResult, value: str) -> str:

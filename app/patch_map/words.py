@@ -34,7 +34,12 @@ def change(summary: Mapping[str, Any]) -> str:
 
 
 def recovery_title(
-    site: str, cells: pl.DataFrame, nulls: pl.DataFrame, summary: Mapping[str, Any], earlier: bool
+    site: str,
+    cells: pl.DataFrame,
+    nulls: pl.DataFrame,
+    summary: Mapping[str, Any],
+    earlier: bool,
+    taken: tuple[int, float] | None = None,
 ) -> str:
     """Which token brings how much of the change of the logit difference, and at which block.
 
@@ -45,6 +50,7 @@ def recovery_title(
             same cells of each unrelated prompt.
         earlier: whether the cells are those before the last token. At the last token of the stream the
             donor's whole answer is put in, so the others are told apart.
+        taken: of the last token, by `handed`.
     """
     top = _largest(cells)
     nothing = _nothing(site, cells, summary, "recovery_floor")
@@ -53,10 +59,13 @@ def recovery_title(
     if not beyond(top["value"], nulls["value"].to_list(), _floor(summary, "recovery_floor")):
         which = "no token before the last" if earlier else "no token"
         told = f"{which} brings more of the change than unrelated prompts do"
+        if taken is not None:
+            told = f"{_last(taken)} of the change; earlier ones no more than unrelated prompts do"
         return _beside(site, nulls, told) + change(summary)
     where = f"token {top['token']}, {token(top['text'])}"
     brings = f"brings {_percent(top['value'])} of the change at block {top['layer']}"
-    return f"{site}: {where}, {brings}{change(summary)}"
+    later = "" if taken is None else f"; {_last(taken)}"
+    return f"{site}: {where}, {brings}{later}{change(summary)}"
 
 
 def kl_title(
@@ -99,14 +108,19 @@ def profile_title(
 ) -> str:
     """From which block on the last token holds what is said; see `handed`."""
     if taken is not None:
-        layer, least = taken
-        on = f"from block {layer} on" if layer else "from the first block on"
-        told = f"{on} the last token brings more than {_percent(least)} of the change"
+        told = f"{_last(taken)} of the change"
     elif max(nulls["value"].drop_nulls().to_list(), default=0.0) > HALF:
         told = "the last token brings no more of the change than unrelated prompts do"
     else:
         told = "the last token brings less than half of the change at the last block"
     return _beside(site, nulls, told) + change(summary)
+
+
+def _last(taken: tuple[int, float]) -> str:
+    """ "from block 4 on the last token brings more than 50 %"."""
+    layer, least = taken
+    on = f"from block {layer} on" if layer else "from the first block on"
+    return f"{on} the last token brings more than {_percent(least)}"
 
 
 def _largest(cells: pl.DataFrame) -> dict[str, Any] | None:

@@ -230,6 +230,13 @@ def test_titles_of_recovery() -> None:
         (1, "1 unrelated prompt is too"),
     ):
         assert said in words.recovery_title("resid_post", given, nulls(0.0, count), SUMMARY, True)
+    both = words.recovery_title("resid_post", given, nulls(0.3), SUMMARY, True, (3, 0.5))
+    assert "at block 1; from block 3 on the last token brings more than 50 %; the change is" in both
+    only = words.recovery_title("resid_post", given, nulls(0.95), SUMMARY, True, (3, 0.5))
+    assert only.startswith(
+        "resid_post: from block 3 on the last token brings more than 50 % of the change; "
+        "earlier ones no more than unrelated prompts do; "
+    )
     still = words.recovery_title("resid_post", cells(value=[0.005, -0.01]), nulls(0.0), SUMMARY, True)
     assert still == "resid_post: no patch changes what is said by more than rounding noise"
     assert "only the last token" in words.recovery_title("resid_post", given[:0], nulls(0.0), SUMMARY, True)
