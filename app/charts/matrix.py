@@ -72,18 +72,13 @@ def matrix(
         holes |= {"dark": dark, "opacity": _fitting(found, format, len(columns), len(rising))}
     if selected:
         data["selected"] = [dict(selected)]
-    look = _matrix(
-        _Axis(x, table[x].dtype.is_numeric(), x_title),
-        _Axis(y, table[y].dtype.is_numeric(), y_title),
-        (value, value_title, format),
-        palette,
-        (diverging, blank.height > 0, written),
-        compressed,
-        None if selected is None else tuple(name for name in (x, y) if name in selected),
-        upright,
-        tuple((told or {}).items()),
-    )
-    return Chart(look, data, holes, min(max(130 + 28 * table[y].n_unique(), 200), 460) + UPRIGHT * upright)
+    axes = _Axis(x, table[x].dtype.is_numeric(), x_title), _Axis(y, table[y].dtype.is_numeric(), y_title)
+    shown = diverging, blank.height > 0, written
+    framed_at = None if selected is None else tuple(name for name in (x, y) if name in selected)
+    more = upright, tuple((told or {}).items())
+    look = _matrix(*axes, (value, value_title, format), palette, shown, compressed, framed_at, *more)
+    height = min(max(130 + 28 * table[y].n_unique(), 200), 460)
+    return Chart(look, data, holes, height + UPRIGHT * upright)
 
 
 class _Axis(NamedTuple):
