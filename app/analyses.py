@@ -12,6 +12,7 @@ from app.frame.analysis import Analysis, Kind, install
 from app.geometry.analysis import GEOMETRY
 from app.heads.analysis import HEADS
 from app.overview.analysis import ABOUT, OVERVIEW
+from app.patch_map.analysis import PATCH_MAP
 from app.patching.analysis import PATCHING
 from app.prompts.analysis import PROMPTS
 from app.rank.analysis import RANK
@@ -35,6 +36,7 @@ ANALYSES: tuple[Analysis, ...] = (
     RESIDUAL_UPDATES,
     TRANSPORT,
     TOKENWISE,
+    PATCH_MAP,
     PATCHING,
     RANK,
     STEERING,

@@ -8,6 +8,7 @@ from engine.heads.map_spec import HeadMap
 from engine.heads.spec import HeadSubsets
 from engine.lab.experiment import Experiment, experiment_from_json
 from engine.lab.repeat import Repeat
+from engine.patch_map.spec import PatchMap
 from engine.patching.mapped_spec import MappedPatch
 from engine.patching.spec import Condition
 from engine.rank.spec import RankSweep
@@ -35,5 +36,6 @@ SPECS: tuple[type[Experiment], ...] = (
     ZPatching,
     ZTokens,
     Tokenwise,
+    PatchMap,
 )
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}

@@ -15,6 +15,7 @@ import pytest
 
 from app.build.build import build
 from app.live.run import run_live
+from engine.patch_map.spec import PatchMap
 from engine.patching.spec import Condition
 from engine.similarity.cka import cka_from_grams
 from engine.study.study import Study
@@ -105,3 +106,29 @@ def test_the_weight_differences_are_the_planted_ones(store: Path) -> None:
     # Masked columns are exactly zero in the adapter; factors from an SVD leave float32 rounding there.
     assert norms[others].max() < 1e-5 * norms.max()
     assert norms[sorted(HEADS)].min() > 0.01 * norms.max()
+
+
+def test_a_patch_map_finds_the_changed_blocks_at_the_token_that_answers(store: Path) -> None:
+    """A wrong sum is asserted: base's stream keeps tuned's answer up to the change and ends as base's."""
+    spec = PatchMap(
+        target="tuned",
+        source="base",
+        prompt="agree-12-en",
+        donor="agree-12-en",
+        sites=("resid_post", "attn_out", "mlp_out"),
+        nulls=0,
+    )
+    _, found = run_live(str(store), spec)
+    assert found.summary["defined"], "the two models answer differently"
+    table = found.table
+    stream = table.filter(site="resid_post").sort("layer", "token")
+    before = stream.filter(stream["layer"] < FIRST)
+    assert before["kl"].max() <= 1e-6
+    assert before["recovery"].abs().max() <= 1e-3
+    last = stream.filter(stream["token"] == stream["token"].max())["recovery"].to_numpy()
+    assert last[FIRST] > 0.5
+    assert last[SECOND:] == pytest.approx(1.0, abs=0.05)
+    for site, block in (("attn_out", FIRST), ("mlp_out", SECOND)):
+        moved = table.filter((table["site"] == site) & (table["kl"] > 1e-6))
+        assert moved["layer"].min() >= FIRST
+        assert moved.row(int(moved["recovery"].arg_max()), named=True)["layer"] == block

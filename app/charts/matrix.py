@@ -16,6 +16,8 @@ from app.charts.template import Chart, hole, layer, layered, rows, template, tex
 
 REACH = 10.0
 """The colours of nine cells in ten take at least a tenth of the scale."""
+UPRIGHT = 96
+"""Pixels that names of columns take where they may stand upright."""
 LETTER, LINE = 6.5, 13
 """Pixels that a letter and a line of a cell's text take."""
 
@@ -35,6 +37,7 @@ def matrix(
     labels: bool = False,
     format: str = ".3g",
     compressed: float | None = None,
+    told: Mapping[str, str] | None = None,
 ) -> Chart:
     """One cell per row of a table; a cell without a value is drawn as an empty frame.
 
@@ -48,6 +51,7 @@ def matrix(
         format: of values, in d3's notation.
         compressed: colours follow the logarithm of values beyond this size and the values below it, from the
             smallest to the largest, however extreme.
+        told: more columns of text that a cell tells, by the names they get there.
     """
     known = pl.col(value).is_not_null() & pl.col(value).cast(pl.Float64).is_not_nan()
     full, blank = table.filter(known), table.filter(~known.fill_null(False))
@@ -59,7 +63,7 @@ def matrix(
     holes |= legend_of(found, domain, format, middle)
     data = {"cells": rows(full)}
     if blank.height:
-        data["blank"] = rows(blank.select(x, y).with_columns(said=pl.lit("no value")))
+        data["blank"] = rows(blank.select(x, y, *(told or {})).with_columns(said=pl.lit("no value")))
     written = labels and full.height > 0
     if written:
         data["written"] = data["cells"]
@@ -67,16 +71,13 @@ def matrix(
         holes |= {"dark": dark, "opacity": _fitting(found, format, len(columns), len(rising))}
     if selected:
         data["selected"] = [dict(selected)]
-    look = _matrix(
-        _Axis(x, table[x].dtype.is_numeric(), x_title),
-        _Axis(y, table[y].dtype.is_numeric(), y_title),
-        (value, value_title, format),
-        palette,
-        (diverging, blank.height > 0, written),
-        compressed,
-        None if selected is None else tuple(name for name in (x, y) if name in selected),
-    )
-    return Chart(look, data, holes, min(max(130 + 28 * table[y].n_unique(), 200), 460))
+    axes = _Axis(x, table[x].dtype.is_numeric(), x_title), _Axis(y, table[y].dtype.is_numeric(), y_title)
+    shown = diverging, blank.height > 0, written
+    framed_at = None if selected is None else tuple(name for name in (x, y) if name in selected)
+    more = tuple((told or {}).items())
+    look = _matrix(*axes, (value, value_title, format), palette, shown, compressed, framed_at, more)
+    height = min(max(130 + 28 * table[y].n_unique(), 200), 460)
+    return Chart(look, data, holes, height + (UPRIGHT if holes["angle"] else 0))
 
 
 class _Axis(NamedTuple):
@@ -100,6 +101,7 @@ def _matrix(
     shown: tuple[bool, bool, bool],
     compressed: float | None,
     selected: tuple[str, ...] | None,
+    told: tuple[tuple[str, str], ...],
 ) -> alt.LayerChart:
     """Cells over two axes.
 
@@ -108,10 +110,14 @@ def _matrix(
         shown: whether colours have two sides, whether there are cells without a value, whether values are
             written.
         selected: the columns that say what is outlined; None: cells can't be clicked.
+        told: more columns of text, with their names.
     """
     (name, title, format), (diverging, blank, written) = value, shown
-    look: dict[str, Any] = {"labelOverlap": True, "labelSeparation": 4, "ticks": False, "domain": False}
-    shapes = {"columns": alt.Axis(labelAngle=hole("angle"), **look), "rows": alt.Axis(labelAngle=0, **look)}
+    plain: dict[str, Any] = {"labelOverlap": True, "labelSeparation": 4, "ticks": False, "domain": False}
+    shapes = {
+        "columns": alt.Axis(**plain, labelAngle=hole("angle")),
+        "rows": alt.Axis(**plain, labelAngle=0),
+    }
 
     def band(channel: type[alt.X] | type[alt.Y], axis: _Axis, domain: str) -> alt.X | alt.Y:
         scale = alt.Scale(domain=hole(domain), paddingInner=0.04)
@@ -123,6 +129,7 @@ def _matrix(
     kind: dict[str, Any] = {} if compressed is None else {"type": "symlog", "constant": compressed}
     scale = alt.Scale(domain=hole("colours"), range=scheme, interpolate="rgb", clamp=True, **kind)
     where = [tip(axis.name, axis.kind, axis.title) for axis in (across, up)]
+    where += [tip(column, "nominal", said) for column, said in told]
     tips = [*where, tip(name, "quantitative", title, format=format)]
     cells = layer("cells", "cells").encode(**place, color=heat(name, title, scale), tooltip=tips)
     click = pick(across.name, up.name)

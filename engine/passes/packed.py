@@ -54,6 +54,7 @@ class Pack:
 
     Attributes:
         starts, positions: per prompt, index of its first packed token; tokens before the patched one.
+            A prompt given several times is packed once.
         tail_starts, tails: per prompt, index of its patched token among the tail tokens; tail tokens.
         keys, values: attention module id -> (T, g, d_h).
         states: L + 1 tensors (tail tokens, d), the stream entering each block and leaving the last.
@@ -94,7 +95,7 @@ def capture_pack(
     positions: Sequence[int],
     reads: Sequence[int],
 ) -> Pack:
-    """Runs prompts once, unpatched.
+    """Runs prompts once, unpatched; one that is given several times, patched at other tokens, runs once too.
 
     Args:
         taps: the model.
@@ -104,17 +105,15 @@ def capture_pack(
 
     Call with the model's lock held and gradients off.
     """
-    lengths = [len(ids) for ids in token_ids]
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    tails = [read - position + 1 for position, read in zip(positions, reads, strict=True)]
+    laid = _Laid.of(token_ids, positions, reads)
     device = taps.embed.weight.device
     assert isinstance(device, torch.device)
-    patched = torch.tensor([s + p for s, p in zip(starts, positions, strict=True)])
-    tail = torch.cat([torch.arange(p, p + m) for p, m in zip(patched.tolist(), tails, strict=True)])
-    read_rows = torch.tensor([s + r for s, r in zip(starts, reads, strict=True)])
-    run = PackedRun(lengths)
-    ids = torch.tensor([token for prompt in token_ids for token in prompt], device=device)
-    steps = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    patched = torch.tensor([s + p for s, p in zip(laid.starts, positions, strict=True)])
+    tail = torch.tensor(laid.tail)
+    read_rows = torch.tensor([s + r for s, r in zip(laid.starts, reads, strict=True)])
+    run = PackedRun(laid.lengths)
+    ids = torch.tensor([token for prompt in laid.prompts for token in prompt], device=device)
+    steps = torch.cat([torch.arange(length) for length in laid.lengths]).to(device)
     with (
         packed_attention(modules, run),
         gated_in_place([layer.block for layer in taps.layers]),
@@ -126,10 +125,10 @@ def capture_pack(
         output = taps.decoder(input_ids=ids[None], position_ids=steps[None], use_cache=False)
     layers = range(taps.n_layers)
     return Pack(
-        starts=tuple(starts),
+        starts=laid.starts,
         positions=tuple(positions),
-        tail_starts=tuple(sum(tails[:i]) for i in range(len(tails))),
-        tails=tuple(tails),
+        tail_starts=laid.tail_starts,
+        tails=tuple(read - position + 1 for position, read in zip(positions, reads, strict=True)),
         keys=run.keys,
         values=run.values,
         states=tuple(stream["resid", state] for state in range(taps.n_layers + 1)),
@@ -140,6 +139,44 @@ def capture_pack(
         final=_rows(read_rows)(output[0]),
         attention_output=calls.attention_output,
     )
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Prompts laid end to end, each once however often it is given.
+
+    Attributes:
+        prompts, lengths: the different ones, and their tokens.
+        starts, tail_starts: per prompt given, as in `Pack`.
+        tail: packed tokens from each prompt's first patched one to its last one read.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]
+    tail_starts: tuple[int, ...]
+    tail: tuple[int, ...]
+
+    @classmethod
+    def of(cls, token_ids: Sequence[Sequence[int]], positions: Sequence[int], reads: Sequence[int]) -> _Laid:
+        ends: dict[tuple[int, ...], tuple[int, int]] = {}
+        given = [tuple(ids) for ids in token_ids]
+        for ids, position, read in zip(given, positions, reads, strict=True):
+            first, last = ends.get(ids, (position, read))
+            ends[ids] = min(first, position), max(last, read)
+        start, begins = 0, dict[tuple[int, ...], tuple[int, int]]()
+        tail: list[int] = []
+        for ids, (first, last) in ends.items():
+            begins[ids] = start, len(tail) - first
+            tail += range(start + first, start + last + 1)
+            start += len(ids)
+        return cls(
+            tuple(ends),
+            tuple(map(len, ends)),
+            tuple(begins[ids][0] for ids in given),
+            tuple(begins[ids][1] + position for ids, position in zip(given, positions, strict=True)),
+            tuple(tail),
+        )
 
 
 def _rows(rows: Tensor) -> Callable[[Tensor], Tensor]:

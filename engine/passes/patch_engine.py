@@ -107,10 +107,9 @@ class PatchEngine:
         self._modules = configured_modules(lm.model)
         self._linears = PackedLinears(packing_pays(lm.device, self.dtype), packed_bytes)
         self._head = Unembedding(self.taps, self._linears)
-        lengths = [len(ids) for ids in self._seen]
         apart = sides([len(ids) for ids in self.token_ids], self.taps.rotary_switch)
         room = max(self.batch_tokens, PACK_TOKENS)
-        self._groups = group_prompts(lengths, self.positions, self._tails, room, apart)
+        self._groups = group_prompts(self._seen, self.positions, self._tails, room, apart)
         self._place = {p: (g, i) for g, group in enumerate(self._groups) for i, p in enumerate(group)}
         self._packs: OrderedDict[int, Pack] = OrderedDict()
         self._known: dict[Site, tuple[np.ndarray, np.ndarray]] = {}

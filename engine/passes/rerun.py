@@ -31,7 +31,7 @@ AT_PATCHED = ("attn_out", "mlp_out", "head_z")
 def capture_whole(
     taps: ModelTaps, token_ids: Sequence[Sequence[int]], positions: Sequence[int], reads: Sequence[int]
 ) -> Pack:
-    """Runs every prompt once alone, unpatched.
+    """Runs every prompt once alone, unpatched; one that is given several times runs once too.
 
     Args:
         token_ids: per prompt, up to the token read.
@@ -40,51 +40,60 @@ def capture_whole(
     Call with the model's lock held and gradients off.
     """
     streams: list[list[Tensor]] = []
-    patched: list[dict[tuple[str, int], Tensor]] = []
-    final: list[Tensor] = []
+    found: dict[tuple[int, ...], tuple[int, dict[tuple[str, int], Tensor], Tensor]] = {}
     template: list[Any] = []
 
     def after(_module: object, _args: object, output: Any) -> None:
         template[:] = [emptied(output)]
 
+    given, start = [tuple(ids) for ids in token_ids], 0
     handle = taps.layers[0].block.register_forward_hook(after)
     try:
-        for ids, position, read in zip(token_ids, positions, reads, strict=True):
+        for ids in dict.fromkeys(given):
+            at = torch.tensor([p for p, own in zip(positions, given, strict=True) if own == ids])
             with (
                 record(taps, ("resid",), select=lambda value: value[0].clone()) as stream,
-                record(taps, AT_PATCHED, select=_token(position)) as sites,
+                record(taps, AT_PATCHED, select=_tokens(at)) as sites,
             ):
                 output = taps.decoder(input_ids=_rows(taps, ids, 1), use_cache=False)
             streams.append([stream["resid", state] for state in range(taps.n_layers + 1)])
-            patched.append(dict(sites))
-            final.append(output[0][0, read])
+            found[ids] = start, dict(sites), output[0][0]
+            start += len(ids)
     finally:
         handle.remove()
-    lengths = [len(ids) for ids in token_ids]
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-
-    def at_patched(component: str) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.stack([sites[component, layer.index] for sites in patched])
-            if (component, layer.index) in patched[0]
-            else torch.zeros(0)
-            for layer in taps.layers
-        )
+    starts = [found[ids][0] for ids in given]
+    sites_of = {ids: own for ids, (_, own, _) in found.items()}
+    patched = [
+        {key: rows[given[:number].count(ids)] for key, rows in sites_of[ids].items()}
+        for number, ids in enumerate(given)
+    ]
 
     return Pack(
         starts=tuple(starts),
         positions=tuple(positions),
         tail_starts=tuple(start + position for start, position in zip(starts, positions, strict=True)),
-        tails=tuple(lengths),
+        tails=tuple(map(len, given)),
         keys={},
         values={},
         states=tuple(torch.cat(states) for states in zip(*streams, strict=True)),
-        attn_out=at_patched("attn_out"),
-        mlp_out=at_patched("mlp_out"),
-        head_z=at_patched("head_z"),
+        attn_out=_at_patched(taps, patched, "attn_out"),
+        mlp_out=_at_patched(taps, patched, "mlp_out"),
+        head_z=_at_patched(taps, patched, "head_z"),
         calls=(),
-        final=torch.stack(final),
-        whole=(tuple(tuple(ids) for ids in token_ids), template[0]),
+        final=torch.stack([found[ids][2][read] for ids, read in zip(given, reads, strict=True)]),
+        whole=(tuple(given), template[0]),
+    )
+
+
+def _at_patched(
+    taps: ModelTaps, patched: Sequence[dict[tuple[str, int], Tensor]], component: str
+) -> tuple[Tensor, ...]:
+    """Of each block what prompts hold at their patched tokens, (P, width); empty where it has no site."""
+    return tuple(
+        torch.stack([sites[component, layer.index] for sites in patched])
+        if (component, layer.index) in patched[0]
+        else torch.zeros(0)
+        for layer in taps.layers
     )
 
 
@@ -146,5 +155,5 @@ def _rows(taps: ModelTaps, ids: Sequence[int], count: int) -> Tensor:
     return torch.tensor([list(ids)] * count, device=weight.device)
 
 
-def _token(position: int) -> Callable[[Tensor], Tensor]:
-    return lambda value: value[0, position].clone()
+def _tokens(positions: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda value: value[0].index_select(0, positions.to(value.device))

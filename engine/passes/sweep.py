@@ -200,7 +200,7 @@ class Sweep:
 
 
 def group_prompts(
-    lengths: Sequence[int],
+    token_ids: Sequence[Sequence[int]],
     positions: Sequence[int],
     tails: Sequence[int],
     room: int,
@@ -208,20 +208,25 @@ def group_prompts(
 ) -> list[list[int]]:
     """Prompts to capture together, `room` tokens each: equal tails side by side, then similar prefixes.
 
+    One that is given several times takes its room once, as it is captured.
+
     Args:
         sides: the prompts, in parts that never share a group.
     """
     side = {prompt: number for number, part in enumerate(sides) for prompt in part}
     order = sorted(side, key=lambda p: (side[p], tails[p], positions[p], p))
     groups: list[list[int]] = []
-    filled = 0
+    filled, held = 0, set[tuple[int, ...]]()
     for prompt in order:
-        if groups and filled + lengths[prompt] <= room and side[prompt] == side[groups[-1][0]]:
+        ids = tuple(token_ids[prompt])
+        more = 0 if ids in held else len(ids)
+        if groups and filled + more <= room and side[prompt] == side[groups[-1][0]]:
             groups[-1].append(prompt)
-            filled += lengths[prompt]
+            filled += more
         else:
             groups.append([prompt])
-            filled = lengths[prompt]
+            filled, held = len(ids), set()
+        held.add(ids)
     return groups
 
 

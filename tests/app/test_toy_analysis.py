@@ -23,7 +23,7 @@ LISTS = {
     ),
     "engine/kinds.py": (
         ("from engine.weight_steering", "from engine.toy.spec import Toy\nfrom engine.weight_steering"),
-        ("    Tokenwise,\n)", "    Tokenwise,\n    Toy,\n)"),
+        ("    PatchMap,\n)", "    PatchMap,\n    Toy,\n)"),
     ),
 }
 LINK = '{"job": "toy", "model": "base", "layer": 2, "grain": 2}'

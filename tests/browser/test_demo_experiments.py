@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from app.frame import selection
 from app.frame.opened import Opened, read_facts
 from app.heads import view as heads_view
 from app.live.headless import read_experiments
+from app.patch_map import view as patch_map_view
 from app.patching import table as patch_table
 from app.rank import view as rank_view
 from app.steering import view as steering_view
@@ -23,6 +23,8 @@ from store.reader import Store
 
 FIRST_PROMPT = "combine-04-en"
 """The demo's first prompt of validation."""
+ITS_PAIR, DISPUTED = "combine-04-zh", "agree-12-en"
+"""The same problem in Chinese; a wrong sum that is asserted."""
 FILE = Path(__file__).resolve().parents[2] / "studies/demo.experiments.json"
 
 
@@ -36,7 +38,12 @@ def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
     chosen = selection.defaults(opened.facts)
     listed = read_experiments([str(FILE)])
     # the store under test has fewer prompts than the demo, so another one comes first
-    token_by_token = replace(tokenwise_view.asked(opened, chosen), prompt=FIRST_PROMPT)
+    token_by_token = tokenwise_view.asked(opened, chosen).model_copy(update={"prompt": FIRST_PROMPT})
+    two_languages = patch_map_view.asked(opened, chosen).model_copy(
+        update={"source": chosen.b, "prompt": FIRST_PROMPT, "donor": ITS_PAIR}
+    )
+    disputed = {"source": chosen.a, "prompt": DISPUTED, "donor": DISPUTED}
+    two_models = two_languages.model_copy(update=disputed)
     wanted = [
         *patch_table.experiments(opened, chosen),
         heads_view.experiment_of(chosen),
@@ -48,5 +55,7 @@ def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
         z_patching_view.experiment_of(opened, chosen),
         *ard_view.grid(opened, chosen),
         token_by_token,
+        two_languages,
+        two_models,
     ]
     assert listed == wanted
