@@ -12,8 +12,9 @@ from app import screen
 from app.frame import controls
 from app.frame.opened import Opened
 from app.frame.selection import Selection, listed, pair_changes, pair_of
+from app.frame.words import label
 from app.patch_map.fields import PatchMapFields
-from app.tokenwise.view import default_prompt
+from app.tokenwise.prompt import default_prompt
 from engine.errors import PatchError
 from engine.patch_map.spec import MAPPED, PatchMap
 
@@ -164,7 +165,7 @@ def _sites(now: PatchMap) -> None:
     def changed() -> None:
         controls.change(mapped=",".join(st.session_state[key]))
 
-    screen.multiselect("Sites", list(MAPPED), key=key, format_func=controls.label, on_change=changed)
+    screen.multiselect("Sites", list(MAPPED), key=key, format_func=label, on_change=changed)
 
 
 def _swap(now: PatchMap) -> None:
