@@ -9,7 +9,7 @@ from app.frame.selection import Fields
 from engine.patch_map.spec import FEWEST_NULLS
 
 SMALL = 4096
-"""Blocks times width up to which 64 tokens and 20 givers take seconds; larger models begin with 16 tokens."""
+"""Blocks times width up to which 64 tokens and 20 givers take seconds; larger models begin with 8 tokens."""
 
 
 def size(facts: Facts) -> int:
@@ -31,5 +31,5 @@ class PatchMapFields(Fields):
     mapped: str = text()
     compared: str = text()
     unrelated: int = number(FEWEST_NULLS, 0, 99)
-    ending: int = number(64, 1, 512, usual=lambda facts: 64 if size(facts) <= SMALL else 16)
+    ending: int = number(64, 1, 512, usual=lambda facts: 64 if size(facts) <= SMALL else 8)
     coloured: str = choice("recovery", "kl")
