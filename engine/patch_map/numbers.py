@@ -85,7 +85,7 @@ def recovery(
     if abs(gap) <= max(LEAST_GAP, np.sqrt(2.0) * noise):
         return np.full(np.shape(patched), np.nan)
     found: Float[np.ndarray, "..."] = (np.asarray(patched, dtype=np.float64) - receiving) / gap
-    return found
+    return found + 0.0  # no −0
 
 
 class Largest(NamedTuple):

@@ -248,8 +248,8 @@ class _Cells:
     def __post_init__(self) -> None:
         receiving, donor = self.ends if self.differ else (0.0, 0.0)
         self.recovered = {
-            site: numbers.recovery(receiving + change[..., 0] - change[..., 1], receiving, donor, self.noise)
-            for site, change in self.swept.change.items()
+            site: numbers.recovery(receiving + moved[..., 0] - moved[..., 1], receiving, donor, self.noise)
+            for site, moved in self.swept.change.items()
         }
 
     @property
