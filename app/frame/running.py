@@ -6,11 +6,11 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 import streamlit as st
@@ -27,6 +27,8 @@ from app.live.worker import Worker
 from engine.errors import JobError, StoreError
 from engine.lab.experiment import Experiment
 from store.runs import ID_LENGTH, RECORD, RUNS, RunLog
+
+T = TypeVar("T")
 
 _JOBS, _OWNER, _DRAWN = "live-jobs", "live-owner", "live-drawn"
 POLL_SECONDS = 0.4
@@ -288,6 +290,19 @@ def find(opened: Opened, wanted: Experiment) -> str | None:
 def opened_run(opened: Opened, run_id: str) -> JobResult:
     """A stored run with its tables, which nobody may change; raises StoreError when it is damaged."""
     return _opened_run(_study(opened), run_id, _files(opened.path, run_id))[1]
+
+
+def of_run(opened: Opened, run_id: str, make: Callable[[JobResult], T]) -> T:
+    """What a function makes of a stored run, kept while the run's files stay; nobody may change it."""
+    found: T = _made(make, _study(opened), run_id, _files(opened.path, run_id))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _made(
+    make: Callable[[JobResult], Any], study: tuple[str, str], run_id: str, written: tuple[Any, ...]
+) -> Any:
+    return make(_opened_run(study, run_id, written)[1])
 
 
 def _study(opened: Opened) -> tuple[str, str]:

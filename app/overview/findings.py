@@ -37,12 +37,15 @@ class Answer:
     selection: Selection
 
 
-def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection) -> Iterator[Answer]:
+def findings(
+    analyses: Sequence[Analysis], opened: Opened, selection: Selection, failed: list[str] | None = None
+) -> Iterator[Answer]:
     """One finding of each analysis that has one, in the order of reading.
 
     An analysis that can't say anything of this store (a damaged run, a position it doesn't have) is left
-    out here, and so is one that fails: its page says why.
+    out here, and so is one that fails: its page says why. `failed` takes the names of those that do.
     """
+    failed = [] if failed is None else failed
     first = sorted((one for one in analyses if one.name in FIRST), key=lambda one: FIRST.index(one.name))
     for one in (*first, *(one for one in analyses if one.name not in FIRST)):
         try:
@@ -51,15 +54,35 @@ def findings(analyses: Sequence[Analysis], opened: Opened, selection: Selection)
             continue
         except Exception as error:
             report(error, f"overview: {one.name}")
+            failed.append(one.name)
             continue
         if found is not None:
             yield Answer(one, *found)
 
 
-@lru_cache(maxsize=8)
+class _SomeFailedError(Exception):
+    """Findings that aren't kept, as some analysis failed."""
+
+    def __init__(self, found: tuple[Answer, ...]) -> None:
+        super().__init__()
+        self.found = found
+
+
 def kept(opened: Opened, selection: Selection, runs: tuple[Any, ...]) -> tuple[Answer, ...]:
-    """The findings of all analyses, made once for the stored runs that there are."""
-    return tuple(findings(known(), opened, selection))
+    """The findings of all analyses, made once for the stored runs that there are; again where one failed."""
+    try:
+        return _kept(opened, selection, runs)
+    except _SomeFailedError as some:
+        return some.found
+
+
+@lru_cache(maxsize=8)
+def _kept(opened: Opened, selection: Selection, _runs: tuple[Any, ...]) -> tuple[Answer, ...]:
+    failed: list[str] = []
+    found = tuple(findings(known(), opened, selection, failed))
+    if failed:
+        raise _SomeFailedError(found)
+    return found
 
 
 def small(panel: Panel, palette: Palette) -> Spec:

@@ -154,7 +154,7 @@ def _null(result: JobResult, value: str, nulls: pl.DataFrame) -> str:
     if known.is_empty():
         return "No unrelated prompt was put in: no cell is named."
     most = float(known.max())  # type: ignore[arg-type]
-    shown = f"{100 * most:.2g} %" if value == "recovery" else f"{most:.3g} nats"
+    shown = words.percent(most) if value == "recovery" else f"{most:.3g} nats"
     less = "" if len(known) >= FEWEST_NULLS else f"; {FEWEST_NULLS} are needed to name a cell"
     patched, compared = result.summary["patched"], result.summary["compared"]
     where = (

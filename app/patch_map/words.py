@@ -11,7 +11,7 @@ from app.frame.words import nats
 from app.tokenwise.words import token
 from engine.patch_map.spec import FEWEST_NULLS
 
-__all__ = ["HALF", "beyond", "change", "handed", "kl_title", "profile_title", "recovery_title"]
+__all__ = ["HALF", "beyond", "change", "handed", "kl_title", "percent", "profile_title", "recovery_title"]
 
 HALF = 0.5
 """A last token that brings over half of the change is told with the block from which on it does."""
@@ -53,9 +53,11 @@ def recovery_title(
         taken: of the last token, by `handed`.
     """
     top = _largest(cells)
-    nothing = _nothing(site, cells, summary, "recovery_floor")
-    if nothing or top is None:
-        return nothing or f"{site}: only the last token was patched"
+    if top is None:
+        return _no_cells(site, summary)
+    if _quiet(cells, summary, "recovery_floor"):
+        last = "" if taken is None else f"{_last(taken)} of the change; "
+        return f"{site}: {last}{_nothing(earlier)}"
     if not beyond(top["value"], nulls["value"].to_list(), _floor(summary, "recovery_floor")):
         which = "no token before the last" if earlier else "no token"
         told = f"{which} brings more of the change than unrelated prompts do"
@@ -63,7 +65,7 @@ def recovery_title(
             told = f"{_last(taken)} of the change; earlier ones no more than unrelated prompts do"
         return _beside(site, nulls, told) + change(summary)
     where = f"token {top['token']}, {token(top['text'])}"
-    brings = f"brings {_percent(top['value'])} of the change at block {top['layer']}"
+    brings = f"brings {percent(top['value'])} of the change at block {top['layer']}"
     later = "" if taken is None else f"; {_last(taken)}"
     return f"{site}: {where}, {brings}{later}{change(summary)}"
 
@@ -73,9 +75,10 @@ def kl_title(
 ) -> str:
     """Which token moves the next-token distribution most, and at which block; rule as `recovery_title`."""
     top = _largest(cells)
-    nothing = _nothing(site, cells, summary, "floor")
-    if nothing or top is None:
-        return nothing or f"{site}: only the last token was patched"
+    if top is None:
+        return _no_cells(site, summary)
+    if _quiet(cells, summary, "floor"):
+        return f"{site}: {_nothing(earlier)}"
     if not beyond(top["value"], nulls["value"].to_list(), _floor(summary, "floor")):
         which = "no token before the last" if earlier else "no token"
         return _beside(site, nulls, f"{which} moves the output more than unrelated prompts do")
@@ -111,6 +114,8 @@ def profile_title(
         told = f"{_last(taken)} of the change"
     elif max(nulls["value"].drop_nulls().to_list(), default=0.0) > HALF:
         told = "the last token brings no more of the change than unrelated prompts do"
+    elif _floor(summary, "recovery_floor") > HALF:
+        told = "what the last token brings is not told from rounding noise"
     else:
         told = "the last token brings less than half of the change at the last block"
     return _beside(site, nulls, told) + change(summary)
@@ -120,7 +125,7 @@ def _last(taken: tuple[int, float]) -> str:
     """ "from block 4 on the last token brings more than 50 %"."""
     layer, least = taken
     on = f"from block {layer} on" if layer else "from the first block on"
-    return f"{on} the last token brings more than {_percent(least)}"
+    return f"{on} the last token brings more than {percent(least)}"
 
 
 def _largest(cells: pl.DataFrame) -> dict[str, Any] | None:
@@ -134,12 +139,21 @@ def _floor(summary: Mapping[str, Any], name: str) -> float:
     return float(summary.get(name) or 0.0)
 
 
-def _nothing(site: str, cells: pl.DataFrame, summary: Mapping[str, Any], floor: str) -> str:
-    """That no cell moves anything, in words; "" where one does."""
+def _no_cells(site: str, summary: Mapping[str, Any]) -> str:
+    """Why there is nothing to tell: no earlier token was patched, or none that unrelated prompts have."""
+    alone = "only the last token was patched"
+    return f"{site}: {alone if summary['patched'] == 1 else 'unrelated prompts lack the earlier tokens'}"
+
+
+def _quiet(cells: pl.DataFrame, summary: Mapping[str, Any], floor: str) -> bool:
+    """Whether no cell moves anything beyond rounding."""
     most = cells["value"].abs().max()
-    if isinstance(most, float) and most <= max(_floor(summary, floor), 1e-9):
-        return f"{site}: no patch changes what is said by more than rounding noise"
-    return ""
+    return isinstance(most, float) and most <= max(_floor(summary, floor), 1e-9)
+
+
+def _nothing(earlier: bool) -> str:
+    which = "no token before the last" if earlier else "no patch"
+    return f"{which} changes what is said by more than rounding noise"
 
 
 def _beside(site: str, nulls: pl.DataFrame, told: str) -> str:
@@ -151,6 +165,6 @@ def _beside(site: str, nulls: pl.DataFrame, told: str) -> str:
     return f"{site}: {few} too few to tell what the donor brings"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share in per cent, of more digits where it is small."""
     return f"{100 * share:.0f} %" if abs(share) >= 0.1 else f"{100 * share:.2g} %"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,6 @@ def written(alphas: Sequence[float], usual: Sequence[float]) -> str:
     return "" if tuple(alphas) == tuple(usual) else ",".join(every)
 
 
-@lru_cache(maxsize=512)
 def rows(result: JobResult) -> pl.DataFrame:
     """One row per amplitude and split: KL_raw, KL_mapped, ΔKL (`gain`) and drop%, with intervals, in nats.
 

@@ -311,8 +311,8 @@ def _drill(result: JobResult, kind: str) -> pl.DataFrame:
 
 def _every_amplitude(opened: Opened, runs: list[patch_table.Run]) -> None:
     """One table of all sites that were run at all amplitudes, the automatic ones among them."""
-    results = (live_view.opened_run(opened, str(summary["run_id"])) for _, summary in runs)
-    table = pl.concat(amplitudes.rows(result) for result in results)
+    ids = (str(summary["run_id"]) for _, summary in runs)
+    table = pl.concat(live_view.of_run(opened, run_id, amplitudes.rows) for run_id in ids)
     with st.container(border=True, key="panel-patch-every"):
         screen.markdown("#### Every site at every amplitude, fixed and automatic")
         screen.dataframe(table, hide_index=True, width="stretch")

@@ -15,12 +15,14 @@ from app.frame import again as rerun
 from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
+from app.frame.analysis import Kind
 from app.frame.opened import Opened
 from app.frame.panel import typeset
 from app.frame.selection import Selection, defaults, update
 from app.frame.stored import describe, opened_run
 from app.live.jobs import JobResult
 from engine.errors import PatchbayError
+from engine.lab.experiment import experiment_from_json
 from engine.lab.repeat import Repeat
 
 WHY_EMPTY = (
@@ -85,6 +87,16 @@ def asked(opened: Opened, run: JobResult, selection: Selection) -> Selection:
     return update(selection, opened.facts, **changes)
 
 
+def _leads_back(opened: Opened, kind: Kind, run: JobResult, seen: Selection) -> bool:
+    """Whether the run's page asks it again under a selection, as far as the page is known to ask one."""
+    if kind.asked is None:
+        return True
+    try:
+        return kind.asked(opened, seen) == experiment_from_json(run.condition)
+    except PatchbayError:
+        return False
+
+
 def pick(listed: pl.DataFrame, open_now: str) -> None:
     """Show the list; a selected row becomes the open run."""
 
@@ -124,8 +136,12 @@ def show(opened: Opened, run: JobResult, selection: Selection) -> None:
     kind = run_kinds.kind_of(run.condition)
     seen = asked(opened, run, selection)
     screen.markdown(f"##### {kind.title}: {plain(describe(run.condition))}")
-    changes = kind.selection_of(run.condition, selection)
-    components.page_link(kind.page, "Open on its page, to run or change it", controls.link(**changes, run=""))
+    if _leads_back(opened, kind, run, seen):
+        changes = kind.selection_of(run.condition, selection)
+        link = controls.link(**changes, run="")
+        components.page_link(kind.page, "Open on its page, to run or change it", link)
+    else:
+        screen.caption("Its page has no settings for it: a text that is longer than a link, say.")
     reason = kind.nothing(run)
     if reason is not None:
         components.empty(*reason)

@@ -101,11 +101,11 @@ def _form(own: TokenwiseFields) -> None:
                 "Written as", list(WRAPPED), list(WRAPPED).index(own.wrapped), format_func=WRAPPED.__getitem__
             )
         taken = screen.form_submit_button("Take this prompt")
-    line = one_line(text)
-    if taken and len(line) > LONGEST:
-        screen.error(f"A typed prompt has at most {LONGEST} characters, breaks of lines counted twice.")
+    line, above = one_line(text), one_line(system)
+    if taken and max(len(line), len(above)) > LONGEST:
+        screen.error(f"Text and system message have at most {LONGEST} characters each, breaks counted twice.")
     elif taken and line.strip():
-        _take(typed=line, system=one_line(system), wrapped=wrapped)
+        _take(typed=line, system=above, wrapped=wrapped)
     if own.typed and screen.button("Back to the study's prompts", key="tokenwise-back"):
         _take(typed="", system="", wrapped="study")
 

@@ -121,10 +121,10 @@ def kl_panel(opened: Opened, result: JobResult) -> Panel:
             references=lines,
         )
 
+    which = "the typed prompt" if said.get("typed") else f"the prompt {said['prompt']}"
     caption = (
-        f"KL({said['target']} ‖ {said['source']}) of the next token behind each token of the prompt "
-        f"{result.summary['prompt']}. One prompt, so no interval: other prompts may differ."
-        + noise.note(result.summary)
+        f"KL({said['target']} ‖ {said['source']}) of the next token behind each token of "
+        f"{which}. One prompt, so no interval: other prompts may differ." + noise.note(result.summary)
     )
     row = table.row(int(result.summary["worst"]), named=True)
     title = words.kl_title(said["target"], said["source"], row, floor)

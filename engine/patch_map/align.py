@@ -114,7 +114,8 @@ def unrelated(prompts: pl.DataFrame, row: int, donor_row: int, seed: int) -> np.
         rows, int64, ascending; of more than `MOST_READ` a draw.
     """
     both = prompts[[row, donor_row]]
-    keep = ~pl.col("text").is_in(both["text"].implode()) & ~pl.col("id").is_in(both["id"].implode())
+    copy = pl.col("text").is_in(both["text"].implode()) & (pl.col("text") != "")  # "": given as token ids
+    keep = ~copy.fill_null(False) & ~pl.col("id").is_in(both["id"].implode())
     if "pair_id" in prompts.columns:
         keep &= ~pl.col("pair_id").is_in(both["pair_id"].drop_nulls().implode()).fill_null(False)
     if "corrupt_of" in prompts.columns:

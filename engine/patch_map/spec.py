@@ -55,6 +55,8 @@ class PatchMap(Experiment):
     def _two_answers(self) -> Self:
         if self.answers is not None and (not all(self.answers) or self.answers[0] == self.answers[1]):
             raise ValueError("two different answers, neither of them empty")
+        if self.answers is not None and any("/" in answer for answer in self.answers):
+            raise ValueError("answers without a slash, which parts them where they are written")
         return self
 
     def models(self) -> tuple[str, ...]:

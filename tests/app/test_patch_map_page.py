@@ -238,8 +238,19 @@ def test_titles_of_recovery() -> None:
         "earlier ones no more than unrelated prompts do; "
     )
     still = words.recovery_title("resid_post", cells(value=[0.005, -0.01]), nulls(0.0), SUMMARY, True)
-    assert still == "resid_post: no patch changes what is said by more than rounding noise"
-    assert "only the last token" in words.recovery_title("resid_post", given[:0], nulls(0.0), SUMMARY, True)
+    assert still == "resid_post: no token before the last changes what is said by more than rounding noise"
+    quiet = cells(value=[0.005, -0.01])
+    with_last = words.recovery_title("resid_post", quiet, nulls(0.0), SUMMARY, True, (3, 0.5))
+    assert with_last == (
+        "resid_post: from block 3 on the last token brings more than 50 % of the change; "
+        "no token before the last changes what is said by more than rounding noise"
+    )
+    every = words.recovery_title("mlp_out", quiet, nulls(0.0), SUMMARY, False)
+    assert every == "mlp_out: no patch changes what is said by more than rounding noise"
+    for patched, said in ((1, "only the last token was patched"), (5, "lack the earlier tokens")):
+        none = words.recovery_title("resid_post", given[:0], nulls(0.0), SUMMARY | {"patched": patched}, True)
+        assert said in none
+    assert words.percent(1.404) == "140 %"
     long = {**SUMMARY, "answers": ["x" * 40, "y" * 40]}
     assert len(words.recovery_title("resid_post", given, nulls(2.0), long, True).split(";")[0]) <= HEADING
 

@@ -18,6 +18,7 @@ from app.live.jobs import JobResult
 from app.live.run import run_live
 from app.tokenwise import view, words
 from app.tokenwise.fields import broken, one_line
+from engine.tokenwise.spec import Tokenwise
 from store.files import seal, unseal
 from store.reader import Store
 
@@ -115,6 +116,25 @@ def test_typed_prompts_in_links_and_conditions(opened: Opened) -> None:
         assert wanted.system == (None if raw else "Be brief.")
         changes = view.selection_of(wanted.to_json(), selection)
         assert view.asked(opened, changed(selection, **changes)) == wanted
+
+
+def test_a_typed_prompt_is_not_quoted_where_it_could_be_read_as_markdown(
+    opened: Opened, path: Path, open_app: Callable[..., AppTest]
+) -> None:
+    """Nor does a run of a text that no link holds lead to another prompt."""
+    text = "say **3 -5** or 1 tokens"
+    wanted = Tokenwise(target="tuned", source="base", typed=text, raw=True)
+    _, found = run_live(str(path), wanted)
+    made = view.panels(opened, JobResult(wanted.to_json(), found.summary, found.tables), chosen(opened))
+    assert "the typed prompt." in made[0].caption
+    assert "**" not in made[0].caption
+    long, _ = run_live(str(path), wanted.model_copy(update={"typed": "ab " * 4, "raw": True}))
+    at = open_app(path, "runs", run=long)
+    assert not any("no settings for it" in one.value for one in at.caption)
+    odd, _ = run_live(str(path), wanted.model_copy(update={"typed": "a\r\nb"}))
+    at = open_app(path, "runs", run=odd)
+    assert not at.exception
+    assert any("no settings for it" in one.value for one in at.caption)
 
 
 def test_a_typed_prompt_is_taken_run_and_left_again(

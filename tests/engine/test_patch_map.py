@@ -157,6 +157,11 @@ def test_the_null_is_prompts_that_have_nothing_to_do_with_either() -> None:
         corrupt_of=[None, None, None, "p0", None, None],
     )
     assert unrelated(lab.prompts, 0, 1, 0).tolist() == [5], "no pair, no corruption, the donor's language"
+    for text in ("", None):  # prompts given as token ids have no text, which makes them no copies
+        given = lab.prompts.with_columns(text=pl.lit(text, pl.String))
+        assert unrelated(given, 0, 1, 0).tolist() == [5]
+    copies = lab.prompts.with_columns(text=pl.lit("one text"))
+    assert unrelated(copies, 0, 1, 0).tolist() == []
     found = run(asked(nulls=19, sites=("resid_post", "mlp_out")), lab)
     assert found.summary["n_nulls"] == 1
     nulls = found.tables["nulls"]
