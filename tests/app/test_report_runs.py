@@ -252,9 +252,10 @@ def test_models_of_other_sizes_are_not_offered_what_would_be_refused(
     opened: Opened, chosen: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = {one.name for one in wanted(opened, chosen)}
-    assert {"steering", "head-map", "heads"} <= kinds
+    refused = {"steering", "head-map", "heads", "patch_map"}
+    assert refused <= kinds
     true, other = opened.store.model_info, {"d": 1, "n_heads": 1}
     monkeypatch.setattr(
         type(opened.store), "model_info", lambda _, model: true(model) | (other if model == chosen.b else {})
     )
-    assert {one.name for one in wanted(opened, chosen)} == kinds - {"steering", "head-map", "heads"}
+    assert {one.name for one in wanted(opened, chosen)} == kinds - refused
