@@ -54,27 +54,30 @@ class Opened:
 
 def store_argument(argv: list[str] | None = None) -> str | None:
     """The value of `--store` after the `--` of the streamlit command line."""
-    found: str | None = _arguments(tuple(sys.argv[1:] if argv is None else argv)).store
+    found: str | None = _argument("--store", "store", argv)
     return found
 
 
 def code_allowed(argv: list[str] | None = None) -> bool:
     """Whether this server was started with `--allow-code`: studies' own candidates may be run."""
-    return bool(_arguments(tuple(sys.argv[1:] if argv is None else argv)).allow_code)
+    return bool(_argument("--allow-code", "store_true", argv))
 
 
 def root_arguments(argv: list[str] | None = None) -> list[str]:
     """The values of `--root`: folders that the files of a store's study may lie in."""
-    return list(_arguments(tuple(sys.argv[1:] if argv is None else argv)).root)
+    return list(_argument("--root", "append", argv) or ())
 
 
-@lru_cache(maxsize=4)
-def _arguments(argv: tuple[str, ...]) -> argparse.Namespace:
+def _argument(name: str, action: str, argv: list[str] | None) -> Any:
+    return _parsed(name, action, tuple(sys.argv[1:] if argv is None else argv))
+
+
+@lru_cache(maxsize=16)
+def _parsed(name: str, action: str, argv: tuple[str, ...]) -> Any:
+    """One argument alone, whatever the others are: none is wrong because of another one."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--store")
-    parser.add_argument("--allow-code", action="store_true")
-    parser.add_argument("--root", action="append", default=[])
-    return parser.parse_known_args(argv)[0]
+    parser.add_argument(name, action=action, dest="value")
+    return parser.parse_known_args(argv)[0].value
 
 
 def open_store() -> Opened:
