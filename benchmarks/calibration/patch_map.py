@@ -123,4 +123,4 @@ CONCLUDES = {
     "words.kl_title": ("Patch map: KL",),
     "words.profile_title": ("Patch map: last token",),
 }
-PHRASES = {"words.change": ""}
+PHRASES = {"words.change": "", "words.percent": ""}
