@@ -10,10 +10,11 @@ import polars as pl
 
 from engine.errors import PatchError
 from engine.lab.experiment import Lab
+from engine.lab.rows import row_of
 from engine.patch_map.numbers import aligned, nearest
 from engine.patch_map.spec import PatchMap
 
-__all__ = ["Prompts", "row_of", "unrelated"]
+__all__ = ["Prompts", "unrelated"]
 
 MOST_READ = 2000
 """Prompts whose lengths are looked at for those that are nearest."""
@@ -93,18 +94,6 @@ class Prompts:
         if count < min(own, given):
             said.append(f"Only the last {count} of {min(own, given)} tokens were patched.")
         return said
-
-
-def row_of(prompts: pl.DataFrame, name: str) -> int:
-    """The row of a prompt; PatchError where there is none of this id."""
-    rows = np.flatnonzero((prompts["id"] == name).to_numpy())
-    if rows.size != 1:
-        raise PatchError(
-            "The study has no such prompt.",
-            expected=f"the id of one of {prompts.height} prompts, such as {prompts['id'][0]!r}",
-            given=repr(name),
-        )
-    return int(rows[0])
 
 
 def unrelated(prompts: pl.DataFrame, row: int, donor_row: int, seed: int) -> np.ndarray:

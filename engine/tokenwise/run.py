@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.errors import JobError, PatchError
 from engine.lab.experiment import ExperimentResult, Lab
 from engine.lab.noise import kl_floor, measured
+from engine.lab.rows import row_of
 from engine.models.loading import LoadedModel
 from engine.models.sites import record
 from engine.passes.capture import forward_hidden
@@ -112,7 +113,7 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
 def _ids(spec: Tokenwise, lab: Lab, model: str) -> list[int]:
     if spec.typed:
         return lab.typed(model, spec.typed, system=spec.system, raw=spec.raw)
-    return lab.token_ids(model, [_row(lab, spec.prompt)])[0]
+    return lab.token_ids(model, [row_of(lab.prompts, spec.prompt)])[0]
 
 
 def _reply(lab: Lab, model: str, ids: Sequence[int], most: int) -> dict[str, Any]:
@@ -120,17 +121,6 @@ def _reply(lab: Lab, model: str, ids: Sequence[int], most: int) -> dict[str, Any
     tokens = found.tokens[0][0]
     text = lab.tokenizer(model).decode(tokens, skip_special_tokens=True)
     return {"text": str(text), "tokens": len(tokens), "ended": found.ended[0][0]}
-
-
-def _row(lab: Lab, prompt: str) -> int:
-    rows = np.flatnonzero((lab.prompts["id"] == prompt).to_numpy())
-    if rows.size != 1:
-        raise PatchError(
-            "The study has no such prompt.",
-            expected=f"the id of one of {lab.prompts.height} prompts, such as {lab.prompts['id'][0]!r}",
-            given=repr(prompt),
-        )
-    return int(rows[0])
 
 
 def read(lm: LoadedModel, ids: Sequence[int], spec: Tokenwise, name: str, tokenizer: Any) -> Reading:
