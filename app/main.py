@@ -17,6 +17,7 @@ from app.escape import plain  # noqa: E402
 from app.frame import controls  # noqa: E402
 from app.frame import opened as resources  # noqa: E402
 from app.frame import parts as components  # noqa: E402
+from app.tray import view as tray  # noqa: E402
 
 LOGO, ICON = (ROOT / "app" / f"{name}.svg" for name in ("logo", "icon"))
 STYLE = ROOT / "app" / "style.css"
@@ -64,6 +65,7 @@ def main() -> None:
         controls.sync(opened.facts)
         with st.sidebar:
             screen.caption(f"Study **{plain(components.study_name(opened))}**")
+            tray.show(opened)
         try:
             page.run()
         finally:

@@ -34,7 +34,7 @@ READ, WRITTEN = 4e8, 1.5e8
 """Bytes a second: of weights that are loaded and checked; of arrays that are compressed and written."""
 UNPACKED = 1e7
 """Numbers of a GGUF file that are unpacked in a second."""
-LOADING = 1.0
+LOADING = 0.3
 CHECKED, SAMPLED, FEW = 6, 8, 4
 """Prompts of a model's self-checks, of those that are compared with the store, of subspace scores' checks."""
 SINGLE, BATCHED = 4, 14

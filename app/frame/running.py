@@ -238,11 +238,12 @@ def _progress() -> None:
             return
         job = next((j for j in running if j.state == "running"), running[0])
         share = sum(j.fraction if not j.over else 1.0 for j in now) / len(now)
-        screen.progress(share, _progress_text(job, now))
+        screen.progress(share, progress_text(job, now))
         screen.button("Cancel", icon=":material/stop:", on_click=cancel, key="cancel")
 
 
-def _progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
+def progress_text(job: JobStatus, now: Sequence[JobStatus]) -> str:
+    """What a job is, how many of those asked for with it are done, where it waits or runs, and how far."""
     parts = [job.condition.describe()]
     if len(now) > 1:
         parts.append(f"{sum(j.over for j in now)} of {len(now)} done")

@@ -33,6 +33,7 @@ class JobStatus:
         done, total: units of work (batches); total is 0 until it is known.
         message: what is going on, or what a reader should know ("the batch was halved").
         device: where it runs, as the worker process reports it ("cpu", "cuda:0").
+        memory: bytes in use on its GPUs and bytes there, at its end; None on others.
         partial: the result so far, as plain JSON types; None until there is something.
         run_id: the stored run, once done; None when it could not be saved (then `message` says why).
         error: what went wrong, for a person; set when failed.
@@ -49,6 +50,7 @@ class JobStatus:
     total: int = 0
     message: str = ""
     device: str | None = None
+    memory: tuple[int, int] | None = None
     partial: dict[str, Any] | None = None
     run_id: str | None = None
     error: str | None = None
@@ -116,6 +118,7 @@ class Report(Protocol):
         total: int | None = None,
         message: str | None = None,
         device: str | None = None,
+        memory: tuple[int, int] | None = None,
         partial: dict[str, Any] | None = None,
     ) -> None: ...
 

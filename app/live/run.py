@@ -56,9 +56,12 @@ class LiveRunner:
         self, store_path: str, condition: Experiment, report: Report, should_stop: Callable[[], bool]
     ) -> Outcome:
         """Runs an experiment and appends its result to the store."""
+        from engine.models.memory import on_devices
+
         store, begun = Store(store_path), time.perf_counter()
         check_trusted(store)
         result = compute(store, condition, self._cache, report, should_stop, self._allow_code)
+        report(memory=on_devices())
         seconds = time.perf_counter() - begun
         try:
             run_id, message = save(store_path, store.fingerprint, condition, result, seconds), ""

@@ -15,16 +15,15 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from app.live.executions import Execution, Ticket
 from app.live.jobs import (
     EndMessage,
     JobResult,
     JobSpec,
     JobStatus,
-    Outcome,
     ProgressMessage,
     RunMessage,
     State,
@@ -47,39 +46,6 @@ class RunIndex(Protocol):
     def fingerprint(self, store_path: str) -> str: ...
     def find(self, store_path: str, key: str) -> str | None: ...
     def open(self, store_path: str, run_id: str) -> JobResult: ...
-
-
-@dataclass
-class _Execution:
-    """One piece of work; several tickets may wait for it. Changed only under the worker's lock."""
-
-    number: int
-    key: str
-    store_path: str
-    condition: JobSpec
-    owner: str = ""
-    state: State = "queued"
-    fields: dict[str, Any] = field(default_factory=dict)
-    waiting: set[str] = field(default_factory=set)
-    outcome: Outcome | None = None
-    run_id: str | None = None
-    error: str | None = None
-    started: float | None = None
-    finished: float | None = None
-
-    @property
-    def shareable(self) -> bool:
-        """Whether a new submission of the same condition may join."""
-        return self.state in ("queued", "running") and bool(self.waiting)
-
-
-@dataclass
-class _Ticket:
-    job_id: str
-    execution: _Execution
-    submitted: float
-    cancelled: bool = False
-    shared: bool = False
 
 
 class Worker:
@@ -114,11 +80,11 @@ class Worker:
             runs = StoreRuns()
         self._runs, self._patience = runs, patience
         self._wake = threading.Condition()
-        self._queue: list[_Execution] = []
+        self._queue: list[Execution] = []
         self._served: dict[str, int] = {}
-        self._tickets: OrderedDict[str, _Ticket] = OrderedDict()
-        self._active: dict[tuple[str, str], _Execution] = {}
-        self._recent: OrderedDict[tuple[str, str], _Execution] = OrderedDict()
+        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
+        self._active: dict[tuple[str, str], Execution] = {}
+        self._recent: OrderedDict[tuple[str, str], Execution] = OrderedDict()
         self._numbers, self._services = itertools.count(1), itertools.count(1)
         self._closing = False
         self._processes = [Process(device, runner, max_models, python_path, allow_code) for device in devices]
@@ -149,7 +115,7 @@ class Worker:
             joined = execution is not None
             if execution is None:
                 execution = self._new_execution(path, key, condition, owner, run_id)
-            ticket = _Ticket(uuid.uuid4().hex[:12], execution, asked, shared=joined)
+            ticket = Ticket(uuid.uuid4().hex[:12], execution, asked, shared=joined)
             self._tickets[ticket.job_id] = ticket
             execution.waiting.add(ticket.job_id)
             self._forget_old()
@@ -202,6 +168,28 @@ class Worker:
             self._wake.wait_for(lambda: self._snapshot(self._ticket(job_id)).over, timeout)
             return self._snapshot(self._ticket(job_id))
 
+    @property
+    def device(self) -> str:
+        """What the first process runs on: "auto" leaves it to the study."""
+        return self._processes[0].device
+
+    def move(self, device: str) -> None:
+        """From the next job on, the first process runs on another device; its loaded models are dropped.
+
+        Raises JobError while anything runs or waits.
+        """
+        with self._wake:
+            if self._active:
+                raise JobError(
+                    "The device can't be changed while experiments run.",
+                    given=f"{len(self._active)} running or waiting",
+                    next_step="wait for them, or cancel them.",
+                )
+            process = self._processes[0]
+            if process.device != device:
+                process.stop()
+                process.device = device
+
     def process_ids(self) -> list[int]:
         """Ids of the processes that are running now."""
         return [pid for p in self._processes if (pid := p.pid) is not None]
@@ -231,7 +219,7 @@ class Worker:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def _shared_execution(self, path: str, key: str, asked: float) -> _Execution | None:
+    def _shared_execution(self, path: str, key: str, asked: float) -> Execution | None:
         """Work that answers a submission: running now, done since it was asked, or kept because unsaved."""
         running = self._active.get((path, key))
         if running is not None and running.shareable:
@@ -243,8 +231,8 @@ class Worker:
 
     def _new_execution(
         self, path: str, key: str, condition: JobSpec, owner: str, run_id: str | None
-    ) -> _Execution:
-        execution = _Execution(next(self._numbers), key, path, condition, owner)
+    ) -> Execution:
+        execution = Execution(next(self._numbers), key, path, condition, owner)
         if run_id is None:
             self._active[path, key] = execution
             self._queue.append(execution)
@@ -254,7 +242,7 @@ class Worker:
             execution.finished = time.time()
         return execution
 
-    def _ticket(self, job_id: str) -> _Ticket:
+    def _ticket(self, job_id: str) -> Ticket:
         if job_id not in self._tickets:
             raise JobError(
                 f"There is no job {job_id!r} on this server.",
@@ -263,7 +251,7 @@ class Worker:
             )
         return self._tickets[job_id]
 
-    def _snapshot(self, ticket: _Ticket) -> JobStatus:
+    def _snapshot(self, ticket: Ticket) -> JobStatus:
         execution = ticket.execution
         known = execution.fields
         return JobStatus(
@@ -276,6 +264,7 @@ class Worker:
             total=known.get("total", 0),
             message=known.get("message", ""),
             device=known.get("device"),
+            memory=known.get("memory"),
             partial=known.get("partial"),
             run_id=execution.run_id,
             error=execution.error,
@@ -286,7 +275,7 @@ class Worker:
             finished=execution.finished,
         )
 
-    def _order(self) -> list[_Execution]:
+    def _order(self) -> list[Execution]:
         """The queue in the order in which it will be served: owners in turn, each one's first come first."""
         turns: dict[str, int] = {}
         placed = []
@@ -300,7 +289,7 @@ class Worker:
         for ticket in over[: max(0, len(self._tickets) - KEPT_TICKETS)]:
             del self._tickets[ticket.job_id]
 
-    def _finish(self, execution: _Execution, state: State, error: str | None = None) -> None:
+    def _finish(self, execution: Execution, state: State, error: str | None = None) -> None:
         """Ends an execution; the lock is held."""
         execution.state, execution.error, execution.finished = state, error, time.time()
         place = (execution.store_path, execution.key)
@@ -336,7 +325,7 @@ class Worker:
             with self._wake:
                 self._take_end(execution, end)
 
-    def _take_end(self, execution: _Execution, end: EndMessage) -> None:
+    def _take_end(self, execution: Execution, end: EndMessage) -> None:
         execution.outcome = end.outcome
         if end.outcome is not None:
             execution.run_id = end.outcome.run_id
@@ -348,11 +337,11 @@ class Worker:
                 self._recent.popitem(last=False)
         self._finish(execution, end.state, end.error)
 
-    def _unwanted(self, execution: _Execution) -> bool:
+    def _unwanted(self, execution: Execution) -> bool:
         """Whether nobody waits for the end of an execution any more."""
         return self._closing or not execution.waiting
 
-    def _follow(self, process: Process, execution: _Execution) -> EndMessage:
+    def _follow(self, process: Process, execution: Execution) -> EndMessage:
         """Runs an execution in its process, on a second one when the first died before taking it up."""
         try:
             return self._follow_once(process, execution)
@@ -361,7 +350,7 @@ class Worker:
                 raise
             return self._follow_once(process, execution)
 
-    def _follow_once(self, process: Process, execution: _Execution) -> EndMessage:
+    def _follow_once(self, process: Process, execution: Execution) -> EndMessage:
         """Sends an execution to its process and passes on what comes back, until it ends."""
         process.send_job(RunMessage(execution.number, execution.store_path, execution.condition))
         until: float | None = None

@@ -37,6 +37,12 @@ WRAPPERS = ("base_model", "model", "module", "_orig_mod", "language_model", "tra
 """Names that paths begin with: of a model's own wrapper, and of what trained it (PEFT, torch.compile, …)."""
 
 
+def devices() -> list[str]:
+    """What is there to run on, by the names that a study takes: "cpu", "cuda:0", ..., "mps"."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
 def resolve_device(name: str) -> torch.device:
     """ "auto" becomes cuda, else mps, else cpu; another name is taken as it is.
 

@@ -14,7 +14,7 @@ import torch
 
 from engine.errors import PatchbayError
 
-__all__ = ["Halved", "free", "in_halves", "out_of_memory"]
+__all__ = ["Halved", "free", "in_halves", "on_devices", "out_of_memory"]
 
 log = logging.getLogger("patchbay.memory")
 
@@ -50,6 +50,15 @@ def free() -> None:
     if empty_cache is not None:
         with suppress(RuntimeError):  # a device that failed at an earlier call says so here again
             empty_cache()
+
+
+def on_devices() -> tuple[int, int] | None:
+    """Bytes in use and bytes there, of the CUDA devices that this process has something on; None without."""
+    if not torch.cuda.is_initialized():
+        return None
+    held = [index for index in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(index)]
+    pairs = [torch.cuda.mem_get_info(index) for index in held]
+    return (sum(total - free for free, total in pairs), sum(total for _, total in pairs)) if pairs else None
 
 
 def in_halves(
