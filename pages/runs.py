@@ -1,4 +1,4 @@
-"""Runs: every live result of this study, opened again without a model."""
+"""Runs: every live result of this study, opened again without a model, or several side by side."""
 
 import streamlit as st
 
@@ -6,6 +6,7 @@ from app import screen
 from app.frame import controls
 from app.frame import parts as components
 from app.frame.stored import opened_run
+from app.runs import compare
 from app.runs import view as runs_view
 
 opened = components.begin(
@@ -17,9 +18,14 @@ if not listed.height:
     st.stop()
 
 chosen = controls.current()
-runs_view.pick(listed, chosen.run)
-if not chosen.run:
-    screen.caption("Select a row to open the run.")
+selected = runs_view.ids(chosen.run)
+runs_view.pick(runs_view.narrowed(listed), selected)
+if not selected:
+    screen.caption("Select a row to open the run; several of one kind to compare them.")
     st.stop()
 with components.guard("runs: open"):
-    runs_view.show(opened, opened_run(opened, chosen.run), chosen)
+    runs = [opened_run(opened, run_id) for run_id in selected]
+    if len(runs) == 1:
+        runs_view.show(opened, runs[0], chosen)
+    else:
+        compare.show(opened, selected, runs)

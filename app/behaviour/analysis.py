@@ -13,7 +13,7 @@ from app.frame.blocks import Block, Text
 from app.frame.chapters import of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
-from app.frame.stored import Asked, of_pair, opened_run
+from app.frame.stored import Asked, of_pair, opened_run, per_prompt
 from engine.behaviour.spec import Behaviour
 
 TERMS = (
@@ -81,6 +81,7 @@ MEASURED = Kind(
     view.PAGE,
     view.selection_of,
     view.run_panels,
+    each=lambda run: per_prompt(run.table, {name: name for name in run.summary["figures"]}),
 )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
 from app.frame import related
 from app.frame.blocks import Block
 from app.frame.opened import Opened
@@ -51,6 +53,7 @@ class Kind:
         panels: of one stored result.
         nothing: why a result has no panels (title, text), or None.
         finding: the title of a result's first panel, where that can be told without making panels.
+        each: of one stored result, a row per prompt (`engine.lab.beside`), by which runs are compared.
         asked, not_run, below: for `app.frame.page.show`: the experiment that a selection asks for, title and
             text before it was run, and what stands below its panels.
     """
@@ -64,6 +67,7 @@ class Kind:
     panels: Callable[[Opened, JobResult, Selection], Sequence[Panel]]
     nothing: Callable[[JobResult], tuple[str, str] | None] = lambda _result: None
     finding: Callable[[JobResult], str] | None = None
+    each: Callable[[JobResult], pl.DataFrame] | None = None
     asked: Callable[[Opened, Selection], Experiment] | None = None
     not_run: Callable[[Any], tuple[str, str]] = lambda wanted: ("Not run yet", wanted.describe())
     below: Callable[[JobResult, Selection], None] = lambda _result, _selection: None

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from app.frame import running as live_view
 from app.frame.opened import Opened
 from app.frame.running import opened_run
 from app.frame.selection import Selection
 from engine.errors import PatchbayError
 from engine.kinds import experiment_from_json
+from engine.lab.beside import KEYS
 from engine.lab.experiment import Experiment
 
-__all__ = ["Asked", "compact", "describe", "missing_of", "of_pair", "opened_run"]
+__all__ = ["Asked", "compact", "describe", "missing_of", "of_pair", "opened_run", "per_prompt"]
 
 Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
 """(condition, summary with run_id and created) of a stored run."""
@@ -45,6 +48,12 @@ def describe(condition: Mapping[str, Any]) -> str:
 def missing_of(opened: Opened, wanted: Sequence[Experiment]) -> list[Experiment]:
     """Those experiments that have no stored result."""
     return [e for e in wanted if live_view.find(opened, e) is None]
+
+
+def per_prompt(table: pl.DataFrame, figures: Mapping[str, str]) -> pl.DataFrame:
+    """A row per prompt for `Kind.each`: what there is of `KEYS`, and columns under names for people."""
+    known = {column: name for column, name in figures.items() if column in table.columns}
+    return table.select(*(key for key in KEYS if key in table.columns), *known).rename(known)
 
 
 def compact(experiment: Experiment) -> dict[str, Any]:

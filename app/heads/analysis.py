@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from app.frame.analysis import Analysis, Kind, Planned, Term
 from app.frame.chapters import first_of, of_kind
+from app.frame.stored import per_prompt
 from app.heads import view
 from app.heads.fields import HeadFields
+from app.live.jobs import JobResult
 
 SIZES = ("n_heads", "head_dim")
 TERMS = (
@@ -17,6 +21,13 @@ TERMS = (
     ),
 )
 
+
+def each(run: JobResult) -> pl.DataFrame:
+    """KL of all heads together, of a run of one block; a map of blocks keeps none of single prompts."""
+    table = run.tables.get("prompts", pl.DataFrame(schema={"id": pl.String}))
+    return per_prompt(table, {"kl_all": "KL of all heads, nats"})
+
+
 SUBSETS = Kind(
     "heads",
     "Heads",
@@ -26,6 +37,7 @@ SUBSETS = Kind(
     view.selection_of,
     view.run_panels,
     view.nothing,
+    each=each,
 )
 HEADS = Analysis(
     "heads",

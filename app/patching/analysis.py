@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from app.frame.analysis import Analysis, Chapter, Headline, Kind, Planned, Term
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
+from app.frame.stored import per_prompt
+from app.live.jobs import JobResult
 from app.patching import chapters, summary
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
 from app.patching import words as say
 from app.patching.fields import PatchFields
+from engine.lab.beside import KEYS
 
 TERMS = (
     Term(
@@ -60,6 +65,22 @@ TERMS = (
     ),
 )
 
+FIGURES = {
+    "kl_mapped": "KL mapped, nats",
+    "kl_raw": "KL moment-matched, nats",
+    "reduction": "ΔKL, nats",
+    "cosine": "cosine of the mapped activation",
+}
+
+
+def amplitudes(run: JobResult) -> pl.DataFrame:
+    """KL of every prompt at every amplitude that was run; runs of before had one, unnamed."""
+    if "alpha" not in run.table.columns:
+        return per_prompt(run.table, {"kl": "KL, nats"})
+    wide = run.table.pivot("alpha", index=[k for k in KEYS if k in run.table.columns], values="kl")
+    return wide.rename({c: f"KL at α = {float(c):g}, nats" for c in wide.columns if c not in KEYS})
+
+
 MAPPED = Kind(
     "mapped",
     "Patching through a transport map",
@@ -69,6 +90,7 @@ MAPPED = Kind(
     patch_table.selection_of,
     patch_table.run_panels,
     finding=lambda run: say.verdict(run.condition, run.summary),
+    each=lambda run: per_prompt(run.tables["prompts"], FIGURES),
 )
 PATCHES = Kind(
     "patching",
@@ -78,6 +100,7 @@ PATCHES = Kind(
     patch_view.PAGE,
     patch_view.selection_of,
     patch_view.run_panels,
+    each=amplitudes,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -16,6 +16,7 @@ from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.analysis import Kind
+from app.frame.export import csv_bytes
 from app.frame.opened import Opened
 from app.frame.panel import typeset
 from app.frame.selection import Selection, defaults, update
@@ -97,19 +98,52 @@ def _leads_back(opened: Opened, kind: Kind, run: JobResult, seen: Selection) -> 
         return False
 
 
-def pick(listed: pl.DataFrame, open_now: str) -> None:
-    """Show the list; a selected row becomes the open run."""
+def ids(run: str) -> list[str]:
+    """The runs that a link names, parted by commas, each once."""
+    return list(dict.fromkeys(filter(None, run.split(","))))
+
+
+def narrowed(listed: pl.DataFrame) -> pl.DataFrame:
+    """The runs of a chosen kind whose words hold every word that is typed, and a file of them."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        typed = screen.text_input("Search", key="runs-search", placeholder="words of experiment or finding")
+        kinds = ["all", *listed["kind"].unique(maintain_order=True)]
+        kind = screen.selectbox("Kind", kinds, key="runs-kind")
+        found = matching(listed, typed, kind)
+        screen.download_button(
+            "CSV",
+            lambda: csv_bytes(found),
+            file_name="patchbay-runs.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            key="runs-file",
+            on_click="ignore",
+        )
+    if found.height < listed.height:
+        screen.caption(f"{found.height} of {listed.height} runs")
+    return found
+
+
+def matching(listed: pl.DataFrame, typed: str, kind: str = "all") -> pl.DataFrame:
+    """Rows of a kind ("all": of every one) in which every typed word occurs, whatever its case."""
+    text = pl.concat_str("run", "kind", "experiment", "finding", separator=" ").str.to_lowercase()
+    wanted = [text.str.contains(word, literal=True) for word in typed.lower().split()]
+    return listed.filter(*wanted, *([pl.col("kind") == kind] if kind != "all" else []))
+
+
+def pick(listed: pl.DataFrame, open_now: Sequence[str]) -> None:
+    """Show the list; selected rows become the open runs."""
 
     def selected() -> None:
         rows = st.session_state["runs-list"]["selection"]["rows"]
-        controls.change(run=listed["run"][rows[0]] if rows else "")
+        controls.change(run=",".join(listed["run"][row] for row in rows if row < listed.height))
 
     screen.dataframe(
         listed.drop("run"),
         hide_index=True,
         width="stretch",
         on_select=selected,
-        selection_mode="single-row",
+        selection_mode="multi-row",
         key="runs-list",
         row_height=ROW,
         height=min(620, 40 + ROW * listed.height),
@@ -117,11 +151,13 @@ def pick(listed: pl.DataFrame, open_now: str) -> None:
             "kind": st.column_config.TextColumn(width=130),
             "experiment": st.column_config.TextColumn(width="medium"),
             "finding": st.column_config.TextColumn(width="large"),
+            "made": st.column_config.TextColumn(width=140),
         },
         alt="Stored live results",
     )
     if open_now:
-        screen.caption(f"Open: run {plain(open_now)}.")
+        named = ("run " if len(open_now) == 1 else "runs ") + ", ".join(open_now)
+        screen.caption(f"Open: {plain(named)}.")
 
 
 def show(opened: Opened, run: JobResult, selection: Selection) -> None:
