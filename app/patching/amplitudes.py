@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from app.patching import words as say
 from engine.errors import PatchError
 from engine.lab import grids
 from engine.lab.units import resampling_units
-from engine.patching.numbers import Resampling, reduction
+from engine.patching.numbers import Reduction, Resampling, reductions
 
 SPLITS = ("validation", "train")
 SPANS = ("kl_raw", "kl_mapped", "gain", "drop")
@@ -63,6 +64,7 @@ def written(alphas: Sequence[float], usual: Sequence[float]) -> str:
     return "" if tuple(alphas) == tuple(usual) else ",".join(every)
 
 
+@lru_cache(maxsize=64)
 def rows(result: JobResult) -> pl.DataFrame:
     """One row per amplitude and split: KL_raw, KL_mapped, ΔKL (`gain`) and drop%, with intervals, in nats.
 
@@ -71,17 +73,18 @@ def rows(result: JobResult) -> pl.DataFrame:
     `which` says "auto" of the amplitude that gives mapped train vectors the target's length, and "best" of
     the one that train chose ("auto, best"). Nothing is run: a stored run has every prompt's KL at every α.
     """
-    condition, summary = result.condition, result.summary
-    every, prompts = result.tables["kl"], result.tables["prompts"]
+    condition, summary, prompts = result.condition, result.summary, result.tables["prompts"]
     units = resampling_units(prompts)
+    alphas = sorted(float(a) for a in summary["alphas"])
+    kl = {kind: _kl(result.tables["kl"], kind, alphas) for kind in ("raw", "mapped")}
     best, auto = float(summary["best"]["alpha"]), summary["alpha_auto"]
-    limit = float(summary["self_check"]["limit"])
     found = []
     for split in SPLITS:
         where = (prompts["split"] == split).to_numpy()
         how = Resampling(units[where], condition["n_boot"], condition["level"], condition["seed"])
-        for alpha in sorted(float(a) for a in summary["alphas"]):
-            kl = {kind: _kl(every, kind, alpha, where) for kind in ("raw", "mapped")}
+        own = {kind: None if values is None else values[:, where] for kind, values in kl.items()}
+        spans = _spans(own, len(alphas), float(summary["self_check"]["limit"]), how, noise.kl_floor(summary))
+        for alpha, span in zip(alphas, spans, strict=True):
             marks = [name for name, at in (("auto", auto), ("best", best)) if alpha == at]
             row = {
                 "layer": int(condition["layer"]),
@@ -91,32 +94,42 @@ def rows(result: JobResult) -> pl.DataFrame:
                 "which": ", ".join(marks),
                 "split": split,
             }
-            found.append(row | _spans(kl, limit, how, noise.kl_floor(summary)))
+            found.append(row | span)
     return pl.DataFrame(found, schema=SCHEMA)
 
 
-def _kl(every: pl.DataFrame, kind: str, alpha: float, where: np.ndarray) -> np.ndarray | None:
-    """KLs of a kind at an amplitude, or at its only one; None where it was not run."""
-    mine = every.filter(pl.col("kind") == kind)
-    if mine.is_empty():
+def _kl(every: pl.DataFrame, kind: str, alphas: Sequence[float]) -> np.ndarray | None:
+    """KLs (alphas, prompts) of a kind, at its only amplitude where it has one; None where it was not run."""
+    mine = {
+        key[0]: part["kl"].to_numpy() for key, part in every.filter(pl.col("kind") == kind).group_by("alpha")
+    }
+    if not mine:
         return None
-    at = alpha if mine["alpha"].n_unique() > 1 else mine["alpha"][0]
-    return mine.filter(pl.col("alpha") == at)["kl"].to_numpy()[where]
+    [*values] = mine.values()
+    return np.stack([values[0] if len(values) == 1 else mine[alpha] for alpha in alphas])
 
 
 def _spans(
-    kl: Mapping[str, np.ndarray | None], limit: float, how: Resampling, floor: float
-) -> dict[str, float | None]:
-    spans: dict[str, Any] = {f"kl_{kind}": how.mean(v) for kind, v in kl.items() if v is not None}
-    if kl["raw"] is not None and kl["mapped"] is not None:
-        less = reduction(kl["raw"], kl["mapped"], limit, how, floor)
-        spans |= {"gain": less.delta, "drop": less.drop}
-    spread = {f"kl_{kind}_sd": float(v.std(ddof=1)) for kind, v in kl.items() if v is not None}
-    return spread | {
-        name + end: None if spans.get(name) is None else float(getattr(spans[name], key))
-        for name in SPANS
-        for key, end in (("estimate", ""), ("low", "_low"), ("high", "_high"))
+    kl: Mapping[str, np.ndarray | None], count: int, limit: float, how: Resampling, floor: float
+) -> list[dict[str, float | None]]:
+    """Every figure of `SPANS` at every amplitude."""
+    bands = {f"kl_{kind}": how.means(values) for kind, values in kl.items() if values is not None}
+    spread = {
+        f"kl_{kind}_sd": values.std(axis=1, ddof=1) for kind, values in kl.items() if values is not None
     }
+    less: Sequence[Reduction | None] = [None] * count
+    if kl["raw"] is not None and kl["mapped"] is not None:
+        less = reductions(kl["raw"], kl["mapped"], limit, how, floor)
+    found = []
+    for at, one in enumerate(less):
+        spans: dict[str, Any] = {name: band.at((at,)) for name, band in bands.items()}
+        spans |= {"gain": one.delta, "drop": one.drop} if one is not None else {}
+        row: dict[str, float | None] = {name: float(values[at]) for name, values in spread.items()}
+        for name in SPANS:
+            for key, end in (("estimate", ""), ("low", "_low"), ("high", "_high")):
+                row[name + end] = None if spans.get(name) is None else float(getattr(spans[name], key))
+        found.append(row)
+    return found
 
 
 def label(row: Mapping[str, Any]) -> str:

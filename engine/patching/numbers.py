@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from engine.errors import AnalysisError
-from engine.stats.means import bootstrap_means, bootstrap_ratio, exceed
+from engine.stats.means import bootstrap_means, bootstrap_ratios, exceed
 from engine.stats.uncertainty import Array, Band, Interval, band, resample_weights
 
 METHOD = "percentile bootstrap over groups"
@@ -52,9 +52,9 @@ class Resampling:
         """Mean over prompts with its interval."""
         return self.means(values).at(())
 
-    def ratio(self, top: Float[np.ndarray, " n"], bottom: Float[np.ndarray, " n"]) -> Interval:
-        """Ratio of means with its paired interval."""
-        return bootstrap_ratio(top, bottom, **self.options)
+    def ratios(self, top: Float[np.ndarray, "*shape n"], bottom: Float[np.ndarray, "*shape n"]) -> Band:
+        """Ratios of means over prompts with their paired intervals."""
+        return bootstrap_ratios(top, bottom, **self.options)
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,40 @@ def reduction(
         floor: nats; a mean KL_raw up to this can't be told from no patch at all, and has no share to drop.
         noise: nats of measured rounding noise; nor has a KL_raw that isn't shown to exceed it.
     """
+    return reductions(np.asarray(kl_raw)[None], np.asarray(kl_mapped)[None], floor, how, noise)[0]
+
+
+def reductions(
+    kl_raw: Float[np.ndarray, "alphas n"],
+    kl_mapped: Float[np.ndarray, "alphas n"],
+    floor: float,
+    how: Resampling,
+    noise: float = 0.0,
+) -> list[Reduction]:
+    """`reduction` at every amplitude, on the same draws."""
     raw, mapped = np.asarray(kl_raw, dtype=np.float64), np.asarray(kl_mapped, dtype=np.float64)
-    delta = how.mean(raw - mapped)
-    if raw.mean() <= floor:
-        reason = f"KL_raw is {max(raw.mean(), 0.0):.1g} nats, within the self-patch floor of {floor:.0e}"
-        return Reduction(delta, None, reason.replace("e-0", "e-"))
-    low = how.mean(raw).low
-    if noise and low <= noise and not exceed(raw, noise, groups=how.groups, level=how.level):
-        reason = (
-            f"the interval of KL_raw begins at {max(low, 0.0):.1g} nats, within rounding noise of {noise:.1g}"
-        )
-        return Reduction(delta, None, reason)
-    return Reduction(delta, how.ratio(100 * (raw - mapped), raw))
+    deltas = how.means(raw - mapped)
+    reasons = _undefined(raw, floor, how, noise)
+    defined = [row for row, reason in enumerate(reasons) if not reason]
+    drops = how.ratios(100 * (raw - mapped)[defined], raw[defined]) if defined else None
+    told = {row: drops.at((number,)) for number, row in enumerate(defined) if drops is not None}
+    return [Reduction(deltas.at((row,)), told.get(row), reason) for row, reason in enumerate(reasons)]
+
+
+def _undefined(raw: np.ndarray, floor: float, how: Resampling, noise: float) -> list[str]:
+    """Why there is no share of KL_raw to drop, at every amplitude; "" where there is."""
+    lows = how.means(raw).low if noise else np.full(len(raw), np.inf)
+    reasons = []
+    for own, low in zip(raw, lows, strict=True):
+        reason = ""
+        if own.mean() <= floor:
+            reason = f"KL_raw is {max(own.mean(), 0.0):.1g} nats, within the self-patch floor of {floor:.0e}"
+            reason = reason.replace("e-0", "e-")
+        elif low <= noise and not exceed(own, noise, groups=how.groups, level=how.level):
+            begins = f"{max(low, 0.0):.1g} nats, within rounding noise of {noise:.1g}"
+            reason = f"the interval of KL_raw begins at {begins}"
+        reasons.append(reason)
+    return reasons
 
 
 def cosines(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

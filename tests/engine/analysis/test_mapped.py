@@ -17,12 +17,14 @@ from engine.patching.numbers import (
     correlation,
     cosines,
     reduction,
+    reductions,
     row_space,
     shuffled_pairs,
     weighted_pearson,
     weighted_ranks,
 )
 from engine.stats.means import bootstrap_mean, bootstrap_ratio
+from engine.stats.uncertainty import Interval
 from engine.transport import RidgeTransport, ScaledProcrustes
 
 FLOOR = 1e-6
@@ -212,3 +214,22 @@ def test_the_page_about_patching_runs_as_printed(capsys: pytest.CaptureFixture[s
     assert lines[0] == "1.0 80.0 True"
     assert "KL_raw is 0 nats, within the self-patch floor" in lines[1]
     assert lines[2] == "True"
+
+
+def ends(found: Interval | None) -> list[float]:
+    return [] if found is None else [round(end, 10) for end in (found.estimate, found.low, found.high)]
+
+
+def test_amplitudes_together_are_each_by_itself() -> None:
+    rng = np.random.default_rng(3)
+    raw = np.stack([rng.lognormal(size=40), np.full(40, 1e-9), 1e-4 * rng.lognormal(sigma=2.0, size=40)])
+    mapped = raw * rng.uniform(0.2, 0.9, size=raw.shape)
+    how = Resampling(np.arange(40) // 2)
+    together = reductions(raw, mapped, 1e-6, how, 1e-3)
+    assert [bool(one.reason) for one in together] == [False, True, True]
+    for found, a, b in zip(together, raw, mapped, strict=True):
+        alone = reduction(a, b, 1e-6, how, 1e-3)
+        assert ends(found.delta) == ends(alone.delta) == ends(how.mean(a - b))
+        assert (ends(found.drop), found.reason) == (ends(alone.drop), alone.reason)
+    by_hand = bootstrap_ratio(100 * (raw - mapped)[0], raw[0], groups=how.groups)
+    assert ends(together[0].drop) == ends(by_hand)
