@@ -66,8 +66,12 @@ def main() -> None:
         with st.sidebar:
             screen.caption(f"Study **{plain(components.study_name(opened))}**")
             tray.show(opened)
+            below = st.container()
+        components.forget_shown()
         try:
             page.run()
+            with below:
+                components.take_page(page.title)
         finally:
             resources.keep_imports(page.url_path)
 

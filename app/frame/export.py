@@ -1,4 +1,4 @@
-"""Files a panel hands out: its table as CSV or Parquet, its chart as PNG, SVG, PDF or Vega-Lite."""
+"""Files a panel hands out: its table, its chart as PNG, SVG, PDF or Vega-Lite, and a page as a notebook."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import io
 import json
 import re
 import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import polars as pl
 import vl_convert as vlc
 
 from app.charts.template import Chart, Spec
-from app.escape import csv_cell
+from app.escape import csv_cell, plain
+from app.frame.words import minus
 
 LITE = "vl.json"
 """How the names of Vega-Lite files end."""
@@ -52,6 +54,83 @@ def parquet_bytes(table: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     table.write_parquet(buffer)
     return buffer.getvalue()
+
+
+MOST_ROWS = 200
+"""Rows of a table that is written to be printed; a longer one is cut, and says so."""
+
+
+def markdown_bytes(table: pl.DataFrame) -> bytes:
+    """The table in GitHub's Markdown; texts can't end a cell or start markup."""
+    names, cells, cut = _printed(table, _cell, "−")
+    rule = ["---:" if kind.is_numeric() else "---" for kind in table.dtypes]
+    lines = [f"| {' | '.join(row)} |" for row in (names, rule, *cells)]
+    return "\n".join([*lines, *(["", cut] if cut else []), ""]).encode()
+
+
+def latex_bytes(table: pl.DataFrame) -> bytes:
+    """The table as a LaTeX `tabular` with the rules of booktabs."""
+    names, cells, cut = _printed(table, _latex, "$-$")
+    columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
+    rows = [f"{' & '.join(row)} \\\\" for row in (names, *cells)]
+    body = ["\\toprule", rows[0], "\\midrule", *rows[1:], "\\bottomrule"]
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", *body, "\\end{tabular}"]
+    return "\n".join([*lines, *([f"% {cut}"] if cut else []), ""]).encode()
+
+
+def _printed(
+    table: pl.DataFrame, escaped: Callable[[str], str], sign: str
+) -> tuple[list[str], list[list[str]], str]:
+    """Escaped names and cells of the first `MOST_ROWS` rows, and what is said of the others."""
+
+    def written(value: Any) -> str:
+        if value is None:
+            return "–"
+        if isinstance(value, float):
+            return minus(f"{value:.4g}").replace("−", sign)
+        return escaped(" ".join(str(value).split()))
+
+    cells = [[written(value) for value in row] for row in table.head(MOST_ROWS).rows()]
+    cut = "" if table.height <= MOST_ROWS else f"The first {MOST_ROWS} of {table.height} rows."
+    return [escaped(name) for name in table.columns], cells, cut
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\|", plain(text))
+
+
+_LATEX = {
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "–": "--",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(
+        _LATEX.get(character, character) for character in _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    )
+
+
+def notebook_bytes(title: str, panels: Sequence[tuple[str, str, str]]) -> bytes:
+    """A Jupyter notebook of a page: (finding, caption, code) of each panel, its code in a cell that runs."""
+
+    def cell(number: int, kind: str, source: str, **more: Any) -> dict[str, Any]:
+        lines = source.splitlines(keepends=True)
+        return {"id": f"cell-{number}", "cell_type": kind, "metadata": {}, "source": lines, **more}
+
+    cells = [cell(0, "markdown", f"# {title}")]
+    for number, (finding, caption, code) in enumerate(panels):
+        cells.append(cell(2 * number + 1, "markdown", f"## {plain(finding)}\n\n{plain(caption)}"))
+        cells.append(cell(2 * number + 2, "code", f"{code}\ntable", outputs=[], execution_count=None))
+    python = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    whole = {"cells": cells, "metadata": {"kernelspec": python}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, ensure_ascii=False, indent=1).encode()
 
 
 def file_name(panel: str, suffix: str) -> str:

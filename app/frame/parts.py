@@ -27,6 +27,14 @@ IMAGES = (
     ("Vega-Lite", export.LITE, "application/json", export.json_bytes),
 )
 """Files of a chart: what their buttons say, how their names end, media types and who makes them."""
+TABLES = (
+    ("CSV", "csv", "text/csv", export.csv_bytes),
+    ("Parquet", "parquet", "application/octet-stream", export.parquet_bytes),
+    ("Markdown", "md", "text/markdown", export.markdown_bytes),
+    ("LaTeX", "tex", "application/x-tex", export.latex_bytes),
+)
+"""Files of a table, in the same way."""
+_SHOWN = "panels-shown"
 LEAD = 140
 """Characters of a caption that stand below a chart; a first sentence may be longer."""
 _SENTENCES = re.compile(r"(?<=\.)\s+(?=[^\W\d_a-z])")
@@ -129,6 +137,27 @@ def progress(text: str) -> Callable[[int, int], None]:
             bar.progress(done / total, text)
 
     return advance
+
+
+def forget_shown() -> None:
+    """Before a page runs: none of its panels is shown yet."""
+    st.session_state[_SHOWN] = {}
+
+
+def take_page(title: str) -> None:
+    """After a page has run: its panels as a notebook."""
+    shown = list(st.session_state.get(_SHOWN, {}).values())
+    if shown:
+        screen.download_button(
+            "Page as notebook",
+            lambda: export.notebook_bytes(title, shown),
+            file_name=export.file_name(_slug(title), "ipynb"),
+            mime="application/x-ipynb+json",
+            icon=":material/download:",
+            type="tertiary",
+            key="notebook",
+            on_click="ignore",
+        )
 
 
 def header(opened: Opened, title: str, question: str, *, pair: bool = False) -> None:
@@ -238,6 +267,7 @@ def show(opened: Opened, panel: Panel) -> None:
 
 def reading(opened: Opened, panel: Panel) -> None:
     """Below a chart or a table: its caption's beginning, the whole of it on request, and the exports."""
+    st.session_state.setdefault(_SHOWN, {})[panel.name] = (panel.title, panel.caption, panel.code)
     screen.caption(led(panel.said))
     with st.container(horizontal=True, gap="small"):
         with screen.popover("How to read it", icon=":material/help:", type="tertiary"):
@@ -265,14 +295,8 @@ def _on_click(key: str) -> Callable[[], None]:
 def exports(panel: Panel) -> None:
     """Data, image and code of a panel; files are made when they are asked for."""
     with screen.popover("Data", icon=":material/table:", type="tertiary"):
-        _file(panel, "CSV", "csv", "text/csv", lambda: export.csv_bytes(panel.table))
-        _file(
-            panel,
-            "Parquet",
-            "parquet",
-            "application/octet-stream",
-            lambda: export.parquet_bytes(panel.table),
-        )
+        for text, suffix, mime, write in TABLES:
+            _file(panel, text, suffix, mime, functools.partial(write, panel.table))
     with screen.popover("Image", icon=":material/image:", type="tertiary"):
         for text, suffix, mime, make in IMAGES:
             _file(panel, text, suffix, mime, functools.partial(_drawn, panel, make))
