@@ -1,4 +1,4 @@
-"""Runs a difference lens: both models' streams, their differences through the source's readout, place by place.
+"""Runs a difference lens: both streams, their differences through the source's readout, place by place.
 
 Diffing by mean activation differences, on narrow fine-tunes: Minder et al. 2025, "Narrow finetuning leaves
 clearly readable traces in activation differences". The readout is the logit lens (nostalgebraist 2020).
@@ -93,7 +93,7 @@ def run(spec: DifferenceLens, lab: Lab) -> ExperimentResult:
             raise JobError("The experiment was cancelled.", next_step="Run it again.")
         lab.report(done=number, total=total, message=f"Block {one.layer}, {one.position}")
         found.append(_read(spec, lab, readout, one, unit, draws, random))
-    held = numbers.limits(*_largest(found, spec.draws), count, spec.level)
+    held = _limits(found, spec, count)
     tables = _tables(spec, lab, readout, found, held)
     summary = {
         "positions": list(dict.fromkeys(one.position for one in found)),
@@ -235,7 +235,7 @@ def _read(
 
 
 def _noise(spec: DifferenceLens, lab: Lab, one: Streams) -> float:
-    """The relative size of what rounding does to the difference: of computing either state, and keeping it."""
+    """Relative size of what rounding does to the difference: of computing either state, of keeping it."""
     squares = 0.0
     for model, state in zip(spec.models(), (one.target, one.source), strict=True):
         sites = (lab.rounding(model) or {}).get("sites", {}).get("resid", ())
@@ -262,11 +262,14 @@ def _halves(readout: Readout, source: np.ndarray, unit: np.ndarray, seed: int) -
     return float(most.mean())
 
 
-def _largest(found: Sequence[Read], draws: int) -> tuple[list[np.ndarray], ...]:
-    """What every place gave in each draw; nothing was reached where models are equal."""
+def _limits(found: Sequence[Read], spec: DifferenceLens, units: int) -> numbers.Limits:
+    """From what every place gave in each draw; nothing was reached where models are equal."""
     places = [one.place for one in found if one.place is not None]
-    none = [np.zeros(draws)]
-    return tuple([getattr(place, name) for place in places] or none for name in ("share", "low", "high"))
+    none = [np.zeros(spec.draws)]
+    shares, lows, highs = (
+        [np.asarray(getattr(place, name)) for place in places] or none for name in ("share", "low", "high")
+    )
+    return numbers.limits(shares, lows, highs, units, spec.level)
 
 
 def _tables(

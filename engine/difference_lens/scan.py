@@ -131,7 +131,8 @@ class Place:
         """From the sums of each unit (G, d) of `prompts` rows of `differences`."""
         count = len(units)
         rows = torch.as_tensor(units, dtype=torch.float32, device=readout.gain.device)
-        means, errors = [], []
+        means: list[Tensor] = []
+        errors: list[Tensor] = []
         ends = [torch.full((len(draws.flips),), end, device=rows.device) for end in (0.0, 0.0, 0.0)]
         for logits in readout.logits(rows):
             mean = logits.mean(dim=0)
@@ -146,8 +147,7 @@ class Place:
             found = share, t.amin(dim=1), t.amax(dim=1)
             keep = torch.maximum, torch.minimum, torch.maximum
             ends = [pick(old, new) for pick, old, new in zip(keep, ends, found, strict=True)]
-        mean, se = (torch.cat(part).cpu().double().numpy() for part in (means, errors))
-        return cls(mean, se, *(end.cpu().double().numpy() for end in ends))
+        return cls(*(part.cpu().double().numpy() for part in (torch.cat(means), torch.cat(errors), *ends)))
 
 
 def _resampled(counts: Tensor, left: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Plain sentences about nothing in particular, for reading what a change says of texts unlike its training."""
+"""Plain sentences about nothing in particular: what a change says of texts unlike its training."""
 
 from __future__ import annotations
 
