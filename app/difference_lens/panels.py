@@ -63,7 +63,7 @@ def bars_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
             drawn,
             x_title="mean change of the logit",
             name_title="token",
-            colors={PROMOTED: palette.b, SUPPRESSED: palette.a, CHANCE: palette.null},
+            colors={name: colour for name, colour in _hues(palette).items() if name in set(drawn["series"])},
             palette=palette,
             reach=at["random"],
         )
@@ -71,6 +71,10 @@ def bars_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
     code = read_run(opened, result, f"table = run.table.filter(position={position!r}, layer={layer})")
     title = words.bars_title(_models(result), at, table, _units(result))
     return Panel("difference-lens", title, table, draw, code, _caption(result, at), _models(result), False)
+
+
+def _hues(palette: Palette) -> dict[str, str]:
+    return {PROMOTED: palette.b, SUPPRESSED: palette.a, CHANCE: palette.null}
 
 
 def _caption(result: JobResult, at: dict[str, Any]) -> str:
@@ -125,7 +129,7 @@ def map_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
             palette=palette,
             selected={"position": at["position"], "layer": at["layer"]},
             labels=True,
-            format=",d",
+            format=",.0f",
             compressed=1.0,
             told={
                 "said": "streams",

@@ -95,9 +95,9 @@ def _few(count: int, name: str) -> str:
 def beyond_random(at: Mapping[str, Any]) -> str:
     """How many tokens exceed what random directions of this length reach: a comparison, no test."""
     if not at["outstanding"]:
-        return "a random direction of this length moves some token as far"
+        return "random directions of this length move some token as far"
     what = "token moves" if at["outstanding"] == 1 else "tokens move"
-    return f"{at['outstanding']:,} {what} further than any does by a random direction of this length"
+    return f"{at['outstanding']:,} {what} further than 95 % of random directions move any"
 
 
 def map_title(models: tuple[str, str], places: pl.DataFrame, units: tuple[int, str]) -> str:

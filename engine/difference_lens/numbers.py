@@ -6,7 +6,7 @@ deviation, t = √G M/s. Two limits hold for the largest |t| of all tokens, bloc
 - **sign flips** of whole units, exact where a unit's difference is as likely to point the other way. s
   follows from M and Σ S_g², which no flip changes, so that |t| rises with |Σ ±S_g| ÷ √(Σ S_g²);
 - a **bootstrap-t** of whole units, the largest and the smallest (M* − M) ÷ se* of each resample, which
-  follows skew (Romano & Wolf 2005; Hall 1988), and asks for more where units are few.
+  follows skew (Romano & Wolf 2005; Hall 1988), with the tails that few units need (`engine.stats.means`).
 
 A token stands beyond chance when it exceeds both. Either alone keeps its family-wise rate on data that it is
 made for; flips alone are wrong in 10 to 20 % of samples where a few prompts change far more than others.
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from engine.errors import AnalysisError
+from engine.stats.means import UNSEEN, expanded_level
 
 __all__ = ["FEWEST", "NOISY", "Limits", "beyond", "flips", "foremost", "limits", "resamples", "sums"]
 
@@ -100,7 +101,7 @@ def limits(
     if units < FEWEST:
         return Limits(np.inf, -np.inf, np.inf, units)
     share = _upper(np.max(shares, axis=0), 1 - level)
-    tail = (1 - level) / 2
+    tail = (1 - expanded_level(level, units)) / 2 * units / (units + UNSEEN)
     high, low = _upper(np.max(highs, axis=0), tail), -_upper(-np.min(lows, axis=0), tail)
     return Limits(t_of(share * (1 + SLACK), units), low, high, units)
 

@@ -92,9 +92,10 @@ def run(spec: DifferenceLens, lab: Lab) -> ExperimentResult:
         if lab.should_stop():
             raise JobError("The experiment was cancelled.", next_step="Run it again.")
         lab.report(done=number, total=total, message=f"Block {one.layer}, {one.position}")
-        found.append(_read(spec, lab, readout, one, unit, draws, random))
-    held = _limits(found, spec, count)
-    tables = _tables(spec, lab, readout, found, held)
+        noise = _noise(spec, lab, one)
+        found.append(read(spec, readout, one, noise, unit, draws, random))
+    held = limits(spec, found, count)
+    tables = tables_of(spec, lab.tokenizer(spec.source), readout, found, held)
     summary = {
         "positions": list(dict.fromkeys(one.position for one in found)),
         "layers": blocks,
@@ -208,16 +209,21 @@ def _states(
     return {layer: np.concatenate(parts) for layer, parts in found.items()}
 
 
-def _read(
+def read(
     spec: DifferenceLens,
-    lab: Lab,
     readout: Readout,
     one: Streams,
+    noise: float,
     unit: np.ndarray,
     draws: Draws,
     random: np.ndarray,
 ) -> Read:
-    noise = _noise(spec, lab, one)
+    """One place, unless the streams are equal there, or differ by no more than rounding.
+
+    Args:
+        noise: relative size of what rounding does to a difference. unit: 0 … G − 1 of each row. random: the
+            largest |logit| of random directions of length 1.
+    """
     if np.array_equal(one.target, one.source):
         return Read(one.position, one.layer, None, noise, {"state": "equal", "length": 0.0})
     rows = differences(readout, one.target, one.source, spec.reading)
@@ -262,7 +268,7 @@ def _halves(readout: Readout, source: np.ndarray, unit: np.ndarray, seed: int) -
     return float(most.mean())
 
 
-def _limits(found: Sequence[Read], spec: DifferenceLens, units: int) -> numbers.Limits:
+def limits(spec: DifferenceLens, found: Sequence[Read], units: int) -> numbers.Limits:
     """From what every place gave in each draw; nothing was reached where models are equal."""
     places = [one.place for one in found if one.place is not None]
     none = [np.zeros(spec.draws)]
@@ -272,10 +278,10 @@ def _limits(found: Sequence[Read], spec: DifferenceLens, units: int) -> numbers.
     return numbers.limits(shares, lows, highs, units, spec.level)
 
 
-def _tables(
-    spec: DifferenceLens, lab: Lab, readout: Readout, found: Sequence[Read], held: numbers.Limits
+def tables_of(
+    spec: DifferenceLens, tokenizer: Any, readout: Readout, found: Sequence[Read], held: numbers.Limits
 ) -> dict[str, pl.DataFrame]:
-    tokenizer = lab.tokenizer(spec.source)
+    """What is kept of every place; see `run`."""
     shown: list[dict[str, Any]] = []
     places = []
     for one in found:

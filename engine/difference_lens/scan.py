@@ -83,8 +83,7 @@ def differences(
     """
     ends = [torch.as_tensor(v, dtype=torch.float32, device=readout.gain.device) for v in (target, source)]
     if reading == "linear":
-        move = ends[0] - ends[1]
-        found = torch.func.jvp(readout.norm, (ends[1],), (move,))[1].detach()
+        found = torch.autograd.functional.jvp(readout.norm, ends[1], ends[0] - ends[1])[1]
     else:
         with torch.no_grad():
             found = readout.norm(ends[0]).double() - readout.norm(ends[1]).double()
