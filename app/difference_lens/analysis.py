@@ -13,7 +13,7 @@ KIND = Kind(
     "difference_lens",
     TITLE,
     QUESTION,
-    {"difference_lens": 3.0},
+    {"difference_lens": 9.6},
     "difference_lens",
     view.selection_of,
     panels.panels,

@@ -13,6 +13,7 @@ from memory_lab import MemoryLab
 from pydantic import ValidationError
 from tiny_models import random_tokens, tiny
 
+from benchmarks.calibration import difference_lens as calibration
 from engine.difference_lens import numbers
 from engine.difference_lens.run import run
 from engine.difference_lens.scan import Draws, Place, Readout
@@ -20,6 +21,7 @@ from engine.difference_lens.spec import DifferenceLens
 from engine.difference_lens.texts import NEUTRAL
 from engine.errors import AnalysisError, JobError, PatchError
 from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
 
 FAMILIES = (
     "qwen3",
@@ -115,10 +117,8 @@ def test_the_linear_reading_is_the_derivative_of_the_lens(family: str) -> None:
     spec = DifferenceLens(target="tuned", source="base", positions=("decision",), reading="linear", top=50)
     found, last = run(spec, lab), base.taps.n_layers - 1
     states = []
-    for lm in (tuned, base):
-        engine = lab.engine(("tuned", "base")[lm is base], range(PROMPTS), "decision", "patched")
-        from engine.models.sites import Site
-
+    for name in ("tuned", "base"):
+        engine = lab.engine(name, range(PROMPTS), "decision", "patched")
         states.append(engine.activations(Site("resid_post", last)).double())
     norm = copy.deepcopy(base.taps.final_norm).double()
     rows = base.taps.unembedding.weight.detach().double() * base.taps.logit_scale
@@ -216,6 +216,14 @@ def test_an_identical_copy_names_nothing_and_so_does_its_rounding() -> None:
     found = run(DifferenceLens(target="tuned", source="base", positions=("decision",)), lab)
     assert found.tables["places"]["state"].to_list()[1:] == ["rounding"] * (base.taps.n_layers - 1)
     assert found.table.is_empty()
+
+
+def test_a_copy_in_another_batch_shape_names_nothing_in_any_of_20_draws() -> None:
+    for seed in range(20):
+        for make in (calibration.shapes, calibration.real_shapes):
+            assert not calibration.named(make(np.random.default_rng(seed)))
+    planted = calibration.differences(add=3.0)
+    assert sum(calibration.named(planted(np.random.default_rng(seed))) for seed in range(10)) >= 9
 
 
 def test_categories_are_units_where_they_are_asked_for() -> None:
