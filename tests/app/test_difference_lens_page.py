@@ -16,6 +16,7 @@ from app.charts.palette import DARK, LIGHT
 from app.charts.signed_bars import signed_bars
 from app.difference_lens import panels, view, words
 from app.escape import plain
+from app.frame import controls
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import HEADING
 from app.frame.selection import Selection, changed, defaults, parse, to_params
@@ -240,6 +241,18 @@ def test_bars_without_anything_to_draw() -> None:
     )
     chart = signed_bars(empty, x_title="x", name_title="token", colors={}, palette=LIGHT)
     assert chart.altair().to_dict()
+
+
+def test_a_click_into_the_map_chooses_block_and_position(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for picked, position in (("mean", "mean"), ("token 1", "decision")):
+        chart = {"selection": {"pick": [{"position": picked, "layer": 3}]}}
+        state = {"chart": chart, "selection-facts": opened.facts}
+        state["selection"] = chosen(opened, layer=0, position="decision")
+        monkeypatch.setattr(controls.st, "session_state", state)
+        controls.clicked("chart")
+        assert (controls.current().layer, controls.current().position) == (3, position)
 
 
 def test_the_page_before_and_after(
