@@ -75,13 +75,14 @@ def not_run(wanted: DifferenceLens) -> tuple[str, str]:
 
 def settings(opened: Opened) -> None:
     """What is read, the place that is shown; behind "More" how it is read and tested."""
-    over = DifferenceLensFields.of(controls.current()).read_over
+    own = DifferenceLensFields.of(controls.current())
+    over = own.read_over
     left, right = st.columns(2)
     with left:
         if over == "prompts":
             controls.choose("position", "Token position")
         else:
-            controls.slide("at_token", "Token of the texts")
+            controls.steps("at_token", "Token of the texts", range(own.first_tokens))
     with right:
         controls.slide("layer", "Block ℓ")
     with controls.row():

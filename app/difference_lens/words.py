@@ -124,4 +124,6 @@ def map_title(models: tuple[str, str], places: pl.DataFrame, units: tuple[int, s
     layers = blocks(standing["layer"].unique().sort().to_list())
     what = "token" if top["outstanding"] == 1 else "tokens"
     where = place(top["layer"], top["position"])
+    if standing.height == 1:
+        return f"Tokens stand out at {where} alone: {top['outstanding']:,} {what}"
     return f"Tokens stand out at {layers}; most at {where}: {top['outstanding']:,} {what}"

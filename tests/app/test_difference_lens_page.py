@@ -217,6 +217,9 @@ def test_titles_of_the_map() -> None:
     assert words.map_title(MODELS, some, units) == (
         "Tokens stand out at blocks 1-2; most at block 2, the decision token: 3 tokens"
     )
+    assert words.map_title(MODELS, some[:2], units) == (
+        "Tokens stand out at block 1, the decision token alone: 1 token"
+    )
     assert words.map_title(MODELS, some.with_columns(outstanding=0), units).startswith(
         "No token that exceeds"
     )
