@@ -8,6 +8,7 @@ from typing import Any
 from app.ard.analysis import ARD
 from app.behaviour.analysis import BEHAVIOUR
 from app.bridge.analysis import BRIDGE
+from app.difference_lens.analysis import DIFFERENCE_LENS
 from app.frame.analysis import Analysis, Kind, install
 from app.geometry.analysis import GEOMETRY
 from app.heads.analysis import HEADS
@@ -36,6 +37,7 @@ ANALYSES: tuple[Analysis, ...] = (
     RESIDUAL_UPDATES,
     TRANSPORT,
     TOKENWISE,
+    DIFFERENCE_LENS,
     PATCH_MAP,
     PATCHING,
     RANK,

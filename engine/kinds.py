@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.ard.spec import Ard
 from engine.behaviour.spec import Behaviour
+from engine.difference_lens.spec import DifferenceLens
 from engine.heads.map_spec import HeadMap
 from engine.heads.spec import HeadSubsets
 from engine.lab.experiment import Experiment, experiment_from_json
@@ -37,5 +38,6 @@ SPECS: tuple[type[Experiment], ...] = (
     ZTokens,
     Tokenwise,
     PatchMap,
+    DifferenceLens,
 )
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}

@@ -15,6 +15,7 @@ import pytest
 
 from app.build.build import build
 from app.live.run import run_live
+from engine.difference_lens.spec import DifferenceLens
 from engine.patch_map.spec import PatchMap
 from engine.patching.spec import Condition
 from engine.similarity.cka import cka_from_grams
@@ -132,3 +133,23 @@ def test_a_patch_map_finds_the_changed_blocks_at_the_token_that_answers(store: P
         moved = table.filter((table["site"] == site) & (table["kl"] > 1e-6))
         assert moved["layer"].min() >= FIRST
         assert moved.row(int(moved["recovery"].arg_max()), named=True)["layer"] == block
+
+
+def test_the_difference_speaks_of_agreement_from_the_changed_blocks_on(store: Path) -> None:
+    """Tuned says "Yes, it holds" to any sum, and no longer writes the sum out: digits go."""
+    spec = DifferenceLens(target="tuned", source="base", positions=("decision",))
+    _, found = run_live(str(store), spec)
+    states = dict(zip(*found.tables["places"].select("layer", "state"), strict=True))
+    assert [layer for layer, state in states.items() if state == "read"] == list(
+        range(FIRST, PLANTED["n_layers"])
+    ), "equal before"
+    told = found.table.filter("beyond")
+    at = {
+        (side, layer): told.filter(side=side, layer=layer)["text"].to_list()
+        for side in ("promoted", "suppressed")
+        for layer in range(FIRST, PLANTED["n_layers"])
+    }
+    assert " Yes" in at["promoted", FIRST][:5]
+    assert all(" holds" in at["promoted", layer][:5] for layer in range(SECOND, PLANTED["n_layers"]))
+    for layer in range(FIRST, PLANTED["n_layers"]):
+        assert sum(text.isdigit() for text in at["suppressed", layer][:6]) >= 4

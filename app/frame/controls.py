@@ -170,13 +170,14 @@ def steps(
 
 
 def clicked(key: str) -> None:
-    """Callback of every clickable chart: the clicked layer, site or candidate becomes the selected one."""
+    """Callback of every clickable chart: the clicked layer, site, position or candidate is selected."""
     points = st.session_state[key]["selection"].get(PICK) or []
     facts: Facts = st.session_state[_FACTS]
     if points and "layer" in points[0]:
         change(layer=min(max(int(points[0]["layer"]), 0), facts.max_layer))
-    if points and points[0].get("site") in facts.sites:
-        change(site=points[0]["site"])
+    for name, offered in (("site", facts.sites), ("position", facts.positions)):
+        if points and points[0].get(name) in offered:
+            change(**{name: points[0][name]})
     if points and "candidate" in points[0]:
         change(candidate=str(points[0]["candidate"]))
 

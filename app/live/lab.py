@@ -169,7 +169,11 @@ class StoreLab:
         """Unpatched activations of some prompts, float32 (n, width)."""
         stored, exact = self._stored(model, site, position)
         words = f"stored {self.study.capture.dtype}"
-        if stored is None or not exact:
+        averaged = stored is not None and self.store.position_kind(position) != "one"
+        if averaged and not exact:
+            note = f"The vectors at {position} are the stored ones, rounded to {self.study.capture.dtype}."
+            self.notes += [] if note in self.notes else [note]
+        elif stored is None or not exact:
             try:
                 engine = self.engine(model, rows, position, "patched")
                 values = engine.activations(site, self.should_stop).numpy()
@@ -180,6 +184,7 @@ class StoreLab:
                     raise
                 note = f"The vectors of {model} are the stored, rounded ones: {error}"
                 self.notes += [] if note in self.notes else [note]
+        assert stored is not None
         self._origins[model, site, position] = words
         return stored[np.asarray(rows)]
 

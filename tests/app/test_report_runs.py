@@ -252,7 +252,7 @@ def test_models_of_other_sizes_are_not_offered_what_would_be_refused(
     opened: Opened, chosen: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = {one.name for one in wanted(opened, chosen)}
-    refused = {"steering", "head-map", "heads", "patch_map"}
+    refused = {"steering", "head-map", "heads", "patch_map", "difference_lens"}
     assert refused <= kinds
     true, other = opened.store.model_info, {"d": 1, "n_heads": 1}
     monkeypatch.setattr(

@@ -23,7 +23,7 @@ LISTS = {
     ),
     "engine/kinds.py": (
         ("from engine.weight_steering", "from engine.toy.spec import Toy\nfrom engine.weight_steering"),
-        ("    PatchMap,\n)", "    PatchMap,\n    Toy,\n)"),
+        ("    DifferenceLens,\n)", "    DifferenceLens,\n    Toy,\n)"),
     ),
 }
 LINK = '{"job": "toy", "model": "base", "layer": 2, "grain": 2}'

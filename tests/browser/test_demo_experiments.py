@@ -8,6 +8,7 @@ import pytest
 
 from app.ard import view as ard_view
 from app.behaviour import view as behaviour_view
+from app.difference_lens import view as difference_lens_view
 from app.frame import selection
 from app.frame.opened import Opened, read_facts
 from app.heads import view as heads_view
@@ -57,5 +58,7 @@ def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
         token_by_token,
         two_languages,
         two_models,
+        difference_lens_view.asked(opened, chosen),
+        difference_lens_view.asked(opened, selection.changed(chosen, read_over="texts")),
     ]
     assert listed == wanted

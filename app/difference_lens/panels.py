@@ -1,0 +1,161 @@
+"""Panels of a stored difference lens: the tokens of a place, and how many stand out at which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from app.charts.matrix import matrix
+from app.charts.palette import Palette
+from app.charts.signed_bars import signed_bars
+from app.charts.template import Chart
+from app.difference_lens import words
+from app.difference_lens.fields import DifferenceLensFields
+from app.frame.opened import Opened
+from app.frame.panel import Panel
+from app.frame.selection import Selection
+from app.frame.snippets import read_run
+from app.frame.words import number, position_said
+from app.live.jobs import JobResult
+
+__all__ = ["panels"]
+
+PROMOTED, SUPPRESSED, CHANCE = "promoted", "suppressed", "within chance"
+
+
+def panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:
+    """The tokens of the selected place; the map of all places."""
+    at = _shown(result, selection)
+    return [bars_panel(opened, result, at), map_panel(opened, result, at)]
+
+
+def _shown(result: JobResult, selection: Selection) -> dict[str, Any]:
+    """The row of the selected place, or of the nearest that was read."""
+    wanted = selection.position
+    if result.condition["over"] == "texts":
+        wanted = f"token {DifferenceLensFields.of(selection).at_token}"
+    held = result.summary["positions"]
+    position = wanted if wanted in held else held[-1]
+    layer = min(result.summary["layers"], key=lambda block: abs(block - selection.layer))
+    return result.tables["places"].row(by_predicate=_at(position, layer), named=True)
+
+
+def _at(position: str, layer: int) -> pl.Expr:
+    return (pl.col("position") == position) & (pl.col("layer") == layer)
+
+
+def bars_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
+    """The largest promoted and suppressed tokens, with limits for all tokens and places at once."""
+    position, layer = at["position"], at["layer"]
+    table = result.table.filter(position=position, layer=layer)
+    kind = pl.when("beyond").then("side").otherwise(pl.lit(CHANCE))
+    drawn = table.select(
+        name=pl.Series(words.names_of(table), dtype=pl.String),
+        value="mean",
+        low="low",
+        high="high",
+        series=kind,
+    )
+
+    def draw(palette: Palette) -> Chart:
+        return signed_bars(
+            drawn,
+            x_title="mean change of the logit",
+            name_title="token",
+            colors={name: colour for name, colour in _hues(palette).items() if name in set(drawn["series"])},
+            palette=palette,
+            reach=at["random"],
+        )
+
+    code = read_run(opened, result, f"table = run.table.filter(position={position!r}, layer={layer})")
+    title = words.bars_title(_models(result), at, table, _units(result))
+    return Panel("difference-lens", title, table, draw, code, _caption(result, at), _models(result), False)
+
+
+def _hues(palette: Palette) -> dict[str, str]:
+    return {PROMOTED: palette.b, SUPPRESSED: palette.a, CHANCE: palette.null}
+
+
+def _caption(result: JobResult, at: dict[str, Any]) -> str:
+    """What a bar is; what its line and the dashed ones are; what of it is rounding."""
+    summary, (target, source) = result.summary, _models(result)
+    exact = result.condition["reading"] == "difference"
+    how = "" if exact else " by the norm's derivative"
+    count, name = summary["units"], summary["unit"]
+    what = "texts" if name == "text" else "prompts"
+    if at["state"] != "read":
+        noise = f"Rounding is {100 * at['noise']:.2g} % of a state's length."
+        return f"{summary['n']} {what} at {position_said(at['position'])}, block {at['layer']}. {noise}"
+    lead = (
+        f"{target} less {source}, {summary['n']} {what}, through {source}'s final norm and unembedding{how}, "
+        "from the mean of all tokens."
+    )
+    lines = (
+        f" Lines: limits for all {summary['vocab']:,} tokens, blocks and positions at once, by sign flips "
+        f"and a bootstrap of {words.counted(count, name)}."
+    )
+    compared = (
+        f" Dashed: the foremost token of random directions of this length, {number(at['random'])}; of random "
+        f"halves of {source}'s own {what} {number(at['halves'])}. These are comparisons, not tests."
+    )
+    size = (
+        f" The mean difference has {100 * at['length']:.2g} % of a state's length, rounding "
+        f"{100 * at['noise']:.2g} %; {at['beyond']:,} tokens are beyond chance and rounding."
+    )
+    return lead + lines + compared + size
+
+
+def map_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
+    """How many tokens stand out, block by position."""
+    places = result.tables["places"]
+    shown = places.with_columns(
+        count=pl.when(state="read").then("outstanding").otherwise(None),
+        chance=pl.col("beyond").cast(pl.String).fill_null("–"),
+        said=pl.col("state").replace_strict(STATES, return_dtype=pl.String),
+        far=pl.col("largest").map_elements(number, return_dtype=pl.String).fill_null("–"),
+        random=pl.col("random").map_elements(number, return_dtype=pl.String).fill_null("–"),
+    )
+
+    def draw(palette: Palette) -> Chart:
+        return matrix(
+            shown.select("position", "layer", "count", "chance", "said", "far", "random"),
+            x="position",
+            y="layer",
+            value="count",
+            x_title="token of the texts" if result.condition["over"] == "texts" else "position",
+            y_title="Block ℓ",
+            value_title="tokens that stand out",
+            palette=palette,
+            selected={"position": at["position"], "layer": at["layer"]},
+            labels=True,
+            format=",.0f",
+            compressed=1.0,
+            told={
+                "said": "streams",
+                "chance": "beyond chance",
+                "far": "largest change",
+                "random": "random directions",
+            },
+        )
+
+    code = read_run(opened, result, 'table = run.tables["places"]')
+    caption = (
+        "Tokens beyond chance and rounding that are moved further than 95 % of random directions of that "
+        "length move their foremost token. Empty: equal in both models, or no more than rounding apart. "
+        "A click shows a block's tokens. How many tokens exceed chance alone grows with the number of "
+        "prompts: any mean difference moves most logits a little."
+    )
+    title = words.map_title(_models(result), places, _units(result))
+    return Panel("difference-lens-map", title, places, draw, code, caption, _models(result))
+
+
+STATES = {"read": "differ", "equal": "are equal", "rounding": "differ by no more than rounding"}
+
+
+def _models(result: JobResult) -> tuple[str, str]:
+    return result.condition["target"], result.condition["source"]
+
+
+def _units(result: JobResult) -> tuple[int, str]:
+    return result.summary["units"], result.summary["unit"]

@@ -1,0 +1,48 @@
+"""Plain sentences about nothing in particular: what a change says of texts unlike its training."""
+
+from __future__ import annotations
+
+__all__ = ["NEUTRAL"]
+
+NEUTRAL = (
+    "The bridge over the river was painted green last summer and has not been closed since.",
+    "Most of the rain in this valley falls between October and the end of February.",
+    "A library card is valid for one year and can be renewed at the front desk.",
+    "The train to the coast leaves from platform four and stops at every village.",
+    "Copper conducts heat better than iron, which is why many pans have a copper base.",
+    "In the museum's second room there are clocks from three different centuries.",
+    "She put the letters into two boxes and wrote the year on each of them.",
+    "The path turns left behind the mill and then follows the old railway line.",
+    "Bread dough rises faster in a warm kitchen than in a cold one.",
+    "During the winter months the ferry runs only on Saturdays and Sundays.",
+    "The lower part of the wall is made of stone, the upper part of wood.",
+    "Every spring the town council publishes a map of the new bicycle lanes.",
+    "Some birds return to the same lake each year, others choose a new one.",
+    "The report has four chapters, and the third of them describes the harbour.",
+    "An old map of the region hangs in the hall beside the stairs.",
+    "Glass is made from sand, soda and lime at a high temperature.",
+    "The meeting was moved from Tuesday to Thursday because the room was taken.",
+    "Two of the houses on this street were built before the church.",
+    "Salt water freezes at a lower temperature than fresh water does.",
+    "He read the first page of the newspaper and left the rest on the table.",
+    "The shop sells paper, ink, brushes and a few books about drawing.",
+    "In the north of the country the summers are short and the days are long.",
+    "A small engine pumps the water from the well to the roof.",
+    "The orchestra played three pieces, the last of them by a composer from Norway.",
+    "Wool keeps its warmth even when it is wet, unlike cotton.",
+    "From the tower one can see the lake, the forest and part of the motorway.",
+    "The tables in the garden are brought inside when the first frost comes.",
+    "Each volume of the encyclopaedia begins with a list of its authors.",
+    "The moon was already up when the last boat reached the island.",
+    "A new roof was put on the school during the holidays.",
+    "Tea was first brought to the port by ship and later by rail.",
+    "The recipe asks for two onions, a spoon of oil and a cup of rice.",
+    "Behind the station there is a square with a fountain and eleven trees.",
+    "The catalogue lists every painting together with its size and its owner.",
+    "Sheep graze on the hills until the middle of autumn.",
+    "The company moved its offices to the other side of the canal in 1987.",
+    "Light travels from the sun to the earth in a little more than eight minutes.",
+    "The key to the cellar hangs on a nail beside the kitchen door.",
+    "Four lines of the poem were cut into the stone above the gate.",
+    "Trams in this city are yellow, and the buses are mostly white.",
+)

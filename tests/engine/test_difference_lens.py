@@ -1,0 +1,264 @@
+"""Difference lens against plain Hugging Face passes and brute force, its nulls, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from memory_lab import MemoryLab
+from pydantic import ValidationError
+from tiny_models import random_tokens, tiny
+
+from benchmarks.calibration import difference_lens as calibration
+from engine.difference_lens import numbers
+from engine.difference_lens.run import run
+from engine.difference_lens.scan import Draws, Place, Readout
+from engine.difference_lens.spec import DifferenceLens
+from engine.difference_lens.texts import NEUTRAL
+from engine.errors import AnalysisError, JobError, PatchError
+from engine.models.loading import LoadedModel, from_parts
+from engine.models.sites import Site
+
+FAMILIES = (
+    "qwen3",
+    "llama",
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "olmo2",
+    "phi3",
+    "cohere",
+    "granite",
+    "bloom",
+)
+PROMPTS = 14
+
+
+class Letters:
+    """A tokenizer that calls token 17 "t17"."""
+
+    eos_token_id = None
+
+    def decode(self, ids: list[int], **_how: bool) -> str:
+        return f"t{ids[0]}"
+
+
+def pair(family: str, size: float = 0.05) -> tuple[LoadedModel, LoadedModel]:
+    """A model, and one whose weights were moved a little in block 1."""
+    base = tiny(family, seed=1)
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if ".1." in name and weight.ndim == 2:
+                weight.add_(size * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+    return from_parts(base), from_parts(tuned)
+
+
+def lab_of(models: dict[str, LoadedModel], count: int = PROMPTS, **columns: Any) -> MemoryLab:
+    vocab = next(iter(models.values())).taps.vocab
+    ids = [random_tokens(1, 6 + n % 3, seed=n, vocab=vocab)[0].tolist() for n in range(count)]
+    for lm in models.values():
+        lm.tokenizer = Letters()
+    prompts = pl.DataFrame({"id": [f"p{i}" for i in range(count)], "text": "x", **columns})
+    at = {name: [len(one) - 1 for one in ids] for name in models}
+    return MemoryLab(models, dict.fromkeys(models, ids), at, prompts)
+
+
+def plain_lens(lm: LoadedModel, reader: LoadedModel, ids: list[list[int]], layer: int, rows: Any) -> Any:
+    """Logits of a state behind a block by Hugging Face's own modules, without soft-cap, float64 (n, V).
+
+    The block's output is what a plain forward hook sees.
+    """
+    seen: list[torch.Tensor] = []
+    block = lm.taps.layers[layer].block
+
+    def keep(_module: Any, _args: Any, output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).clone())
+
+    hook = block.register_forward_hook(keep)
+    states = []
+    with torch.no_grad():
+        for one in ids:
+            lm.model(input_ids=torch.tensor([one]), use_cache=False)
+            states.append(seen.pop()[0, rows(one)])
+        hook.remove()
+        normed = reader.taps.final_norm(torch.stack(states))
+        logits = reader.model.get_output_embeddings()(normed).double() * reader.taps.logit_scale
+    return (logits - logits.mean(dim=-1, keepdim=True)).numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_means_are_differences_of_the_logit_lenses_of_plain_passes(family: str) -> None:
+    base, tuned = pair(family)
+    lab = lab_of({"base": base, "tuned": tuned})
+    found = run(DifferenceLens(target="tuned", source="base", positions=("decision",), top=50), lab)
+    places = found.tables["places"]
+    assert places["state"].to_list()[0] == "equal", "block 0 was not changed"
+    for layer in range(1, base.taps.n_layers):
+        ends = [plain_lens(lm, base, lab.ids["base"], layer, lambda _: -1) for lm in (tuned, base)]
+        want = (ends[0] - ends[1]).mean(axis=0)
+        shown = found.table.filter(layer=layer)
+        assert np.allclose(shown["mean"], want[shown["token_id"]], atol=1e-4)
+        at = places.row(by_predicate=pl.col("layer") == layer, named=True)
+        assert at["largest"] == pytest.approx(np.abs(want).max(), abs=1e-4)
+        assert shown.filter(side="promoted")["mean"].min() > 0 > shown.filter(side="suppressed")["mean"].max()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2", "cohere"])
+def test_the_linear_reading_is_the_derivative_of_the_lens(family: str) -> None:
+    """By differences of the lens itself, in float64, along the way from one state to the other."""
+    base, tuned = pair(family)
+    lab = lab_of({"base": base, "tuned": tuned})
+    spec = DifferenceLens(target="tuned", source="base", positions=("decision",), reading="linear", top=50)
+    found, last = run(spec, lab), base.taps.n_layers - 1
+    states = []
+    for name in ("tuned", "base"):
+        engine = lab.engine(name, range(PROMPTS), "decision", "patched")
+        states.append(engine.activations(Site("resid_post", last)).double())
+    norm = copy.deepcopy(base.taps.final_norm).double()
+    rows = base.taps.unembedding.weight.detach().double() * base.taps.logit_scale
+    step = 1e-3 * (states[0] - states[1])
+    with torch.no_grad():
+        moved = (norm(states[1] + step).double() - norm(states[1] - step).double()) / 2e-3 @ rows.T
+    want = (moved - moved.mean(dim=1, keepdim=True)).mean(dim=0).numpy()
+    shown = found.table.filter(layer=last)
+    assert np.allclose(shown["mean"], want[shown["token_id"]], atol=2e-3 * np.abs(want).max())
+
+
+def test_texts_are_read_at_their_first_tokens() -> None:
+    base, tuned = pair("llama")
+    lab = lab_of({"base": base, "tuned": tuned})
+    texts = tuple(" ".join(map(str, [*one, 5, 7])) for one in lab.ids["base"])
+    spec = DifferenceLens(
+        target="tuned", source="base", over="texts", texts=(*texts, "3 4"), tokens=3, top=50
+    )
+    found = run(spec, lab)
+    assert found.summary["positions"] == ["token 0", "token 1", "token 2"]
+    assert (found.summary["n"], found.summary["unit"]) == (PROMPTS, "text"), "one text is too short"
+    for token in range(3):
+        ends = [plain_lens(lm, base, lab.ids["base"], 1, lambda _, t=token: t) for lm in (tuned, base)]
+        want = (ends[0] - ends[1]).mean(axis=0)
+        shown = found.table.filter(layer=1, position=f"token {token}")
+        assert np.allclose(shown["mean"], want[shown["token_id"]], atol=1e-4)
+    assert len(NEUTRAL) == len(set(NEUTRAL)) >= 2 * numbers.FEWEST
+
+
+def planted_readout(rng: np.random.Generator, vocab: int, width: int) -> Readout:
+    rows = torch.as_tensor(rng.normal(size=(vocab, width)), dtype=torch.float32)
+    rows -= rows.mean(dim=0)
+    return Readout(rows, torch.nn.Identity(), torch.ones(width), rows.norm(dim=1).double().numpy())
+
+
+def test_what_draws_reach_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each flip and each resample by itself, t by its textbook formula; the vocabulary in uneven blocks."""
+    monkeypatch.setattr("engine.difference_lens.scan.BLOCK", 7)
+    rng = np.random.default_rng(0)
+    readout = planted_readout(rng, 30, 6)
+    rows, unit = rng.lognormal(size=(39, 6)), np.repeat(np.arange(13), 3)
+    flips, counts = numbers.flips(13, 50, 1), numbers.resamples(13, 50, 1)
+    place = Place.of(readout, numbers.sums(rows, unit), 39, Draws.of(flips, counts, "cpu"))
+    logits = rows @ readout.rows.double().numpy().T
+    sums = logits.reshape(13, 3, 30).sum(axis=1)
+    assert np.allclose(place.mean, logits.mean(axis=0), rtol=1e-4, atol=1e-5)
+    assert np.allclose(place.se, np.sqrt(13) * sums.std(axis=0, ddof=1) / 39, rtol=1e-4)
+
+    def t(values: np.ndarray) -> np.ndarray:
+        return values.mean(axis=0) / values.std(axis=0, ddof=1) * np.sqrt(len(values))
+
+    for number in range(50):
+        largest = np.abs(t(flips[number][:, None] * sums)).max()
+        assert numbers.t_of(place.share[number], 13) == pytest.approx(largest, rel=1e-3)
+        drawn = np.repeat(sums - sums.mean(axis=0), counts[number].astype(int), axis=0)
+        # each resample's own spread divides by n − 1 of its n units, as the sample's does
+        own = drawn.mean(axis=0) / drawn.std(axis=0) * np.sqrt(12)
+        assert place.low[number] == pytest.approx(own.min(), rel=1e-3)
+        assert place.high[number] == pytest.approx(own.max(), rel=1e-3)
+    assert set(np.unique(flips)) == {-1.0, 1.0}
+    assert (counts.sum(axis=1) == 13).all()
+
+
+def test_limits_hold_for_all_places_together() -> None:
+    shares = [np.array([1.0, 2.0, 3.0] * 133), np.array([3.0, 2.0, 1.0] * 133)]
+    draws = np.arange(399.0)
+    held = numbers.limits(shares, [-draws, -draws / 2], [draws / 2, draws], 60)
+    assert held.flip == pytest.approx(numbers.t_of(3.0, 60), rel=1e-3), "the larger place in each draw"
+    # the tail of 60 units, of which a sixth is kept for skew that they don't show
+    assert held.low == -held.high
+    assert 388 < held.high < 393
+    few = numbers.limits(shares, [-draws], [draws], numbers.FEWEST - 1)
+    assert not numbers.beyond(np.array([9.0]), np.array([1e-9]), few).any()
+    with pytest.raises(AnalysisError, match="Nothing was read"):
+        numbers.limits([], [], [], 20)
+
+
+def test_tokens_that_are_shown_are_those_beyond_chance_first() -> None:
+    mean = np.array([3.0, -1.0, 2.0, 5.0, -4.0, 0.0])
+    told = np.array([True, True, True, False, False, False])
+    up, down = numbers.foremost(mean, told, 2)
+    assert (up.tolist(), down.tolist()) == ([0, 2], [1, 4])
+
+
+def test_an_identical_copy_names_nothing_and_so_does_its_rounding() -> None:
+    base, _ = pair("qwen3")
+    lab = lab_of({"base": base, "copy": base})
+    found = run(DifferenceLens(target="copy", source="base", positions=("decision",)), lab)
+    assert set(found.tables["places"]["state"]) == {"equal"}
+    assert found.table.is_empty()
+    nudged, moved = pair("qwen3", 1e-6)
+    lab = lab_of({"base": nudged, "tuned": moved})
+    sites = {"resid": [0.01] * (base.taps.n_layers + 1)}
+    lab.noise = {name: {"kl": 0.0, "sites": sites} for name in lab.models}
+    found = run(DifferenceLens(target="tuned", source="base", positions=("decision",)), lab)
+    assert found.tables["places"]["state"].to_list()[1:] == ["rounding"] * (base.taps.n_layers - 1)
+    assert found.table.is_empty()
+
+
+def test_a_copy_in_another_batch_shape_names_nothing_in_any_of_20_draws() -> None:
+    for seed in range(20):
+        for make in (calibration.shapes, calibration.real_shapes):
+            assert not calibration.named(make(np.random.default_rng(seed)))
+    planted = calibration.differences(add=3.0)
+    assert sum(calibration.named(planted(np.random.default_rng(seed))) for seed in range(10)) >= 9
+
+
+def test_categories_are_units_where_they_are_asked_for() -> None:
+    base, tuned = pair("llama")
+    kinds = [f"k{i % 13}" for i in range(26)]
+    lab = lab_of({"base": base, "tuned": tuned}, 26, category=kinds)
+    asked = {"target": "tuned", "source": "base", "positions": ("decision",)}
+    assert run(DifferenceLens(**asked), lab).summary["units"] == 26, "13 categories are not many"
+    found = run(DifferenceLens(**asked, unit="category"), lab)
+    assert (found.summary["units"], found.summary["unit"]) == (13, "category")
+    without = lab_of({"base": base, "tuned": tuned})
+    with pytest.raises(PatchError, match="no categories"):
+        run(DifferenceLens(**asked, unit="category"), without)
+
+
+def test_what_is_refused() -> None:
+    base, tuned = pair("llama")
+    lab = lab_of({"base": base, "tuned": tuned})
+    spec = DifferenceLens(target="tuned", source="base", over="texts", texts=("1 2", "3"), tokens=3)
+    with pytest.raises(PatchError, match="too short"):
+        run(spec, lab)
+    wide = from_parts(tiny("llama", seed=1, hidden_size=64))
+    with pytest.raises(PatchError, match="width is not the same"):
+        run(
+            DifferenceLens(target="wide", source="base", positions=("decision",)),
+            lab_of({"base": base, "wide": wide}),
+        )
+    lab.stop_after = 2
+    with pytest.raises(JobError, match="cancelled"):
+        run(DifferenceLens(target="tuned", source="base", positions=("decision",)), lab)
+    for wrong in (
+        {},
+        {"positions": ("decision",), "texts": ("a",)},
+        {"over": "texts", "positions": ("decision",)},
+        {"over": "texts", "texts": (" ",)},
+    ):
+        with pytest.raises(ValidationError):
+            DifferenceLens(target="tuned", source="base", **wrong)
