@@ -74,7 +74,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy engine store app pages patchbay precompute.py benchmarks/calibration
 
 test: lint types
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-real: $(VENV)/.installed-dev $(VENV)/.installed-real
 	$(BIN)/python demo/smollm2/place.py

@@ -1,6 +1,7 @@
 """The slow and obvious way to patch: one prompt, plain forward hooks on the whole model.
 
-The conditions of a prompt go through it as a batch of equally long rows, so there is no padding.
+The conditions of a prompt go through it as a batch of equally long rows, so there is no padding; sites or
+tokens of their own may be patched in each row.
 """
 
 from __future__ import annotations
@@ -25,13 +26,20 @@ def head_sum(taps: ModelTaps, site: Site, z: Tensor) -> Tensor:
 
 
 @contextmanager
-def patched(taps: ModelTaps, site: Site, position: int, vector: Tensor) -> Iterator[None]:
-    """Replaces the activation at (site, position) by `vector` (batch, width) in every forward pass."""
+def patched(
+    taps: ModelTaps, site: Site, position: int | Tensor, vector: Tensor, rows: slice | Tensor = slice(None)
+) -> Iterator[None]:
+    """Replaces the activation at (site, position) by `vector` (rows, width) in every forward pass.
+
+    Args:
+        position: of all rows, or one of each.
+        rows: of the batch that are patched; numbered one by one where each has its own position.
+    """
     layer = taps.layers[site.layer]
 
     def put(tensor: Tensor, value: Tensor) -> Tensor:
         tensor = tensor.clone()
-        tensor[:, position] = value
+        tensor[rows, position] = value
         return tensor
 
     def before_block(_module: Any, args: Any, kwargs: Any) -> Any:
@@ -44,10 +52,10 @@ def patched(taps: ModelTaps, site: Site, position: int, vector: Tensor) -> Itera
 
     def before_projection(_module: Any, args: Any) -> Any:
         z = args[0].clone()
-        own = z[:, position].clone().unflatten(-1, (taps.n_heads, taps.head_dim))
+        own = z[rows, position].clone().unflatten(-1, (taps.n_heads, taps.head_dim))
         heads = list(range(taps.n_heads)) if site.heads is None else list(site.heads)
         own[:, heads] = vector.view(-1, len(heads), taps.head_dim)
-        z[:, position] = own.flatten(-2)
+        z[rows, position] = own.flatten(-2)
         return (z,)
 
     with ExitStack() as stack:
@@ -65,11 +73,11 @@ def patched(taps: ModelTaps, site: Site, position: int, vector: Tensor) -> Itera
             seen: dict[str, Tensor] = {}
 
             def see(_module: Any, args: Any) -> None:
-                seen["z"] = args[0][:, position]
+                seen["z"] = args[0][rows, position]
 
             def add(_module: Any, _args: Any, output: Any) -> Any:
                 value = first_tensor(output).clone()
-                value[:, position] += (vector - head_sum(taps, site, seen["z"])) / layer.multiplier
+                value[rows, position] += (vector - head_sum(taps, site, seen["z"])) / layer.multiplier
                 return replace_first(output, value)
 
             stack.callback(layer.o_proj.register_forward_pre_hook(see).remove)

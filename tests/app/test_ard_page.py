@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from live_study import make_store
 from memory_lab import MemoryLab
 from planted_clouds import planted
@@ -71,7 +72,7 @@ def check(panels: list[Panel]) -> None:
         exec(panel.code, scope)
         assert_frame_equal(scope["table"], panel.table)
         for palette in (LIGHT, DARK):
-            panel.chart(palette).to_dict()
+            drawn(panel, palette)
         assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
         assert "nan" not in (panel.title + panel.caption).replace("finan", "")
         assert "eld-out" in panel.caption or "Held out" in panel.caption

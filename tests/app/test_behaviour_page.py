@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import streamlit as st
 from behaviour_demo import demo_lab
+from drawn_panels import drawn
 from memory_lab import MemoryLab
 from planted_store import prompts_table
 from streamlit.testing.v1 import AppTest
@@ -24,7 +25,7 @@ from app.behaviour import panels as behaviour_panels
 from app.behaviour import view as behaviour_view
 from app.behaviour import words as say
 from app.behaviour.fields import BehaviourFields
-from app.charts.palette import DARK, LIGHT
+from app.charts.palette import DARK
 from app.frame import running as live_view
 from app.frame.blocks import Text
 from app.frame.opened import Opened, read_facts
@@ -80,8 +81,8 @@ def test_a_pair_of_two_tokenizers_under_a_stored_patch(
     panels = behaviour_view.panels(opened, runs, chosen)
     assert [panel.name for panel in panels] == ["behaviour-difference", "behaviour", "behaviour-shared"]
     for panel in panels:
-        panel.chart(LIGHT)
-        panel.chart(DARK)
+        drawn(panel)
+        drawn(panel, DARK)
         here: dict[str, Any] = {}
         exec(panel.code, here)
         assert here["table"].equals(panel.table)

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import streamlit as st
+from drawn_panels import drawn
 from planted_store import HEAD_DIM, LAYERS, PAIRS, prompts_table, streams
 from polars.testing import assert_frame_equal
 from streamlit.testing.v1 import AppTest
@@ -102,7 +103,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, name: str
         # the code makes the basis for this k alone: the same up to rounding
         assert_frame_equal(scope["table"], panel.table, check_dtypes=False, abs_tol=1e-6, rel_tol=1e-5)
         for palette in (LIGHT, DARK):
-            panel.chart(palette).to_dict()
+            drawn(panel, palette)
         assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
         assert "problems" in panel.caption
         assert "nan" not in panel.title + panel.caption

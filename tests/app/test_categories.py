@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from drawn_panels import drawn
 from memory_lab import MemoryLab
 from tiny_models import tiny
 
-from app.charts.palette import LIGHT
 from app.frame.fields import Facts
 from app.frame.panel import Panel
 from app.frame.selection import defaults
@@ -66,7 +66,7 @@ def stored(made: Any, experiment: Any) -> JobResult:
 
 def titled(panels: list[Panel]) -> Panel:
     (found,) = [panel for panel in panels if panel.name.endswith("-categories")]
-    found.chart(LIGHT)
+    drawn(found)
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from drawn_panels import drawn
 from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
@@ -272,7 +273,7 @@ def test_contrasts_stand_beside_the_models_differences(opened: Opened) -> None:
     panels = {panel.name: panel for panel in weights.panels(opened, chosen)}
     assert set(panels) == {"weight-blocks", "weight-tensors", "weight-spectrum", "weight-heads"}
     for panel in panels.values():
-        panel.chart(LIGHT)
+        drawn(panel)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert "agreeable = one − two" in panel.caption or panel.name == "weight-heads"
         assert set(panel.models) <= set(opened.facts.models)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from streamlit.testing.v1 import AppTest
 from tiny_models import tiny
 from tiny_study import NOUNS
@@ -18,7 +19,6 @@ from tiny_tokenizers import chatml
 
 from app.build.build import build
 from app.build.prepare import Prepared
-from app.charts.palette import LIGHT
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import Panel
 from app.frame.selection import Selection, changed, defaults
@@ -107,7 +107,7 @@ def test_the_code_gives_the_table_and_the_charts_are_valid(
     assert list(found) == ["balance", "leakage", "shared", "unshared", "lengths"]
     for panel in found.values():
         assert run(panel.code).equals(panel.table), panel.name
-        panel.chart(LIGHT)
+        drawn(panel)
 
 
 def test_the_curve_counts_prompts_by_the_definition(opened: Opened, chosen: Selection) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import streamlit as st
+from drawn_panels import drawn
 from planted_store import HEADS, LAYERS, PAIRS, WIDTH, prompts_table, streams
 from streamlit.testing.v1 import AppTest
 
@@ -102,7 +103,7 @@ def test_panels_draw_valid_charts(opened: Opened, name: str, palette: Any) -> No
     found = panels(opened, view(opened, name))
     assert len({panel.name for panel in found}) == len(found) == (4 + 2 * (6 if name == "every" else 3))
     for panel in found:
-        panel.chart(palette).to_dict()
+        drawn(panel, palette)
         assert len(panel.title) < 300
         assert panel.caption
         assert b"<svg" in export.svg_bytes(panel.draw(LIGHT), panel.title)[:200]

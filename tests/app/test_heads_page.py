@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from live_study import BLOCKS, CHANGED, make_store
 from planted_store import CHECKS
 from streamlit.testing.v1 import AppTest
@@ -81,7 +82,7 @@ def test_the_code_of_every_panel_gives_its_table(opened: Opened, what: str) -> N
         assert scope["table"].equals(panel.table)
         assert panel.models == ("tuned", "base")
         for palette in (LIGHT, DARK):
-            panel.chart(palette).to_dict()
+            drawn(panel, palette)
         assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
         assert "validation prompts" in panel.caption
         assert "Null" in panel.caption or "rounding" in panel.caption

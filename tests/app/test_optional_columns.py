@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn_panels import drawn
 from pydantic import ValidationError
 from streamlit.testing.v1 import AppTest
 from tiny_study import NOUNS, write_study
@@ -17,7 +18,6 @@ from tiny_study import NOUNS, write_study
 import precompute
 from app import main
 from app.analyses import ANALYSES
-from app.charts.palette import LIGHT
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import Panel
 from app.frame.selection import defaults, update
@@ -115,7 +115,7 @@ def run(opened: Opened) -> dict[str, Any]:
 
 def holds(panel: Panel) -> None:
     """It draws, says something, and its code makes a table."""
-    panel.chart(LIGHT)
+    drawn(panel)
     assert panel.title
     assert "None" not in panel.title + panel.caption
     names: dict[str, Any] = {}

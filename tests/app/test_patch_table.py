@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from live_study import make_store
 from streamlit.testing.v1 import AppTest
 
@@ -146,7 +147,7 @@ def test_panels_say_what_was_found_and_their_code_gives_their_table(store: Path)
         exec(panel.code, scope)
         assert scope["table"].equals(panel.table), panel.name
     for panel in (grid, ranking, profile, *drilled):
-        panel.chart(LIGHT).to_dict()
+        drawn(panel)
 
 
 def test_the_marked_alpha_is_the_one_that_train_chose(store: Path) -> None:
@@ -202,7 +203,7 @@ def test_every_amplitude_is_told_from_the_stored_kls(store: Path) -> None:
     assert panel is not None
     assert " at α = 0.4, " in panel.title
     assert "best)" in panel.title
-    panel.chart(LIGHT).to_dict()
+    drawn(panel)
 
 
 def test_both_directions_are_compared_prompt_by_prompt(store: Path) -> None:
@@ -237,7 +238,7 @@ def test_both_directions_are_compared_prompt_by_prompt(store: Path) -> None:
     scope: dict[str, Any] = {}
     exec(panel.code, scope)
     assert scope["table"].equals(panel.table)
-    assert asymmetry.asymmetry_panel(opened, back, result).chart(LIGHT).to_dict()
+    assert drawn(asymmetry.asymmetry_panel(opened, back, result))
     assert "patch-asymmetry" in [p.name for p in patch_table.run_panels(opened, result, START)]
 
 
@@ -463,5 +464,5 @@ def test_the_diagnostic_on_shared_tokens_stands_beside_the_whole(store: Path) ->
     scope: dict[str, Any] = {}
     exec(panel.code, scope)
     assert scope["table"].equals(panel.table)
-    panel.chart(LIGHT).to_dict()
+    drawn(panel)
     assert shared_tokens.shared_panel(at, result_of(store)) is None

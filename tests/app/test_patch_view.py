@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from live_results import live_result
 
-from app.charts.palette import LIGHT
 from app.frame import words
 from app.frame.selection import Facts, Selection, changed, defaults, update
 from app.patching import literal
@@ -127,7 +127,7 @@ def test_an_alpha_curve_is_its_own_panel() -> None:
     panel = patch_view.alpha_panel(live_result(many), 1.0, "")
     assert panel is not None
     assert panel.title.startswith("From α = 0 to 2 the effect goes from ")
-    panel.chart(LIGHT).to_dict()
+    drawn(panel)
 
 
 def test_the_profile_takes_runs_that_differ_by_the_layer_alone() -> None:
@@ -145,7 +145,7 @@ def test_the_profile_takes_runs_that_differ_by_the_layer_alone() -> None:
     assert panel is not None
     assert panel.title.startswith("The patch matters most at block 3")
     assert panel.title.endswith("it changes nothing at block 0")
-    panel.chart(LIGHT).to_dict()
+    drawn(panel)
 
 
 def test_titles_do_not_rank_what_intervals_do_not_separate() -> None:

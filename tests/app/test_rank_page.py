@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from behaviour_demo import demo_lab
+from drawn_panels import drawn
 from streamlit.testing.v1 import AppTest
 
 from app.charts.palette import DARK, LIGHT
@@ -77,7 +78,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, changes: 
     panels = view.run_panels(opened, result, selection)
     assert len(panels) >= 2
     for panel in panels:
-        panel.chart(LIGHT)
+        drawn(panel)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert panel.title
         assert "None" not in panel.title + panel.caption

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from planted_store import build_store
 from streamlit.testing.v1 import AppTest
 from subspace_inputs import Arrays, haar
@@ -260,7 +261,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, changes: 
     made = view.run_panels(opened, run_of(opened), chosen(opened, **changes))
     assert len({panel.name for panel in made}) == len(made) == 7
     for panel in made:
-        panel.chart(LIGHT)
+        drawn(panel)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         for word in ("None", "nan", "inf,"):
             assert word not in panel.title.removeprefix("None of ") + panel.caption, panel.name
@@ -475,7 +476,7 @@ def test_blocks_that_a_change_leaves_alone_give_no_scores(opened: Opened) -> Non
     assert "changes nothing at block 0" in view.substituted(at, chosen(opened, averaged="0"))[0]
     assert at.found.best == ""
     for panel in panels.run_panels(opened, at):
-        panel.chart(LIGHT)
+        drawn(panel)
         assert "nan" not in panel.title
 
 
@@ -586,7 +587,7 @@ def test_points_may_be_coloured_by_family_and_tensors_come_one_by_one(opened: Op
         scope: dict[str, Any] = {}
         exec(panel.code, scope)
         assert scope["table"].equals(panel.table)
-        panel.chart(LIGHT).to_dict()
+        drawn(panel)
     looks = panels._families(LIGHT, q.points(at.scores, q.WRITE, families=True))
     assert len(set(looks.values())) == len(looks)
     table = q.FILES["per tensor"](at.scores)

@@ -27,6 +27,11 @@ LISTS = {
     ),
 }
 LINK = '{"job": "toy", "model": "base", "layer": 2, "grain": 2}'
+RUN = f"""
+import sys
+import precompute
+assert precompute.main(["run", sys.argv[1], "--condition", {LINK!r}]) == 0
+"""
 PROGRAM = """
 import sys
 import numpy as np
@@ -154,5 +159,4 @@ def test_it_has_all_that_the_others_have(project: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     run("-c", PROGRAM, str(store), "new")
-    run("precompute.py", "run", str(store), "--condition", LINK)
-    run("-c", PROGRAM, str(store), "ran")
+    run("-c", RUN + PROGRAM, str(store), "ran")

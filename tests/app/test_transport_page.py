@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import streamlit as st
+from drawn_panels import drawn
 from planted_store import CHANGED, LAYERS, WIDTH, prompts_table, streams
 from sklearn.metrics import r2_score
 from streamlit.testing.v1 import AppTest
@@ -137,7 +138,7 @@ def test_the_code_of_a_panel_gives_its_table(opened: Opened, name: str) -> None:
 @pytest.mark.parametrize(("name", "palette"), [("default", LIGHT), ("set", DARK)])
 def test_panels_draw_valid_charts(opened: Opened, name: str, palette: Palette) -> None:
     for panel in panels(opened, view(opened, name)).values():
-        panel.chart(palette).to_dict()
+        drawn(panel, palette)
         assert panel.caption
         assert len(panel.title) < 300
         assert b"<svg" in export.svg_bytes(panel.draw(LIGHT), panel.title)[:200]
@@ -209,7 +210,7 @@ def test_every_place_is_scored_once_and_kept(opened: Opened) -> None:
     st.cache_resource.clear()
     assert transport_table.known(opened, place, spec).equals(table)  # type: ignore[union-attr]
     panel = transport.table_panel(opened, selection, table)
-    panel.chart(LIGHT).to_dict()
+    drawn(panel)
     scope: dict[str, Any] = {}
     exec(panel.code, scope)
     joined = table.join(scope["table"], on=["site", "layer"], suffix="_code")

@@ -12,6 +12,7 @@ from typing import cast
 import polars as pl
 import pytest
 import torch
+from drawn_panels import drawn
 from live_study import write_prompts
 from streamlit.testing.v1 import AppTest
 from tiny_models import fresh_jamba, tiny
@@ -19,7 +20,6 @@ from tiny_tokenizers import chatml, llama3
 
 from app.analyses import ANALYSES
 from app.build.build import build
-from app.charts.palette import LIGHT
 from app.frame import related
 from app.frame.analysis import caution
 from app.frame.opened import Opened, read_facts
@@ -185,7 +185,7 @@ def titles(opened: Opened, model: str, layer: int = 1) -> dict[str, str]:
     chosen = update(defaults(opened.facts), opened.facts, a="base", b=model, layer=layer)
     found = panels.panels(opened, chosen)
     for panel in found:
-        panel.chart(LIGHT)
+        drawn(panel)
     return {panel.name: panel.title for panel in found}
 
 
@@ -223,7 +223,7 @@ def test_the_report_says_the_same(opened: Opened) -> None:
     chosen = update(defaults(opened.facts), opened.facts, a="base", b="shallow")
     panel = differences.panel(opened, "shallow")
     assert panel is not None
-    panel.chart(LIGHT)
+    drawn(panel)
     assert panel.title.endswith("; 11 can't be compared")
     assert "only" not in panel.title
     (equal,) = analysis.chapter(opened, update(chosen, opened.facts, b="deep"))

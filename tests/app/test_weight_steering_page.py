@@ -10,6 +10,7 @@ from typing import Any
 import live_study
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from streamlit.testing.v1 import AppTest
 
 from app.analyses import kind_of
@@ -55,7 +56,7 @@ def test_panels_draw_and_their_code_gives_their_tables(
     made = view.run_panels(opened, stored, chosen(opened, strength=alpha))
     assert {panel.name for panel in made} >= {f"weights-{figure.name}" for figure in FIGURES}
     for panel in made:
-        panel.chart(LIGHT)
+        drawn(panel)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert "None" not in panel.title + panel.caption
         assert "nan" not in panel.title + panel.caption

@@ -12,6 +12,7 @@ import live_study
 import numpy as np
 import polars as pl
 import pytest
+from drawn_panels import drawn
 from streamlit.testing.v1 import AppTest
 
 from app.build.build import build
@@ -90,7 +91,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, changes: 
     panels = weights.panels(opened, chosen(opened, **changes))
     assert len(panels) == (4 if changes.get("layer", 2) == 2 and "b" not in changes else 3)
     for panel in panels:
-        panel.chart(LIGHT)
+        drawn(panel)
         assert panel.draw(DARK) != panel.draw(LIGHT)
         assert panel.title
         assert "None" not in panel.title + panel.caption

@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 import pytest
 from demo_files import DEMO
+from drawn_panels import drawn
 from streamlit.testing.v1 import AppTest
 
 from app import analyses as run_kinds
 from app.build.build import build
-from app.charts.palette import DARK, LIGHT
+from app.charts.palette import DARK
 from app.frame import parts as components
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, changed, defaults, update
@@ -98,8 +99,8 @@ def test_panels_have_their_code_and_null(opened: Opened, run: tuple[Selection, J
     panels = z_patching_view.run_panels(opened, result, chosen)
     assert [p.name for p in panels] == ["z-verdict", "z-controls", "z-compared-answer", "z-compared-language"]
     for panel in panels:
-        panel.chart(LIGHT)
-        panel.chart(DARK)
+        drawn(panel)
+        drawn(panel, DARK)
         here: dict[str, Any] = {}
         exec(panel.code, here)
         assert here["table"].equals(panel.table), panel.name
@@ -255,7 +256,7 @@ def test_a_problem_is_read_token_by_token(
     stored = JobResult(asked.to_json(), found.summary, found.tables)
     kind = run_kinds.kind_of(stored.condition)
     (panel,) = kind.panels(opened, stored, chosen)
-    panel.chart(LIGHT)
+    drawn(panel)
     here: dict[str, Any] = {}
     exec(panel.code, here)
     assert here["table"].equals(panel.table)

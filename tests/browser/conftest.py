@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -110,14 +112,28 @@ def dashboard(planted_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small store of the demo's real models, made by the command a user types."""
-    store = tmp_path_factory.mktemp("demo") / "store"
+    """A small store of the demo's real models, made by the command a user types.
+
+    The first process that asks for it makes it, and each works on a copy.
+    """
+    own = tmp_path_factory.getbasetemp()
+    place = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    store, made = place / "demo-store", place / "demo-store-made"
     command = [sys.executable, "precompute.py", "studies/demo.toml", "--store", str(store), "--limit", "32"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return store
+    with (place / "demo-store-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                env={**os.environ, **ENVIRONMENT},
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr[-2000:]
+            made.touch()
+    return Path(shutil.copytree(store, tmp_path_factory.mktemp("demo") / "store"))
 
 
 @pytest.fixture(scope="session")

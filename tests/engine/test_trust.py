@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +11,13 @@ import pytest
 from tiny_models import tiny
 from tiny_tokenizers import chatml
 
+import precompute
 from engine.errors import StudyError
 from engine.models import trust
 from engine.models.loading import load
 from engine.models.skeleton import skeleton
 from engine.models.sources import load_tokenizer
 from engine.study.study import ModelSpec, Study
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +103,7 @@ def test_a_pin_needs_the_code_it_pins(tmp_path: Path) -> None:
         )
 
 
-def test_a_plan_on_the_command_line_runs_nothing(hostile: Path) -> None:
+def test_a_plan_on_the_command_line_runs_nothing(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = hostile.parent / "study.toml"
     pin = trust.code_hash(hostile)
     study.write_text(
@@ -115,11 +112,9 @@ def test_a_plan_on_the_command_line_runs_nothing(hostile: Path) -> None:
     )
     rows = [f'{{"id": "{name}", "text": "What is the capital of France?"}}\n' for name in "ab"]
     (hostile.parent / "p.jsonl").write_text("".join(rows))
-    command = [sys.executable, str(ROOT / "precompute.py"), str(study), "--plan"]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert "--allow-code" in refused.stderr
+    command = [str(study), "--plan"]
+    assert precompute.main(command) == 1
+    assert "--allow-code" in capsys.readouterr().err
     assert not (hostile.parent / "ran").exists()
-    allowed = subprocess.run([*command, "--allow-code"], capture_output=True, text=True, check=False)
-    assert allowed.returncode == 0, allowed.stderr
+    assert precompute.main([*command, "--allow-code"]) == 0, capsys.readouterr().err
     assert (hostile.parent / "ran").exists()

@@ -26,6 +26,7 @@ def compute(study: str, store: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.fsync = lambda handle: None  # what was written outlives a killed process; a flush is half of the time
     from app.build.build import build
     from engine.study.study import Study
 
@@ -44,7 +45,7 @@ def contents(store: Path) -> dict[str, str]:
 def test_twenty_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A child imports its parent's main module again, and page tests leave a page there.
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
-    study = str(write_study(tmp_path / "study", pairs=10, extra=SUBSPACES))
+    study = str(write_study(tmp_path / "study", pairs=10, positions=["decision"], extra=SUBSPACES))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["app.build.build"])
 

@@ -47,14 +47,18 @@ def read_everything(path: Path) -> None:
             store.array(name)
     for model in store.models:
         for position in store.positions():
-            for component in store.components():
-                for layer in store.states(model) if component == "resid" else store.layers(model):
-                    store.activations(model, component, layer, position)
+            read_activations(store, model, position)
     for table in store.table_names():
         store.table(table)
     log = RunLog(path)
     for run_id in log.ids():
         log.open(run_id)
+
+
+def read_activations(store: Store, model: str, position: str) -> None:
+    for component in store.components():
+        for layer in store.states(model) if component == "resid" else store.layers(model):
+            store.activations(model, component, layer, position)
 
 
 def test_an_intact_store_has_no_problems(store: Path) -> None:
@@ -94,7 +98,7 @@ def test_a_flipped_byte_in_any_shard_is_found_by_the_reader(store: Path) -> None
         damaged[at] ^= 0x10
         (store / SHARD).write_bytes(damaged)
         with pytest.raises(StoreError, match=SITES):
-            read_everything(store)
+            read_activations(Store(store), "base", "last_content")
     (store / SHARD).write_bytes(data)
     read_everything(store)
 

@@ -63,9 +63,13 @@ def held(lm: LoadedModel, ids: Sequence[int]) -> dict[tuple[str, int], torch.Ten
     return seen
 
 
-def plain(lm: LoadedModel, ids: Sequence[int], site: Site, token: int, vector: torch.Tensor) -> torch.Tensor:
-    with patch_oracle.patched(lm.taps, site, token, vector[None]):
-        return patch_oracle.log_probs(lm.model, ids, -1)[0]
+def plain(
+    lm: LoadedModel, ids: Sequence[int], site: Site, tokens: Sequence[int], vectors: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities with one of the tokens patched each, (tokens, V)."""
+    rows = torch.arange(len(tokens))
+    with patch_oracle.patched(lm.taps, site, torch.tensor(tokens), vectors, rows):
+        return patch_oracle.log_probs(lm.model, ids, -1, batch=len(tokens))
 
 
 @pytest.mark.parametrize("family", [*FAMILY_NAMES, *LATER_NAMES, *UNLISTED_NAMES])
@@ -91,14 +95,19 @@ def test_cells_are_those_of_plain_hooks(family: str) -> None:
         lm, given = models[target], held(models[source], ids[donor])
         unpatched = patch_oracle.log_probs(lm.model, ids[prompt], -1)[0]
         first, second = found.summary["answer_ids"]
-        for cell in found.table.iter_rows(named=True):
-            vector = given[cell["site"], cell["layer"]][cell["donor_token"]]
-            assert len(ids[prompt]) - cell["token"] == len(ids[donor]) - cell["donor_token"]
-            want = plain(lm, ids[prompt], Site(cell["site"], cell["layer"]), cell["token"], vector)
-            got = np.array([cell["kl"], cell["log_p_change"], cell["logit_difference"]])
+        for (site, layer), cells in found.table.group_by("site", "layer"):
+            tokens, donors = cells["token"].to_list(), cells["donor_token"].to_list()
+            assert sorted(tokens) == list(range(len(ids[prompt]) - 7, len(ids[prompt])))
+            assert all(
+                len(ids[prompt]) - t == len(ids[donor]) - d
+                for t, d in cells.select("token", "donor_token").rows()
+            )
+            want = plain(lm, ids[prompt], Site(site, layer), tokens, given[site, layer][donors])
+            got = cells.select("kl", "log_p_change", "logit_difference").to_numpy()
             expected = [
-                float(patch_oracle.kl(want, unpatched)),
-                float(want[first] - unpatched[first]),
-                float(want[first] - want[second]),
+                patch_oracle.kl(want, unpatched),
+                want[:, first] - unpatched[first],
+                want[:, first] - want[:, second],
             ]
-            np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE, err_msg=str(cell))
+            expected = torch.stack(expected, -1).numpy()
+            np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE, err_msg=f"{site} {layer}")

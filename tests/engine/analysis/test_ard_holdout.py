@@ -60,7 +60,8 @@ def test_noise_looks_bimodal_and_is_called_nothing() -> None:
     shapes, found = 0, 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        fit = fit_ard(*noise(rng, 5, d=8, tokens=4), penalty=0.003, steps=20, rate=0.3, seed=seed)
+        clouds = noise(rng, 5, d=8, tokens=4)
+        fit = fit_ard(*clouds, penalty=0.003, steps=20, rate=0.3, batch_pairs=64, seed=seed)
         held = hold_out(fit, *noise(rng, 6, d=8, tokens=4), draws=99, seed=seed)
         if seed < SHAPES:
             shapes += spectrum(fit.log_lengthscales).kind == "bimodal"
@@ -86,7 +87,8 @@ def test_a_finding_is_called_collapsed_in_at_most_one_of_twenty() -> None:
     gone = 0
     for seed in range(200):
         source, target, _ = planted(seed, problems=5, tokens=4, d=8, shared=3)
-        gone += fit_ard(source, target, penalty=0.01, steps=20, rate=0.3, seed=seed).collapsed
+        fit = fit_ard(source, target, penalty=0.01, steps=20, rate=0.3, batch_pairs=64, seed=seed)
+        gone += fit.collapsed
     assert gone <= 19
 
 
@@ -98,7 +100,7 @@ def test_kinds_of_problems_alone_do_not_count_within_kinds() -> None:
         kinds = np.repeat(np.arange(3), 8)
         centre = 2.0 * rng.normal(size=(3, 6))
         clouds = [[centre[kind] + rng.normal(size=(5, 6)) for kind in kinds] for _ in range(2)]
-        fit = fit_ard(clouds[0][::2], clouds[1][::2], steps=30, rate=0.2)
+        fit = fit_ard(clouds[0][::2], clouds[1][::2], steps=30, rate=0.2, batch_pairs=128)
         held = hold_out(fit, clouds[0][1::2], clouds[1][1::2], groups=list(kinds[1::2]), draws=99)
         whole += held.p < 0.05
         within += held.p_within is not None and held.p_within < 0.05
