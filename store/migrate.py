@@ -22,7 +22,7 @@ from store.provenance import COMPLETE, OLD_FORMAT, read_manifest, unchecked_mani
 from store.runs import RECORD as RUN_RECORD
 from store.runs import RUNS
 from store.shards import CHECKSUM_BYTES, DamagedChunkError, ShardIndex, index_bytes, shard_checksums
-from store.sources import LocalSource
+from store.sources import LocalSource, to_write
 
 __all__ = ["migrate"]
 
@@ -41,7 +41,8 @@ def migrate(path: str | Path, say: Say = lambda text: None) -> None:
         StoreError: no store of version 1, a damaged one (nothing is rewritten where that is found first), or
             one that is being written.
     """
-    root, source = Path(path), LocalSource(Path(path))
+    root = to_write(path)
+    source = LocalSource(root)
     manifest = unchecked_manifest(source)
     if (manifest.get("format"), manifest.get("version")) != (OLD_FORMAT, None):
         read_manifest(source)  # says what is wrong with another version

@@ -100,7 +100,7 @@ class RunLog:
         Raises:
             StoreError: disk full, read-only, or a store at a URL.
         """
-        root = self._writable()
+        root = self.writable()
         digest = content_hash or condition_hash(condition)
         run_id = digest[:ID_LENGTH]
         if self._intact(run_id):
@@ -269,7 +269,8 @@ class RunLog:
             return False
         return True
 
-    def _writable(self) -> Path:
+    def writable(self) -> Path:
+        """The store's folder; StoreError where results can't be kept. Asked before they are computed."""
         if self.source.local is None:
             raise StoreError(
                 "Live results cannot be kept at a URL.",

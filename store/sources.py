@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ Array = np.ndarray[Any, Any]
 Stamp = tuple[int, int]
 Span = tuple[str, int, int]
 _THREAD = threading.local()
+COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""A URL that went through `Path`, which makes one slash of two."""
 
 
 class Source(Protocol):
@@ -111,7 +114,7 @@ class UrlSource:
             from fsspec.core import url_to_fs
 
             self.files, self.root = url_to_fs(self.name)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, OSError) as error:
             raise StoreError(
                 f"The store at {url} cannot be opened.",
                 expected="a local folder, or a URL whose protocol fsspec knows",
@@ -163,9 +166,34 @@ def _visible(paths: Iterable[str]) -> list[str]:
     return sorted(path for path in paths if not any(part.startswith(".") for part in path.split("/")))
 
 
+def as_place(text: str) -> str | Path:
+    """A store's place as it was typed: a URL stays a text, since a path loses one of its slashes."""
+    return text if "://" in text else Path(text)
+
+
+def to_write(path: str | Path, what: str = "A store") -> Path:
+    """The local folder or file at `path`, which is going to be written.
+
+    Args:
+        what: what is written, for the message.
+
+    Raises:
+        StoreError: a URL, also one that was made a path ("s3:/bucket"): it would become a folder named "s3:".
+    """
+    text = str(path).removeprefix("file://")
+    if "://" in text or COLLAPSED.match(text):
+        raise StoreError(
+            f"{what} is written to a local folder.",
+            expected="a path",
+            given=str(path),
+            next_step="Write it to a local folder, then copy the folder to the object store.",
+        )
+    return Path(text)
+
+
 def open_source(path: str | Path) -> Source:
     """A folder or a URL as a `Source`."""
     text = str(path)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    return UrlSource(text) if "://" in text else LocalSource(Path(text))
+    return UrlSource(text) if "://" in text else LocalSource(to_write(text))

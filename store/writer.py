@@ -59,7 +59,7 @@ from store.provenance import (
 )
 from store.rows import check_table_name, row_table, rows_table_name, table_path
 from store.shards import ShardEncoder
-from store.sources import LocalSource
+from store.sources import LocalSource, to_write
 from store.strict import parse_object
 
 __all__ = ["ModelPlan", "PositionPlan", "StorePlan", "StoreWriter"]
@@ -112,14 +112,7 @@ class StoreWriter:
         Raises:
             StoreError: another study, not a store, read-only, disk full, not a local folder.
         """
-        if "://" in str(path):
-            raise StoreError(
-                "A store is written to a local folder.",
-                expected="a path",
-                given=str(path),
-                next_step="Write it to a local folder, then copy the folder to the object store.",
-            )
-        root = Path(path)
+        root = to_write(path)
         wanted = new_manifest(fingerprint, study_json, plan.to_json())
         writer = cls(root, plan, wanted, durable)
         created = make_folder(root, writer._is_ours)

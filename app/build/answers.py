@@ -30,6 +30,7 @@ from store.layout import MANIFEST
 from store.ledger import LEDGER
 from store.provenance import check_same_study
 from store.reader import Store
+from store.sources import open_source
 
 __all__ = ["GENERATED_TABLE", "forget_kept", "generated_answers", "stored_answers"]
 
@@ -63,13 +64,13 @@ def generated_answers(study: Study, path: Path, say: Progress) -> dict[str, Answ
     }
 
 
-def stored_answers(study: Study, path: Path) -> dict[str, Answer] | None:
+def stored_answers(study: Study, path: str | Path) -> dict[str, Answer] | None:
     """The answers that a store of this study holds; None where there are none, or damaged ones.
 
     Raises:
         StoreError: the store is another study's.
     """
-    if not isinstance(study.prompts.answers, GeneratedAnswers) or not (path / MANIFEST).exists():
+    if not isinstance(study.prompts.answers, GeneratedAnswers) or open_source(path).stamp(MANIFEST) is None:
         return None
     try:
         store = Store(path)

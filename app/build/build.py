@@ -54,6 +54,7 @@ from engine.threads import one_thread
 from engine.weights.kept import KeptWeights
 from engine.weights.names import Names
 from store.reader import Store
+from store.sources import to_write
 from store.writer import StoreWriter
 
 __all__ = ["build"]
@@ -69,7 +70,7 @@ PACKED_SHARE = 0.1
 
 
 def build(
-    study: Study, path: Path, *, quiet: bool = False, workers: int = 1, allow_code: bool = False
+    study: Study, path: str | Path, *, quiet: bool = False, workers: int = 1, allow_code: bool = False
 ) -> Store:
     """Computes the store of a study, or finishes one that was interrupted.
 
@@ -84,7 +85,7 @@ def build(
         PatchbayError: anything that is wrong with the study, its files, the models or the folder; and
             CaptureError when a self-check failed (the store is kept, marked, for inspection).
     """
-    started = time.time()
+    started, path = time.time(), to_write(path)
     say = Progress(quiet)
     also_allow(roots_for(study.folder))  # for the experiments that end the build, on the store
     if workers > 1:
