@@ -15,6 +15,7 @@ from store.files import TEMPORARY, entries_below
 from store.layout import MANIFEST, METADATA, ArraySpec
 from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, read_entry
 from store.maps import MAPS, MapLog
+from store.places.client import UnreachableError
 from store.provenance import (
     BUILDING,
     COMPLETE,
@@ -82,10 +83,12 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
     Raises:
         StoreError: there is no store, or it is of another version.
     """
-    source = open_source(path)
+    source = open_source(path, fresh=True)
     problems: list[Problem] = []
     try:
         manifest = read_manifest(source)
+    except UnreachableError:
+        raise
     except StoreError as error:
         if source.stamp(MANIFEST) is None or _is_whole(source):
             raise
@@ -94,21 +97,31 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
     found = [f"{LEDGER}/{name}" for name in source.walk(LEDGER)]
     listed: dict[str, str] = manifest.get("ledger", {}) if manifest["state"] == COMPLETE else {}
     records: dict[str, FileRecord] = {}
-    for entry in sorted({*found, LAYOUT_ENTRY, *(f"{LEDGER}/{name}" for name in listed)}):
+    there = set(found)
+
+    def look(entry: str) -> tuple[dict[str, FileRecord], list[Problem]]:
         name = entry.removeprefix(f"{LEDGER}/")
-        if entry not in found:
-            problems.append(Problem(LEDGER, entry, "the ledger entry is missing"))
-        elif listed and name not in listed:
-            problems.append(Problem(LEDGER, entry, "the manifest does not list this ledger entry"))
-        else:
-            try:
-                records |= read_entry(source, entry, manifest.get("fingerprint"), listed.get(name)) or {}
-            except StoreError as error:
-                problems.append(Problem(LEDGER, entry, f"the ledger entry is damaged ({error})"))
-    for number, record in enumerate(records.values()):
+        if entry not in there:
+            return {}, [Problem(LEDGER, entry, "the ledger entry is missing")]
+        if listed and name not in listed:
+            return {}, [Problem(LEDGER, entry, "the manifest does not list this ledger entry")]
+        try:
+            return read_entry(source, entry, manifest.get("fingerprint"), listed.get(name)) or {}, []
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            return {}, [Problem(LEDGER, entry, f"the ledger entry is damaged ({error})")]
+
+    entries = sorted({*found, LAYOUT_ENTRY, *(f"{LEDGER}/{name}" for name in listed)})
+    for more, wrong in source.map(look, entries):
+        records |= more
+        problems += wrong
+    wanted = list(records.values())
+    checked = source.map(lambda record: list(_check_file(source, record, records, manifest)), wanted)
+    for number, wrong in enumerate(checked):
         if progress is not None:
             progress(number, len(records))
-        problems += _check_file(source, record, records, manifest)
+        problems += wrong
     problems += _check_runs(source)
     problems += _check_maps(source)
     problems += _stray(source, records)
@@ -143,6 +156,8 @@ def _check_file(
         if folder == "tables" and record.describes(data):
             prompts = manifest.get("plan", {}).get("n_prompts")
             read_table(data, name.removesuffix(".parquet"), prompts)
+    except UnreachableError:
+        raise
     except StoreError as error:
         yield Problem(array, name, str(error))
         return
@@ -202,6 +217,8 @@ def _check_runs(source: Source) -> Iterator[Problem]:
     for run_id in log.ids():
         try:
             log.open(run_id)
+        except UnreachableError:
+            raise
         except StoreError as error:
             yield Problem(f"{RUNS}/{run_id}", run_id, str(error))
     for path in log.strays():
@@ -214,6 +231,8 @@ def _check_maps(source: Source) -> Iterator[Problem]:
         for name in log.names():
             try:
                 log.open(name)
+            except UnreachableError:
+                raise
             except StoreError as error:
                 yield Problem(f"{log.folder}/{name}", name, str(error))
         for path in log.strays():
