@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 from engine.errors import StoreError
+from store.files import TEMPORARY
 from store.places.local import LocalSource
 from store.places.objects import ObjectSource
 from store.places.protocol import Lock, Source, Span, Stamp
@@ -68,6 +69,6 @@ def open_source(path: str | Path, *, fresh: bool = False) -> Source:
 def check_writable(source: Source) -> None:
     """StoreError for an object store that takes no objects. Asked before anything is computed."""
     if source.local is None:
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
         source.write(probe, [b""])
         source.remove(probe)

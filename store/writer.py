@@ -297,8 +297,8 @@ class StoreWriter:
             whole = not broken(self._source, entry, self.fingerprint)
             if whole and read_entry(self._source, entry, self.fingerprint) == wanted:
                 return
-            self._reopen()
-            self._forget(entry)
+        self._reopen()
+        self._forget(entry)
         self._commit_files(entry, [(path, pieces) for path, _, pieces in made], checksums)
 
     def _commit_files(
@@ -330,6 +330,8 @@ class StoreWriter:
 
     def _forget(self, entry: str) -> None:
         """Takes an entry out of the ledger; its files in an object store too, where none is written over."""
+        if not self._has(entry):
+            return
         old = [] if self._source.local is not None else own_files(self._source, entry, self.fingerprint)
         self._source.remove(entry)
         if self._committed is not None:

@@ -34,7 +34,7 @@ def door() -> Iterator[s3_server.Door]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("study"), pairs=4, positions=["decision"])
+    return write_study(tmp_path_factory.mktemp("study"), pairs=8, positions=["decision"])
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def _empty(source: Source) -> None:
     """Removes all, where no unit was committed and nobody else writes; StoreError where somebody does."""
     lock = source.lock()
     try:
-        if set(entries_of(source)) <= {LAYOUT_ENTRY}:
+        if not [entry for entry in entries_of(source) if entry.count("/") == 1 and entry != LAYOUT_ENTRY]:
             for path in source.everything():
                 if path != LOCK and not path.startswith(BEFORE):
                     source.remove(path)

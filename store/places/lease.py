@@ -3,7 +3,7 @@
 The object `.writer.lock` is put where there is none, and put again every `BEAT` seconds while the writer
 lives, each time only in the place of its own last one. Another writer watches it for `PATIENCE` seconds by
 its own clock: one that changes meanwhile is alive, one that doesn't is taken over, in the place of exactly
-the one that was watched. A writer that could not put it for so long, or finds another's, writes no more.
+the one that was watched. A writer that could not put it for 0.7 of that, or finds another's, writes no more.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Lease:
 
     def check(self) -> None:
         """StoreError where the hold was lost."""
-        if self._lost or time.monotonic() - self._seen > PATIENCE:
+        if self._lost or time.monotonic() - self._seen > 0.7 * PATIENCE:
             raise StoreError(
                 f"This writer no longer holds the store at {self._url}.",
-                expected=f"a sign of life in the store every {PATIENCE:.0f} s at least",
+                expected=f"a sign of life in the store every {0.7 * PATIENCE:.0f} s at least",
                 given="another writer's hold" if self._lost else "none that could be put",
                 next_step="Let one writer go on; when none is left, run the same command again.",
             )

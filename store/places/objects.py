@@ -30,7 +30,7 @@ AT_ONCE = 24
 """Requests that wait at the same time."""
 LARGEST = 5 << 30
 """Bytes of an object that is put at once, as services allow."""
-BRIEFLY = 1.0
+BRIEFLY = 0.25
 """Seconds that a listing of what changes (runs, maps, the manifest) is believed."""
 CHANGING = ("manifest.json", "runs", "maps")
 MANIFEST = "manifest.json"

@@ -107,7 +107,7 @@ def test_everything_reads_as_it_was_written(url: str, local: Path) -> None:
 
 KILLED = """
 import os, sys
-
+from store.places.objects import ObjectSource
 from synthetic_store import write_all
 done, put = [0], ObjectSource._put
 def killed(self, path, data, mode):
@@ -176,7 +176,7 @@ def test_short_missing_and_stray_objects_are_named(url: str, local: Path) -> Non
     assert said["tables/prompts.parquet"].startswith("it is missing")
 
 
-def begun(url: str) -> StoreWriter:
+def begun(url: str | Path) -> StoreWriter:
     return StoreWriter.create_or_resume(url, small_plan(), STUDY, FINGERPRINT)
 
 
@@ -210,6 +210,21 @@ def test_one_that_was_taken_over_writes_no_more(
         assert ".writer.lock" in s3_server.objects(url), "the second one's hold stays"
     write_all(url)
     assert s3_server.objects(url) == s3_server.files(local)
+
+
+def test_what_is_replaced_or_added_reopens_a_finished_store(url: str, local: Path, tmp_path: Path) -> None:
+    near = tmp_path / "near"
+    for place in (url, near):
+        write_all(place)
+        for name, shape in (("weights/base/unembedding", (6, 10)), ("weights/base/new", (3,))):
+            values = np.ones(shape, np.float32)
+            with begun(place) as writer:
+                writer.write_array(name, values, ("token", "feature")[: values.ndim])
+                assert writer.manifest["state"] == "building"
+                writer.finish({})
+        assert verify(place) == []
+        np.testing.assert_array_equal(Store(place).array("weights/base/new"), np.ones(3))
+    assert s3_server.objects(url) == s3_server.files(near) != s3_server.files(local)
 
 
 def test_other_things_and_other_studies_are_not_written_over(url: str) -> None:
