@@ -78,7 +78,8 @@ def own_files(source: Source, entry: str, store: str) -> list[str]:
 def _digest(source: Source, record: FileRecord) -> str:
     if source.local is not None:
         return file_sha256(source.local / record.path)
-    return sha256(source.read(record.path) or b"")
+    with source.room(record.size):
+        return sha256(source.read(record.path) or b"")
 
 
 def strays(source: Source, known: set[str]) -> Iterator[str]:

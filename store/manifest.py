@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,37 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
             raise
         manifest = {"state": BUILDING}
         problems.append(Problem(MANIFEST, MANIFEST, str(error)))
+    records, wrong_entries = _ledger(source, manifest)
+    problems += wrong_entries
+    wanted = list(records.values())
+
+    @cache
+    def spec_of(array: str) -> ArraySpec:
+        return read_spec(source, array, records[f"{array}/{METADATA}"])
+
+    def checks(record: FileRecord) -> list[Problem]:
+        with source.room(record.size):
+            return list(_check_file(source, record, records, manifest, spec_of))
+
+    checked = source.map(checks, wanted)
+    for number, wrong in enumerate(checked):
+        if progress is not None:
+            progress(number, len(records))
+        problems += wrong
+    problems += _check_runs(source)
+    problems += _check_maps(source)
+    problems += _stray(source, records)
+    if progress is not None:
+        progress(len(records), len(records))
+    return problems
+
+
+def _ledger(source: Source, manifest: dict[str, Any]) -> tuple[dict[str, FileRecord], list[Problem]]:
+    """What the ledger lists, by path, and what is wrong with the ledger."""
+    records: dict[str, FileRecord] = {}
+    problems: list[Problem] = []
     found = [f"{LEDGER}/{name}" for name in source.walk(LEDGER)]
     listed: dict[str, str] = manifest.get("ledger", {}) if manifest["state"] == COMPLETE else {}
-    records: dict[str, FileRecord] = {}
     there = set(found)
 
     def look(entry: str) -> tuple[dict[str, FileRecord], list[Problem]]:
@@ -116,18 +145,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
     for more, wrong in source.map(look, entries):
         records |= more
         problems += wrong
-    wanted = list(records.values())
-    checked = source.map(lambda record: list(_check_file(source, record, records, manifest)), wanted)
-    for number, wrong in enumerate(checked):
-        if progress is not None:
-            progress(number, len(records))
-        problems += wrong
-    problems += _check_runs(source)
-    problems += _check_maps(source)
-    problems += _stray(source, records)
-    if progress is not None:
-        progress(len(records), len(records))
-    return problems
+    return records, problems
 
 
 def _is_whole(source: Source) -> bool:
@@ -140,7 +158,11 @@ def _is_whole(source: Source) -> bool:
 
 
 def _check_file(
-    source: Source, record: FileRecord, records: dict[str, FileRecord], manifest: dict[str, Any]
+    source: Source,
+    record: FileRecord,
+    records: dict[str, FileRecord],
+    manifest: dict[str, Any],
+    spec_of: Callable[[str], ArraySpec],
 ) -> Iterator[Problem]:
     """What is wrong with one committed file."""
     folder, _, name = record.path.rpartition("/")
@@ -161,7 +183,7 @@ def _check_file(
     except StoreError as error:
         yield Problem(array, name, str(error))
         return
-    chunks = _damaged_chunks(source, folder, name, data, records) if is_shard else []
+    chunks = _damaged_chunks(folder, name, data, records, spec_of) if is_shard else []
     if record.describes(data) and not chunks:
         return
     what = "its bytes do not match the checksum in the ledger"
@@ -172,12 +194,16 @@ def _check_file(
 
 
 def _damaged_chunks(
-    source: Source, array: str, name: str, data: bytes, records: dict[str, FileRecord]
+    array: str,
+    name: str,
+    data: bytes,
+    records: dict[str, FileRecord],
+    spec_of: Callable[[str], ArraySpec],
 ) -> list[str]:
     """The inner chunks of a shard whose checksums are not the ledger's, in words."""
     checksums = records[f"{array}/{name}"].chunks or ""
     try:
-        spec = read_spec(source, array, records[f"{array}/{METADATA}"])
+        spec = spec_of(array)
         size = index_bytes(spec.chunks_per_shard)
         index = ShardIndex.parse(data[-size:], spec.chunks_per_shard, len(data))
     except (StoreError, DamagedChunkError) as error:
@@ -214,13 +240,18 @@ def _describe(spec: ArraySpec, shard: tuple[int, ...], number: int) -> str:
 def _check_runs(source: Source) -> Iterator[Problem]:
     """Live runs whose files are not what was written, and files that are of none."""
     log = RunLog(source.name)
-    for run_id in log.ids():
+
+    def look(run_id: str) -> list[Problem]:
         try:
             log.open(run_id)
         except UnreachableError:
             raise
         except StoreError as error:
-            yield Problem(f"{RUNS}/{run_id}", run_id, str(error))
+            return [Problem(f"{RUNS}/{run_id}", run_id, str(error))]
+        return []
+
+    for found in source.map(look, log.ids()):
+        yield from found
     for path in log.strays():
         yield Problem(f"{RUNS}/{path}", path, "no run lists it")
 

@@ -167,7 +167,7 @@ def test_a_second_precompute_is_refused(
     assert "Another writer is at work" in capsys.readouterr().err
 
 
-def test_live_results_are_kept(made: str, local: Path, here: Path) -> None:
+def test_live_results_are_kept(made: str, local: Path, study: Path, here: Path) -> None:
     run_id, result = run_live(made, ASKED, "cpu")
     kept = RunLog(made).open(run_id)
     assert kept.summary == json.loads(json.dumps(result.summary))
@@ -177,7 +177,7 @@ def test_live_results_are_kept(made: str, local: Path, here: Path) -> None:
     outcome = LiveRunner("cpu").run(made, other, lambda **_: None, lambda: False)
     assert outcome.run_id in RunLog(made).ids()
     third = json.dumps(ASKED.model_copy(update={"component": "mlp_out"}).to_json())
-    assert precompute.main(["run", made, "--condition", third]) == 0
+    assert precompute.main(["run", made, "--condition", third, "--root", str(study.parent)]) == 0
     assert len(RunLog(made).ids()) == 3
     assert list(here.iterdir()) == []
 

@@ -1,14 +1,15 @@
-"""Pieces of files that were read from an object store, kept in memory up to a bound."""
+"""What is read from object stores is kept in memory, and held at the same time, up to bounds."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["PIECES", "Pieces"]
+__all__ = ["PIECES", "ROOM", "Pieces", "Room"]
 
 MEGABYTES = "PATCHBAY_CACHE_MB"
 """Variable of the environment that sets the bound."""
@@ -52,6 +53,31 @@ class Pieces:
             self.held = 0
 
 
+class Room:
+    """Bytes that several threads may hold at the same time; a larger piece waits until it is alone.
+
+    Args:
+        most: bytes in all.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        """Waits for room for `size` bytes, and gives it back behind the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.held or self.held + size <= self.most)
+            self.held += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.held -= size
+                self._changed.notify_all()
+
+
 def _bound() -> int:
     try:
         return max(0, int(os.environ.get(MEGABYTES, USUAL))) << 20
@@ -61,3 +87,5 @@ def _bound() -> int:
 
 PIECES = Pieces(_bound())
 """Of every store that this process reads."""
+ROOM = Room(1 << 30)
+"""Of files that are looked through whole."""

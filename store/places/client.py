@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from engine.errors import StoreError
@@ -53,6 +54,7 @@ def open_client(url: str) -> Any:
         StoreError: as `check_url`; obstore isn't installed, or the environment says what it can't use.
     """
     protocol, bucket, prefix = check_url(url)
+    _check_process(url)
     try:
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, S3Store
@@ -77,6 +79,22 @@ def open_client(url: str) -> Any:
         ) from error
 
 
+def _check_process(url: str) -> None:
+    """StoreError in a process that was forked from one that used the client: it would wait for ever."""
+    if _first_process() != os.getpid():
+        raise StoreError(
+            f"The store at {url} cannot be reached from a forked process.",
+            expected="the process that opened the first URL, or one that was started anew",
+            given=f"process {os.getpid()}, forked from {_first_process()}",
+            next_step="Start processes with 'spawn' instead of 'fork'.",
+        )
+
+
+@cache
+def _first_process() -> int:
+    return os.getpid()
+
+
 class UnreachableError(StoreError):
     """The object store did not answer: nothing is known of what lies there."""
 
@@ -90,6 +108,7 @@ def object_errors(url: str, doing: str) -> Iterator[None]:
     """
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
+    _check_process(url)
     try:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:

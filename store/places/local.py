@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
 
@@ -126,6 +127,9 @@ class LocalSource:
 
     def settled(self) -> None:
         """Nothing is kept: a file is looked at anew each time."""
+
+    def room(self, size: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
         return map(function, items)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ import numpy as np
 
 from engine.errors import StoreError
 from store.files import Bytes, sha256
-from store.places.cache import PIECES
+from store.places.cache import PIECES, ROOM
 from store.places.client import object_errors, open_client
 from store.places.lease import Lease
 from store.places.protocol import Array, R, Span, Stamp, T, visible
+from store.strict import MOST_BYTES, REPAIR
 
 AT_ONCE = 24
 """Requests that wait at the same time."""
@@ -87,6 +89,13 @@ class ObjectSource:
         with object_errors(self.name, f"read {path}"):
             try:
                 found = self._client.get(path)
+                if path.endswith(".json") and found.meta["size"] > MOST_BYTES:
+                    raise StoreError(
+                        f"{path} at {self.name} is too large for what it should be.",
+                        expected=f"at most {MOST_BYTES} bytes",
+                        given=found.meta["size"],
+                        next_step=REPAIR,
+                    )
                 tag, data = _tag_of(found.meta), bytes(found.bytes())
             except FileNotFoundError:
                 tag, data = "", None
@@ -282,6 +291,9 @@ class ObjectSource:
     def lock(self) -> Lease:
         self._lease = Lease(self._client, self.name)
         return self._lease
+
+    def room(self, size: int) -> AbstractContextManager[None]:
+        return ROOM.of(size)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
         if len(items) < 2 or threading.current_thread().name.startswith("patchbay-object"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -77,6 +78,9 @@ class Source(Protocol):
 
     def settled(self) -> None:
         """The manifest that was read says that the store is complete: what it lists stays as it is."""
+
+    def room(self, size: int) -> AbstractContextManager[None]:
+        """Waits until a file of that many bytes may be read whole."""
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
         """`map` in order; several at a time where each waits for a network."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ from store.layout import activation_name
 from store.manifest import verify
 from store.maps import MapLog
 from store.places import client, lease
-from store.places.cache import PIECES, Pieces
+from store.places.cache import PIECES, Pieces, Room
 from store.places.client import UnreachableError, check_url
 from store.reader import Store
 from store.runs import RunLog
@@ -401,6 +402,43 @@ def test_pieces_are_bounded() -> None:
     kept.put("large", bytes(26))
     assert kept.get("large") is None
     assert PIECES.held <= PIECES.most
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_is_refused_instead_of_waiting(url: str, local: Path) -> None:
+    s3_server.put(url, s3_server.files(local))
+    opened = Store(url)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            opened.activations("base", "resid", 0)
+        except StoreError as error:
+            code = 7 if "cannot be reached from a forked process" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_room_is_bounded() -> None:
+    room, most, lock = Room(100), [0, 0], threading.Lock()
+
+    def hold(size: int) -> None:
+        with room.of(size):
+            with lock:
+                most[0] += size
+                most[1] = max(most[1], most[0])
+            time.sleep(0.01)
+            with lock:
+                most[0] -= size
+
+    threads = [threading.Thread(target=hold, args=(size,)) for size in (40, 50, 30, 250, 60) * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [0, 250], "the large ones alone"
+    assert room.held == 0
 
 
 def test_an_unfinished_store_is_read_as_far_as_it_goes(url: str) -> None:
