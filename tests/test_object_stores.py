@@ -15,6 +15,8 @@ from tiny_study import write_study
 import patchbay as pb
 import precompute
 from app.build import build as build_module
+from app.frame.opened import open_at
+from app.frame.running import find, runs_of
 from app.live.run import LiveRunner, run_live
 from engine.errors import StoreError
 from engine.patching.spec import Condition
@@ -173,9 +175,12 @@ def test_live_results_are_kept(made: str, local: Path, study: Path, here: Path) 
     assert kept.summary == json.loads(json.dumps(result.summary))
     assert run_live(str(local), ASKED, "cpu")[0] == run_id
     assert kept.table.equals(RunLog(local).open(run_id).table)
-    other = ASKED.model_copy(update={"layer": 1})
+    opened, other = open_at(made), ASKED.model_copy(update={"layer": 1})
+    assert (find(opened, ASKED), find(opened, other)) == (run_id, None)
     outcome = LiveRunner("cpu").run(made, other, lambda **_: None, lambda: False)
     assert outcome.run_id in RunLog(made).ids()
+    assert find(opened, other) == outcome.run_id
+    assert {summary["run_id"] for _, summary in runs_of(opened)} == {run_id, outcome.run_id}
     third = json.dumps(ASKED.model_copy(update={"component": "mlp_out"}).to_json())
     assert precompute.main(["run", made, "--condition", third, "--root", str(study.parent)]) == 0
     assert len(RunLog(made).ids()) == 3
@@ -188,6 +193,12 @@ def test_pages_open(made: str, here: Path, monkeypatch: pytest.MonkeyPatch, page
     assert not app.exception
     assert not [box.value for box in app.error]
     assert list(here.iterdir()) == []
+
+
+def test_a_report_is_written_here(made: str, here: Path) -> None:
+    assert precompute.main(["report", made]) == 0
+    assert (here / "tiny-report" / "report.html").stat().st_size > 10_000
+    assert [path.name for path in here.iterdir()] == ["tiny-report"]
 
 
 def test_activations_from_elsewhere_go_to_a_url(door: s3_server.Door, here: Path) -> None:
