@@ -45,7 +45,7 @@ def verify_parser(
 ) -> argparse.ArgumentParser:
     """The command line of a study and its store."""
     result = plan_parser(prog, description)
-    result.add_argument("--store", type=Path, help="folder of the activation store")
+    result.add_argument("--store", type=place, help="folder of the activation store")
     return result
 
 
@@ -70,7 +70,7 @@ def run_parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="precompute.py run", description="Run live experiments on a store and keep their results in it."
     )
-    result.add_argument("store", type=Path, help="folder of the activation store")
+    result.add_argument("store", type=place, help="folder of the activation store")
     result.add_argument(
         "--condition",
         action="append",
@@ -133,7 +133,7 @@ def migrate_parser() -> argparse.ArgumentParser:
         prog="precompute.py migrate",
         description="Bring a store that an earlier version wrote up to date, where it is.",
     )
-    result.add_argument("store", type=Path, help="folder of the activation store")
+    result.add_argument("store", type=place, help="folder of the activation store")
     return result
 
 
@@ -143,7 +143,7 @@ def import_parser() -> argparse.ArgumentParser:
         prog="precompute.py import",
         description="Make a store of activations from elsewhere; pages that run no model read it.",
     )
-    result.add_argument("store", type=Path, help="folder of the new store")
+    result.add_argument("store", type=place, help="folder of the new store")
     result.add_argument(
         "--model",
         action="append",
@@ -168,6 +168,13 @@ def import_parser() -> argparse.ArgumentParser:
     result.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the store")
     _log(result)
     return result
+
+
+def place(text: str) -> str | Path:
+    """Where a store lies: a folder, or a URL."""
+    from store.sources import as_place
+
+    return as_place(text)
 
 
 def parse_layers(text: str) -> tuple[int, ...] | str:
@@ -289,8 +296,8 @@ def _study(options: argparse.Namespace) -> Study:
     return study if all(choice is None for choice in chosen) else study.with_overrides(*chosen)
 
 
-def _store(options: argparse.Namespace, study: Study) -> Path:
-    return Path(options.store or Path("runs") / study.name)
+def _store(options: argparse.Namespace, study: Study) -> str | Path:
+    return options.store or Path("runs") / study.name
 
 
 def run_experiments(options: argparse.Namespace) -> int:

@@ -77,7 +77,7 @@ def precompute(study: str | Path, store: str | Path | None = None) -> Store:
     from engine.study.study import Study
 
     asked = Study.load(study)
-    return build(asked, Path("runs") / asked.name if store is None else Path(store))
+    return build(asked, Path("runs") / asked.name if store is None else store)
 
 
 def from_arrays(

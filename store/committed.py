@@ -29,6 +29,8 @@ class Committed:
         self._arrays: dict[str, ArrayReader] = {}
         self._sound: set[str] = set()
         self._lock = threading.Lock()
+        if self.complete:
+            source.settled()
 
     def names(self, folder: str) -> list[str]:
         """Names of entries below a folder of the ledger ("", "arrays/", "tables/"), without it, sorted."""
@@ -52,6 +54,11 @@ class Committed:
                 return None
             self._entries[entry] = found
         return self._entries[entry]
+
+    def everything(self) -> list[Entry]:
+        """Every entry of the ledger."""
+        names = [f"{LEDGER}/{name}" for name in self.names("")]
+        return [found for found in self.source.map(self.entry, names) if found is not None]
 
     def activations(self, model: str, position: str, leaf: str) -> ArrayReader:
         """An array of activations, which must be the one that the plan says."""

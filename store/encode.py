@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.errors import StoreError
 from store.bfloat16 import bits_of
-from store.layout import ArraySpec
+from store.layout import STATIC_DTYPES, STATIC_FOLDERS, ArraySpec
 from store.plan import StorePlan
 
 Array = np.ndarray[Any, Any]
@@ -65,6 +65,25 @@ def _padded(piece: Array, shape: tuple[int, int], spec: ArraySpec) -> Array:
         full[: len(stored)] = stored
         return full
     return np.ascontiguousarray(stored)
+
+
+def check_array(name: str, values: Array, dims: Sequence[str]) -> None:
+    """Refuses an array written once that a store can't keep under this name."""
+    parts = name.split("/")
+    if (
+        parts[0] not in STATIC_FOLDERS
+        or len(parts) < 2
+        or any(not part or part.startswith(".") for part in parts)
+        or values.dtype.name not in STATIC_DTYPES
+        or values.ndim != len(dims)
+        or values.ndim < 1
+    ):
+        raise StoreError(
+            f"The array {name!r} cannot be kept.",
+            expected="a name below grams/, weights/, subspaces/ or shared/, a numeric dtype, named axes",
+            given=f"{values.dtype} of shape {values.shape}, axes {list(dims)}",
+            next_step="Correct the call to write_array.",
+        )
 
 
 def static_chunks(values: Array, spec: ArraySpec) -> list[Callable[[], Array] | None]:

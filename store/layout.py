@@ -47,6 +47,8 @@ MANIFEST = "manifest.json"
 METADATA = "zarr.json"
 DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("uint16"), "float32": np.dtype("float32")}
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+STATIC_FOLDERS = ("grams", "weights", "subspaces", "shared")
+"""Of arrays that are written once."""
 STATIC_DTYPES = INTEGERS | {"bool", "float16", "float32", "float64"}
 
 

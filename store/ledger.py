@@ -14,12 +14,11 @@ The contents depend on the data alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from engine.errors import StoreError
-from store.files import SEAL, Bytes, atomic_write, entries_below, seal, sha256, unseal
+from store.files import SEAL, Bytes, seal, sha256, unseal
 from store.layout import slug
 from store.schema import LedgerEntry, belongs, check
 from store.shards import ShardEncoder
@@ -78,10 +77,10 @@ def entry_bytes(entry: str, records: Iterable[FileRecord], store: str) -> bytes:
 
 
 def write_entry(
-    root: Path, entry: str, records: Iterable[FileRecord], store: str, *, durable: bool = True
+    source: Source, entry: str, records: Iterable[FileRecord], store: str, *, durable: bool = True
 ) -> None:
     """Commits files that are already in place: from here on they exist."""
-    atomic_write(root / entry, [entry_bytes(entry, records, store)], durable=durable)
+    source.write(entry, [entry_bytes(entry, records, store)], durable=durable)
 
 
 def read_entry(
@@ -125,15 +124,13 @@ def read_entry(
     return {f.path: FileRecord(f.path, f.size, f.sha256, f.chunks) for f in found.files}
 
 
-def local_entries(root: Path) -> Iterator[str]:
-    """Every ledger entry of a local store, sorted."""
-    for path in entries_below(root / LEDGER):
-        if path.suffix == ".json" and path.is_file() and not path.name.startswith("."):
-            yield path.relative_to(root).as_posix()
+def entries_of(source: Source) -> list[str]:
+    """Every ledger entry of a store, sorted."""
+    return [f"{LEDGER}/{name}" for name in source.walk(LEDGER) if name.endswith(".json")]
 
 
-def ledger_digests(root: Path) -> dict[str, str]:
-    """SHA-256 of every ledger entry of a local store by its name, as the manifest lists them."""
-    return {
-        entry.removeprefix(f"{LEDGER}/"): sha256((root / entry).read_bytes()) for entry in local_entries(root)
-    }
+def ledger_digests(source: Source) -> dict[str, str]:
+    """SHA-256 of every ledger entry of a store by its name, as the manifest lists them."""
+    entries = entries_of(source)
+    found = source.map(lambda entry: sha256(source.read(entry) or b""), entries)
+    return {entry.removeprefix(f"{LEDGER}/"): digest for entry, digest in zip(entries, found, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from store.files import TEMPORARY, entries_below
 from store.layout import MANIFEST, METADATA, ArraySpec
 from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, read_entry
 from store.maps import MAPS, MapLog
+from store.places.client import UnreachableError
 from store.provenance import (
     BUILDING,
     COMPLETE,
@@ -82,39 +84,68 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
     Raises:
         StoreError: there is no store, or it is of another version.
     """
-    source = open_source(path)
+    source = open_source(path, fresh=True)
     problems: list[Problem] = []
     try:
         manifest = read_manifest(source)
+    except UnreachableError:
+        raise
     except StoreError as error:
         if source.stamp(MANIFEST) is None or _is_whole(source):
             raise
         manifest = {"state": BUILDING}
         problems.append(Problem(MANIFEST, MANIFEST, str(error)))
-    found = [f"{LEDGER}/{name}" for name in source.walk(LEDGER)]
-    listed: dict[str, str] = manifest.get("ledger", {}) if manifest["state"] == COMPLETE else {}
-    records: dict[str, FileRecord] = {}
-    for entry in sorted({*found, LAYOUT_ENTRY, *(f"{LEDGER}/{name}" for name in listed)}):
-        name = entry.removeprefix(f"{LEDGER}/")
-        if entry not in found:
-            problems.append(Problem(LEDGER, entry, "the ledger entry is missing"))
-        elif listed and name not in listed:
-            problems.append(Problem(LEDGER, entry, "the manifest does not list this ledger entry"))
-        else:
-            try:
-                records |= read_entry(source, entry, manifest.get("fingerprint"), listed.get(name)) or {}
-            except StoreError as error:
-                problems.append(Problem(LEDGER, entry, f"the ledger entry is damaged ({error})"))
-    for number, record in enumerate(records.values()):
+    records, wrong_entries = _ledger(source, manifest)
+    problems += wrong_entries
+    wanted = list(records.values())
+
+    @cache
+    def spec_of(array: str) -> ArraySpec:
+        return read_spec(source, array, records[f"{array}/{METADATA}"])
+
+    def checks(record: FileRecord) -> list[Problem]:
+        with source.room(record.size):
+            return list(_check_file(source, record, records, manifest, spec_of))
+
+    checked = source.map(checks, wanted)
+    for number, wrong in enumerate(checked):
         if progress is not None:
             progress(number, len(records))
-        problems += _check_file(source, record, records, manifest)
+        problems += wrong
     problems += _check_runs(source)
     problems += _check_maps(source)
     problems += _stray(source, records)
     if progress is not None:
         progress(len(records), len(records))
     return problems
+
+
+def _ledger(source: Source, manifest: dict[str, Any]) -> tuple[dict[str, FileRecord], list[Problem]]:
+    """What the ledger lists, by path, and what is wrong with the ledger."""
+    records: dict[str, FileRecord] = {}
+    problems: list[Problem] = []
+    found = [f"{LEDGER}/{name}" for name in source.walk(LEDGER)]
+    listed: dict[str, str] = manifest.get("ledger", {}) if manifest["state"] == COMPLETE else {}
+    there = set(found)
+
+    def look(entry: str) -> tuple[dict[str, FileRecord], list[Problem]]:
+        name = entry.removeprefix(f"{LEDGER}/")
+        if entry not in there:
+            return {}, [Problem(LEDGER, entry, "the ledger entry is missing")]
+        if listed and name not in listed:
+            return {}, [Problem(LEDGER, entry, "the manifest does not list this ledger entry")]
+        try:
+            return read_entry(source, entry, manifest.get("fingerprint"), listed.get(name)) or {}, []
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            return {}, [Problem(LEDGER, entry, f"the ledger entry is damaged ({error})")]
+
+    entries = sorted({*found, LAYOUT_ENTRY, *(f"{LEDGER}/{name}" for name in listed)})
+    for more, wrong in source.map(look, entries):
+        records |= more
+        problems += wrong
+    return records, problems
 
 
 def _is_whole(source: Source) -> bool:
@@ -127,7 +158,11 @@ def _is_whole(source: Source) -> bool:
 
 
 def _check_file(
-    source: Source, record: FileRecord, records: dict[str, FileRecord], manifest: dict[str, Any]
+    source: Source,
+    record: FileRecord,
+    records: dict[str, FileRecord],
+    manifest: dict[str, Any],
+    spec_of: Callable[[str], ArraySpec],
 ) -> Iterator[Problem]:
     """What is wrong with one committed file."""
     folder, _, name = record.path.rpartition("/")
@@ -143,10 +178,12 @@ def _check_file(
         if folder == "tables" and record.describes(data):
             prompts = manifest.get("plan", {}).get("n_prompts")
             read_table(data, name.removesuffix(".parquet"), prompts)
+    except UnreachableError:
+        raise
     except StoreError as error:
         yield Problem(array, name, str(error))
         return
-    chunks = _damaged_chunks(source, folder, name, data, records) if is_shard else []
+    chunks = _damaged_chunks(folder, name, data, records, spec_of) if is_shard else []
     if record.describes(data) and not chunks:
         return
     what = "its bytes do not match the checksum in the ledger"
@@ -157,12 +194,16 @@ def _check_file(
 
 
 def _damaged_chunks(
-    source: Source, array: str, name: str, data: bytes, records: dict[str, FileRecord]
+    array: str,
+    name: str,
+    data: bytes,
+    records: dict[str, FileRecord],
+    spec_of: Callable[[str], ArraySpec],
 ) -> list[str]:
     """The inner chunks of a shard whose checksums are not the ledger's, in words."""
     checksums = records[f"{array}/{name}"].chunks or ""
     try:
-        spec = read_spec(source, array, records[f"{array}/{METADATA}"])
+        spec = spec_of(array)
         size = index_bytes(spec.chunks_per_shard)
         index = ShardIndex.parse(data[-size:], spec.chunks_per_shard, len(data))
     except (StoreError, DamagedChunkError) as error:
@@ -199,11 +240,18 @@ def _describe(spec: ArraySpec, shard: tuple[int, ...], number: int) -> str:
 def _check_runs(source: Source) -> Iterator[Problem]:
     """Live runs whose files are not what was written, and files that are of none."""
     log = RunLog(source.name)
-    for run_id in log.ids():
+
+    def look(run_id: str) -> list[Problem]:
         try:
             log.open(run_id)
+        except UnreachableError:
+            raise
         except StoreError as error:
-            yield Problem(f"{RUNS}/{run_id}", run_id, str(error))
+            return [Problem(f"{RUNS}/{run_id}", run_id, str(error))]
+        return []
+
+    for found in source.map(look, log.ids()):
+        yield from found
     for path in log.strays():
         yield Problem(f"{RUNS}/{path}", path, "no run lists it")
 
@@ -214,6 +262,8 @@ def _check_maps(source: Source) -> Iterator[Problem]:
         for name in log.names():
             try:
                 log.open(name)
+            except UnreachableError:
+                raise
             except StoreError as error:
                 yield Problem(f"{log.folder}/{name}", name, str(error))
         for path in log.strays():

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from engine.errors import StoreError
-from store.files import atomic_write, crc32c, remove_file, seal, sha256, unseal
+from store.files import crc32c, seal, sha256, unseal
 from store.provenance import fingerprint_at
 from store.schema import MapEntry, MapFacts, check
 from store.sources import Source, open_source
@@ -98,7 +98,7 @@ def from_bytes(data: bytes, name: str = "The file") -> SavedMap:
 
 
 class MapLog:
-    """The maps of the store at `path` (a folder; a URL can only be read).
+    """The maps of the store at `path` (a folder or a URL).
 
     Args:
         kept: look after what pages keep for themselves instead; the same files in a hidden folder.
@@ -120,17 +120,10 @@ class MapLog:
         """Keeps a map under a name, whole or not at all.
 
         Raises:
-            StoreError: the name can't be a file's or is taken, the disk is full or read-only, the store is
-                at a URL.
+            StoreError: the name can't be a file's or is taken, the disk is full or read-only, or an object
+                store does not answer.
         """
         path = self._path(name)
-        if self.source.local is None:
-            raise StoreError(
-                "Maps cannot be kept at a URL.",
-                expected="a store in a local folder",
-                given=self.source.name,
-                next_step="Copy the store to a local folder, or download the map.",
-            )
         if not overwrite and name in self.names():
             raise StoreError(
                 f"There is a map named {name!r} already.",
@@ -146,8 +139,8 @@ class MapLog:
             "sha256": sha256(data),
             "head": sha256(data[: 8 + int.from_bytes(data[:8], "little")]),
         }
-        atomic_write(self.source.local / path, [data])
-        atomic_write(self.source.local / self._path(name, RECORD), [seal(entry)])
+        self.source.replace(path, data)
+        self.source.replace(self._path(name, RECORD), seal(entry))
 
     def names(self) -> list[str]:
         """Names of all maps, sorted."""
@@ -185,9 +178,8 @@ class MapLog:
 
     def delete(self, name: str) -> None:
         """Removes a map; fine when it is already gone."""
-        if self.source.local is not None:
-            for suffix in (SUFFIX, RECORD):
-                remove_file(self.source.local / self._path(name, suffix))
+        for suffix in (SUFFIX, RECORD):
+            self.source.remove(self._path(name, suffix))
 
     def strays(self) -> Iterator[str]:
         """Files in the folder that belong to no map, by path inside it."""

@@ -6,23 +6,20 @@ is followed by its own checksum: whether a chunk is whole is told, whether it is
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.errors import StoreError
-from store.files import atomic_write, crc32c, seal, sha256, storage_errors, unseal
-from store.folder import LOCK
+from store.files import atomic_write, crc32c, seal, sha256, unseal
 from store.layout import FORMAT, METADATA, VERSION, ArraySpec
-from store.ledger import LEDGER, FileRecord, ledger_digests, local_entries, write_entry
+from store.ledger import LEDGER, FileRecord, entries_of, ledger_digests, write_entry
 from store.maps import KEPT, MAPS, RECORD, SUFFIX, from_bytes
 from store.provenance import COMPLETE, OLD_FORMAT, read_manifest, unchecked_manifest, write_manifest
 from store.runs import RECORD as RUN_RECORD
 from store.runs import RUNS
 from store.shards import CHECKSUM_BYTES, DamagedChunkError, ShardIndex, index_bytes, shard_checksums
-from store.sources import LocalSource
+from store.sources import LocalSource, to_write
 
 __all__ = ["migrate"]
 
@@ -41,43 +38,37 @@ def migrate(path: str | Path, say: Say = lambda text: None) -> None:
         StoreError: no store of version 1, a damaged one (nothing is rewritten where that is found first), or
             one that is being written.
     """
-    root, source = Path(path), LocalSource(Path(path))
+    root = to_write(path, "A store of version 1")
+    source = LocalSource(root)
     manifest = unchecked_manifest(source)
     if (manifest.get("format"), manifest.get("version")) != (OLD_FORMAT, None):
         read_manifest(source)  # says what is wrong with another version
         say(f"{root} is of version {VERSION} already.")
         return
-    with storage_errors(root / LOCK):
-        lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = source.lock()
     try:
-        _lock(lock, root)
+        if not lock.alone:
+            raise StoreError(
+                f"The store at {root} is being written.",
+                expected="a store that nobody writes",
+                given="a lock on it",
+                next_step="Wait until precompute.py has ended.",
+            )
         store = str(manifest.get("fingerprint"))
-        for entry in list(local_entries(root)):
+        for entry in entries_of(source):
             records = _records(source, entry)
             if records is not None:
-                write_entry(root, entry, records, store)
+                write_entry(source, entry, records, store)
         for line in (*_runs(root, store), *_maps(root, store)):
             say(line)
-        new = {**manifest, "format": FORMAT, "version": VERSION, "ledger": ledger_digests(root)}
+        new = {**manifest, "format": FORMAT, "version": VERSION, "ledger": ledger_digests(source)}
         if manifest.get("state") == COMPLETE:
             lost = [name for name in manifest.get("ledger", ()) if name not in new["ledger"]]
             if lost:
                 raise _damaged(f"{LEDGER}/{lost[0]}", "no file")
-        write_manifest(root, new)
+        write_manifest(source, new)
     finally:
-        os.close(lock)
-
-
-def _lock(lock: int, root: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StoreError(
-            f"The store at {root} is being written.",
-            expected="a store that nobody writes",
-            given="a lock on it",
-            next_step="Wait until precompute.py has ended.",
-        ) from error
+        lock.close()
 
 
 def _records(source: LocalSource, entry: str) -> list[FileRecord] | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import StoreError
-from store.files import atomic_write, plain, seal, unseal
+from store.files import plain, seal, unseal
 from store.layout import FORMAT, MANIFEST, VERSION
 from store.schema import Manifest, check
-from store.sources import LocalSource, Source, Stamp
+from store.sources import Source, Stamp, open_source
 
 Describe = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 
@@ -91,10 +91,11 @@ def fingerprint_at(source: Source) -> str:
     return _FINGERPRINTS[key]
 
 
-def write_manifest(root: Path, manifest: Mapping[str, Any], *, durable: bool = True) -> None:
+def write_manifest(source: Source, manifest: Mapping[str, Any], *, durable: bool = True) -> None:
     """Replaces the manifest, atomically; StoreError for one that could not be read again."""
-    check(Manifest, plain(dict(manifest)), str(root / MANIFEST), "Correct the call; nothing was written.")
-    atomic_write(root / MANIFEST, [seal(manifest)], durable=durable)
+    name = f"{source.name}/{MANIFEST}"
+    check(Manifest, plain(dict(manifest)), name, "Correct the call; nothing was written.")
+    source.replace(MANIFEST, seal(manifest), durable=durable)
 
 
 def new_manifest(fingerprint: str, study: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,8 +107,8 @@ def new_manifest(fingerprint: str, study: Mapping[str, Any], plan: Mapping[str, 
 
 def set_state(path: str | Path, state: str) -> None:
     """Changes the state of the store at `path`, e.g. to "failed"."""
-    manifest = read_manifest(LocalSource(Path(path)))
-    write_manifest(Path(path), manifest | {"state": state})
+    source = open_source(path)
+    write_manifest(source, read_manifest(source) | {"state": state})
 
 
 def flatten(value: Any, key: str = "") -> dict[str, Any]:

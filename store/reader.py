@@ -1,4 +1,4 @@
-"""Opens a store and hands out slices. Needs nothing but the folder (or a URL that fsspec knows)."""
+"""Opens a store and hands out slices. Needs nothing but the folder (or the URL of an object store)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Store:
     """A store, open for reading.
 
     Args:
-        path: a folder, or a URL ("s3://bucket/prefix"; needs fsspec).
+        path: a folder, or a URL ("s3://bucket/prefix"; needs the extra s3).
 
     Attributes:
         manifest: provenance, self-checks, plan.
@@ -365,12 +365,7 @@ class Store:
     def disk_use(self) -> dict[str, int]:
         """Bytes by kind (activations, grams, weights, tables), "total", and "raw": the committed
         activations without compression."""
-        entries = self._ledger.names("")
-        records = {
-            path: record.size
-            for entry in entries
-            for path, record in (self._ledger.entry(f"{LEDGER}/{entry}") or {}).items()
-        }
+        records = {path: record.size for entry in self._ledger.everything() for path, record in entry.items()}
         use = dict.fromkeys(("activations", "grams", "weights", "tables"), 0)
         for path, size in records.items():
             kind = path.split("/", 1)[0].replace(SHARED, "weights")

@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,10 +38,12 @@ from store.files import (
     sync_folder,
     unseal,
 )
+from store.places.client import UnreachableError
+from store.places.objects import ObjectSource
 from store.provenance import fingerprint_at
 from store.rows import check_table_name
 from store.schema import RunRecord, check
-from store.sources import Source, open_source
+from store.sources import Source, Stamp, check_writable, open_source
 from store.tables import read_table
 
 RUNS = "runs"
@@ -49,6 +51,8 @@ RECORD = "run.json"
 MAIN_TABLE = "table"
 ID_LENGTH = 16  # hex digits: 64 bits, a chance of 3e-8 for any collision among a million runs
 STALE_SECONDS = 3600.0
+WAIT_SECONDS, TRIES = 5.0, 10
+"""How long what another writer left of a run in an object store is taken for one that is being written."""
 _COUNTER = itertools.count()
 
 
@@ -74,7 +78,7 @@ def condition_hash(condition: Mapping[str, Any]) -> str:
 
 
 class RunLog:
-    """The live results of the store at `path` (a folder; a URL can only be read)."""
+    """The live results of the store at `path`, a folder or a URL."""
 
     def __init__(self, path: str | Path) -> None:
         self.source: Source = open_source(path)
@@ -98,9 +102,9 @@ class RunLog:
             seconds: how long it took.
 
         Raises:
-            StoreError: disk full, read-only, or a store at a URL.
+            StoreError: disk full, read-only, or an object store that does not answer.
         """
-        root = self._writable()
+        root = self.source.local
         digest = content_hash or condition_hash(condition)
         run_id = digest[:ID_LENGTH]
         if self._intact(run_id):
@@ -120,7 +124,11 @@ class RunLog:
             "tables": {n: {"size": len(d), "sha256": sha256(d)} for n, d in data.items()},
             "store": fingerprint_at(self.source),
         } | ({} if seconds is None else {"seconds": round(seconds, 3)})
-        self._publish(root, run_id, {f"{n}.parquet": d for n, d in data.items()} | {RECORD: seal(record)})
+        files = {f"{n}.parquet": d for n, d in data.items()} | {RECORD: seal(record)}
+        if root is None:
+            publish(self.source, f"{RUNS}/{run_id}", files, lambda: self._intact(run_id))
+        else:
+            self._publish(root, run_id, files)
         return run_id
 
     def _publish(self, root: Path, run_id: str, files: Mapping[str, bytes]) -> None:
@@ -157,17 +165,18 @@ class RunLog:
 
     def ids(self) -> list[str]:
         """Run ids, sorted; those of damaged runs too."""
-        return sorted({path.split("/")[0] for path in self.source.walk(RUNS) if "/" in path})
+        found = [path.split("/") for path in self.source.walk(RUNS) if "/" in path]
+        torn = self.source.local is None  # a run appears in an object store with its record, written last
+        return sorted({parts[0] for parts in found if not torn or parts[1:] == [RECORD]})
 
     def list(self) -> pl.DataFrame:
         """One line per run, newest first: run_id, created, seconds, problem (null when intact), condition and
         summary as JSON text, and each of their plain values as a column of its own."""
         lines: list[dict[str, Any]] = []
-        for run_id in self.ids():
-            try:
-                record = self._record(run_id)
-            except StoreError as error:
-                lines.append({"run_id": run_id, "problem": str(error)})
+        ids = self.ids()
+        for run_id, record in zip(ids, self.source.map(self._record_or_error, ids), strict=True):
+            if isinstance(record, StoreError):
+                lines.append({"run_id": run_id, "problem": str(record)})
                 continue
             line = {key: record[key] for key in ("created", "content_hash")}
             line |= {"run_id": run_id, "problem": None, "seconds": record.get("seconds")}
@@ -251,10 +260,20 @@ class RunLog:
             )
         return record
 
+    def _record_or_error(self, run_id: str) -> dict[str, Any] | StoreError:
+        try:
+            return self._record(run_id)
+        except StoreError as error:
+            return error
+
     def strays(self) -> Iterator[str]:
         """Files below runs/ that belong to no run, by path inside it."""
+        known = set(self.ids())
         for path in self.source.walk(RUNS):
             run_id, _, file = path.partition("/")
+            if self.source.local is None and run_id not in known:
+                yield path
+                continue
             try:
                 named = {f"{name}.parquet" for name in self._record(run_id)["tables"]} | {RECORD}
             except StoreError:
@@ -269,15 +288,48 @@ class RunLog:
             return False
         return True
 
-    def _writable(self) -> Path:
-        if self.source.local is None:
-            raise StoreError(
-                "Live results cannot be kept at a URL.",
-                expected="a store in a local folder",
-                given=self.source.name,
-                next_step="Copy the store to a local folder and open the dashboard on it.",
-            )
-        return self.source.local
+    def writable(self) -> None:
+        """StoreError where results can't be kept at a URL. Asked before they are computed."""
+        check_writable(self.source)
+
+
+def stamps_of(url: str) -> list[tuple[str, Stamp]]:
+    """Path and stamp of every file of the runs of a store at a URL, sorted; one request, if any."""
+    return sorted(ObjectSource(url).stamps(RUNS).items())
+
+
+def publish(source: Source, folder: str, files: Mapping[str, bytes], intact: Callable[[], bool]) -> None:
+    """Creates the files of a run in an object store, the last one of them, its record, last: that commits it.
+
+    Of two writers the first one counts. What a killed one left is taken away when nobody has finished it for
+    `WAIT_SECONDS`.
+
+    Args:
+        intact: whether the run is there, whole.
+    """
+    for tried in range(2 * TRIES):
+        try:
+            for name, data in files.items():
+                source.write(f"{folder}/{name}", [data])
+        except UnreachableError:
+            raise
+        except StoreError:
+            if intact():
+                return
+            if tried % TRIES < TRIES - 1:
+                time.sleep(WAIT_SECONDS / TRIES)
+                continue
+            for path in source.walk(folder):
+                source.remove(f"{folder}/{path}")
+        else:
+            if intact():
+                return
+    raise StoreError(
+        f"The run at {source.name}/{folder} is written by several at once.",
+        expected="one writer of a run",
+        given="other bytes than were written here",
+        next_step="Run it again.",
+    )
 
 
 def _column(name: str, values: list[Any], schema: Mapping[str, Any]) -> pl.Series:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,19 +14,12 @@ import polars as pl
 
 from engine.errors import StoreError
 from store.bfloat16 import bits_of
-from store.encode import Values, static_chunks, unit_chunks
-from store.files import (
-    Bytes,
-    atomic_write,
-    plain,
-    remove_file,
-    sha256,
-)
-from store.folder import check_room, make_folder, share_lock, take_lock
+from store.encode import Values, check_array, static_chunks, unit_chunks
+from store.files import Bytes, plain, sha256
+from store.folder import check_room, make_folder
 from store.layout import (
     MANIFEST,
     METADATA,
-    STATIC_DTYPES,
     ArraySpec,
     gram_name,
     group_metadata,
@@ -38,13 +30,15 @@ from store.ledger import (
     LAYOUT_ENTRY,
     FileRecord,
     array_entry,
+    entries_of,
     ledger_digests,
     read_entry,
     table_entry,
     unit_entry,
     write_entry,
 )
-from store.leftovers import STATIC_FOLDERS, Progress, broken, lost_and_known, strays
+from store.leftovers import Progress, broken, lost_and_known, own_files, strays
+from store.places.client import UnreachableError
 from store.plan import ModelPlan, PositionPlan, StorePlan, layout_files
 from store.provenance import (
     BUILDING,
@@ -53,13 +47,12 @@ from store.provenance import (
     check_same_study,
     new_manifest,
     read_manifest,
-    set_state,
     unchecked_manifest,
     write_manifest,
 )
 from store.rows import check_table_name, row_table, rows_table_name, table_path
 from store.shards import ShardEncoder
-from store.sources import LocalSource
+from store.sources import Lock, open_source
 from store.strict import parse_object
 
 __all__ = ["ModelPlan", "PositionPlan", "StorePlan", "StoreWriter"]
@@ -76,10 +69,11 @@ class StoreWriter:
         forgotten: ledger entries of a finished store, or with damaged files, that have to be written again.
     """
 
-    def __init__(self, root: Path, plan: StorePlan, manifest: dict[str, Any], durable: bool) -> None:
+    def __init__(self, root: str | Path, plan: StorePlan, manifest: dict[str, Any], durable: bool) -> None:
         self.root, self.plan, self.manifest, self.durable = root, plan, manifest, durable
-        self._source = LocalSource(root)
-        self._lock = -1
+        self._source = open_source(root)
+        self._lock: Lock | None = None
+        self._committed: set[str] | None = None
         self.forgotten: list[str] = []
         self._specs = {model: list(plan.specs(model)) for model in plan.models}
 
@@ -102,7 +96,7 @@ class StoreWriter:
         damaged or missing manifest is made anew if the ledger is of this study.
 
         Args:
-            path: a local folder; new, empty, or a store.
+            path: a folder, or a URL of an object store; new, empty, or a store.
             plan: the arrays.
             study_json, fingerprint: the study, for the manifest; another fingerprint is refused.
             describe: (stored study, this study) -> what differs in words.
@@ -110,30 +104,27 @@ class StoreWriter:
             progress: called as (ledger entries read, entries in all).
 
         Raises:
-            StoreError: another study, not a store, read-only, disk full, not a local folder.
+            StoreError: another study, not a store, read-only, disk full, nowhere to write; at a URL, another
+                writer.
         """
-        if "://" in str(path):
-            raise StoreError(
-                "A store is written to a local folder.",
-                expected="a path",
-                given=str(path),
-                next_step="Write it to a local folder, then copy the folder to the object store.",
-            )
-        root = Path(path)
+        root = str(path) if "://" in str(path) else Path(path)
         wanted = new_manifest(fingerprint, study_json, plan.to_json())
         writer = cls(root, plan, wanted, durable)
-        created = make_folder(root, writer._is_ours)
+        source = writer._source
+        created = make_folder(source, writer._is_ours)
         try:
-            writer._lock, alone = take_lock(root)
-            if (root / MANIFEST).exists() or writer._is_ours():
+            writer._lock = source.lock()
+            if source.stamp(MANIFEST) is not None or writer._is_ours():
                 writer._take_manifest(wanted, describe)
             else:
-                check_room(root, plan)
-                write_manifest(root, wanted, durable=durable)
-            if alone:
+                check_room(source, plan)
+                write_manifest(source, wanted, durable=durable)
+            if writer._lock.alone:
                 writer.forgotten = writer._remove_leftovers(progress)
+            if source.local is None:  # nobody else writes, so that what is there need not be asked for
+                writer._committed = set(entries_of(source))
             writer._lay_out()
-            share_lock(root, writer._lock)
+            writer._lock.share()
         except BaseException:
             writer.close()
             if created:
@@ -149,13 +140,17 @@ class StoreWriter:
 
     def close(self) -> None:
         """Lets go of the store; what was committed stays."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _has(self, entry: str) -> bool:
+        """Whether an entry (its path) is in the ledger."""
+        return self._source.stamp(entry) is not None if self._committed is None else entry in self._committed
 
     def pending(self, model: str) -> list[int]:
         """Units of a model that are not committed yet."""
-        return [u for u in range(self.plan.n_units) if not (self.root / unit_entry(model, u)).exists()]
+        return [u for u in range(self.plan.n_units) if not self._has(unit_entry(model, u))]
 
     def commit(self, model: str, unit: int, values: Mapping[str, Values]) -> bool:
         """Writes one unit of one model: all of it or nothing.
@@ -173,7 +168,7 @@ class StoreWriter:
         Raises:
             StoreError: values that do not fit the plan, disk full, read-only.
         """
-        if (self.root / unit_entry(model, unit)).exists():
+        if self._has(unit_entry(model, unit)):
             return False
         files: list[tuple[str, Iterable[Bytes]]] = []
         for position, leaf, spec in self._specs[model]:
@@ -185,17 +180,19 @@ class StoreWriter:
 
     def has_array(self, name: str) -> bool:
         """Whether an array written once is there, whole, with all the parts that it is made of."""
-        if not (self.root / array_entry(name)).exists():
+        if not self._has(array_entry(name)):
             return False
         parts = (self.group_attrs(name) or {}).get("parts", ())
-        return all((self.root / array_entry(f"shared/{key}")).exists() for key in parts)
+        return all(self._has(array_entry(f"shared/{key}")) for key in parts)
 
     def group_attrs(self, name: str) -> dict[str, Any] | None:
         """Attributes of a group that was written; None where there is none."""
         path = f"{name}/{METADATA}"
+        if not self._has(array_entry(name)):
+            return None
         record = (read_entry(self._source, array_entry(name), self.fingerprint) or {}).get(path)
         data = None if record is None else self._source.read(path)
-        found = {} if data is None else parse_object(data, str(self.root / path))
+        found = {} if data is None else parse_object(data, f"{self._source.name}/{path}")
         return found["attributes"] if found.get("node_type") == "group" else None
 
     def write_group(self, name: str, attrs: Mapping[str, Any]) -> None:
@@ -208,7 +205,7 @@ class StoreWriter:
 
     def has_table(self, name: str) -> bool:
         """Whether a table is there, whole."""
-        return (self.root / table_entry(name)).exists()
+        return self._has(table_entry(name))
 
     def write_array(
         self,
@@ -237,22 +234,8 @@ class StoreWriter:
         attributes = dict(plain(dict(attrs or {})))
         if bfloat16:
             values, attributes = bits_of(values), attributes | {"dtype": "bfloat16"}
-        parts = name.split("/")
-        if (
-            parts[0] not in STATIC_FOLDERS
-            or len(parts) < 2
-            or any(not part or part.startswith(".") for part in parts)
-            or values.dtype.name not in STATIC_DTYPES
-            or values.ndim != len(dims)
-            or values.ndim < 1
-        ):
-            raise StoreError(
-                f"The array {name!r} cannot be kept.",
-                expected="a name below grams/, weights/, subspaces/ or shared/, a numeric dtype, named axes",
-                given=f"{values.dtype} of shape {values.shape}, axes {list(dims)}",
-                next_step="Correct the call to write_array.",
-            )
-        pack_it = parts[0] != "grams" if compress is None else compress
+        check_array(name, values, dims)
+        pack_it = not name.startswith("grams/") if compress is None else compress
         spec = static_spec(name, values.shape, values.dtype, tuple(dims), attributes, compress=pack_it)
         files: list[tuple[str, Iterable[Bytes]]] = [
             (f"{group}/{METADATA}".lstrip("/"), [group_metadata()]) for group in groups_above(name)
@@ -280,7 +263,7 @@ class StoreWriter:
 
     def set_state(self, state: str) -> None:
         """Writes the state into the manifest."""
-        set_state(self.root, state)
+        write_manifest(self._source, read_manifest(self._source) | {"state": state})
         self.manifest["state"] = state
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
@@ -297,10 +280,10 @@ class StoreWriter:
                 given="; ".join(f"{model} lacks {len(units)}" for model, units in missing.items()),
                 next_step="Run precompute.py again on the same study: it goes on where it stopped.",
             )
-        kept = {"state": COMPLETE, "ledger": ledger_digests(self.root)}
+        kept = {"state": COMPLETE, "ledger": ledger_digests(self._source)}
         fixed = {key: self.manifest[key] for key in ("format", "version", "fingerprint", "study", "plan")}
         self.manifest = dict(plain(dict(manifest))) | fixed | kept
-        write_manifest(self.root, self.manifest, durable=self.durable)
+        write_manifest(self._source, self.manifest, durable=self.durable)
 
     def _replace_files(self, entry: str, files: Sequence[tuple[str, Iterable[Bytes]]]) -> None:
         """Commits files that are written once; the same files again change nothing."""
@@ -310,13 +293,12 @@ class StoreWriter:
             path: FileRecord(path, sum(map(len, pieces)), sha256(*pieces), checksums.get(path))
             for path, _, pieces in made
         }
-        if (
-            not broken(self._source, self.root, entry, self.fingerprint)
-            and read_entry(self._source, entry, self.fingerprint) == wanted
-        ):
-            return
+        if self._has(entry):
+            whole = not broken(self._source, entry, self.fingerprint)
+            if whole and read_entry(self._source, entry, self.fingerprint) == wanted:
+                return
         self._reopen()
-        remove_file(self.root / entry)
+        self._forget(entry)
         self._commit_files(entry, [(path, pieces) for path, _, pieces in made], checksums)
 
     def _commit_files(
@@ -333,16 +315,29 @@ class StoreWriter:
         records: list[FileRecord] = []
         try:
             for path, parts in files:
-                size, digest = atomic_write(self.root / path, parts, durable=self.durable)
+                size, digest = self._source.write(path, parts, durable=self.durable)
                 chunks = parts.checksums if isinstance(parts, ShardEncoder) else (checksums or {}).get(path)
                 records.append(FileRecord(path, size, digest, chunks))
-            write_entry(self.root, entry, records, self.fingerprint, durable=self.durable)
+            write_entry(self._source, entry, records, self.fingerprint, durable=self.durable)
+            if self._committed is not None:
+                self._committed.add(entry)
         except BaseException:
-            for record in records:
+            for record in records if self._source.local is not None else ():
                 if not record.path.endswith(METADATA):
                     with contextlib.suppress(StoreError):
-                        remove_file(self.root / record.path)
+                        self._source.remove(record.path)
             raise
+
+    def _forget(self, entry: str) -> None:
+        """Takes an entry out of the ledger; its files in an object store too, where none is written over."""
+        if not self._has(entry):
+            return
+        old = [] if self._source.local is not None else own_files(self._source, entry, self.fingerprint)
+        self._source.remove(entry)
+        if self._committed is not None:
+            self._committed.discard(entry)
+        for path in old:
+            self._source.remove(path)
 
     @property
     def fingerprint(self) -> str:
@@ -353,6 +348,8 @@ class StoreWriter:
         """Whether the ledger is of this study, with the arrays of this plan."""
         try:
             listed = read_entry(self._source, LAYOUT_ENTRY, self.fingerprint)
+        except UnreachableError:
+            raise
         except StoreError:
             return False
         return listed == {
@@ -363,12 +360,14 @@ class StoreWriter:
         """The manifest that is there, of the same study; a new one in the place of a damaged one."""
         try:
             unchecked_manifest(self._source)
+        except UnreachableError:
+            raise
         except StoreError:
             if not self._is_ours():
                 raise
-            write_manifest(self.root, wanted, durable=self.durable)
+            write_manifest(self._source, wanted, durable=self.durable)
         self.manifest = read_manifest(self._source)
-        check_same_study(str(self.root), self.manifest, wanted, describe)
+        check_same_study(self._source.name, self.manifest, wanted, describe)
 
     def _reopen(self) -> None:
         """Marks a finished store as unfinished before something in it is replaced."""
@@ -389,11 +388,11 @@ class StoreWriter:
     def _remove_leftovers(self, progress: Progress | None) -> list[str]:
         """Removes files that were never committed, and entries with files that are not as they were written
         or that are not what the manifest lists; returns those entries and the ones that are missing."""
-        lost, known = lost_and_known(self._source, self.root, self.manifest, progress)
+        lost, known = lost_and_known(self._source, self.manifest, progress)
         if lost:
             self._reopen()
         for entry in lost:
-            remove_file(self.root / entry)
-        for path in strays(self.root, known):
-            remove_file(path)
+            self._source.remove(entry)
+        for path in list(strays(self._source, known)):
+            self._source.remove(path)
         return lost

@@ -167,4 +167,5 @@ def remove_arrays(store: Path, folder: str) -> None:
     """Makes a store one that never had the arrays below a folder, such as "weights"."""
     shutil.rmtree(store / folder)
     shutil.rmtree(store / "ledger" / "arrays" / folder)
-    write_manifest(store, read_manifest(LocalSource(store)) | {"ledger": ledger_digests(store)})
+    source = LocalSource(store)
+    write_manifest(source, read_manifest(source) | {"ledger": ledger_digests(source)})

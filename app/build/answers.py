@@ -24,12 +24,13 @@ from engine.prompts.spec import GeneratedAnswers
 from engine.reading import parse_json
 from engine.study.fingerprints import diff_studies, portable
 from engine.study.study import Study
-from store.files import remove_file, storage_errors
 from store.folder import BEFORE, make_folder
 from store.layout import MANIFEST
 from store.ledger import LEDGER
+from store.places.client import UnreachableError
 from store.provenance import check_same_study
 from store.reader import Store
+from store.sources import Source, open_source
 
 __all__ = ["GENERATED_TABLE", "forget_kept", "generated_answers", "stored_answers"]
 
@@ -38,7 +39,7 @@ KEPT = f"{BEFORE}answers-"
 Said = tuple[list[int], bool]
 
 
-def generated_answers(study: Study, path: Path, say: Progress) -> dict[str, Answer] | None:
+def generated_answers(study: Study, source: Source, say: Progress) -> dict[str, Answer] | None:
     """Every answer by its prompt's id, made now unless the store has them; None where none are asked for.
 
     Raises:
@@ -47,15 +48,15 @@ def generated_answers(study: Study, path: Path, say: Progress) -> dict[str, Answ
     """
     if not isinstance(study.prompts.answers, GeneratedAnswers):
         return None
-    found = stored_answers(study, path)
+    found = stored_answers(study, source.name)
     if found is not None:
         return found
     asked = Prepared.of(study).asked
     assert asked is not None
-    if not (path / LEDGER).exists():
-        make_folder(path, lambda: False)
+    if LEDGER not in source.names():
+        make_folder(source, lambda: False)
     tokenizer = load_tokenizer(study.models[asked.model])
-    said = _generated(study, asked, path, say)
+    said = _generated(study, asked, source, say)
     answers = zip(asked.ids, asked.token_ids, said, strict=True)
     return {
         name: Answer(tuple(tokens), ended, text_of(tokenizer, ids, tokens))
@@ -63,16 +64,18 @@ def generated_answers(study: Study, path: Path, say: Progress) -> dict[str, Answ
     }
 
 
-def stored_answers(study: Study, path: Path) -> dict[str, Answer] | None:
+def stored_answers(study: Study, path: str | Path) -> dict[str, Answer] | None:
     """The answers that a store of this study holds; None where there are none, or damaged ones.
 
     Raises:
         StoreError: the store is another study's.
     """
-    if not isinstance(study.prompts.answers, GeneratedAnswers) or not (path / MANIFEST).exists():
+    if not isinstance(study.prompts.answers, GeneratedAnswers) or open_source(path).stamp(MANIFEST) is None:
         return None
     try:
         store = Store(path)
+    except UnreachableError:
+        raise
     except StoreError:
         return None  # `StoreWriter` says what is wrong, or mends it
     wanted = {"fingerprint": study.fingerprint(), "study": study.to_json(), "plan": store.manifest["plan"]}
@@ -84,17 +87,18 @@ def stored_answers(study: Study, path: Path) -> dict[str, Answer] | None:
     return {row["id"]: Answer(tuple(row["token_ids"]), row["ended"], row["text"]) for row in rows}
 
 
-def forget_kept(path: Path) -> None:
+def forget_kept(source: Source) -> None:
     """Removes the file of answers, for a store that has their table and won't be taken away any more."""
-    for kept in path.glob(f"{KEPT}*"):
-        remove_file(kept)
+    for name in source.names():
+        if name.startswith(KEPT):
+            source.remove(name)
 
 
-def _generated(study: Study, asked: Asked, path: Path, say: Progress) -> list[Said]:
+def _generated(study: Study, asked: Asked, source: Source, say: Progress) -> list[Said]:
     """What the model says to every prompt, in the order of `asked`."""
     parts = list(_parts(asked))
-    kept = path / f"{KEPT}{_digest(study, asked)[:16]}.jsonl"
-    found = _read(kept, parts)
+    kept = f"{KEPT}{_digest(study, asked)[:16]}.jsonl"
+    found = _read(source, kept, parts)
     done = sum(len(parts[number]) for number in found)
     if len(found) < len(parts):
         with say.stage(f"{asked.model}: loading", 1, "model") as loaded:
@@ -105,7 +109,7 @@ def _generated(study: Study, asked: Asked, path: Path, say: Progress) -> list[Sa
                 if number not in found:
                     made = generate(lm, [asked.token_ids[i] for i in part], max_new_tokens=asked.most)
                     found[number] = _said(made)
-                    _keep(kept, number, found[number])
+                    _keep(source, kept, number, found[number])
                     stage(len(part))
         del lm
         free()
@@ -133,22 +137,17 @@ def _said(made: Generated) -> list[Said]:
     return list(zip(made.tokens[0], made.ended[0], strict=True))
 
 
-def _keep(path: Path, number: int, said: list[Said]) -> None:
+def _keep(source: Source, path: str, number: int, said: list[Said]) -> None:
     """Adds a part to the file, behind the last whole line."""
     line = json.dumps({"part": number, "said": said})
-    with storage_errors(path):
-        path.touch()
-        with path.open("r+b") as file:
-            whole = file.read()
-            file.truncate(whole.rfind(b"\n") + 1)
-            file.seek(0, 2)
-            file.write(f"{line}\n".encode())
+    whole = source.read(path) or b""
+    source.replace(path, whole[: whole.rfind(b"\n") + 1] + f"{line}\n".encode())
 
 
-def _read(path: Path, parts: list[list[int]]) -> dict[int, list[Said]]:
+def _read(source: Source, path: str, parts: list[list[int]]) -> dict[int, list[Said]]:
     """Parts that are whole, by number; what isn't is made again."""
     found: dict[int, list[Said]] = {}
-    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
+    for line in (source.read(path) or b"").decode("utf-8", "replace").splitlines():
         try:
             read = parse_json(line)
             number = int(read["part"])

@@ -54,6 +54,7 @@ from engine.threads import one_thread
 from engine.weights.kept import KeptWeights
 from engine.weights.names import Names
 from store.reader import Store
+from store.sources import check_writable, open_source
 from store.writer import StoreWriter
 
 __all__ = ["build"]
@@ -69,7 +70,7 @@ PACKED_SHARE = 0.1
 
 
 def build(
-    study: Study, path: Path, *, quiet: bool = False, workers: int = 1, allow_code: bool = False
+    study: Study, path: str | Path, *, quiet: bool = False, workers: int = 1, allow_code: bool = False
 ) -> Store:
     """Computes the store of a study, or finishes one that was interrupted.
 
@@ -87,11 +88,13 @@ def build(
     started = time.time()
     say = Progress(quiet)
     also_allow(roots_for(study.folder))  # for the experiments that end the build, on the store
+    source = open_source(path)
+    check_writable(source)
     if workers > 1:
-        check_ray(workers)
+        check_ray(workers, path)
     with ExitStack() as held:
-        held.enter_context(nothing_left(path))
-        prepared = Prepared.of(study, generated_answers(study, path, say))
+        held.enter_context(nothing_left(source))
+        prepared = Prepared.of(study, generated_answers(study, source, say))
         plan, told = prepared.store_plan(), say.reading()
         writer = held.enter_context(
             StoreWriter.create_or_resume(
@@ -120,13 +123,13 @@ def build(
         with one_thread():
             derive(store, writer, say)
         prompts = {"prompt_notes": list(prepared.remarks)} if prepared.remarks else {}
-        forget_kept(path)
+        forget_kept(source)
         writer.finish(provenance(study, infos, checks, started) | prompts)
     _refuse_failed(checks)
     return _scored(path, say, allow_code)
 
 
-def _scored(path: Path, say: Progress, allow_code: bool) -> Store:
+def _scored(path: str | Path, say: Progress, allow_code: bool) -> Store:
     """The finished store, with a run of subspace scores if it can have one.
 
     Raises:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.errors import StoreError
 from store.folder import BEFORE, LOCK
-from store.ledger import LAYOUT_ENTRY, LEDGER
+from store.ledger import LAYOUT_ENTRY, LEDGER, entries_of
+from store.sources import Source
 
 __all__ = ["nothing_left"]
 
 
 @contextmanager
-def nothing_left(root: Path) -> Iterator[None]:
-    """Takes away what the block put into a new or empty folder, when it fails before a unit was committed.
+def nothing_left(source: Source) -> Iterator[None]:
+    """Takes away what the block put into a new or empty place, when it fails before a unit was committed.
 
     What was made before the store stays: a model's answers need not be given again. A store that was there is
     not touched, nor is anything when the person stops the program: the same command then goes on.
     """
+    if source.local is None:
+        with _nothing_at_url(source):
+            yield
+        return
+    root = source.local
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
     fresh = bool(new) or (root.is_dir() and all(child.name.startswith(BEFORE) for child in root.iterdir()))
     try:
@@ -29,6 +36,30 @@ def nothing_left(root: Path) -> Iterator[None]:
         if fresh and not _committed(root) and _alone(root):
             _take_away(root, new)
         raise
+
+
+@contextmanager
+def _nothing_at_url(source: Source) -> Iterator[None]:
+    fresh = all(name.startswith(BEFORE) for name in source.names())
+    try:
+        yield
+    except Exception:
+        if fresh:
+            with suppress(StoreError):
+                _empty(source)
+        raise
+
+
+def _empty(source: Source) -> None:
+    """Removes all, where no unit was committed and nobody else writes; StoreError where somebody does."""
+    lock = source.lock()
+    try:
+        if not [entry for entry in entries_of(source) if entry.count("/") == 1 and entry != LAYOUT_ENTRY]:
+            for path in source.everything():
+                if path != LOCK and not path.startswith(BEFORE):
+                    source.remove(path)
+    finally:
+        lock.close()
 
 
 def _committed(root: Path) -> bool:

@@ -49,8 +49,15 @@ class Capturer:
         return len(self.writer.plan.prompts_of(unit))
 
 
-def check_ray(workers: int) -> None:
-    """CaptureError when Ray is not installed."""
+def check_ray(workers: int, path: str | Path) -> None:
+    """CaptureError when Ray is not installed, or for a URL, which one writer writes at a time."""
+    if "://" in str(path):
+        raise CaptureError(
+            "Several workers can't write to an object store.",
+            expected="a local folder, or one worker",
+            given=f"--workers {workers} for {path}",
+            next_step="leave --workers out, or write to a local folder and copy it.",
+        )
     if importlib.util.find_spec("ray") is None:
         raise CaptureError(
             "Capturing with several workers needs Ray.",
@@ -61,7 +68,7 @@ def check_ray(workers: int) -> None:
 
 
 def capture_in_parallel(
-    study: Study, path: Path, pending: dict[str, list[int]], workers: int
+    study: Study, path: str | Path, pending: dict[str, list[int]], workers: int
 ) -> Iterator[int]:
     """Captures the pending units on `workers` Ray actors; yields the prompts of each unit done.
 
@@ -70,7 +77,7 @@ def capture_in_parallel(
     Raises:
         CaptureError: Ray is not installed, or a worker died.
     """
-    check_ray(workers)
+    check_ray(workers, path)
     import ray
     from ray.util import ActorPool
 

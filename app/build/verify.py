@@ -24,7 +24,7 @@ from store.reader import Store
 __all__ = ["verify"]
 
 
-def verify(study: Study, path: Path) -> int:
+def verify(study: Study, path: str | Path) -> int:
     """Checks a store against its ledger and against the models; prints what it finds.
 
     Returns:

@@ -6,9 +6,11 @@ A contrast, ΔW of one model − ΔW of another, is kept as a model's difference
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -97,14 +99,16 @@ def write_weights(
 
 @contextmanager
 def aside(writer: StoreWriter, lm: LoadedModel) -> Iterator[KeptWeights]:
-    """A model's weights in a file of the store's folder, where the model itself may go.
+    """A model's weights in a file of the store's folder (at a URL: of this machine's folder for temporary
+    files), where the model itself may go.
 
     The file is removed behind the block; what a killed run left of it, when the store is next written to.
 
     Raises:
         StoreError: the disk is full.
     """
-    path = writer.root / f"{TEMPORARY}{os.getpid()}-weights"
+    folder = tempfile.gettempdir() if "://" in str(writer.root) else writer.root
+    path = Path(folder) / f"{TEMPORARY}{os.getpid()}-weights"
     with storage_errors(path):
         weights = put_aside(lm.model, path, vocabulary_of(lm.tokenizer))
     del lm  # or this frame would hold it

@@ -21,7 +21,9 @@ from app.escape import given
 from app.frame.selection import SITES, Facts
 from engine.errors import PatchbayError, StoreError
 from engine.study.roots import allow_roots
+from store.layout import MANIFEST
 from store.reader import Store
+from store.sources import open_source
 
 LARGE = 20_000_000
 """Numbers in one component of one model above which a pass over them takes more than a second."""
@@ -113,7 +115,10 @@ def open_at(path: str) -> Opened:
 
 
 def _stamp(path: str) -> float:
-    manifest = Path(path) / "manifest.json"
+    if "://" in path:
+        stamp = open_source(path).stamp(MANIFEST)
+        return 0.0 if stamp is None else float(stamp[1])
+    manifest = Path(path) / MANIFEST
     return manifest.stat().st_mtime if manifest.is_file() else 0.0
 
 

@@ -26,7 +26,7 @@ from app.live.jobs import JobResult, JobStatus
 from app.live.worker import Worker
 from engine.errors import JobError, StoreError
 from engine.lab.experiment import Experiment
-from store.runs import ID_LENGTH, RECORD, RUNS, RunLog
+from store.runs import ID_LENGTH, RECORD, RUNS, RunLog, stamps_of
 
 T = TypeVar("T")
 
@@ -281,7 +281,7 @@ def find(opened: Opened, wanted: Experiment) -> str | None:
     key = wanted.content_hash(opened.store.fingerprint)
     run_id = key[:ID_LENGTH]
     written = _files(opened.path, run_id)
-    if not written and Path(opened.path).is_dir():
+    if not written:
         return None
     with suppress(StoreError):
         return run_id if _content_hash(_study(opened), run_id, written) == key else None
@@ -315,9 +315,13 @@ def _files(path: str, run_id: str) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of a run's files, by which one that was written again or damaged is noticed."""
     if not run_id.isalnum():
         return ()
+    if "://" in path:
+        return tuple(
+            (name, *stamp) for name, stamp in stamps_of(path) if name.startswith(f"{RUNS}/{run_id}/")
+        )
     try:
         found = [(entry.name, entry.stat()) for entry in os.scandir(Path(path, RUNS, run_id))]
-    except OSError:  # no such run, or a store at a URL
+    except OSError:  # no such run
         return ()
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))
 
@@ -347,8 +351,10 @@ def runs_of(opened: Opened, job: str | None = "patch") -> list[tuple[dict[str, A
 
 def written_runs(path: str) -> tuple[tuple[str, int], ...]:
     """Every run with the time it was written, by which a changed list is noticed."""
+    if "://" in path:
+        return tuple((name, stamp[1]) for name, stamp in stamps_of(path) if name.endswith(f"/{RECORD}"))
     found = []
-    with suppress(OSError):  # none yet, or a store at a URL
+    with suppress(OSError):  # none yet
         for run_id in os.listdir(os.path.join(path, RUNS)):
             with suppress(OSError):
                 found.append((run_id, os.stat(os.path.join(path, RUNS, run_id, RECORD)).st_mtime_ns))

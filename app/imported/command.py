@@ -19,6 +19,7 @@ from engine.prompts.read import read_source
 from engine.prompts.spec import PromptSource, PromptsSpec
 from engine.prompts.table import assign_splits, read_prompts
 from store.reader import Store
+from store.sources import check_writable, open_source
 
 __all__ = ["import_files", "prompts_table"]
 
@@ -27,6 +28,7 @@ VALIDATION = 0.35
 
 def import_files(options: argparse.Namespace) -> Store:
     """Carries out `import`; raises PatchbayError as reading prompts and `import_arrays` do."""
+    check_writable(open_source(options.store))
     prompts = prompts_table(options.prompts)
     arrays = {}
     for given in options.model:

@@ -26,6 +26,7 @@ from engine.errors import StoreError
 from engine.names import check_apart, check_key, check_title
 from store.layout import COMPONENTS
 from store.reader import Store
+from store.sources import check_writable, open_source
 from store.writer import ModelPlan, PositionPlan, StorePlan, StoreWriter
 
 __all__ = ["Position", "import_arrays"]
@@ -90,7 +91,8 @@ def import_arrays(
         StoreError: names that are no sites, shapes that don't fit one another or the prompts, values that
             are not finite, no block of which everything is there, or another store in the folder.
     """
-    started, say = time.time(), Progress(quiet)
+    started, say, source = time.time(), Progress(quiet), open_source(path)
+    check_writable(source)
     _named(name, list(activations), position)
     if prompts.height < 2:
         raise StoreError("A store needs several prompts.", expected="at least two rows", given=prompts.height)
@@ -104,7 +106,7 @@ def import_arrays(
     }
     print_of = _fingerprint(study, models, prompts)
     with (
-        nothing_left(Path(path)),
+        nothing_left(source),
         StoreWriter.create_or_resume(path, plan, study, print_of) as writer,
     ):
         if writer.manifest["state"] == "complete":

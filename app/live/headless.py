@@ -97,6 +97,7 @@ def run_all(
     from app.live.model_cache import ModelCache
 
     store, cache = Store(store_path), ModelCache(device)
+    RunLog(store_path).writable()
     check_trusted(store, despite_failed_checks)
     failed: list[tuple[Experiment, Exception]] = []
     for number, asked in enumerate(experiments, 1):

@@ -59,6 +59,7 @@ class LiveRunner:
         from engine.models.memory import on_devices
 
         store, begun = Store(store_path), time.perf_counter()
+        RunLog(store_path).writable()
         check_trusted(store)
         result = compute(store, condition, self._cache, report, should_stop, self._allow_code)
         report(memory=on_devices())
@@ -92,6 +93,7 @@ def run_live(
     from app.live.model_cache import ModelCache
 
     store, begun = Store(store_path), time.perf_counter()
+    RunLog(store_path).writable()
     check_trusted(store, despite_failed_checks)
     experiment = with_own_code(experiment, store, allow_code)
     result = compute(store, experiment, ModelCache(device), report or _silent, _never, allow_code)

@@ -7,6 +7,8 @@ from pathlib import Path
 from streamlit.logger import set_log_level
 from tqdm import tqdm
 
+from store.sources import to_write
+
 
 def report(store: str, out: Path | None, pair: str | None, *, fit: bool = False) -> Path:
     """Writes the report of a store and returns the HTML file.
@@ -19,6 +21,8 @@ def report(store: str, out: Path | None, pair: str | None, *, fit: bool = False)
     Raises:
         StoreError: no such store, no such models, or nowhere to write.
     """
+    if out is not None:
+        to_write(out, "A report")
     # Streamlit's caches warn, from their import on, of being used without a server, which is meant here.
     set_log_level("ERROR")
     from app.frame.opened import open_at

@@ -144,10 +144,3 @@ def test_what_pages_keep_is_apart_from_the_saved_maps(store: Path) -> None:
     assert MapLog(store).names() == []
     assert MapLog(store, kept=True).names() == ["side-1"]
     assert not verify(store)
-
-
-def test_a_store_at_a_url_can_only_be_read() -> None:
-    with pytest.raises(StoreError, match="cannot be kept at a URL"):
-        MapLog("memory://nowhere").save("one", {}, {}, {})
-    with pytest.raises(StoreError, match=r"no map named 'one'.*none is saved yet"):
-        MapLog("memory://nowhere").open("one")

@@ -184,21 +184,6 @@ def test_a_full_disk_keeps_nothing(store: Path, monkeypatch: pytest.MonkeyPatch)
     assert list((store / "runs").iterdir()) == []
 
 
-def test_runs_at_a_url_are_read_only(store: Path) -> None:
-    import fsspec
-
-    run_id = RunLog(store).append(CONDITION, {}, TABLE)
-    memory = fsspec.filesystem("memory")
-    memory.put(str(store), "/runs-test", recursive=True)
-    try:
-        log = RunLog("memory://runs-test")
-        assert log.open(run_id).table.equals(TABLE)
-        with pytest.raises(StoreError, match=r"cannot be kept at a URL"):
-            log.append({"layer": 9}, {}, TABLE)
-    finally:
-        memory.rm("/runs-test", recursive=True)
-
-
 def test_folders_that_go_while_the_store_is_walked_are_no_error(tmp_path: Path) -> None:
     """A writer's hidden folder is renamed or removed between two looks of a reader."""
     files.atomic_write(tmp_path / "runs" / "kept" / "run.json", [b"{}"])

@@ -1,0 +1,140 @@
+"""A URL as a client of an object store, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from engine.errors import StoreError
+
+URL = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})((?:/[A-Za-z0-9_.=@+-]+)*)/*", re.ASCII)
+EXTRA = "pip install 'patchbay[s3]'"
+RETRY: dict[str, Any] = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=8),
+        "base": 2,
+    },
+}
+"""What is tried again: answers of 5xx, and connections that fail or break."""
+CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=300), "connect_timeout": timedelta(seconds=5)}
+
+
+def check_url(url: str) -> tuple[str, str, str]:
+    """Protocol, bucket and prefix of a store's URL; nothing of it is ever carried out.
+
+    Raises:
+        StoreError: another protocol, or a name that isn't plain.
+    """
+    found = URL.fullmatch(url)
+    if found is None or any(part in (".", "..") for part in found[3].split("/")):
+        raise StoreError(
+            f"The store at {url[:200]!r} cannot be opened.",
+            expected="a local folder, or s3://BUCKET/NAME (gs://, az://) in plain letters",
+            given=url.split("://", maxsplit=1)[0][:40] + "://",
+            next_step="Write that URL, or copy the store to a local folder.",
+        )
+    return found[1], found[2], found[3].strip("/")
+
+
+def open_client(url: str) -> Any:
+    """The object store under a URL (obstore's), its prefix taken off.
+
+    Keys, region and address of the service come from the environment (AWS_ACCESS_KEY_ID, AWS_REGION,
+    AWS_ENDPOINT_URL …), never from the URL.
+
+    Raises:
+        StoreError: as `check_url`; obstore isn't installed, or the environment says what it can't use.
+    """
+    protocol, bucket, prefix = check_url(url)
+    _check_process(url)
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import AzureStore, GCSStore, S3Store
+    except ImportError as error:
+        raise StoreError(
+            f"The store at {url} cannot be opened.",
+            expected="the package obstore",
+            given=f"{protocol}:// ({error})",
+            next_step=f"Run {EXTRA}, or copy the store to a local folder.",
+        ) from error
+    kind: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[protocol]
+    plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    try:
+        options = {**CLIENT, "allow_http": plain}
+        return kind(bucket, prefix=prefix or None, client_options=options, retry_config=RETRY)
+    except (BaseError, ValueError, TypeError) as error:
+        raise StoreError(
+            f"The store at {url} cannot be opened.",
+            expected="an environment that says how to reach it",
+            given=_short(error),
+            next_step="Correct the variables of the service (AWS_…, GOOGLE_… or AZURE_…).",
+        ) from error
+
+
+def _check_process(url: str) -> None:
+    """StoreError in a process that was forked from one that used the client: it would wait for ever."""
+    if _first_process() != os.getpid():
+        raise StoreError(
+            f"The store at {url} cannot be reached from a forked process.",
+            expected="the process that opened the first URL, or one that was started anew",
+            given=f"process {os.getpid()}, forked from {_first_process()}",
+            next_step="Start processes with 'spawn' instead of 'fork'.",
+        )
+
+
+@cache
+def _first_process() -> int:
+    return os.getpid()
+
+
+class UnreachableError(StoreError):
+    """The object store did not answer: nothing is known of what lies there."""
+
+
+@contextmanager
+def object_errors(url: str, doing: str) -> Iterator[None]:
+    """Turns the client's errors into a `StoreError` that says what to do.
+
+    Args:
+        doing: what was tried, as "read tables/prompts.parquet".
+    """
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+    _check_process(url)
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise UnreachableError(
+            f"The object store refused: could not {doing} at {url}.",
+            expected="keys that allow it",
+            given=_short(error),
+            next_step="Correct the keys in the environment, or choose another place.",
+        ) from error
+    except FileNotFoundError as error:
+        raise UnreachableError(
+            f"Could not {doing} at {url}: there is no such bucket.",
+            expected="a bucket that is there",
+            given=_short(error),
+            next_step="Make the bucket first, or correct its name.",
+        ) from error
+    except (BaseError, OSError, TimeoutError) as error:
+        raise UnreachableError(
+            f"The object store did not answer as it should: could not {doing} at {url}.",
+            expected=f"an answer within {RETRY['max_retries']} tries",
+            given=_short(error),
+            next_step="Look after the connection and the service, then run the same command again: what was "
+            "committed is kept.",
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300].encode(errors="replace").decode()

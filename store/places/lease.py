@@ -1,0 +1,166 @@
+"""A writer's hold on a store in an object store, which knows no locks.
+
+The object `.writer.lock` is put where there is none, and put again every `BEAT` seconds while the writer
+lives, each time only in the place of its own last one. Another writer watches it for `PATIENCE` seconds by
+its own clock: one that changes meanwhile is alive, one that doesn't is taken over, in the place of exactly
+the one that was watched. A writer that could not put it for 0.7 of that, or finds another's, writes no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+from engine.errors import StoreError
+from store.places.client import object_errors
+
+LOCK = ".writer.lock"
+BEAT = 5.0
+PATIENCE = 30.0
+log = logging.getLogger("patchbay.store")
+
+
+class Lease:
+    """The hold of this writer (`store.places.protocol.Lock`), which is always the only one.
+
+    Raises:
+        StoreError: another writer is at work.
+    """
+
+    alone = True
+
+    def __init__(self, client: Any, url: str) -> None:
+        self._client, self._url = client, url
+        self._owner, self._here, self._beats = uuid.uuid4().hex, _here(), 0
+        self._tag = self._take()
+        self._seen, self._lost, self._end = time.monotonic(), False, threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="patchbay-lease", daemon=True)
+        self._thread.start()
+
+    def share(self) -> None:
+        """Nobody else is let in."""
+
+    def check(self) -> None:
+        """StoreError where the hold was lost."""
+        if self._lost or time.monotonic() - self._seen > 0.7 * PATIENCE:
+            raise StoreError(
+                f"This writer no longer holds the store at {self._url}.",
+                expected=f"a sign of life in the store every {0.7 * PATIENCE:.0f} s at least",
+                given="another writer's hold" if self._lost else "none that could be put",
+                next_step="Let one writer go on; when none is left, run the same command again.",
+            )
+
+    def close(self) -> None:
+        """Lets go."""
+        self._end.set()
+        self._thread.join()
+        with contextlib.suppress(StoreError), object_errors(self._url, "let go of the store"):
+            if not self._lost and self._read()[0] == self._tag:
+                self._client.delete(LOCK)
+
+    def _take(self) -> str:
+        import obstore.exceptions as failures
+
+        with object_errors(self._url, "begin to write"):
+            with contextlib.suppress(failures.AlreadyExistsError):
+                return self._put("create")
+            tag, said = self._read()
+            if tag == self._tag_of(said):
+                return tag
+            if tag and not _is_dead(said):
+                log.warning("%s: looking whether %s is still at work", self._url, _who(said))
+                until = time.monotonic() + PATIENCE
+                while time.monotonic() < until and self._read()[0] == tag:
+                    time.sleep(min(1.0, PATIENCE / 10))
+                now, other = self._read()
+                if now and now != tag:
+                    raise _busy(self._url, other)
+                tag = now
+            try:
+                return self._put({"e_tag": tag} if tag else "create")
+            except (failures.AlreadyExistsError, failures.PreconditionError):
+                raise _busy(self._url, self._read()[1]) from None
+
+    def _tag_of(self, said: dict[str, Any]) -> str | None:
+        """The tag, where what is there is our own: an answer that got lost was tried again."""
+        return self._read()[0] if said.get("owner") == self._owner else None
+
+    def _put(self, mode: Any) -> str:
+        self._beats += 1
+        text = {"owner": self._owner, "beat": self._beats, **self._here}
+        return str(self._client.put(LOCK, json.dumps(text).encode(), mode=mode, use_multipart=False)["e_tag"])
+
+    def _read(self) -> tuple[str, dict[str, Any]]:
+        """Tag and text of what is there; "" where nothing is."""
+        try:
+            found = self._client.get(LOCK)
+            tag, data = str(found.meta["e_tag"]), bytes(found.bytes())
+        except FileNotFoundError:
+            return "", {}
+        try:
+            said = json.loads(data[:4096])
+        except ValueError:
+            said = {}
+        return tag, said if isinstance(said, dict) else {}
+
+    def _keep(self) -> None:
+        import obstore.exceptions as failures
+
+        while not self._end.wait(BEAT):
+            try:
+                self._tag = self._put({"e_tag": self._tag})
+                self._seen = time.monotonic()
+            except (failures.PreconditionError, failures.AlreadyExistsError, FileNotFoundError):
+                with contextlib.suppress(Exception):
+                    tag, said = self._read()
+                    if said.get("owner") == self._owner:  # an answer that got lost was tried again
+                        self._tag, self._seen = tag, time.monotonic()
+                        continue
+                self._lost = True
+                return
+            except Exception as error:  # tried again at the next beat; `check` counts the time
+                log.info("%s: no sign of life could be put: %s", self._url, error)
+
+
+def _here() -> dict[str, Any]:
+    """This process, by what tells on the same machine whether it is still there."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            machine = f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        machine = ""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "machine": machine}
+
+
+def _is_dead(said: dict[str, Any]) -> bool:
+    """Whether it was a process of this machine that is gone."""
+    pid = said.get("pid")
+    if not said.get("machine") or said["machine"] != _here()["machine"] or type(pid) is not int or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _who(said: dict[str, Any]) -> str:
+    return f"process {str(said.get('pid'))[:20]} on {str(said.get('host'))[:80]!r}"
+
+
+def _busy(url: str, said: dict[str, Any]) -> StoreError:
+    return StoreError(
+        f"Another writer is at work on the store at {url}.",
+        expected="one writer at a time",
+        given=_who(said),
+        next_step="Wait until it has ended; the same command then goes on from there.",
+    )
