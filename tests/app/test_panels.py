@@ -133,7 +133,8 @@ def test_wrong_pairings_stay_within_language_and_category(opened: Opened, chosen
     assert both[1] == "language and category"
     table = prompts_table()
     wanted = table.select(pl.concat_str("language", "category", separator="\n"))[:, 0].to_list()
-    assert both[0] is not None and both[0].tolist() == wanted
+    assert both[0] is not None
+    assert both[0].tolist() == wanted
     single = prompts.with_columns(category=pl.Series([f"c{i // 2}" for i in range(n)]))
     few = with_prompts(opened, "few", single[:4])
     assert queries.kinds(few, np.arange(4))[1] == ""  # two categories of two: four orders tell nothing
@@ -148,7 +149,8 @@ def test_many_categories_are_drawn_whole(opened: Opened, chosen: Selection) -> N
     clustered = with_prompts(opened, "clusters", of)
     assert queries.unit_said(clustered, ("all", "all", "all")) == "category cluster"
     drawn = queries.units(clustered, np.arange(of.height))
-    assert drawn is not None and len(set(drawn.tolist())) == 22
+    assert drawn is not None
+    assert len(set(drawn.tolist())) == 22
     assert [len(set(drawn[np.array(of["category"] == name)].tolist())) for name in ("t0", "t21")] == [1, 1]
     panel = similarity.curve_panel(clustered, chosen)
     assert "bootstrap over category clusters" in panel.caption
