@@ -6,11 +6,13 @@ from app import screen
 from app.frame import controls
 from app.frame import parts as components
 from app.frame.stored import opened_run
+from app.runs import notes
 from app.runs import view as runs_view
 
 opened = components.begin(
     "Runs", "Every live experiment of this study, kept in the store; opening one needs no model.", pair=False
 )
+notes.show(opened, controls.current().run)
 listed = runs_view.table(opened)
 if not listed.height:
     components.empty(*runs_view.WHY_EMPTY)

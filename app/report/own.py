@@ -18,6 +18,7 @@ from app.frame.selection import Selection
 from app.frame.stored import compact, missing_of
 from engine.errors import PatchbayError
 from engine.lab.experiment import Experiment
+from store.journal.notes import NoteLog
 
 TERMS = (
     Term(
@@ -131,7 +132,21 @@ def not_run(opened: Opened, selection: Selection) -> Blocks:
     return blocks or "Everything that the pages run under these settings is stored."
 
 
+def notes(opened: Opened, _selection: Selection) -> Blocks:
+    """What people wrote down, oldest first."""
+    found, problems = NoteLog(opened.path).list()
+    if not found and not problems:
+        return "Nobody wrote a note, on the page Runs or with python precompute.py note."
+    rows = [
+        {"written": one.created[:16].replace("T", " "), "by": one.author, "note": one.text, "run": one.run}
+        for one in found
+    ]
+    blocks: list[Block] = [Table("notes", "Notes", pl.DataFrame(rows))] if rows else []
+    return [*blocks, *(Text(problem) for problem in problems)]
+
+
 CHAPTERS = (
+    Chapter("notes", "Notes", "What people wrote down beside these results; times are UTC.", notes),
     Chapter("definitions", "Definitions", "Logarithms are natural; KL is in nats.", definitions),
     Chapter(
         "missing",
