@@ -15,7 +15,7 @@ from app.frame.blocks import Attached, Block, Table, Text
 from app.frame.opened import Opened
 from app.frame.running import WHY_NO_TOKEN
 from app.frame.selection import Selection
-from app.frame.stored import compact, missing_of
+from app.frame.stored import compact, described, missing_of
 from engine.errors import PatchbayError
 from engine.lab.experiment import Experiment
 from store.journal.notes import NoteLog
@@ -30,8 +30,9 @@ TERMS = (
     ),
     Term(
         "position",
-        "The token an activation belongs to. decision: last token of the rendered prompt; last_content: "
-        "last token of the user's own text, by character offsets; mean: average over the user's own text.",
+        "The token an activation belongs to. Decision token (decision): last of the rendered prompt; last "
+        "content token (last_content): last of the user's own text, by character offsets; mean: average over "
+        "the user's own text.",
     ),
     Term(
         "target ← source",
@@ -120,9 +121,9 @@ def not_run(opened: Opened, selection: Selection) -> Blocks:
             blocks.append(Text(said, fitted.title, f"python precompute.py report {store} --fit"))
     for one, missing in not_stored(opened, selection):
         data = [compact(experiment) for experiment in missing]
-        said = f"{len(missing)} of {len(one.experiments)}, such as: {missing[0].describe()}"
+        said = f"{len(missing)} of {len(one.experiments)}, such as: {described(missing[0])}"
         if len(data) == 1:
-            said = missing[0].describe()
+            said = described(missing[0])
             text = shlex.quote(json.dumps(data[0], ensure_ascii=False))
             blocks.append(Text(said, one.title, f"python precompute.py run {store} --condition {text}"))
             continue

@@ -23,6 +23,7 @@ from engine.lab.rows import row_of
 from engine.models.loading import LoadedModel
 from engine.models.sites import record
 from engine.passes.capture import forward_hidden
+from engine.passes.decoding import Decoder
 from engine.passes.generate import generate
 from engine.patching.tables import token_text
 from engine.tokenwise.spec import Tokenwise
@@ -60,7 +61,8 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
         whether it `ended` by itself.
 
     Raises:
-        PatchError: no such prompt; models whose tokens of it differ; a prompt that is too long for memory.
+        PatchError: no such prompt; models whose tokens of it differ; a prompt that is too long for memory, or
+            with its reply for the context, before anything is run.
         PromptsError: a typed prompt that can't be rendered, or doesn't fit into the context.
         JobError: cancelled between the models.
     """
@@ -72,6 +74,9 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
             given=f"{len(ids[0])} tokens of {spec.target}, {len(ids[1])} of {spec.source}",
             next_step="choose two models of one tokenizer.",
         )
+    if spec.reply:
+        for model in dict.fromkeys(spec.models()):
+            Decoder(lab.model(model), [ids[0]], (None,), spec.reply - 1)  # refuses what doesn't fit
     found: dict[str, Reading] = {}
     replies: list[dict[str, Any]] = []
     for number, model in enumerate(dict.fromkeys(spec.models())):

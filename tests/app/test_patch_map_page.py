@@ -134,8 +134,8 @@ def test_links_that_name_nothing_fall_back_and_answers_are_read(opened: Opened) 
         with pytest.raises(PatchError, match="can't be read"):
             view.answers_of(text)
     assert view.planned(opened, chosen(opened)) == [usual]
-    alone = chosen(opened, b="base", receiving=usual.prompt, donor=usual.prompt)
-    assert view.planned(opened, alone) == [], "a prompt put into itself"
+    picked = chosen(opened, receiving=usual.donor, donor=usual.donor, compared="a", unrelated=3)
+    assert view.planned(opened, picked) == [usual.model_copy(update={"nulls": 3})], "whatever is looked at"
 
 
 class Stored:
