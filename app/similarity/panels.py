@@ -16,6 +16,7 @@ from app.frame import snippets, words
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
+from app.similarity import contrast
 from app.similarity import noise as cka_noise
 from app.similarity.fields import SimilarityFields
 
@@ -144,4 +145,4 @@ def panels(selection: Selection) -> tuple[Callable[[Opened, Selection], Panel | 
     """Panels of the page: a model against itself only has the grid of its blocks."""
     if selection.a == selection.b:
         return (heatmap_panel,)
-    return (curve_panel, language_panel, heatmap_panel)
+    return (curve_panel, contrast.panel, language_panel, heatmap_panel)
