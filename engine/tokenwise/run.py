@@ -74,9 +74,7 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
             given=f"{len(ids[0])} tokens of {spec.target}, {len(ids[1])} of {spec.source}",
             next_step="choose two models of one tokenizer.",
         )
-    if spec.reply:
-        for model in dict.fromkeys(spec.models()):
-            Decoder(lab.model(model), [ids[0]], (None,), spec.reply - 1)  # refuses what doesn't fit
+    _check_room(spec, lab, ids[0])
     found: dict[str, Reading] = {}
     replies: list[dict[str, Any]] = []
     for number, model in enumerate(dict.fromkeys(spec.models())):
@@ -119,6 +117,12 @@ def _ids(spec: Tokenwise, lab: Lab, model: str) -> list[int]:
     if spec.typed:
         return lab.typed(model, spec.typed, system=spec.system, raw=spec.raw)
     return lab.token_ids(model, [row_of(lab.prompts, spec.prompt)])[0]
+
+
+def _check_room(spec: Tokenwise, lab: Lab, ids: Sequence[int]) -> None:
+    """PatchError for a prompt that leaves no room for the reply, in either model."""
+    for model in dict.fromkeys(spec.models()) if spec.reply else ():
+        Decoder(lab.model(model), [ids], (None,), spec.reply - 1)
 
 
 def _reply(lab: Lab, model: str, ids: Sequence[int], most: int) -> dict[str, Any]:
