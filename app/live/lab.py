@@ -271,7 +271,7 @@ class StoreLab:
     def _kept(self, model: str, position: str) -> tuple[str, np.ndarray | None]:
         """The captured position that has a position's rows, and which they are, None for all: a single draw
         may lie in its whole sample, the last one for a prompt of fewer words."""
-        from engine.prompts.positions import sample_of
+        from engine.prompts.draws import sample_of
 
         sample, draw = sample_of(position)
         if position in self.store.positions(model) or sample not in self.store.positions(model):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import PatchExperiment
-from engine.prompts.positions import draws_of
+from engine.prompts.draws import draws_of
 from engine.spec import later
 from engine.transport.named import MapSpec
 

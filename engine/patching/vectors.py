@@ -29,7 +29,7 @@ from engine.patching.mapped_spec import MappedKind, MappedPatch
 from engine.patching.numbers import RandomRotation, row_space, shuffled_pairs
 from engine.patching.run import Vectors, replacement_vectors
 from engine.patching.spec import Condition
-from engine.prompts.positions import draws_of
+from engine.prompts.draws import draws_of
 from engine.stats.moments import fit_moments, match_moments
 from engine.transport import TransportMap
 from engine.transport.named import NAMES, MapSpec, Readout

@@ -20,7 +20,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -105,26 +105,6 @@ class Positions:
     def of(self, prompts: Sequence[int]) -> Positions:
         """The same positions of some prompts alone, in the order given."""
         return Positions(self.name, self.kind, tuple(self.indices[prompt] for prompt in prompts))
-
-
-def draws_of(text: str) -> tuple[str, ...]:
-    """The single draws of a whole sample, each a position of one token; () for any other position."""
-    try:
-        parsed = parse_position(text)
-    except PromptsError:
-        return ()
-    if parsed.name != "sample" or parsed.draw:
-        return ()
-    return tuple(str(replace(parsed, draw=draw)) for draw in range(1, parsed.k + 1))
-
-
-def sample_of(text: str) -> tuple[str, int]:
-    """The whole sample that a single draw belongs to, and its number from 1; ("", 0) for another position."""
-    try:
-        parsed = parse_position(text)
-    except PromptsError:
-        return "", 0
-    return (str(replace(parsed, draw=0)), parsed.draw) if parsed.draw else ("", 0)
 
 
 def parse_position(text: str) -> PositionName:

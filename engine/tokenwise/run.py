@@ -66,24 +66,17 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
         PromptsError: a typed prompt that can't be rendered, or doesn't fit into the context.
         JobError: cancelled between the models.
     """
-    ids = [_ids(spec, lab, model) for model in spec.models()]
-    if list(ids[0]) != list(ids[1]):
-        raise PatchError(
-            "The two models read this prompt as different tokens.",
-            expected="the same token ids in both",
-            given=f"{len(ids[0])} tokens of {spec.target}, {len(ids[1])} of {spec.source}",
-            next_step="choose two models of one tokenizer.",
-        )
-    _check_room(spec, lab, ids[0])
+    ids = _ids_of_both(spec, lab)
+    _check_room(spec, lab, ids)
     found: dict[str, Reading] = {}
     replies: list[dict[str, Any]] = []
     for number, model in enumerate(dict.fromkeys(spec.models())):
         if lab.should_stop():
             raise JobError("The experiment was cancelled.", next_step="Run it again.")
-        lab.report(done=number, total=2, message=f"{len(ids[0])} tokens through {model}")
-        found[model] = read(lab.model(model), ids[0], spec, model, lab.tokenizer(model))
+        lab.report(done=number, total=2, message=f"{len(ids)} tokens through {model}")
+        found[model] = read(lab.model(model), ids, spec, model, lab.tokenizer(model))
         if spec.reply:
-            replies.append({"model": model, **_reply(lab, model, ids[0], spec.reply)})
+            replies.append({"model": model, **_reply(lab, model, ids, spec.reply)})
     target, source = found[spec.target], found[spec.source]
     if target.log_probs.shape != source.log_probs.shape:
         raise PatchError(
@@ -92,11 +85,11 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
             given=f"{target.log_probs.shape[1]} and {source.log_probs.shape[1]}",
         )
     rounding = measured(lab, spec.models())
-    table = _tokens(spec, ids[0], target, source, lab.tokenizer(spec.target))
+    table = _tokens(spec, ids, target, source, lab.tokenizer(spec.target))
     worst = int(table["kl"].arg_max() or 0)
     summary = {
         "prompt": spec.named,
-        "tokens": len(ids[0]),
+        "tokens": len(ids),
         "worst": worst,
         "kl": float(table["kl"][worst]),
         "floor": kl_floor(rounding),
@@ -111,6 +104,19 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
     if replies:
         tables["replies"] = pl.DataFrame(replies)
     return ExperimentResult(summary, tables)
+
+
+def _ids_of_both(spec: Tokenwise, lab: Lab) -> list[int]:
+    """Token ids of the prompt; PatchError where the models read others."""
+    one, other = (_ids(spec, lab, model) for model in spec.models())
+    if list(one) != list(other):
+        raise PatchError(
+            "The two models read this prompt as different tokens.",
+            expected="the same token ids in both",
+            given=f"{len(one)} tokens of {spec.target}, {len(other)} of {spec.source}",
+            next_step="choose two models of one tokenizer.",
+        )
+    return one
 
 
 def _ids(spec: Tokenwise, lab: Lab, model: str) -> list[int]:
