@@ -33,7 +33,7 @@ LIGHT = Palette(
     text="#1c2126",
     series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
     scheme=("#fdf7ec", "#f5d9a8", "#e0a35c", "#b5673f", "#74374a", "#2b1437"),
-    page="#ffffff",
+    page="#fcfcfb",
 )
 DARK = Palette(
     a="#56b4e9",
@@ -45,7 +45,7 @@ DARK = Palette(
     text="#e4e7ea",
     series=("#56b4e9", "#e8833a", "#2fbf94", "#d995bb", "#8fd0f5", "#f0b93a"),
     scheme=("#3b2d57", "#6e3a5c", "#a3553f", "#cf8a4b", "#eec98f", "#fdf3e1"),
-    page="#0e1117",
+    page="#14171a",
 )
 
 
