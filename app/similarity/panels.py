@@ -145,4 +145,5 @@ def panels(selection: Selection) -> tuple[Callable[[Opened, Selection], Panel | 
     """Panels of the page: a model against itself only has the grid of its blocks."""
     if selection.a == selection.b:
         return (heatmap_panel,)
-    return (curve_panel, contrast.panel, language_panel, heatmap_panel)
+    beside = (contrast.panel,) if SimilarityFields.of(selection).against else ()
+    return (curve_panel, *beside, language_panel, heatmap_panel)
