@@ -6,6 +6,7 @@
     python precompute.py run runs/demo --condition experiments.json
     python precompute.py report runs/demo --out demo-report
     python precompute.py import runs/mine --model base=base.npz --model tuned=tuned.npz --prompts p.jsonl
+    python precompute.py note runs/demo "block 4 looks right, asked again with 200 prompts"
     python precompute.py migrate runs/demo
 
 Stopped at any moment (Ctrl-C, kill, power), the same command goes on where it stopped.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line; every option that changes a number enters the store's fingerprint."""
     result = verify_parser("precompute.py", (__doc__ or "").split("\n", 1)[0])
     result.epilog = (
-        "On a store that is there: precompute.py run | report | import | migrate STORE, each with --help."
+        "On a store that is there: "
+        "precompute.py run | report | note | import | migrate STORE, each with --help."
     )
     result.add_argument(
         "--plan", action="store_true", help="print bytes, memory, passes and time; run nothing"
@@ -134,6 +137,18 @@ def migrate_parser() -> argparse.ArgumentParser:
         description="Bring a store that an earlier version wrote up to date, where it is.",
     )
     result.add_argument("store", type=place, help="folder of the activation store")
+    return result
+
+
+def note_parser() -> argparse.ArgumentParser:
+    """The command line of notes."""
+    result = argparse.ArgumentParser(
+        prog="precompute.py note", description="Keep a dated note in a store, or print those that are there."
+    )
+    result.add_argument("store", type=place, help="folder of the activation store")
+    result.add_argument("text", nargs="?", help="the note; without one, all notes are printed")
+    result.add_argument("--author", default=None, help="who writes it (the name of the account)")
+    result.add_argument("--run", default="", metavar="ID", help="the run that it is about")
     return result
 
 
@@ -337,6 +352,37 @@ def migrate_store(options: argparse.Namespace) -> int:
     return 0
 
 
+def keep_note(options: argparse.Namespace) -> int:
+    """Keeps a note, or prints the notes of a store; 1 when one of them is damaged."""
+    from store.journal.notes import NoteLog
+    from store.reader import Store
+    from store.runs import RunLog
+
+    Store(options.store)
+    log = NoteLog(options.store)
+    if options.text is not None:
+        if options.run:
+            RunLog(options.store).open(options.run)
+        author = _account() if options.author is None else options.author
+        print(log.append(options.text, author, options.run).note_id)
+        return 0
+    notes, problems = log.list()
+    for one in notes:
+        about = f" (run {one.run})" if one.run else ""
+        print(f"{one.created[:16].replace('T', ' ')} {one.author}{about}\n{one.text}\n")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _account() -> str:
+    """The name of the account; "" where it has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""
+
+
 def import_activations(options: argparse.Namespace) -> int:
     """Makes a store of activations; 1 when a check of them failed."""
     from app.imported import command
@@ -368,11 +414,12 @@ COMMANDS = {
     "verify": Command(verify_parser, verify, "check every checksum of a store and recompute a sample"),
     "run": Command(run_parser, run_experiments, "run live experiments on a store and keep their results"),
     "report": Command(report_parser, write_report, "write what a store holds as HTML and Markdown"),
+    "note": Command(note_parser, keep_note, "keep a dated note in a store, or print its notes"),
     "import": Command(import_parser, import_activations, "make a store of activations from elsewhere"),
     "migrate": Command(migrate_parser, migrate_store, "bring a store of an earlier version up to date"),
 }
 """By name; the command line of this file has plan and verify as options of the first one."""
-AFTER_THE_STORE = ("run", "report", "import", "migrate")
+AFTER_THE_STORE = ("run", "report", "note", "import", "migrate")
 
 
 if __name__ == "__main__":

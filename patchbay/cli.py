@@ -34,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
     for opening in (serve, demo):
         opening.add_argument("--port", type=int, default=8501)
         opening.add_argument("--root", action="append", default=[], help="as for precompute")
+        opening.add_argument(
+            "--beside",
+            action="append",
+            default=[],
+            help="another store, whose pairs are contrasted",
+        )
     serve.set_defaults(carry_out=serve_store)
     demo.set_defaults(carry_out=open_demo)
     return result
@@ -45,6 +51,7 @@ def serve_store(options: argparse.Namespace) -> int:
     command += ["--server.address", "127.0.0.1", "--server.port", str(options.port)]
     command += ["--server.headless", "true", "--", "--store", options.store]
     command += [f"--root={root}" for root in options.root]
+    command += [f"--beside={store}" for store in options.beside]
     print(f"Dashboard: http://127.0.0.1:{options.port}", flush=True)
     try:
         return subprocess.run(command, check=False).returncode

@@ -13,6 +13,7 @@ import numpy as np
 from engine.errors import StoreError
 from store.arrays import check_chunk, read_spec
 from store.files import TEMPORARY, entries_below
+from store.journal.notes import NOTES, NoteLog
 from store.layout import MANIFEST, METADATA, ArraySpec
 from store.ledger import LAYOUT_ENTRY, LEDGER, FileRecord, read_entry
 from store.maps import MAPS, MapLog
@@ -114,6 +115,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
         problems += wrong
     problems += _check_runs(source)
     problems += _check_maps(source)
+    problems += _check_notes(source)
     problems += _stray(source, records)
     if progress is not None:
         progress(len(records), len(records))
@@ -270,10 +272,22 @@ def _check_maps(source: Source) -> Iterator[Problem]:
             yield Problem(f"{log.folder}/{path}", path, "it is no map")
 
 
+def _check_notes(source: Source) -> Iterator[Problem]:
+    """Notes that are not as they were written, and files that are none."""
+    log = NoteLog(source.name)
+    for note_id in log.ids():
+        try:
+            log.open(note_id)
+        except StoreError as error:
+            yield Problem(f"{NOTES}/{note_id}", note_id, str(error))
+    for path in log.strays():
+        yield Problem(f"{NOTES}/{path}", path, "it is no note")
+
+
 def _stray(source: Source, records: dict[str, FileRecord]) -> Iterator[Problem]:
     """Files that belong to nothing: left by a killed run, or put there by someone."""
     for path in source.walk(""):
-        if path in records or path in IGNORED or path.split("/")[0] in (LEDGER, RUNS, MAPS):
+        if path in records or path in IGNORED or path.split("/")[0] in (LEDGER, RUNS, MAPS, NOTES):
             continue
         yield Problem(path, path.rpartition("/")[2], "no ledger entry lists it")
     if source.local is not None:

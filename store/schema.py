@@ -273,6 +273,16 @@ class RunRecord(_Record):
     store: Sha256 | Literal[""]
 
 
+class NoteRecord(_Record):
+    """A note's file."""
+
+    created: Annotated[str, AfterValidator(_iso)]
+    author: str
+    text: str
+    run: str
+    store: Sha256 | Literal[""]
+
+
 class PartsAttrs(_Open):
     """Attributes of a group that reads as an array."""
 

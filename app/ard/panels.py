@@ -321,7 +321,8 @@ def _queries_lines(opened: Opened, fits: Sequence[Fit], selection: Selection) ->
         "from app.frame.opened import open_at",
         "from app.frame.selection import changed, defaults",
         *_runs_lines(opened, fits),
-        "fits = [ard_queries.fit_of(JobResult(r.condition, r.summary, r.tables)) for r in found]",
+        "fits = [ard_queries.fit_of(JobResult(r.condition, r.summary, r.tables), store.prompts)",
+        "        for r in found]",
         f"opened = open_at({opened.path!r})",
         f"chosen = changed(defaults(opened.facts), rule={own.rule!r}, cut={own.cut}, "
         f"k={selection.k}, joined={selection.joined!r})",

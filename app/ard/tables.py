@@ -17,9 +17,11 @@ from app.frame.opened import Opened
 from app.frame.selection import Selection
 from app.geometry import tables as geometry_queries
 from app.live.jobs import JobResult
+from engine.ard import spec as ard_spec
 from engine.ard import spectrum as ard_spectrum
 from engine.ard.spectrum import Found, Spectrum
 from engine.stats.uncertainty import holm
+from store.reader import Store
 from store.runs import RunLog
 
 READ_OFF = ("outlier", "mixture")
@@ -89,18 +91,24 @@ class Fit:
         ]
 
 
-def fit_of(result: JobResult) -> Fit:
-    """A stored result with the shape of its first start's lengthscales."""
+def fit_of(result: JobResult, prompts: pl.DataFrame) -> Fit:
+    """A stored result with the shape of its first start's lengthscales.
+
+    Args:
+        prompts: of the store, whose categories say what was tested where an older run doesn't.
+    """
     first = result.table.filter(pl.col("draw") == 0)
     logs = first["log10_lengthscale"].to_numpy() * np.log(10.0)
-    return Fit(result, result.summary["fits"][0], logs, ard_spectrum.spectrum(logs))
+    row = result.summary["fits"][0]
+    held = ard_spectrum.with_least_p(row["held_out"], ard_spec.categories(result.condition, prompts))
+    return Fit(result, {**row, "held_out": held}, logs, ard_spectrum.spectrum(logs))
 
 
 @st.cache_resource(show_spinner=False, max_entries=512)
 def opened_fit(path: str, run_id: str) -> Fit:
     """A stored run by its id; runs never change."""
     run = RunLog(path).open(run_id)
-    return fit_of(JobResult(run.condition, run.summary, run.tables))
+    return fit_of(JobResult(run.condition, run.summary, run.tables), Store(path).prompts)
 
 
 def stored(opened: Opened) -> dict[str, str]:

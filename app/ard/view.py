@@ -229,7 +229,7 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
     near = dataclasses.replace(
         selection, k=min(ks, key=lambda k: abs(k - selection.k)) if ks else selection.k
     )
-    return ard_panels.run_panels(opened, result, fit_of(result), near)
+    return ard_panels.run_panels(opened, result, fit_of(result, opened.store.prompts), near)
 
 
 def growing(jobs: Sequence[JobStatus]) -> tuple[str, pl.DataFrame] | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Palette:
     """Colours by role: the two models, two quantities of the pair, null; `series` is for anything
-    without a role of its own (languages from the third on, sub-blocks from the fifth on)."""
+    without a role of its own (languages from the third on, sub-blocks from the fifth on); `page` is behind
+    all."""
 
     a: str
     b: str
@@ -19,6 +20,7 @@ class Palette:
     text: str
     series: tuple[str, ...]
     scheme: tuple[str, ...]
+    page: str
 
 
 LIGHT = Palette(
@@ -31,6 +33,7 @@ LIGHT = Palette(
     text="#1c2126",
     series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
     scheme=("#fdf7ec", "#f5d9a8", "#e0a35c", "#b5673f", "#74374a", "#2b1437"),
+    page="#fcfcfb",
 )
 DARK = Palette(
     a="#56b4e9",
@@ -42,6 +45,7 @@ DARK = Palette(
     text="#e4e7ea",
     series=("#56b4e9", "#e8833a", "#2fbf94", "#d995bb", "#8fd0f5", "#f0b93a"),
     scheme=("#3b2d57", "#6e3a5c", "#a3553f", "#cf8a4b", "#eec98f", "#fdf3e1"),
+    page="#14171a",
 )
 
 

@@ -28,16 +28,16 @@ DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5}
 
 LETTER = 6.2
 """Pixels that a letter of an axis' names takes."""
-MANY = 12
-"""Up to so many names stand side by side, some left out where there is no room."""
+NARROW = 330
+"""Pixels that the plot of a telephone's chart has: names that have room there never stand upright."""
 
 
 def angle_of(names: Sequence[Any]) -> int | dict[str, str]:
-    """Of the names below a horizontal axis: upright where they are many and the longest has no room."""
-    if len(names) <= MANY:
+    """Of the names below a horizontal axis: upright where the longest has no room."""
+    room = LETTER * max((len(str(name)) for name in names), default=0) + 4
+    if room * len(names) <= NARROW:
         return 0
-    longest = max(len(str(name)) for name in names)
-    return {"expr": f"width / {len(names)} < {LETTER * longest + 4} ? -90 : 0"}
+    return {"expr": f"width / {len(names)} < {room} ? -90 : 0"}
 
 
 def log_format(low: float, high: float) -> str:
@@ -88,12 +88,15 @@ def across(data: str, y: alt.Y, palette: Palette, **more: Any) -> list[alt.Chart
     Args:
         more: of the name's mark.
     """
-    name = layer(data).mark_text(
-        align="right", baseline="bottom", dy=-3, fontSize=11, color=palette.text, **more
+    text: dict[str, Any] = {"align": "right", "baseline": "bottom", "dy": -3, "fontSize": 11, **more}
+    place = {"x": alt.XValue("width"), "y": y, "text": alt.Text("label:N")}
+    halo = layer(data, "halo").mark_text(
+        **text, color=palette.page, stroke=palette.page, strokeWidth=4, strokeJoin="round"
     )
     return [
         layer(data).mark_rule(color=palette.null, **DASHED).encode(y=y),
-        name.encode(x=alt.XValue("width"), y=y, text=alt.Text("label:N")),
+        halo.encode(**place),
+        layer(data).mark_text(**text, color=palette.text).encode(**place),
     ]
 
 

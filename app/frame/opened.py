@@ -60,6 +60,11 @@ def store_argument(argv: list[str] | None = None) -> str | None:
     return found
 
 
+def other_stores(argv: list[str] | None = None) -> list[str]:
+    """The values of `--beside`: stores whose pairs are shown beside those of the first one."""
+    return list(_argument("--beside", "append", argv) or ())
+
+
 def code_allowed(argv: list[str] | None = None) -> bool:
     """Whether this server was started with `--allow-code`: studies' own candidates may be run."""
     return bool(_argument("--allow-code", "store_true", argv))

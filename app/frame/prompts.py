@@ -15,8 +15,11 @@ from app.frame import grams
 from app.frame.opened import Key, Opened
 from app.frame.selection import Selection
 from engine.errors import AnalysisError
+from engine.lab.units import resampling_units, unit_name
 from engine.similarity import cka
 from engine.similarity.sampling import groups_of
+from engine.stats.permuted import smallest_p
+from engine.stats.resampling import ordered_units, unit_index, unit_kinds
 
 Filter = tuple[str, str, str]
 Aligned = tuple[list[int], list[np.ndarray], list[np.ndarray]]
@@ -56,9 +59,21 @@ def require(found: np.ndarray, least: int) -> np.ndarray:
 
 
 def groups(opened: Opened, which: np.ndarray) -> np.ndarray | None:
-    """Resampling group of each row: its pair where prompts come in pairs; None for one group per prompt."""
+    """Pair of each row where prompts come in pairs, which stays together; None for one group per prompt."""
     prompts = opened.store.prompts
     return groups_of(prompts[which]) if "pair_id" in prompts.columns else None
+
+
+def units(opened: Opened, which: np.ndarray) -> np.ndarray | None:
+    """What intervals draw, number of each row: its category where there are many, else its pair; None for
+    one prompt at a time (`engine.lab.units`)."""
+    part = opened.store.prompts[which]
+    return None if unit_name(part) == "prompt" else resampling_units(part)
+
+
+def unit_said(opened: Opened, which: Filter) -> str:
+    """What intervals draw of the prompts that a filter keeps, in one word or two: "pair"."""
+    return unit_name(opened.store.prompts[rows(opened, which)])
 
 
 def roles(opened: Opened, which: np.ndarray) -> np.ndarray | None:
@@ -68,6 +83,27 @@ def roles(opened: Opened, which: np.ndarray) -> np.ndarray | None:
     """
     prompts = opened.store.prompts
     return prompts["language"].fill_null("").to_numpy()[which] if "language" in prompts.columns else None
+
+
+def kinds(opened: Opened, which: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """Language and category of each row, within which wrong pairings stay, and both in words.
+
+    What categories have in common is no shared geometry of their prompts, as it is none that languages lie
+    apart. Categories of so few prompts that exchanging them inside tells nothing are left out.
+    """
+    prompts, spoken = opened.store.prompts, roles(opened, which)
+    language = "" if spoken is None or len(set(spoken.tolist())) < 2 else "language"
+    if "category" not in prompts.columns:
+        return spoken, language
+    named = prompts["category"].cast(pl.String).fill_null("").to_numpy()[which]
+    if len(set(named.tolist())) < 2:
+        return spoken, language
+    both = [f"{a}\n{b}" for a, b in zip(spoken if spoken is not None else named, named, strict=True)]
+    labels, unit = np.array(both), unit_index(which.size, groups(opened, which))
+    kind = unit_kinds(ordered_units(unit, labels), unit, labels)
+    if smallest_p(PERMUTATIONS, kind.size, kind) >= 1 - LEVEL:
+        return spoken, language
+    return labels, " and ".join(filter(None, (language, "category")))
 
 
 def looked_at(opened: Opened, which: Filter) -> np.ndarray:
@@ -155,13 +191,13 @@ def _relevant(selection: Selection) -> tuple[str, ...]:
 @st.cache_data(show_spinner="Resampling prompts…", max_entries=64, hash_funcs={Selection: _relevant})
 def _cka_curve(key: Key, _opened: Opened, selection: Selection, site: str, which: Filter) -> pl.DataFrame:
     blocks, one, two = _aligned(_opened, selection, site, which)
-    units = groups(_opened, looked_at(_opened, which))
+    drawn = units(_opened, looked_at(_opened, which))
     if selection.interval == "bootstrap":
-        bands = cka.bootstrap_curves(one, two, groups=units, n_boot=RESAMPLES, level=LEVEL, seed=SEED)
+        bands = cka.bootstrap_curves(one, two, groups=drawn, n_boot=RESAMPLES, level=LEVEL, seed=SEED)
     else:
         bands = (
-            cka.jackknife_cka(one, two, debiased=False, groups=units, level=LEVEL),
-            cka.jackknife_cka(one, two, debiased=True, groups=units, level=LEVEL),
+            cka.jackknife_cka(one, two, debiased=False, groups=drawn, level=LEVEL),
+            cka.jackknife_cka(one, two, debiased=True, groups=drawn, level=LEVEL),
         )
     parts = [
         pl.DataFrame(
@@ -205,7 +241,8 @@ def _cka_grid(
 
 
 def cka_null(opened: Opened, selection: Selection, site: str) -> pl.DataFrame:
-    """The chosen estimator when prompts are paired at random: layer, low, high, p, draws."""
+    """The chosen estimator when prompts are paired at random within their kinds: layer, low, high, p, draws,
+    within (`kinds` in words)."""
     return _cka_null(
         opened.key, opened, selection, site, chosen_filter(selection), selection.estimator == "debiased"
     )
@@ -217,16 +254,24 @@ def _cka_null(
 ) -> pl.DataFrame:
     blocks, one, two = _aligned(_opened, selection, site, which)
     kept = looked_at(_opened, which)
+    labels, within = kinds(_opened, kept)
     null = cka.permutation_null(
         one,
         two,
         debiased=debiased,
         groups=groups(_opened, kept),
-        roles=roles(_opened, kept),
+        roles=labels,
         n_draws=PERMUTATIONS,
         level=LEVEL,
         seed=SEED,
     )
     return pl.DataFrame(
-        {"layer": blocks, "low": null.low, "high": null.high, "p": null.p, "draws": null.draws}
+        {
+            "layer": blocks,
+            "low": null.low,
+            "high": null.high,
+            "p": null.p,
+            "draws": null.draws,
+            "within": within,
+        }
     )

@@ -137,6 +137,12 @@ def changed(selection: Selection, **changes: Any) -> Selection:
     return dataclasses.replace(selection, **shared, own=tuple(sorted(own.items())))
 
 
+def without(selection: Selection, *names: str) -> Selection:
+    """A copy in which an analysis's own settings of these names are the usual ones again."""
+    own = tuple((name, value) for name, value in selection.own if name not in names)
+    return dataclasses.replace(selection, own=own)
+
+
 def defaults(facts: Facts) -> Selection:
     """The selection a fresh visitor sees."""
     usual = {name: value for group in _groups() for name, value in start(group, facts).items()}

@@ -128,10 +128,13 @@ def _updates(opened: Opened, model: str, selection: Selection) -> list[str]:
 
 
 def _groups(opened: Opened) -> list[str]:
-    """The unit of every kept prompt, where some come in pairs; one without a pair is its own."""
-    if not queries.paired(opened):
+    """The unit of every kept prompt, where they aren't drawn one by one."""
+    if "pair_id" not in opened.store.prompts.columns and "category" not in opened.store.prompts.columns:
         return ["groups = None"]
-    return ["from engine.similarity.sampling import groups_of", "groups = groups_of(store.prompts[keep])"]
+    return [
+        "from engine.lab.units import resampling_units",
+        "groups = resampling_units(store.prompts[keep])",
+    ]
 
 
 def _resampling(selection: Selection) -> str:

@@ -11,12 +11,22 @@ from app.frame import running as live_view
 from app.frame.opened import Opened
 from app.frame.running import opened_run
 from app.frame.selection import Selection
+from app.frame.words import position_said
 from engine.errors import PatchbayError
 from engine.kinds import experiment_from_json
 from engine.lab.beside import KEYS
 from engine.lab.experiment import Experiment
 
-__all__ = ["Asked", "compact", "describe", "missing_of", "of_pair", "opened_run", "per_prompt"]
+__all__ = [
+    "Asked",
+    "compact",
+    "describe",
+    "described",
+    "missing_of",
+    "of_pair",
+    "opened_run",
+    "per_prompt",
+]
 
 Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
 """(condition, summary with run_id and created) of a stored run."""
@@ -40,9 +50,15 @@ def of_pair(opened: Opened, selection: Selection, jobs: Collection[str]) -> list
 def describe(condition: Mapping[str, Any]) -> str:
     """A stored condition in one line, also one of another version."""
     try:
-        return experiment_from_json(condition).describe()
+        return described(experiment_from_json(condition))
     except PatchbayError:
         return str(condition.get("job", "patch"))
+
+
+def described(experiment: Experiment) -> str:
+    """An experiment in one line, its position as its control calls it."""
+    text, position = experiment.describe(), getattr(experiment, "position", None)
+    return text.replace(f" at {position}", f" at {position_said(position)}") if position else text
 
 
 def missing_of(opened: Opened, wanted: Sequence[Experiment]) -> list[Experiment]:

@@ -263,15 +263,27 @@ class StoreLab:
 
     def _stored(self, model: str, site: Site, position: str) -> tuple[np.ndarray | None, bool]:
         """(stored activations of all prompts or None, whether they are the model's own bits)."""
-        store = self.store
-        if not self._has(model, site, position):
+        store, (name, rows) = self.store, self._kept(model, position)
+        if not self._has(model, site, name):
             return None, False
-        values = store.activations(model, site.component, site.layer, position)
+        values = store.activations(model, site.component, site.layer, name, rows=rows)
         if site.heads is not None:
             heads = int(store.model_info(model)["n_heads"])
             values = values.reshape(len(values), heads, -1)[:, list(site.heads)].reshape(len(values), -1)
         dtype = self.study.capture.dtype
         return values, dtype == "float32" or self.study.models[model].dtype == dtype
+
+    def _kept(self, model: str, position: str) -> tuple[str, np.ndarray | None]:
+        """The captured position that has a position's rows, and which they are, None for all: a single draw
+        may lie in its whole sample, the last one for a prompt of fewer words."""
+        from engine.prompts.draws import sample_of
+
+        sample, draw = sample_of(position)
+        if position in self.store.positions(model) or sample not in self.store.positions(model):
+            return position, None
+        index = self.store.row_index(model, sample)
+        start, count = (index[column].to_numpy() for column in ("row_start", "row_count"))
+        return sample, start + np.minimum(draw, count) - 1
 
     def _has(self, model: str, site: Site, position: str) -> bool:
         """Whether the site was captured at the position."""

@@ -10,6 +10,7 @@ from app.charts.curves import Look, layer_curve
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
+from app.escape import given
 from app.frame import noise
 from app.frame.opened import Opened
 from app.frame.panel import Panel
@@ -135,6 +136,7 @@ def _meaning(result: JobResult, value: str) -> str:
     """What was put where, and what a cell shows."""
     said, summary = result.condition, result.summary
     own, other = (token(text) for text in summary["answers"])
+    given([str(name) for name in (said["prompt"], said["donor"], own, other)])
     put = f"What {said['source']} holds of {said['donor']} put into {said['target']} on {said['prompt']}"
     if value == "recovery":
         ends = summary["difference"]

@@ -11,10 +11,10 @@ import streamlit as st
 from app import screen
 from app.frame import controls
 from app.frame.opened import Opened
-from app.frame.selection import Selection, listed, pair_changes, pair_of
+from app.frame.selection import Selection, listed, pair_changes, pair_of, without
 from app.frame.words import label
 from app.patch_map.fields import PatchMapFields
-from app.tokenwise.prompt import default_prompt
+from app.tokenwise.prompt import default_prompt, read_alike
 from engine.errors import PatchError
 from engine.patch_map.spec import MAPPED, PatchMap
 
@@ -103,9 +103,11 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
 
 
 def planned(opened: Opened, selection: Selection) -> list[PatchMap]:
-    """What a full study has of it: what the page opens with."""
-    wanted = asked(opened, selection)
-    return [] if (wanted.target, wanted.prompt) == (wanted.source, wanted.donor) else [wanted]
+    """What a full study has of it: what the page opens with, where two models read the prompts alike."""
+    wanted = asked(opened, without(selection, "receiving", "donor", "giver", "compared"))
+    if (wanted.target, wanted.prompt) == (wanted.source, wanted.donor):
+        return []
+    return [wanted] if read_alike(opened, wanted.models(), (wanted.prompt, wanted.donor)) else []
 
 
 def not_run(wanted: PatchMap) -> tuple[str, str]:
@@ -140,8 +142,7 @@ def settings(opened: Opened) -> None:
 
 def _readable(selection: Selection) -> Selection:
     """The selection without answers: what can't be read of them is told where they are run."""
-    own = tuple((name, value) for name, value in selection.own if name != "compared")
-    return type(selection)(**{**vars(selection), "own": own})
+    return without(selection, "compared")
 
 
 def _prompt(name: str, label: str, now: str, texts: Mapping[str, Any], help: str | None = None) -> None:

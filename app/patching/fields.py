@@ -12,7 +12,8 @@ from app.frame.selection import Fields
 class PatchFields(Fields):
     """`patch`: which half of the page; `kind`, `heads`: what one replacement puts in; `alphas`: one or all;
     `grid`: all amplitudes, as "0.3,0.5"; `spread`: amplitudes of one site or of every one that was run;
-    `vocabulary`: whether KL is given a second time on shared tokens. `sites` is no longer asked for; links
+    `vocabulary`: whether KL is given a second time on shared tokens; `fitted_at`: the sample that maps are
+    fitted on; empty: the patched token. `sites` is no longer asked for; links
     may have it."""
 
     patch: str = choice("table", "one")
@@ -23,3 +24,4 @@ class PatchFields(Fields):
     grid: str = text()
     spread: str = choice("one", "all")
     vocabulary: str = choice("whole", "shared")
+    fitted_at: str = text()

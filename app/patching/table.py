@@ -61,6 +61,7 @@ def experiment_of(
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
         shared=PatchFields.of(selection).vocabulary == "shared",
+        fitted_at=PatchFields.of(selection).fitted_at,
         read_at=selection.read_at,  # type: ignore[arg-type]
         where=where_of(selection),
     )
@@ -92,6 +93,7 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "amplitude": condition["scale"],
         "raw_alpha": condition["raw_alpha"],
         "vocabulary": "shared" if condition.get("shared") else "whole",
+        "fitted_at": condition.get("fitted_at", ""),
         "read_at": condition["read_at"],
         **map_changes(condition["map"]),
         **where_changes(condition),
@@ -177,6 +179,7 @@ def settings(condition: Mapping[str, Any]) -> str:
     chosen = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
     parts = [_map_words(condition["map"]), condition["position"], f"read {condition['read_at']}"]
     parts += [f"α × {condition['scale']}", f"raw α {condition['raw_alpha']}", *chosen]
+    parts += [f"fitted at {condition['fitted_at']}"] if condition.get("fitted_at") else []
     return " · ".join(parts)
 
 

@@ -48,6 +48,10 @@ GRID_HELP = (
     "the target's "
     "length are always among them. Empty: 0.2 to 2 in steps of 0.2."
 )
+FITTED_HELP = (
+    "A sample of tokens, sample(k=16,skip_last=4): the map is fitted on 16 words of each train prompt, "
+    "but for the last 4, the same ones in both models. Read from the store where the study captures it."
+)
 VOCABULARY = {"whole": "of all tokens", "shared": "also of shared tokens"}
 VOCABULARY_HELP = (
     "of shared tokens: the next-token distributions over the tokens whose string both tokenizers have, "
@@ -200,6 +204,7 @@ def _amplitude_controls() -> None:
         controls.write("grid", "Amplitudes α that are run", "0.2, 0.4, … 2", GRID_HELP)
         controls.stride()
         controls.switch("vocabulary", "KL", VOCABULARY, help=VOCABULARY_HELP)
+        controls.write("fitted_at", "Map fitted at", "the patched token", FITTED_HELP)
         controls.switch("spread", "Table of all amplitudes", {"one": "this site", "all": "every site"})
 
 

@@ -86,7 +86,8 @@ def map_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
 def path_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
     """The smallest rank within one standard error of the best on train, both with validation values.
 
-    Rule: nothing is said to be enough for a drop that is no larger than rounding noise.
+    Rule: nothing is said to be enough for a drop that is no larger than rounding noise, or not shown to be
+    above 0.
     """
     found = summary["truncated"]
     if found["reason"]:
@@ -98,11 +99,10 @@ def path_title(table: pl.DataFrame, summary: Mapping[str, Any]) -> str:
     if lost(table, summary, best):
         return f"The best drop on train, {percent(best)}, is {noise.untold(noise.kl_floor(summary))}"
     full = summary["full_rank"]
-    if best["low"] <= 0 <= best["high"]:
-        return (
-            f"No rank is told apart from {against(summary)}: the best on train, {best['k']}, {percent(best)}"
-        )
-    if small["k"] == best["k"]:
+    if best["low"] <= 0:
+        how = "No rank is told apart from" if best["high"] >= 0 else "No rank lowers KL below"
+        return f"{how} {against(summary)}: the best on train, {best['k']}, {percent(best)}"
+    if small["k"] == best["k"] or small["low"] <= 0:
         text = f"No smaller rank is shown to come up to rank {best['k']} of {full}"
         return f"{text}: drop {percent(best)} at α = {best['alpha']:g}"
     text = f"Rank {small['k']} of {full} is enough: drop {percent(small)} at α = {small['alpha']:g}"

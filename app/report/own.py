@@ -15,9 +15,10 @@ from app.frame.blocks import Attached, Block, Table, Text
 from app.frame.opened import Opened
 from app.frame.running import WHY_NO_TOKEN
 from app.frame.selection import Selection
-from app.frame.stored import compact, missing_of
+from app.frame.stored import compact, described, missing_of
 from engine.errors import PatchbayError
 from engine.lab.experiment import Experiment
+from store.journal.notes import NoteLog
 
 TERMS = (
     Term(
@@ -29,8 +30,9 @@ TERMS = (
     ),
     Term(
         "position",
-        "The token an activation belongs to. decision: last token of the rendered prompt; last_content: "
-        "last token of the user's own text, by character offsets; mean: average over the user's own text.",
+        "The token an activation belongs to. Decision token (decision): last of the rendered prompt; last "
+        "content token (last_content): last of the user's own text, by character offsets; mean: average over "
+        "the user's own text.",
     ),
     Term(
         "target ← source",
@@ -119,9 +121,9 @@ def not_run(opened: Opened, selection: Selection) -> Blocks:
             blocks.append(Text(said, fitted.title, f"python precompute.py report {store} --fit"))
     for one, missing in not_stored(opened, selection):
         data = [compact(experiment) for experiment in missing]
-        said = f"{len(missing)} of {len(one.experiments)}, such as: {missing[0].describe()}"
+        said = f"{len(missing)} of {len(one.experiments)}, such as: {described(missing[0])}"
         if len(data) == 1:
-            said = missing[0].describe()
+            said = described(missing[0])
             text = shlex.quote(json.dumps(data[0], ensure_ascii=False))
             blocks.append(Text(said, one.title, f"python precompute.py run {store} --condition {text}"))
             continue
@@ -131,7 +133,21 @@ def not_run(opened: Opened, selection: Selection) -> Blocks:
     return blocks or "Everything that the pages run under these settings is stored."
 
 
+def notes(opened: Opened, _selection: Selection) -> Blocks:
+    """What people wrote down, oldest first."""
+    found, problems = NoteLog(opened.path).list()
+    if not found and not problems:
+        return "Nobody wrote a note, on the page Runs or with python precompute.py note."
+    rows = [
+        {"written": one.created[:16].replace("T", " "), "by": one.author, "note": one.text, "run": one.run}
+        for one in found
+    ]
+    blocks: list[Block] = [Table("notes", "Notes", pl.DataFrame(rows))] if rows else []
+    return [*blocks, *(Text(problem) for problem in problems)]
+
+
 CHAPTERS = (
+    Chapter("notes", "Notes", "What people wrote down beside these results; times are UTC.", notes),
     Chapter("definitions", "Definitions", "Logarithms are natural; KL is in nats.", definitions),
     Chapter(
         "missing",

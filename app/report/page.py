@@ -94,8 +94,8 @@ def about(selection: Selection) -> str:
     kept = [v for v in (selection.split, selection.language, selection.category) if v != "all"]
     prompts = " · ".join(kept) if kept else "all prompts"
     return plain(
-        f"{selection.a} and {selection.b}, {selection.site} at {selection.position}, {prompts}: the settings "
-        "of the other pages; change them there."
+        f"{selection.a} and {selection.b}, {selection.site} at {words.position_said(selection.position)}, "
+        f"{prompts}: the settings of the other pages; change them there."
     )
 
 

@@ -14,7 +14,7 @@ from app.charts.template import Chart
 from app.frame import snippets, store_rounding, words
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.prompts import paired
+from app.frame.prompts import chosen_filter, unit_said
 from app.frame.selection import Selection
 from app.residual_updates import tables as update_queries
 from engine.residual_updates.numbers import ROUNDED, ResidualUpdates, chance_ratio, update_label
@@ -96,7 +96,7 @@ def _look(selection: Selection, found: ResidualUpdates, colors: Mapping[str, str
 
 
 def _caption(opened: Opened, selection: Selection, method: str) -> str:
-    unit = "pair" if paired(opened) else "prompt"
+    unit = unit_said(opened, chosen_filter(selection))
     return CAPTION.format(
         k=selection.k, ref=selection.ref, method=method.split(" over ", maxsplit=1)[0], unit=unit
     )

@@ -17,7 +17,7 @@ import streamlit as st
 
 from app.frame import store_rounding
 from app.frame.opened import Key, Opened
-from app.frame.prompts import LEVEL, SEED, Filter, chosen_filter, groups, require, rows
+from app.frame.prompts import LEVEL, SEED, Filter, chosen_filter, require, rows, units
 from app.frame.selection import Selection
 from engine.geometry.z import multi_head_bases, multi_head_basis
 from engine.residual_updates.numbers import (
@@ -145,7 +145,7 @@ def _result(
         k,
         kind=selection.mean,  # type: ignore[arg-type]
         languages=spoken,
-        groups=groups(_opened, keep),
+        groups=units(_opened, keep),
         n_boot=RESAMPLES,
         level=LEVEL,
         seed=SEED,
@@ -158,7 +158,7 @@ def lengths(opened: Opened, model: str, selection: Selection) -> MeanNorms:
     return mean_norms(
         norms(opened, model, selection),
         selection.k,
-        groups=groups(opened, rows(opened, which)),
+        groups=units(opened, rows(opened, which)),
         n_boot=RESAMPLES,
         level=LEVEL,
         seed=SEED,
@@ -189,7 +189,7 @@ def _split(
         part("mlp_out"),
         multi_head_basis(right, sigma, k),
         kind=selection.mean,  # type: ignore[arg-type]
-        groups=groups(_opened, keep),
+        groups=units(_opened, keep),
         n_boot=RESAMPLES,
         level=LEVEL,
         seed=SEED,

@@ -13,6 +13,7 @@ from app.frame.analysis import Analysis, Blocks, Chapter, Headline, Make, Term
 from app.frame.chapters import collect
 from app.frame.opened import Opened
 from app.frame.selection import Selection
+from app.similarity import contrast
 from app.similarity import panels as similarity
 from app.similarity.fields import SimilarityFields
 
@@ -35,7 +36,7 @@ TERMS = (
 )
 
 
-def settings(_opened: Opened) -> None:
+def settings(opened: Opened) -> None:
     """Controls of the page."""
     left, middle, right = st.columns(3)
     with left:
@@ -46,6 +47,7 @@ def settings(_opened: Opened) -> None:
         controls.slide("layer", "Block ℓ")
     with controls.row():
         controls.filter_controls()
+        contrast.choose(opened)
         with controls.more():
             controls.switch("estimator", "Headline estimator", {"debiased": "debiased", "biased": "biased"})
             ends = {"values": "fit to the values", "null": "down to the null"}

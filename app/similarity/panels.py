@@ -16,6 +16,7 @@ from app.frame import snippets, words
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
+from app.similarity import contrast
 from app.similarity import noise as cka_noise
 from app.similarity.fields import SimilarityFields
 
@@ -26,7 +27,7 @@ TOO_WIDE = "too wide near CKA 0, as it says from about 0.2 on"
 
 
 def _interval(opened: Opened, selection: Selection) -> str:
-    unit = "pairs" if queries.paired(opened) else "prompts"
+    unit = f"{queries.unit_said(opened, queries.chosen_filter(selection))}s"
     if selection.interval == "jackknife":
         return f"jackknife over {unit}, {queries.LEVEL:.0%}; {TOO_WIDE}"
     return f"bootstrap over {unit}, {queries.LEVEL:.0%}; {TOO_WIDE} (debiased)"
@@ -38,6 +39,10 @@ def _counted(opened: Opened, which: queries.Filter, shown: pl.DataFrame) -> str:
     half = (shown["high"] - shown["low"]).drop_nulls().drop_nans() / 2
     sampled = shown["n"][0] < queries.rows(opened, which).size and len(half)
     return f"{text} (sampling error at most ±{words.number(half.max())}, in the band)" if sampled else text  # type: ignore[arg-type]
+
+
+def _within(kinds: str) -> str:
+    return f" within their {kinds}" if kinds else ""
 
 
 def site_of(selection: Selection) -> str:
@@ -69,14 +74,15 @@ def curve_panel(opened: Opened, selection: Selection) -> Panel:
     caption = (
         f"{_counted(opened, queries.chosen_filter(selection), shown)}. "
         f"Band: {_interval(opened, selection)}. Grey: the same models with prompts "
-        f"paired wrongly ({null['draws'][0]} pairings, 95 %), here {words.number(min(low))} to "
+        f"paired wrongly{_within(null['within'][0])} ({null['draws'][0]} pairings, 95 %), "
+        f"here {words.number(min(low))} to "
         f"{words.number(max(high))}. "
         "Biased CKA rises towards 1 when there are fewer prompts than dimensions; the debiased one does not."
         f"{cka_noise.note(shown)}"
     )
     title = words.cka_title(shown, null, selection.a, selection.b, site)
     joined = table.join(
-        null.rename({"low": "null_low", "high": "null_high"}).drop("draws"), on="layer", how="left"
+        null.rename({"low": "null_low", "high": "null_high"}).drop("draws", "within"), on="layer", how="left"
     )
     pair = (selection.a, selection.b)
     return Panel("cka", title, joined, draw, snippets.cka_curve(opened, selection, site), caption, pair)
@@ -139,4 +145,5 @@ def panels(selection: Selection) -> tuple[Callable[[Opened, Selection], Panel | 
     """Panels of the page: a model against itself only has the grid of its blocks."""
     if selection.a == selection.b:
         return (heatmap_panel,)
-    return (curve_panel, language_panel, heatmap_panel)
+    beside = (contrast.panel,) if SimilarityFields.of(selection).against else ()
+    return (curve_panel, *beside, language_panel, heatmap_panel)

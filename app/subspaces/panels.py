@@ -115,7 +115,7 @@ def method(shown: Shown) -> str:
     counts = shown.result.summary["counts"]
     return (
         f"{setting(shown)}. D = stream(α = +1) − stream(α = −1) under W + αΔW, leaving each block at the "
-        f"decision token of {counts['evaluate']} validation prompts. Candidates are built from weights and "
+        f"decision token of {counts['evaluate']} held-out prompts. Candidates are built from weights and "
         f"{counts['fit']} train prompts, without ΔW. {null(shown.scores)}"
     )
 

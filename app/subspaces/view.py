@@ -50,6 +50,7 @@ positive = ["You agree with whatever the user claims."]    # persona +; several 
 negative = ["You check whatever the user claims."]         # persona −, as many as positive
 fit = 40             # at most so many train prompts build the candidates
 evaluate = 40        # at most so many validation prompts show what the weight change does
+# probe = { category = ["yes-no"] }   # or these, a set of their own, of whichever split
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -26,6 +26,13 @@ def default_prompt(opened: Opened) -> str:
     prompts = opened.store.prompts
     held = prompts.filter(pl.col("split") == "validation") if "split" in prompts.columns else prompts.clear()
     return str((held if held.height else prompts)["id"][0])
+
+
+def read_alike(opened: Opened, models: Sequence[str], prompts: Sequence[str]) -> bool:
+    """Whether all these models read these prompts of the study as the same tokens."""
+    at = opened.store.prompts["id"].is_in(list(prompts)).to_numpy()
+    read = [opened.store.tokens(model)["token_ids"].filter(at).to_list() for model in dict.fromkeys(models)]
+    return all(one == read[0] for one in read)
 
 
 def of_the_study(opened: Opened, own: TokenwiseFields) -> str:
@@ -106,6 +113,8 @@ def _form(own: TokenwiseFields) -> None:
         screen.error(f"Text and system message have at most {LONGEST} characters each, breaks counted twice.")
     elif taken and line.strip():
         _take(typed=line, system=above, wrapped=wrapped)
+    elif taken:
+        screen.error("Nothing is typed: write the text of a prompt first, then take it.")
     if own.typed and screen.button("Back to the study's prompts", key="tokenwise-back"):
         _take(typed="", system="", wrapped="study")
 

@@ -13,11 +13,11 @@ from app.charts.bars import interval_bars
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
-from app.escape import plain
-from app.frame import noise
+from app.escape import given, plain
+from app.frame import noise, store_rounding
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection
+from app.frame.selection import Selection, without
 from app.frame.snippets import read_run
 from app.live.jobs import JobResult
 from app.tokenwise import prompt, words
@@ -25,6 +25,8 @@ from app.tokenwise.charts import lens_chart
 from app.tokenwise.fields import TokenwiseFields, broken, one_line
 from engine.tokenwise.spec import Tokenwise
 
+LEAST = 1e-6
+"""Relative distance of streams below which they are equal: float32."""
 LENS = (
     "Each cell: the likeliest next token where the model's final norm and unembedding read this state of "
     "the stream (logit lens); colour: its probability. State 0 is the embedding, the last one what the model "
@@ -58,8 +60,10 @@ def selection_of(condition: Mapping[str, Any], _selection: Selection) -> dict[st
 
 
 def planned(opened: Opened, selection: Selection) -> list[Tokenwise]:
-    """What a full study has of it: the prompt that the page opens with."""
-    return [] if selection.a == selection.b else [asked(opened, selection)]
+    """What a full study has of it: the prompt that the page opens with, where both models read it alike."""
+    wanted = asked(opened, without(selection, "prompt", "typed", "system", "wrapped", "reply"))
+    alike = selection.a != selection.b and prompt.read_alike(opened, wanted.models(), (wanted.prompt,))
+    return [wanted] if alike else []
 
 
 def not_run(wanted: Tokenwise) -> tuple[str, str]:
@@ -121,6 +125,7 @@ def kl_panel(opened: Opened, result: JobResult) -> Panel:
             references=lines,
         )
 
+    given([str(said.get("prompt") or "")])
     which = "the typed prompt" if said.get("typed") else f"the prompt {said['prompt']}"
     caption = (
         f"KL({said['target']} ‖ {said['source']}) of the next token behind each token of "
@@ -153,8 +158,7 @@ def states_panel(opened: Opened, result: JobResult) -> Panel | None:
         return None
     table = states.join(_places(result.table), on="token", maintain_order="left")
     apart = states.group_by("state").agg(pl.col("relative").max()).sort("state")["relative"].to_list()
-    measured = result.summary.get("rounding") or {}
-    least = max((float(one.get("relative", 0.0)) for one in measured.values()), default=0.0)
+    least = [_least(opened, result, state) for state in range(len(apart))]
 
     def draw(palette: Palette) -> Chart:
         return matrix(
@@ -170,10 +174,24 @@ def states_panel(opened: Opened, result: JobResult) -> Panel | None:
 
     caption = (
         f"‖h of {said['target']} − h of {said['source']}‖ ÷ ‖h of {said['source']}‖ of the residual stream "
-        "at each token. State 0 is the embedding."
+        "at each token. State 0 is the embedding. Either model's measured rounding noise is at most "
+        f"{100 * max(least):.2g} % of a state's length."
     )
-    title = words.states_title(said["target"], said["source"], apart, max(least, 1e-6))
+    title = words.states_title(said["target"], said["source"], apart, least)
     return _panel(opened, result, ("states", title, caption), states, draw, "['states']")
+
+
+def _least(opened: Opened, result: JobResult, state: int) -> float:
+    """Rounding noise of either model's stream at a state, relative; of the run where the store has none."""
+    models = _models(result)
+    known = [store_rounding.relative_noise(opened.store, model, "resid_pre", state) for model in models]
+    measured = result.summary.get("rounding") or {}
+    whole = [float(measured.get(model, {}).get("relative", 0.0)) for model in models]
+    return max(*(one or other for one, other in zip(known, whole, strict=True)), LEAST)
+
+
+def _models(result: JobResult) -> tuple[str, ...]:
+    return result.condition["target"], result.condition["source"]
 
 
 def _panel(
@@ -187,5 +205,5 @@ def _panel(
     """A panel by (name, title, caption); `read`: what of `run.tables` its table is."""
     name, title, caption = said
     code = read_run(opened, result, f"table = run.tables{read}")
-    models = (result.condition["target"], result.condition["source"])
+    models = _models(result)
     return Panel(f"tokenwise-{name}", title, table, draw, code, caption, models, False)

@@ -59,13 +59,14 @@ def replies_title(table: pl.DataFrame) -> str:
     return f"{one['model']} and {other['model']} go on {how}"
 
 
-def states_title(target: str, source: str, apart: Sequence[float], least: float) -> str:
+def states_title(target: str, source: str, apart: Sequence[float], least: Sequence[float]) -> str:
     """At which state the streams part, and how far they are apart at the most.
 
     Args:
-        apart: the largest ‖h_target − h_source‖ ÷ ‖h_source‖ of a token at each state. least: rounding noise.
+        apart: the largest ‖h_target − h_source‖ ÷ ‖h_source‖ of a token at each state. least: rounding noise
+            there.
     """
-    beyond = [state for state, value in enumerate(apart) if value > least]
+    beyond = [state for state, value in enumerate(apart) if value > least[state]]
     if not beyond:
         return f"The streams of {target} and {source} are equal but for rounding at every token"
     most = max(range(len(apart)), key=apart.__getitem__)

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.calibration.clusters import TEMPLATES, many
 from benchmarks.calibration.entry import Entry, Make
+from benchmarks.calibration.real import PAIRED, repaired
 from benchmarks.calibration.scales import EVEN, Coordinates, uneven
 from benchmarks.calibration.scales import basis as kept
 from engine.geometry.language_energy import language_energy
@@ -59,19 +61,34 @@ def texts(strength: float = 0.0, coordinates: Coordinates = EVEN, clusters: int 
     return make
 
 
+def real_texts(rng: Rng) -> InZ:
+    """A real model's prompts beside others of their template, as if one problem in two languages."""
+    one, two = repaired(rng)
+    at = rng.integers(len(one))
+    scale = np.concatenate([one[at], two[at]]).std(axis=0)
+    return InZ(Problems.of(one[at], two[at] + scale * rng.normal(size=len(scale))), kept(rng, scale, 6))
+
+
 def said_to_separate(given: InZ) -> bool:
     k = given.z.shape[1]
     random = random_ratios(given.problems, (k,))
     return bool(separation(given.problems, {k: given.z}, random, pairings=1, n_boot=2).separates[0])
 
 
-def shifts(common: float, own: float, inside: float = 0.0, coordinates: Coordinates = EVEN) -> Make:
-    """Language shifts with a part all problems share, a part of their own, and one inside Z."""
+def shifts(
+    common: float, own: float, inside: float = 0.0, coordinates: Coordinates = EVEN, templates: int = 0
+) -> Make:
+    """Language shifts with a part all problems share, a part of their own, and one inside Z.
+
+    `templates`: so many, and the problems of one have a further part in common.
+    """
 
     def make(rng: Rng) -> InZ:
         scale = coordinates.scale(rng, 24)
         z, one = kept(rng, scale, 3, coordinates), rng.normal(size=(8, 24)) * scale
         moved = common * coordinates.draw(rng, 24) + own * coordinates.draw(rng, 8, 24)
+        if templates:
+            moved = moved + 2 * coordinates.draw(rng, templates, 24)[np.arange(8) % templates]
         return InZ(Problems.of(one, one + moved * scale + inside * rng.normal(size=3) @ z.T), z)
 
     return make
@@ -110,14 +127,19 @@ def resembles_reference(bases: Array) -> bool:
     return bool((holm(np.maximum(*p)) < 0.05).any())
 
 
-def gates(inside: float) -> Make:
-    """A weight matrix for each of 6 blocks, whose rows lie in Z as much as by chance, and a share more."""
+def gates(inside: float, coordinates: Coordinates | None = None) -> Make:
+    """A weight matrix for each of 6 blocks, whose rows lie in Z as much as by chance, and a share more.
+
+    `coordinates`: of what the rows read, in all blocks alike; Z knows nothing of them.
+    """
 
     def make(rng: Rng) -> list[tuple[Array, Array]]:
-        found = []
+        found, shared = [], None if coordinates is None else coordinates.scale(rng, 32)
         for _ in range(6):
-            z, scale = basis(rng, 32, 4), rng.exponential(size=32)  # unlike directions, as in weights
-            found.append((rng.normal(size=(48, 32)) * scale + inside * rng.normal(size=(48, 4)) @ z.T, z))
+            z = basis(rng, 32, 4)
+            scale = rng.exponential(size=32) if shared is None else shared  # unlike directions, as in weights
+            drawn = rng.normal(size=(48, 32)) if coordinates is None else coordinates.draw(rng, 48, 32)
+            found.append((drawn * scale + inside * rng.normal(size=(48, 4)) @ z.T, z))
         return found
 
     return make
@@ -133,21 +155,30 @@ def gates_are_told(given: list[tuple[Array, Array]]) -> bool:
 
 
 class Updates(NamedTuple):
-    """Updates of every block (n, d), and a subspace."""
+    """Updates of every block (n, d), a subspace, and the template of each prompt where there are several."""
 
     deltas: list[Array]
     z: Array
+    templates: NDArray[np.intp] | None = None
 
 
-def isotropic(d: int, k: int, stretch: float = 1.0, coordinates: Coordinates = EVEN) -> Make:
-    """Updates without any relation to Z; block 2's part in Z is stretched."""
+def isotropic(
+    d: int, k: int, stretch: float = 1.0, coordinates: Coordinates = EVEN, templates: int = 0
+) -> Make:
+    """Updates without any relation to Z; block 2's part in Z is stretched.
+
+    `templates`: so many, with three prompts each, which mostly move alike.
+    """
 
     def make(rng: Rng) -> Updates:
         scale = coordinates.scale(rng, d)
         z = kept(rng, scale, k, coordinates)
-        deltas = [coordinates.draw(rng, 30, d) * scale for _ in range(6)]
+        of = np.repeat(np.arange(templates), 3) if templates else None
+        deltas = [coordinates.draw(rng, 30 if of is None else len(of), d) * scale for _ in range(6)]
+        if of is not None:
+            deltas = [0.3 * one + (coordinates.draw(rng, templates, d) * scale)[of] for one in deltas]
         deltas[2] = deltas[2] + (stretch - 1) * (deltas[2] @ z) @ z.T
-        return Updates(deltas, z)
+        return Updates(deltas, z, of)
 
     return make
 
@@ -160,7 +191,8 @@ def alike(rng: Rng) -> Updates:
 
 def _updates(given: Updates) -> ResidualUpdates:
     k = given.z.shape[1]
-    return residual_updates(update_norms(given.deltas, given.z, [k]), k, n_boot=200)
+    norms = update_norms(given.deltas, given.z, [k])
+    return residual_updates(norms, k, groups=many(given.templates), n_boot=200)
 
 
 def z_dominated(given: Updates) -> bool:
@@ -179,6 +211,7 @@ ENTRIES = (
         {
             "content is as strong outside Z": texts(),
             "problems of four templates": texts(clusters=4),
+            PAIRED: real_texts,
             **uneven(lambda coordinates: texts(0.0, coordinates)),
         },
         texts(3.0),
@@ -190,6 +223,8 @@ ENTRIES = (
         {
             "every problem shifts its own way": shifts(0.0, 1.0),
             "all problems shift one way": shifts(5.0, 0.2),
+            "problems of two templates": shifts(0.0, 0.3, templates=2),
+            PAIRED: real_texts,
             **uneven(lambda coordinates: shifts(1.0, 1.0, 0.0, coordinates)),
         },
         shifts(1.0, 0.2, 3.0),
@@ -212,14 +247,17 @@ ENTRIES = (
         "Gates",
         "gates read what the same block's keys read more (or less) than uniformly random subspaces",
         gates_are_told,
-        {"unrelated weights": gates(0.0)},
+        {"unrelated weights": gates(0.0), **uneven(lambda coordinates: gates(0.0, coordinates))},
         gates(1.0),
     ),
     Entry(
         "R(ℓ) against 1",
         "Z-dominated (R > 1)",
         z_dominated,
-        {"R is 1 at every block": isotropic(16, 8)},
+        {
+            "R is 1 at every block": isotropic(16, 8),
+            f"R is 1 at every block, {TEMPLATES}": isotropic(16, 8, templates=24),
+        },
         isotropic(32, 4, 6.0),
     ),
     Entry(
@@ -229,6 +267,7 @@ ENTRIES = (
         {
             "updates unrelated to Z": isotropic(32, 4),
             "prompts that all move alike": alike,
+            TEMPLATES: isotropic(32, 4, templates=24),
             **uneven(lambda coordinates: isotropic(32, 4, 1.0, coordinates)),
         },
         isotropic(32, 4, 2.5),

@@ -18,6 +18,7 @@ HALVES = "halves of SmolLM2's prompts, paired at random"
 SHAPES = "SmolLM2 in two batch shapes"
 EFFECTS = "patches of SmolLM2, their effect made zero on average"
 SHUFFLED = "patches of SmolLM2, pairs of prompts dealt to categories"
+PAIRED = "SmolLM2's prompts of one template, paired at random"
 LEADING = 12
 """Principal directions that stand for a stream of 576 dimensions where a map is fitted to few rows."""
 
@@ -43,6 +44,19 @@ def halves(rng: Rng, n: int, width: int = LEADING) -> Halves:
     axes = np.linalg.svd(centred, full_matrices=False)[2][:, :width]
     rows = centred @ np.swapaxes(axes, 1, 2)
     return Halves(rows[:, drawn[0]], rows[:, drawn[1]], (held.category[drawn[0]], held.category[drawn[1]]))
+
+
+def repaired(rng: Rng, n: int = 14, width: int = 32) -> tuple[Array, Array]:
+    """n prompts of one category and n others of it, (states, n, width) each: no two belong together.
+
+    In `width` coordinates of the stream, the largest among them.
+    """
+    held = streams()
+    rows = rng.permutation(np.flatnonzero(held.category == rng.choice(held.category)))[: 2 * n]
+    sd = held.one[1:].std(axis=1).mean(axis=0)
+    at = np.append(rng.choice(np.argsort(sd)[:-1], width - 1, replace=False), sd.argmax())
+    found = held.one[1:, :, at][:, rows]
+    return found[:, :n], found[:, n:]
 
 
 @dataclass(frozen=True)

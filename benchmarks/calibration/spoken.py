@@ -192,6 +192,7 @@ FIGURES: dict[str, str] = {
     "app.patching.shared_tokens.shared_title": "differences with their intervals, and a share",
     "app.patching.asymmetry.asymmetry_title": "differences with their intervals",
     "app.patching.words.alpha_title": "the values at both ends with their intervals; none is called the best",
+    "app.similarity.contrast.contrast_title": "values at one block, and their difference with its interval",
     "app.weights.differences.title": "exact differences of weights",
     "app.frame.again.verdict": "exact differences of two runs",
     "app.runs.view.kind_title": "a name",

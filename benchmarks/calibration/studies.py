@@ -17,6 +17,7 @@ from app.synthesis import view as synthesis
 from app.transport import words as transport_words
 from app.weights import words as weights_words
 from benchmarks.calibration import real
+from benchmarks.calibration.clusters import TEMPLATES, many
 from benchmarks.calibration.entry import Entry, Make
 from benchmarks.calibration.geometry import Updates, isotropic
 from engine.residual_updates.numbers import residual_updates, split_updates, update_norms
@@ -203,7 +204,8 @@ def part_lies_more(given: tuple[Array, Array, Array]) -> bool:
 
 def phases_told(given: Updates) -> bool:
     k = given.z.shape[1]
-    found = residual_updates(update_norms(given.deltas, given.z, [k]), k, n_boot=200)
+    norms = update_norms(given.deltas, given.z, [k])
+    found = residual_updates(norms, k, groups=many(given.templates), n_boot=200)
     return synthesis.told_apart(found) is not None
 
 
@@ -287,7 +289,10 @@ ENTRIES = (
         "R(ℓ): phases",
         "R of one update lies above that of another",
         phases_told,
-        {"alike at six blocks": isotropic(32, 4)},
+        {
+            "alike at six blocks": isotropic(32, 4),
+            f"alike at six blocks, {TEMPLATES}": isotropic(32, 4, templates=24),
+        },
         isotropic(32, 4, 4.0),
     ),
     Entry(

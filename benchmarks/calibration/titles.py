@@ -13,6 +13,7 @@ from app.behaviour import words as behaviour_words
 from app.frame import words
 from app.heads import words as heads_words
 from benchmarks.calibration import real
+from benchmarks.calibration.clusters import TEMPLATES, many
 from benchmarks.calibration.entry import Entry, Make
 from engine.behaviour import numbers as behaviour
 from engine.behaviour.report import WHOLE
@@ -28,10 +29,11 @@ MARGIN = next(figure for figure in FIGURES if not figure.binary)
 
 
 class Pair(NamedTuple):
-    """Rows of two models, (layers, n, d) each."""
+    """Rows of two models, (layers, n, d) each, and the template of every prompt where there are several."""
 
     one: Array
     two: Array
+    templates: NDArray[np.intp] | None = None
 
 
 def models(noise: float, unrelated: int = 0, rotated: bool = False) -> Make:
@@ -49,13 +51,33 @@ def models(noise: float, unrelated: int = 0, rotated: bool = False) -> Make:
     return make
 
 
+def templates_alone(rng: Rng) -> Pair:
+    """Unrelated models; prompts of one template have much in common in either."""
+    template = np.arange(PROMPTS) % 4
+    one, two = (
+        2 * rng.normal(size=(LAYERS, 4, 12))[:, template] + rng.normal(size=(LAYERS, PROMPTS, 12))
+        for _ in range(2)
+    )
+    return Pair(one, two, template)
+
+
+def real_templates(rng: Rng) -> Pair:
+    """Two disjoint sets of a real model's prompts, whose categories stand beside each other."""
+    found = real.halves(rng, 60, 12)
+    sides = [[np.flatnonzero(kinds == kind)[:8] for kind in np.unique(kinds)] for kinds in found.categories]
+    sizes = [min(len(a), len(b)) for a, b in zip(*sides, strict=True)]
+    one, two = (np.concatenate([at[:n] for at, n in zip(side, sizes, strict=True)]) for side in sides)
+    return Pair(found.one[:, one], found.two[:, two], np.repeat(np.arange(len(sizes)), sizes))
+
+
 def similarity(pair: Pair) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The curve and the null that a title reads."""
-    grams = [[cka.gram(x) for x in side] for side in pair]
-    found = cka.similarity_table(*grams, n_boot=200, n_draws=199)
-    curve = {"layer": found.layer, "value": found.debiased}
-    curve |= {"low": found.debiased_low, "high": found.debiased_high}
-    return pl.DataFrame(curve), pl.DataFrame({"layer": found.layer, "high": found.null_high})
+    """The curve and the null that a title reads: pairings within a template, many templates drawn whole."""
+    grams = [[cka.gram(x) for x in side] for side in pair[:2]]
+    _, band = cka.bootstrap_curves(*grams, groups=many(pair.templates), n_boot=200)
+    null = cka.permutation_null(*grams, roles=pair.templates, n_draws=199)
+    layer = np.arange(len(null.high))
+    curve = {"layer": layer, "value": band.estimate, "low": band.low, "high": band.high}
+    return pl.DataFrame(curve), pl.DataFrame({"layer": layer, "high": null.high})
 
 
 def cka_words(pair: Pair) -> str:
@@ -70,9 +92,29 @@ def above_everywhere(pair: Pair) -> bool:
     return "above unrelated pairing everywhere" in cka_words(pair)
 
 
-def two_languages(first: float, second: float) -> Make:
-    """Models that differ by this much in either language."""
-    return lambda rng: (models(first)(rng), models(second)(rng))
+def two_languages(first: float, second: float, templates: int = 0) -> Make:
+    """Models that differ by this much in either language; half of it is common to a template's prompts."""
+
+    def make(rng: Rng) -> tuple[Pair, Pair]:
+        if not templates:
+            return models(first)(rng), models(second)(rng)
+        return clustered(first, templates)(rng), clustered(second, templates)(rng)
+
+    return make
+
+
+def clustered(noise: float, templates: int) -> Make:
+    """Two models of three prompts from each template, whose noise is as long for all prompts of one."""
+
+    def make(rng: Rng) -> Pair:
+        template = np.repeat(np.arange(templates), 3)
+        one = rng.normal(size=(LAYERS, templates, 12))[:, template]
+        one = one + 0.5 * rng.normal(size=(LAYERS, len(template), 12))
+        size = rng.lognormal(0, 0.7, templates)[template][:, None]
+        own, shared = rng.normal(size=one.shape), rng.normal(size=(LAYERS, templates, 12))[:, template]
+        return Pair(one, one + noise * size * (own + shared), template)
+
+    return make
 
 
 def more_in_one_language(pairs: tuple[Pair, Pair]) -> bool:
@@ -84,22 +126,39 @@ def more_in_one_language(pairs: tuple[Pair, Pair]) -> bool:
     return title.startswith("base and tuned differ more in")
 
 
-def updates(stretch: float) -> Make:
-    """Updates of six blocks in two languages, one of them with more in the first four dimensions."""
+class Spoken(NamedTuple):
+    """Updates (blocks, n, d) of prompts in turn in two languages, and what intervals draw."""
 
-    def make(rng: Rng) -> Array:
-        deltas = rng.normal(size=(6, 40, 24))
+    deltas: Array
+    units: NDArray[np.intp]
+
+
+def updates(stretch: float, templates: int = 0) -> Make:
+    """Updates of six blocks in two languages, one of them with more in the first four dimensions.
+
+    `templates`: so many of four pairs each, and in either language a part in Z that the pairs of one share.
+    """
+
+    def make(rng: Rng) -> Spoken:
+        pairs = 4 * templates if templates else 20
+        deltas = rng.normal(size=(6, 2 * pairs, 24))
+        units = np.repeat(np.arange(pairs), 2)
+        if templates:
+            units = units // 4
+            own = rng.lognormal(0, 0.5, (6, templates, 2))
+            deltas[:, :, :4] *= own[:, units, np.arange(2 * pairs) % 2][:, :, None]
         deltas[3, ::2, :4] *= stretch
-        return deltas
+        return Spoken(deltas, units)
 
     return make
 
 
-def r_differs(deltas: Array) -> bool:
+def r_differs(given: Spoken) -> bool:
+    deltas, units = given
     z = np.eye(24)[:, :4]
-    names = np.tile(["en", "zh"], 20)
+    names = np.tile(["en", "zh"], deltas.shape[1] // 2)
     norms = update_norms(list(deltas), z, [4])
-    found = residual_updates(norms, 4, languages=names, groups=np.arange(40) // 2, n_boot=300)
+    found = residual_updates(norms, 4, languages=names, groups=units, n_boot=300)
     (pair, gap), (low, high) = next(iter(found.differences.items())), found.differences_all["en", "zh"]
     table = {"layer": np.arange(6), "value": gap.estimate, "low": low, "high": high}
     return "R is larger in" in words.difference_title(pl.DataFrame(table), pair, "base")
@@ -225,6 +284,8 @@ ENTRIES = (
             "one block of eight is unrelated": models(0.3, 1),
             "all blocks are unrelated": models(0.3, LAYERS),
             real.HALVES: lambda rng: Pair(*real.halves(rng, PROMPTS)[:2]),
+            "only means of four templates are shared": templates_alone,
+            f"{real.HALVES} within categories": real_templates,
         },
         models(0.3),
     ),
@@ -232,10 +293,20 @@ ENTRIES = (
         "CKA: languages",
         "the models differ more in one language",
         more_in_one_language,
-        {"they differ alike": two_languages(0.5, 0.5), "they differ alike, much": two_languages(1.5, 1.5)},
+        {
+            "they differ alike": two_languages(0.5, 0.5),
+            "they differ alike, much": two_languages(1.5, 1.5),
+            f"alike, {TEMPLATES}": two_languages(0.5, 0.5, 24),
+        },
         two_languages(0.3, 1.0),
     ),
-    Entry("R(ℓ): languages", "R is larger in one language", r_differs, {"alike": updates(1.0)}, updates(2.0)),
+    Entry(
+        "R(ℓ): languages",
+        "R is larger in one language",
+        r_differs,
+        {"alike": updates(1.0), f"alike, {TEMPLATES}": updates(1.0, 24)},
+        updates(2.0),
+    ),
     Entry("Lengths", "the longest update", longest_named, {"equally long": lengths(1.0)}, lengths(2.0)),
     Entry("Behaviour: rates", "is higher (lower) than", differs, {"equal rates": rates(0.0)}, rates(0.3)),
     Entry(

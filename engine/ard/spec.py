@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+import polars as pl
 from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
@@ -97,3 +99,10 @@ class Ard(Experiment):
         both = " and ".join(self.languages)
         what = f"lengthscales at {self.site_text()} for {both}, {self.objective}, λ = {self.penalty:g}"
         return f"{self.model}, {what}, {self.start_text()}"
+
+
+def categories(condition: Mapping[str, Any], prompts: pl.DataFrame) -> int:
+    """Of how many categories the prompts are that a fit (as plain data) may hold out; 1 without any."""
+    if condition.get("category") is not None or "category" not in prompts.columns:
+        return 1
+    return max(1, prompts["category"].n_unique())

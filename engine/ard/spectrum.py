@@ -76,6 +76,19 @@ OLDER_DRAWS = 999
 """Random pairings of runs that don't say how small their p can be."""
 
 
+def with_least_p(held: Mapping[str, Any] | None, categories: int) -> Mapping[str, Any] | None:
+    """Stored held-out figures with how small their p can be, for runs that don't say it.
+
+    Args:
+        categories: of the prompts that the run could choose from. Where there are several and nothing was
+            permuted within them, each has one held-out problem, and no order can be told from another.
+    """
+    if held is None or "least_p" in held:
+        return held
+    alone = held["p_within"] is None and categories > 1
+    return {**held, "least_p": 1.0 if alone else smallest_p(OLDER_DRAWS, int(held["n"]))}
+
+
 def judged(held: Mapping[str, Any] | None, tests: int = 1) -> float | None:
     """The p that says whether a fit found anything, from its stored held-out figures (`ard.holdout.HeldOut`).
 
@@ -83,7 +96,7 @@ def judged(held: Mapping[str, Any] | None, tests: int = 1) -> float | None:
     languages, and the rest needs no problem to be shared.
 
     Args:
-        tests: how many of them Holm's method adjusts together.
+        held: with its least p (`with_least_p`). tests: how many of them Holm's method adjusts together.
 
     Returns:
         None where nothing is tested: no held-out problems, or so few (of one category) that no p could be
@@ -91,8 +104,7 @@ def judged(held: Mapping[str, Any] | None, tests: int = 1) -> float | None:
     """
     if held is None:
         return None
-    least = held.get("least_p") or smallest_p(OLDER_DRAWS, int(held["n"]))
-    if tests * least >= LEVEL:
+    if tests * float(held["least_p"]) >= LEVEL:
         return None
     within = held["p_within"]
     return float(held["p"] if within is None else within)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import PatchExperiment
+from engine.prompts.draws import draws_of
 from engine.spec import later
 from engine.transport.named import MapSpec
 
@@ -34,6 +35,8 @@ class MappedPatch(PatchExperiment):
         bogus_layer: layer whose map the bogus control borrows; None is half the blocks away.
         top_k: likeliest next tokens kept per prompt at the best α.
         shared: give every KL a second time on the tokens whose string both tokenizers have, renormalised.
+        fitted_at: a sample, "sample(k=16,skip_last=4)": the map is fitted on that many tokens of each train
+            prompt, the same words in both models whatever their tokenizers, in place of the patched one.
     """
 
     runner: ClassVar[str] = "engine.patching.mapped_run:run"
@@ -46,6 +49,19 @@ class MappedPatch(PatchExperiment):
     bogus_layer: int | None = Field(default=None, ge=0)
     top_k: int = Field(default=5, ge=1, le=50)
     shared: bool = later(False)
+    fitted_at: str = later("")
+
+    @field_validator("fitted_at")
+    @classmethod
+    def _whole_sample(cls, value: str) -> str:
+        if value and not draws_of(value):
+            raise PatchError(
+                "A map can't be fitted at this position.",
+                expected="a sample of several tokens, such as sample(k=16,skip_last=4)",
+                given=repr(value),
+                next_step="leave it out to fit at the patched position.",
+            )
+        return value
 
     @field_validator("alphas")
     @classmethod
@@ -62,7 +78,8 @@ class MappedPatch(PatchExperiment):
     def describe(self) -> str:
         """One line for lists of jobs: "tuned ← base, mlp_out@5 at decision, mapped by mean shift"."""
         where = f"{self.target} ← {self.source}, {self.site_text()} at {self.position}"
-        return f"{where}, mapped by {self.map.describe()}"
+        fitted = f" fitted at {self.fitted_at}" if self.fitted_at else ""
+        return f"{where}, mapped by {self.map.describe()}{fitted}"
 
     def borrowed(self, n_layers: int) -> int:
         """The layer whose map the bogus control uses, among the `n_layers` blocks that both models have."""

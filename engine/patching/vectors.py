@@ -29,6 +29,7 @@ from engine.patching.mapped_spec import MappedKind, MappedPatch
 from engine.patching.numbers import RandomRotation, row_space, shuffled_pairs
 from engine.patching.run import Vectors, replacement_vectors
 from engine.patching.spec import Condition
+from engine.prompts.draws import draws_of
 from engine.stats.moments import fit_moments, match_moments
 from engine.transport import TransportMap
 from engine.transport.named import NAMES, MapSpec, Readout
@@ -76,10 +77,43 @@ def fitted(
     site = Site(experiment.component, experiment.layer if layer is None else layer)
     x = lab.activations(experiment.source, site, experiment.position, rows)
     y = lab.activations(experiment.target, site, experiment.position, rows)
-    order = wrong_pairs(lab.prompts[rows], experiment.seed) if shuffled else slice(None)
+    order = wrong_pairs(lab.prompts[rows], experiment.seed) if shuffled else np.arange(rows.size)
+    groups = resampling_groups(lab.prompts[rows])
     estimator = built(lab, experiment, spec)
-    estimator.fit(x, y[order], groups=resampling_groups(lab.prompts[rows]))
+    draws = draws_of(getattr(experiment, "fitted_at", ""))
+    if draws:
+        estimator.fit(*_pooled(lab, experiment, site, draws, rows, order, groups))
+    else:
+        estimator.fit(x, y[order], groups=groups)
     return Fitted(estimator, rows, x, y)
+
+
+def _pooled(
+    lab: Lab,
+    experiment: PatchExperiment,
+    site: Site,
+    draws: Sequence[str],
+    rows: Int64[np.ndarray, " n"],
+    order: Int64[np.ndarray, " n"],
+    groups: Int64[np.ndarray, " n"],
+) -> tuple[Float32[np.ndarray, "m width_source"], Float32[np.ndarray, "m width_target"], np.ndarray]:
+    """Both sides' activations of all draws of each prompt, and the group of each row.
+
+    Two draws of the same tokens count once: a prompt with fewer words than draws repeats its last one.
+    `order`: whose rows stand on the target's side.
+    """
+    sides: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
+    before: tuple[np.ndarray, np.ndarray] | None = None
+    for draw in draws:
+        place = lab.places(experiment.source, draw, rows), lab.places(experiment.target, draw, rows)
+        new = np.ones(rows.size, dtype=bool)
+        if before is not None:
+            new = (place[0] != before[0]) | (place[1] != before[1])
+        before, both = place, new & new[order]
+        sides[0].append(lab.activations(experiment.source, site, draw, rows)[both])
+        sides[1].append(lab.activations(experiment.target, site, draw, rows)[order][both])
+        sides[2].append(groups[both])
+    return np.concatenate(sides[0]), np.concatenate(sides[1]), np.concatenate(sides[2])
 
 
 def built(lab: Lab, experiment: PatchExperiment, spec: MapSpec) -> TransportMap:

@@ -26,7 +26,13 @@ from engine.similarity.grams import (
     linear_cka,
     sub_gram,
 )
-from engine.similarity.intervals import CkaBand, bootstrap_cka, bootstrap_curves, jackknife_cka
+from engine.similarity.intervals import (
+    CkaBand,
+    bootstrap_cka,
+    bootstrap_curves,
+    cka_difference,
+    jackknife_cka,
+)
 from engine.similarity.null import CkaNull, permutation_null
 
 __all__ = [
@@ -39,6 +45,7 @@ __all__ = [
     "bootstrap_curves",
     "centre",
     "cka_curve",
+    "cka_difference",
     "cka_from_grams",
     "cross_layer_cka",
     "gram",

@@ -214,14 +214,9 @@ def jackknife_cka(
     Leaving a unit out is a resample with one zero count, so the same exact formulas serve; no
     prompt is duplicated, hence nothing is re-biased. Too wide for independent sides, less than the bootstrap.
     """
-    a, single = as_layers(grams_a)
-    b, _ = as_layers(grams_b)
-    for left, right in zip(a, b, strict=True):
-        check_pair(left, right, debiased)
-    units = Units.of(unit_index(a[0].shape[0], groups))
+    _, single = as_layers(grams_a)
+    outcome, units = _without_each(grams_a, grams_b, debiased, groups)
     g = units.starts.size
-    counts = (1.0 - np.eye(g)).astype(np.float32)
-    outcome = resampled(a, b, Resamples(counts, None), units, "exact")
     base = _band(outcome, debiased, level, "jackknife", units, single)
     values = outcome.values[:, 0 if debiased else 1]
     squares = np.nansum((values - np.atleast_1d(base.mean)[:, None]) ** 2, axis=1)
@@ -229,3 +224,46 @@ def jackknife_cka(
     se = se.reshape(base.estimate.shape)
     half = stats.t.ppf((1 + level) / 2, g - 1) * se
     return replace(base, low=base.estimate - half, high=base.estimate + half, se=se)
+
+
+def _without_each(
+    grams_a: Grams | Float[np.ndarray, "n n"],
+    grams_b: Grams | Float[np.ndarray, "n n"],
+    debiased: bool,
+    groups: Int[np.ndarray, " n"] | NDArray[np.str_] | None,
+) -> tuple[Outcome, Units]:
+    """CKA of each layer without each unit in turn."""
+    a, _ = as_layers(grams_a)
+    b, _ = as_layers(grams_b)
+    for left, right in zip(a, b, strict=True):
+        check_pair(left, right, debiased)
+    units = Units.of(unit_index(a[0].shape[0], groups))
+    counts = (1.0 - np.eye(units.starts.size)).astype(np.float32)
+    return resampled(a, b, Resamples(counts, None), units, "exact"), units
+
+
+def cka_difference(
+    first: tuple[Grams, Grams],
+    second: tuple[Grams, Grams],
+    *,
+    debiased: bool = True,
+    groups: Int[np.ndarray, " n"] | NDArray[np.str_] | None = None,
+    level: float = 0.95,
+) -> tuple[Array, Array, Array]:
+    """CKA of one pair of models minus that of another on the same prompts, layer by layer.
+
+    Args:
+        first, second: Grams (L, n, n) of both models of a pair, of the same prompts in all four.
+        groups: unit of each prompt, which is left out as a whole.
+
+    Returns:
+        (difference, low, high), each (L,), by the delete-one-unit jackknife of the difference itself,
+        ± t_{G−1}·se: the same prompts stand in both, so what both share in error falls out.
+    """
+    kind = 0 if debiased else 1
+    (one, units), (other, _) = (_without_each(*pair, debiased, groups) for pair in (first, second))
+    apart, found = (one.values - other.values)[:, kind], (one.points - other.points)[:, kind]
+    g = units.starts.size
+    squares = ((apart - apart.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    half = stats.t.ppf((1 + level) / 2, g - 1) * np.sqrt((g - 1) / g * squares)
+    return found, found - half, found + half

@@ -29,7 +29,8 @@ class SubspacesSpec(Frozen):
     takes entry i mod n of both. `where` says which prompts are used, None all. At most `fit` of them from the
     train split build bases, and at most `evaluate` of the validation split carry the label. `template` is how
     prompts under a persona are rendered: as the study's, or "chat" or "plain" where those without one are
-    not. `candidates` is a
+    not. `probe` are the prompts that carry the label instead: a set of their own (questions to be answered
+    with yes or no, say), of either split, and none that `where` has in train. `candidates` is a
     Python file with a user's own candidates; it enters the fingerprint by its content.
     """
 
@@ -41,6 +42,7 @@ class SubspacesSpec(Frozen):
     evaluate: int = Field(default=40, ge=2, le=1_000_000)
     candidates: LocalPath | None = None
     template: Literal["prompts", "chat", "plain"] = later("prompts")
+    probe: PromptFilter | None = later(None)
 
     @field_validator("positive", "negative")
     @classmethod

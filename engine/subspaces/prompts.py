@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from engine.errors import PromptsError
-from engine.prompts.spec import PromptsSpec
+from engine.prompts.spec import PromptFilter, PromptsSpec
 from engine.prompts.table import matches
 from engine.prompts.tokens import encode
 from engine.study.subspaces import SubspacesSpec
@@ -82,38 +82,48 @@ def choose_rows(table: pl.DataFrame, spec: SubspacesSpec, seed: int) -> tuple[np
     """Rows of the prompts that build bases, and of those that carry the label; drawn where there are more.
 
     Raises:
-        PromptsError: `where` names what no prompt has, or leaves fewer than two of either.
+        PromptsError: `where` or `probe` names what no prompt has, or leaves fewer than two of either.
     """
-    keep = pl.Series([True] * table.height) if spec.where is None else _matching(table, spec)
+    keep = _matching(table, spec.where, "where")
+    train = keep & (table["split"] == "train")
+    held, named = keep & (table["split"] == "validation"), "where"
+    if spec.probe is not None:
+        held, named = _matching(table, spec.probe, "probe") & ~train, "probe"
     rng = np.random.default_rng(seed)
     found = []
-    for split, most, key in (("train", spec.fit, "fit"), ("validation", spec.evaluate, "evaluate")):
-        rows = np.flatnonzero((keep & (table["split"] == split)).to_numpy())
+    for chosen, most, key, by in (
+        (train, spec.fit, "fit", "where"),
+        (held, spec.evaluate, "evaluate", named),
+    ):
+        rows = np.flatnonzero(chosen.to_numpy())
         if len(rows) < 2:
+            of = {"fit": "of the train split", "where": "of the validation split"}
             raise PromptsError(
                 f"There are too few prompts to {key} subspace scores.",
-                expected=f"at least 2 of the {split} split"
-                + (" that subspaces.where matches" if spec.where else ""),
+                expected=f"at least 2 {of.get(key) or of.get(by) or 'that build no bases'}"
+                + (f" that subspaces.{by} matches" if getattr(spec, by) else ""),
                 given=f"{len(rows)} of {table.height}",
-                next_step="widen subspaces.where, or add prompts.",
+                next_step=f"widen subspaces.{by}, or add prompts.",
             )
         found.append(np.sort(rng.permutation(rows)[:most]))
     return found[0], found[1]
 
 
-def _matching(table: pl.DataFrame, spec: SubspacesSpec) -> pl.Series:
-    assert spec.where is not None
-    for column, values in (("category", spec.where.category), ("language", spec.where.language)):
+def _matching(table: pl.DataFrame, wanted: PromptFilter | None, key: str) -> pl.Series:
+    """Which prompts a filter of `[subspaces]` keeps; all without one."""
+    if wanted is None:
+        return pl.Series([True] * table.height)
+    for column, values in (("category", wanted.category), ("language", wanted.language)):
         known = set(table[column].drop_nulls())
         unknown = sorted(set(values) - known)
         if unknown:
             raise PromptsError(
-                f"subspaces.where names a {column} that no prompt has.",
+                f"subspaces.{key} names a {column} that no prompt has.",
                 expected=", ".join(sorted(known)) or f"prompts with a {column}",
                 given=repr(unknown[0]),
-                next_step=f"correct subspaces.where.{column}.",
+                next_step=f"correct subspaces.{key}.{column}.",
             )
-    return matches(table, spec.where)
+    return matches(table, wanted)
 
 
 def subspace_prompts(

@@ -23,6 +23,7 @@ from engine.lab.rows import row_of
 from engine.models.loading import LoadedModel
 from engine.models.sites import record
 from engine.passes.capture import forward_hidden
+from engine.passes.decoding import Decoder
 from engine.passes.generate import generate
 from engine.patching.tables import token_text
 from engine.tokenwise.spec import Tokenwise
@@ -60,27 +61,22 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
         whether it `ended` by itself.
 
     Raises:
-        PatchError: no such prompt; models whose tokens of it differ; a prompt that is too long for memory.
+        PatchError: no such prompt; models whose tokens of it differ; a prompt that is too long for memory, or
+            with its reply for the context, before anything is run.
         PromptsError: a typed prompt that can't be rendered, or doesn't fit into the context.
         JobError: cancelled between the models.
     """
-    ids = [_ids(spec, lab, model) for model in spec.models()]
-    if list(ids[0]) != list(ids[1]):
-        raise PatchError(
-            "The two models read this prompt as different tokens.",
-            expected="the same token ids in both",
-            given=f"{len(ids[0])} tokens of {spec.target}, {len(ids[1])} of {spec.source}",
-            next_step="choose two models of one tokenizer.",
-        )
+    ids = _ids_of_both(spec, lab)
+    _check_room(spec, lab, ids)
     found: dict[str, Reading] = {}
     replies: list[dict[str, Any]] = []
     for number, model in enumerate(dict.fromkeys(spec.models())):
         if lab.should_stop():
             raise JobError("The experiment was cancelled.", next_step="Run it again.")
-        lab.report(done=number, total=2, message=f"{len(ids[0])} tokens through {model}")
-        found[model] = read(lab.model(model), ids[0], spec, model, lab.tokenizer(model))
+        lab.report(done=number, total=2, message=f"{len(ids)} tokens through {model}")
+        found[model] = read(lab.model(model), ids, spec, model, lab.tokenizer(model))
         if spec.reply:
-            replies.append({"model": model, **_reply(lab, model, ids[0], spec.reply)})
+            replies.append({"model": model, **_reply(lab, model, ids, spec.reply)})
     target, source = found[spec.target], found[spec.source]
     if target.log_probs.shape != source.log_probs.shape:
         raise PatchError(
@@ -89,11 +85,11 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
             given=f"{target.log_probs.shape[1]} and {source.log_probs.shape[1]}",
         )
     rounding = measured(lab, spec.models())
-    table = _tokens(spec, ids[0], target, source, lab.tokenizer(spec.target))
+    table = _tokens(spec, ids, target, source, lab.tokenizer(spec.target))
     worst = int(table["kl"].arg_max() or 0)
     summary = {
         "prompt": spec.named,
-        "tokens": len(ids[0]),
+        "tokens": len(ids),
         "worst": worst,
         "kl": float(table["kl"][worst]),
         "floor": kl_floor(rounding),
@@ -110,10 +106,29 @@ def run(spec: Tokenwise, lab: Lab) -> ExperimentResult:
     return ExperimentResult(summary, tables)
 
 
+def _ids_of_both(spec: Tokenwise, lab: Lab) -> list[int]:
+    """Token ids of the prompt; PatchError where the models read others."""
+    one, other = (_ids(spec, lab, model) for model in spec.models())
+    if list(one) != list(other):
+        raise PatchError(
+            "The two models read this prompt as different tokens.",
+            expected="the same token ids in both",
+            given=f"{len(one)} tokens of {spec.target}, {len(other)} of {spec.source}",
+            next_step="choose two models of one tokenizer.",
+        )
+    return one
+
+
 def _ids(spec: Tokenwise, lab: Lab, model: str) -> list[int]:
     if spec.typed:
         return lab.typed(model, spec.typed, system=spec.system, raw=spec.raw)
     return lab.token_ids(model, [row_of(lab.prompts, spec.prompt)])[0]
+
+
+def _check_room(spec: Tokenwise, lab: Lab, ids: Sequence[int]) -> None:
+    """PatchError for a prompt that leaves no room for the reply, in either model."""
+    for model in dict.fromkeys(spec.models()) if spec.reply else ():
+        Decoder(lab.model(model), [ids], (None,), spec.reply - 1)
 
 
 def _reply(lab: Lab, model: str, ids: Sequence[int], most: int) -> dict[str, Any]:

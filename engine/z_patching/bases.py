@@ -14,8 +14,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.ard.spec import Ard
-from engine.ard.spectrum import conclusion, judged, spectrum, surviving
+from engine.ard.spec import Ard, categories
+from engine.ard.spectrum import conclusion, judged, spectrum, surviving, with_least_p
 from engine.errors import PatchError
 from engine.geometry.kernels import head_kernels
 from engine.geometry.z import multi_head_basis, random_basis
@@ -118,7 +118,7 @@ def fitted(wanted: Ard, lab: Lab) -> tuple[Array, dict[str, Any]]:
         )
     table = result.tables["table"].filter(pl.col("draw") == 0).sort("dimension")
     logs: Array = table["log10_lengthscale"].to_numpy() * np.log(10.0)
-    p = judged(row["held_out"])
+    p = judged(with_least_p(row["held_out"], categories(wanted.to_json(), lab.prompts)))
     found = conclusion(spectrum(logs).kind, collapsed=False, p=p)
     under = int(surviving(logs)[0].sum())
     about = {"run_id": run_id, "layer": wanted.layer, "fit": wanted.describe(), "found": found, "p": p}

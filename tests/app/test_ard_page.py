@@ -100,7 +100,7 @@ def test_a_stored_run_opens_by_itself(opened: Opened) -> None:
 
 def test_counts_are_those_of_the_engine(opened: Opened) -> None:
     selection = view(opened, rule="fixed", cut=0.2)
-    fit = ard_queries.fit_of(stored(opened, ard_view.experiment_of(opened, selection)))
+    fit = ard_queries.fit_of(stored(opened, ard_view.experiment_of(opened, selection)), opened.store.prompts)
     kept, limit = surviving(fit.log_lengthscales, "fixed", 0.2)
     table = ard_queries.layers_table([fit], selection)
     assert table["under"].item() == kept.sum()
@@ -126,7 +126,7 @@ def test_counts_are_those_of_the_engine(opened: Opened) -> None:
 @pytest.mark.parametrize("rule", ["outlier", "mixture", "median"])
 def test_no_threshold_is_read_off_a_collapsed_fit(opened: Opened, rule: str) -> None:
     selection = view(opened, rule=rule)
-    fit = ard_queries.fit_of(stored(opened, ard_view.experiment_of(opened, selection)))
+    fit = ard_queries.fit_of(stored(opened, ard_view.experiment_of(opened, selection)), opened.store.prompts)
     gone = dataclasses.replace(fit, row={**fit.row, "collapsed": True})
     panel = ard_panels.sorted_panel(opened, gone, selection)
     check([panel])
@@ -190,7 +190,16 @@ def test_the_growing_curve_is_read_from_the_running_job(opened: Opened) -> None:
     assert ard_view.growing([dataclasses.replace(job, partial=None)]) is None
 
 
-def made(found_kind: str, layer: int = 0, p: float | None = 0.001, **changes: Any) -> ard_queries.Fit:
+NO_CATEGORIES = pl.DataFrame({"id": ["a"]})
+
+
+def made(
+    found_kind: str,
+    layer: int = 0,
+    p: float | None = 0.001,
+    prompts: pl.DataFrame = NO_CATEGORIES,
+    **changes: Any,
+) -> ard_queries.Fit:
     """A fit of 64 dimensions as it would be stored: 12 small lengthscales, or all alike."""
     rng = np.random.default_rng(layer)
     logs = np.where(np.arange(64) < 12, rng.normal(0.2, 0.1, 64), rng.normal(2.5, 0.2, 64))
@@ -202,7 +211,7 @@ def made(found_kind: str, layer: int = 0, p: float | None = 0.001, **changes: An
     table = pl.DataFrame(
         {"draw": 0, "dimension": range(64), "log10_lengthscale": logs, "energy": pl.Series([0.1] * 64)}
     )
-    return ard_queries.fit_of(JobResult(condition, {"fits": [row]}, {"table": table}))
+    return ard_queries.fit_of(JobResult(condition, {"fits": [row]}, {"table": table}), prompts)
 
 
 def title(fit: ard_queries.Fit) -> str:
@@ -246,6 +255,17 @@ def test_too_few_problems_are_not_tested_rather_than_not_found() -> None:
     single = made("bimodal", held_out={**four, "n": 9, "p": 0.001, "least_p": 1.0})
     assert single.found() == "not tested"
     assert "of one category, where there are several) are too few to test it on: noise" in title(single)
+
+
+def test_older_runs_of_single_problems_of_a_category_are_not_tested() -> None:
+    """They keep no least p: problems that can't be permuted within their categories tell nothing."""
+    two = pl.DataFrame({"category": ["sum", "area"]})
+    assert made("bimodal").found() == "bimodal"
+    assert made("bimodal", prompts=two).found() == "not tested"
+    assert made("bimodal", prompts=two[:1]).found() == "bimodal"
+    within = {**made("bimodal").row["held_out"], "p_within": 0.003}
+    within.pop("least_p")
+    assert made("bimodal", prompts=two, held_out=within).found() == "bimodal"
 
 
 def test_blocks_looked_at_together_are_adjusted_together() -> None:
@@ -347,7 +367,7 @@ def test_overlap_with_z_from_cold_starts_and_from_z_itself(own_store: Path) -> N
     row = cold.table.row(0, named=True)
     basis = multi_head_basis(*(store.array(f"weights/base/kernel_{n}")[LAYER] for n in ("right", "sigma")), 4)
     fit = ard_queries.fit_of(
-        stored(opened, ard_view.experiment_of(opened, view(opened, k=4, penalty="0.01")))
+        stored(opened, ard_view.experiment_of(opened, view(opened, k=4, penalty="0.01"))), store.prompts
     )
     kept, _ = fit.surviving(view(opened))
     wanted = energy_overlap(kept, (basis**2).sum(axis=1), 4)

@@ -13,6 +13,7 @@ from app.charts.bars import interval_bars
 from app.charts.grids import layer_heatmap
 from app.charts.matrix import matrix, robust_ends
 from app.charts.palette import DARK, LIGHT, Palette
+from app.charts.spec import angle_of
 from app.charts.template import Chart
 from app.frame import export
 
@@ -246,3 +247,25 @@ def test_many_names_stand_upright_and_none_lies_over_another(count: int) -> None
         turned = [("rotate(-90" in text) for text in texts if "im_start" in text]
         assert turned
         assert set(turned) == {count > 3}
+
+
+def test_names_stand_upright_where_a_narrow_window_has_no_room() -> None:
+    """Few long ones too, else all but the first and the last are left out."""
+    assert angle_of(["a", "b", "c"]) == 0
+    assert angle_of(()) == 0
+    tokens = [f"{i} “␣apples”" for i in range(10)]
+    found = angle_of(tokens)
+    assert isinstance(found, dict)
+    room = 6.2 * len(tokens[0]) + 4
+    assert found["expr"] == f"width / 10 < {room} ? -90 : 0"
+    assert 330 / 10 < room < 1200 / 10, "upright on a telephone, level in a wide window"
+
+
+def test_the_name_of_a_line_is_read_over_a_bar() -> None:
+    """Under its letters lie the same ones, outlined in the page's colour."""
+    layers = bars().spec()["layer"]
+    named = [one for one in layers if one["encoding"].get("text", {}).get("field") == "label"]
+    halo, name = (one["mark"] for one in named)
+    assert (halo["stroke"], halo["strokeWidth"]) == (LIGHT.page, 4)
+    assert name["color"] == LIGHT.text
+    assert "stroke" not in name

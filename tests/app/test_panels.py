@@ -25,7 +25,7 @@ from app.residual_updates import tables as update_queries
 from app.similarity import panels as similarity
 from engine.geometry.z import multi_head_basis
 from engine.residual_updates.numbers import chance_ratio
-from engine.similarity.cka import linear_cka
+from engine.similarity.cka import gram, linear_cka, permutation_null
 from store.reader import Store
 
 ROUNDING = 1e-6
@@ -108,6 +108,55 @@ def test_unrelated_pairing_gives_the_null_not_one(opened: Opened, chosen: Select
     null = queries.cka_null(opened, chosen, "resid_post")
     assert (null["high"] < 0.8).all()
     assert (null["p"] <= 0.05).all()
+
+
+def with_prompts(opened: Opened, name: str, prompts: pl.DataFrame) -> Opened:
+    """The same store, whose prompts say something else of themselves."""
+    store = type("Told", (Store,), {"prompts": prompts})(Path(opened.path))
+    return dataclasses.replace(opened, path=f"{opened.path}?{name}", store=store)
+
+
+def test_wrong_pairings_stay_within_language_and_category(opened: Opened, chosen: Selection) -> None:
+    """What categories have in common is no shared geometry: two unrelated models look alike across them."""
+    rng, n = np.random.default_rng(0), 48
+    category = np.repeat(np.arange(4), 12)
+    one, two = (3 * rng.normal(size=(4, 12))[category] + rng.normal(size=(n, 12)) for _ in range(2))
+    grams = [gram(x) for x in (one, two)]
+    loose = permutation_null(*grams, n_draws=199)
+    assert loose.observed > loose.high  # where pairings cross categories, this is called shared
+    prompts = pl.DataFrame({"category": [f"c{i}" for i in category], "language": ["en"] * n})
+    labels, within = queries.kinds(with_prompts(opened, "kinds", prompts), np.arange(n))
+    assert within == "category"
+    held = permutation_null(*grams, roles=labels, n_draws=199)
+    assert held.low < held.observed < held.high
+    both = queries.kinds(opened, np.arange(2 * 24))
+    assert both[1] == "language and category"
+    table = prompts_table()
+    wanted = table.select(pl.concat_str("language", "category", separator="\n"))[:, 0].to_list()
+    assert both[0] is not None
+    assert both[0].tolist() == wanted
+    single = prompts.with_columns(category=pl.Series([f"c{i // 2}" for i in range(n)]))
+    few = with_prompts(opened, "few", single[:4])
+    assert queries.kinds(few, np.arange(4))[1] == ""  # two categories of two: four orders tell nothing
+    assert "paired wrongly within their language and category" in make(opened, chosen, "cka").caption
+
+
+def test_many_categories_are_drawn_whole(opened: Opened, chosen: Selection) -> None:
+    """Intervals of CKA and R draw categories of which there are 20, as those of patches do."""
+    assert queries.unit_said(opened, ("all", "all", "all")) == "pair"
+    table = prompts_table()
+    of = table.with_columns(category=pl.concat_str(pl.lit("t"), pl.int_range(pl.len()) // 2 % 22))
+    clustered = with_prompts(opened, "clusters", of)
+    assert queries.unit_said(clustered, ("all", "all", "all")) == "category cluster"
+    drawn = queries.units(clustered, np.arange(of.height))
+    assert drawn is not None
+    assert len(set(drawn.tolist())) == 22
+    assert [len(set(drawn[np.array(of["category"] == name)].tolist())) for name in ("t0", "t21")] == [1, 1]
+    panel = similarity.curve_panel(clustered, chosen)
+    assert "bootstrap over category clusters" in panel.caption
+    plain = make(opened, chosen, "cka")
+    assert values(panel, "debiased") == pytest.approx(values(plain, "debiased"), abs=ROUNDING)
+    assert panel.table["low"].to_list() != plain.table["low"].to_list()
 
 
 def test_a_block_without_a_null_does_not_hide_the_range_of_the_others(

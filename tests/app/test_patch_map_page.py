@@ -13,6 +13,7 @@ from planted_store import CHECKS
 from streamlit.testing.v1 import AppTest
 
 from app.charts.palette import DARK, LIGHT
+from app.escape import inert
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import HEADING
 from app.frame.selection import Selection, changed, defaults, parse, to_params
@@ -134,8 +135,8 @@ def test_links_that_name_nothing_fall_back_and_answers_are_read(opened: Opened) 
         with pytest.raises(PatchError, match="can't be read"):
             view.answers_of(text)
     assert view.planned(opened, chosen(opened)) == [usual]
-    alone = chosen(opened, b="base", receiving=usual.prompt, donor=usual.prompt)
-    assert view.planned(opened, alone) == [], "a prompt put into itself"
+    picked = chosen(opened, receiving=usual.donor, donor=usual.donor, compared="a", unrelated=3)
+    assert view.planned(opened, picked) == [usual.model_copy(update={"nulls": 3})], "whatever is looked at"
 
 
 class Stored:
@@ -281,3 +282,14 @@ def test_the_last_token_is_told_with_the_block_that_it_keeps_from() -> None:
     assert "no more of the change than unrelated" in words.profile_title("a", None, nulls(1.2), SUMMARY)
     assert "less than half" in words.profile_title("a", None, nulls(0.2), SUMMARY)
     assert "from the first block on" in words.profile_title("a", (0, 0.5), nulls(0.2), SUMMARY)
+
+
+def test_ids_and_answers_in_a_caption_show_as_they_are(opened: Opened, languages: JobResult) -> None:
+    """Markdown's marks in them set nothing in italics: captions are Markdown of Patchbay's own."""
+    condition = languages.condition | {"prompt": "sum *one* of", "donor": "_two_ and `three`"}
+    summary = languages.summary | {"answers": [" *yes*", "no"]}
+    made = panels.panels(opened, JobResult(condition, summary, languages.tables), chosen(opened))
+    said = inert(made[0].caption)
+    assert "sum \\*one\\* of" in said
+    assert "\\_two\\_ and \\`three\\`" in said
+    assert "“␣\\*yes\\*”" in said

@@ -240,6 +240,15 @@ def test_titles_tell_what_train_chose_and_validation_measured() -> None:
     assert say.path_title(table, summary).startswith(
         "No smaller rank is shown to come up to rank 3 of 8: drop"
     )
+    table, summary = sweep({"k": 3, "alpha": 1.0}, {"k": 1, "alpha": 1.0})
+    wide = pl.when(pl.col("k") == 1).then(pl.col("value") - 45).otherwise("low")
+    title = say.path_title(table.with_columns(low=wide), summary)
+    assert title == "No smaller rank is shown to come up to rank 3 of 8: drop 60 % (55 to 65) at α = 1"
+    below = [(-pl.col(c)).alias(d) for c, d in (("value", "value"), ("low", "high"), ("high", "low"))]
+    title = say.path_title(table.with_columns(below), summary)
+    assert (
+        title == "No rank lowers KL below the moment-matched patch: the best on train, 3, −60 % (−65 to −55)"
+    )
     summary["truncated"] |= {"reason": "the raw patch changes nothing", "smallest": None}
     for title in (say.map_title(table, summary), say.path_title(table, summary)):
         assert title == "There is no share to tell: the raw patch changes nothing"

@@ -38,7 +38,7 @@ def test_before_the_click_the_page_says_what_there_will_be(open_app: Open, plant
     app = open_app(planted, "report")
     said = text(app)
     assert "Not made yet" in said
-    assert "base and tuned, resid_post at last_content, all prompts" in said
+    assert "base and tuned, resid_post at the last content token, all prompts" in said
     assert button(app).label == "Make the report"
     assert "Something went wrong" not in said
 
@@ -70,7 +70,7 @@ def test_other_settings_need_another_report(open_app: Open, own_store: Path) -> 
     app.query_params["position"] = "mean"
     app.run()
     assert "Not made yet" in text(app)
-    assert "at mean" in text(app)
+    assert "at the mean over content" in text(app)
 
 
 def test_an_untrusted_store_gives_no_report(open_app: Open, tmp_path: Path) -> None:

@@ -14,8 +14,13 @@ from app.live.lab import StoreLab
 from app.live.model_cache import ModelCache
 from engine.errors import PatchError
 from engine.kinds import experiment_from_json
+from engine.lab.experiment import resampling_groups, train_rows
+from engine.models.sites import Site
+from engine.patching.mapped_spec import MappedPatch
 from engine.patching.run_patch import run as run_patch
 from engine.patching.spec import Condition
+from engine.patching.vectors import fitted
+from engine.transport.named import MapSpec
 
 DRAW = "sample(k=3,skip_last=1,draw=2)"
 MANY = "sample(k=3,skip_last=1)"
@@ -71,6 +76,59 @@ def test_cka_maps_and_patches_take_a_draw(opened: Opened) -> None:
         np.testing.assert_array_equal(lab.places(model, DRAW, range(len(stored))), stored)
         unstored = DRAW.replace("draw=2", "draw=1")
         assert (lab.places(model, unstored, range(len(stored))) <= stored).all()
+
+
+def test_a_map_is_fitted_on_every_draw_of_both_tokenizers(opened: Opened) -> None:
+    """As on the stored rows of the whole sample, which are pairs; it is read from there."""
+    lab = StoreLab(opened.store, ModelCache("cpu"), lambda **_: None, lambda: False)
+    ridge = MapSpec(method="RidgeTransport")
+    where = {"target": "other", "source": "base", "component": "resid_post", "layer": 2}
+    wanted = MappedPatch(**where, position="decision", map=ridge, fitted_at=MANY)
+    assert experiment_from_json(wanted.to_json()) == wanted
+    assert "fitted_at" not in MappedPatch(**where, position="decision", map=ridge).to_json()
+    found = fitted(lab, wanted, ridge)
+    train = train_rows(opened.store.prompts)
+    tokens = [opened.store.table(f"positions-{model}")[MANY].to_list() for model in ("base", "other")]
+    starts = [opened.store.row_index(m, MANY)["row_start"].to_list() for m in ("base", "other")]
+    rows: tuple[list[int], list[int]] = ([], [])
+    groups = []
+    for prompt, group in zip(train.tolist(), resampling_groups(opened.store.prompts[train]), strict=True):
+        pairs = list(zip(tokens[0][prompt], tokens[1][prompt], strict=True))
+        once = [i for i, pair in enumerate(pairs) if i == 0 or pair != pairs[i - 1]]
+        for side in (0, 1):
+            rows[side].extend(starts[side][prompt] + i for i in once)
+        groups += [group] * len(once)
+    assert len(groups) > train.size, "most prompts have several words"
+    sides = [
+        opened.store.activations(model, "resid_post", 2, MANY, rows=at)
+        for model, at in zip(("base", "other"), rows, strict=True)
+    ]
+    plain = ridge.build(None, wanted.seed, None).fit(*sides, groups=np.array(groups))  # type: ignore[arg-type]
+    at_decision = lab.activations("base", Site("resid_post", 2), "decision", train)
+    np.testing.assert_allclose(found.map.predict(at_decision), plain.predict(at_decision), atol=1e-4)
+    np.testing.assert_array_equal(found.x, at_decision)
+    usual = fitted(lab, wanted.model_copy(update={"fitted_at": ""}), ridge)
+    assert np.abs(usual.map.predict(at_decision) - found.map.predict(at_decision)).max() > 1e-3
+    first = DRAW.replace("draw=2", "draw=1")
+    index = opened.store.row_index("other", MANY)["row_start"].to_numpy()
+    kept = opened.store.activations("other", "resid_post", 2, MANY, rows=index)
+    np.testing.assert_array_equal(
+        lab.activations("other", Site("resid_post", 2), first, range(len(kept))), kept
+    )
+    assert lab.origin("other", Site("resid_post", 2), first).startswith("stored")
+
+
+@pytest.mark.parametrize("name", [DRAW, "decision", "nonsense", "sample(k=0)"])
+def test_maps_are_fitted_at_whole_samples_alone(name: str) -> None:
+    with pytest.raises(PatchError, match=r"sample\(k=16,skip_last=4\)"):
+        MappedPatch(
+            target="other",
+            source="base",
+            component="resid_post",
+            layer=2,
+            position="decision",
+            fitted_at=name,
+        )
 
 
 def test_the_sample_itself_is_refused_with_what_to_do(opened: Opened) -> None:

@@ -137,6 +137,31 @@ def test_a_typed_prompt_is_not_quoted_where_it_could_be_read_as_markdown(
     assert any("no settings for it" in one.value for one in at.caption)
 
 
+def test_nothing_typed_is_said_to_be_nothing(path: Path, open_app: Callable[..., AppTest]) -> None:
+    at = open_app(path, "tokenwise", a="base", b="tuned")
+    next(b for b in at.button if b.label == "Take this prompt").click()
+    at.run()
+    assert [one.value for one in at.error] == [
+        "Nothing is typed: write the text of a prompt first, then take it."
+    ]
+    assert "typed" not in at.query_params
+
+
+def test_a_study_has_the_first_prompt_whatever_is_looked_at(opened: Opened) -> None:
+    usual = view.asked(opened, chosen(opened))
+    typed = chosen(opened, typed="p0 w1", system="Be brief.", wrapped="chat", reply=8)
+    assert view.planned(opened, typed) == [usual]
+    assert view.planned(opened, chosen(opened, prompt=opened.store.prompts["id"][-1])) == [usual]
+
+
+def test_streams_are_apart_beyond_the_noise_of_the_same_state() -> None:
+    """State 2 lies above its own noise, below that of the noisiest state."""
+    said = words.states_title("tuned", "base", [0.0, 0.001, 0.05, 0.4], [1e-6, 0.002, 0.01, 0.1])
+    assert said == "tuned's stream leaves base's at state 2; farthest at state 3: 40 % of its length"
+    said = words.states_title("tuned", "base", [0.0, 0.001, 0.009, 0.09], [1e-6, 0.002, 0.01, 0.1])
+    assert said == "The streams of tuned and base are equal but for rounding at every token"
+
+
 def test_a_typed_prompt_is_taken_run_and_left_again(
     path: Path, opened: Opened, open_app: Callable[..., AppTest]
 ) -> None:
@@ -194,10 +219,10 @@ def test_titles() -> None:
     assert words.lens_title("m", [1, 3], "c").endswith("from state 1 of 1 on")
     twin = words.kl_title("tuned", "base", ROW | {"next_source": "5"}, 0)
     assert twin.endswith("“5” in place of “5”"), "two tokens of one text are two"
-    assert "equal but for rounding" in words.states_title("t", "b", [0.0, 1e-7], 1e-6)
-    title = words.states_title("t", "b", [0.0, 0.1, 0.3, 0.2], 1e-6)
+    assert "equal but for rounding" in words.states_title("t", "b", [0.0, 1e-7], [1e-6] * 2)
+    title = words.states_title("t", "b", [0.0, 0.1, 0.3, 0.2], [1e-6] * 4)
     assert title == "t's stream leaves b's at state 1; farthest at state 2: 30 % of its length"
-    assert words.states_title("t", "b", [0.0, 1.37], 1e-6).endswith("137 % of its length")
+    assert words.states_title("t", "b", [0.0, 1.37], [1e-6] * 2).endswith("137 % of its length")
     table = pl.DataFrame({"model": ["a", "b"], "text": ["x", "y"]})
     assert words.replies_title(table) == "a and b go on differently"
     assert words.replies_title(table.with_columns(text=pl.lit("x"))).endswith("with the same words")

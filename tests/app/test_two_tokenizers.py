@@ -19,10 +19,13 @@ from app.frame.opened import Opened, read_facts
 from app.frame.selection import defaults, update
 from app.heads import view as heads_view
 from app.live.headless import run_all
+from app.patch_map import view as patch_map_view
 from app.patching import table as patch_table
 from app.rank import view as rank_view
 from app.report.command import report
 from app.steering import view as steering_view
+from app.tokenwise import view as tokenwise_view
+from app.tokenwise.prompt import read_alike
 from store.reader import Store
 from store.runs import RunLog
 
@@ -72,6 +75,16 @@ def test_every_page_works(open_app: Open, store: Path, page: str) -> None:
     assert not app.exception, [e.value for e in app.exception]
     assert "Something went wrong" not in said
     assert "Traceback" not in said
+
+
+def test_what_reads_both_models_token_by_token_is_not_offered(store: Path) -> None:
+    opened = opening(store)
+    two = update(defaults(opened.facts), opened.facts, **PAIR)
+    assert tokenwise_view.planned(opened, two) == []
+    assert not read_alike(opened, ("base", "other"), opened.store.prompts["id"].to_list())
+    assert read_alike(opened, ("base", "base"), opened.store.prompts["id"].to_list())
+    within = patch_map_view.planned(opened, two)
+    assert all(one.source == one.target for one in within)
 
 
 def test_the_tokenizers_differ_and_tokens_are_matched_by_string(store: Path) -> None:

@@ -103,6 +103,27 @@ def test_the_start_token_is_bos_or_without_one_eos() -> None:
     assert made(chat).start == chat.eos_token_id
 
 
+def test_a_second_set_of_prompts_carries_the_label() -> None:
+    """Of either split, without those that build bases; nothing else changes."""
+    table = prompts(30)
+    plain = SubspacesSpec.model_validate(SPEC.model_dump() | {"where": {"category": "a"}})
+    spec = SubspacesSpec.model_validate(plain.model_dump() | {"probe": {"category": "b"}})
+    fit, evaluate = choose_rows(table, spec, 0)
+    np.testing.assert_array_equal(fit, choose_rows(table, plain, 0)[0])
+    np.testing.assert_array_equal(evaluate, np.flatnonzero((table["category"] == "b").to_numpy()))
+    assert set(table["split"].gather(evaluate)) == {"train", "validation"}
+    assert "probe" not in plain.model_dump()
+    every = SubspacesSpec.model_validate(SPEC.model_dump() | {"probe": {"category": "b"}})
+    fit, evaluate = choose_rows(table, every, 0)
+    assert not set(fit.tolist()) & set(evaluate.tolist())
+    assert set(table["split"].gather(evaluate)) == {"validation"}, "train prompts build bases"
+    for probe, match in (({"category": "c"}, "subspaces.probe names a category"), ({"text": "^none"}, "few")):
+        wrong = SubspacesSpec.model_validate(SPEC.model_dump() | {"probe": probe})
+        with pytest.raises(PromptsError, match=match) as raised:
+            choose_rows(table, wrong, 0)
+        assert "subspaces.probe" in str(raised.value)
+
+
 def test_prompts_come_from_their_splits_and_categories() -> None:
     table = prompts(200)
     fit, evaluate = choose_rows(table, SPEC, 0)

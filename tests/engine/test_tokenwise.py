@@ -111,6 +111,16 @@ def test_a_model_beside_itself_differs_nowhere() -> None:
     assert found.summary["tokens"] == 5
 
 
+def test_a_reply_that_does_not_fit_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = pair("qwen3")
+    lab = lab_of({"base": base, "tuned": tuned})
+    monkeypatch.setattr("engine.tokenwise.run.read", lambda *_: pytest.fail("it was run"))
+    longest = min(base.max_length, 512)
+    room = longest - len(lab.ids["base"][0])
+    with pytest.raises(PatchError, match="longer than the model's positions reach"):
+        run(Tokenwise(target="tuned", source="base", prompt="p0", reply=room + 2), lab)
+
+
 def test_a_typed_prompt_and_what_either_model_says_to_it() -> None:
     """The same numbers as of a stored prompt, and the likeliest continuation token by token."""
     base, tuned = pair("qwen3")

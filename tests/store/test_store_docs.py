@@ -44,5 +44,5 @@ def test_the_layout_in_the_document_is_the_layout_on_disk(tmp_path: Path) -> Non
     documented = {line.split()[0].split("/")[0] for line in block[1].splitlines()}
     found = {path.name for path in (tmp_path / "store").iterdir() if not path.name.startswith(".")}
     assert found <= documented
-    later = {"runs", "maps", "subspaces"}  # with the first live result, the first map, and [subspaces]
+    later = {"runs", "maps", "notes", "subspaces"}  # with the first live result, map or note, and [subspaces]
     assert documented - found == later

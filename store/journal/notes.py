@@ -1,0 +1,113 @@
+"""Dated notes, kept in the store that they are about; nothing changes or removes one.
+
+    notes/<time>-<hash>.json    text, author, time, the run it is about, its store; sealed
+
+A note appears whole, so a torn write is never seen, and two writers have a file each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engine.errors import StoreError
+from store.files import seal, sha256, unseal
+from store.provenance import fingerprint_at
+from store.schema import NoteRecord, check
+from store.sources import Source, open_source
+
+NOTES = "notes"
+SUFFIX = ".json"
+LONGEST = 20_000
+"""Characters of a note; of its author's name `LONGEST_NAME`."""
+LONGEST_NAME = 200
+NEXT = "It can be deleted; the other notes stay as they are."
+
+
+@dataclass(frozen=True)
+class Note:
+    """One note. `created`: ISO time in UTC. `author`, `run`: "" where nobody, or no run, is named."""
+
+    note_id: str
+    created: str
+    author: str
+    text: str
+    run: str = ""
+
+
+class NoteLog:
+    """The notes of the store at `path`, a folder or a URL."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.source: Source = open_source(path)
+
+    def append(self, text: str, author: str = "", run: str = "") -> Note:
+        """Keeps a note, now.
+
+        Args:
+            text: any text. author: who writes it. run: the id of the run that it is about.
+
+        Raises:
+            StoreError: no text, one that is too long, disk full, or a place that can't be written to.
+        """
+        text, author = text.strip(), " ".join(author.split())
+        if not text or len(text) > LONGEST or len(author) > LONGEST_NAME:
+            raise StoreError(
+                "This note is not kept.",
+                expected=f"1 to {LONGEST} characters, and at most {LONGEST_NAME} of a name",
+                given=f"{len(text)} characters, a name of {len(author)}",
+                next_step="write something, or put a long text into a file and name it in the note.",
+            )
+        now = datetime.now(UTC)
+        record = {
+            "created": now.isoformat(timespec="milliseconds"),
+            "author": author,
+            "text": text,
+            "run": run,
+            "store": fingerprint_at(self.source),
+        }
+        data = seal(record)
+        note_id = f"{now:%Y%m%dT%H%M%S%f}-{sha256(data)[:8]}"
+        self.source.write(f"{NOTES}/{note_id}{SUFFIX}", [data])
+        return self.open(note_id)
+
+    def ids(self) -> list[str]:
+        """Ids of notes, oldest first; those of damaged ones too."""
+        return sorted(p.removesuffix(SUFFIX) for p in self.source.walk(NOTES) if self._is_note(p))
+
+    def open(self, note_id: str) -> Note:
+        """A note.
+
+        Raises:
+            StoreError: it is damaged, or of another store.
+        """
+        name = f"{self.source.name}/{NOTES}/{note_id}{SUFFIX}"
+        data = self.source.read(f"{NOTES}/{note_id}{SUFFIX}")
+        record = check(NoteRecord, unseal(data or b"", name, NEXT), name, NEXT)
+        if record.store != fingerprint_at(self.source):
+            raise StoreError(
+                f"{name} is of another store.",
+                expected=f"a note of the store {fingerprint_at(self.source)[:12]}",
+                given=f"one of the store {record.store[:12]}",
+                next_step=NEXT,
+            )
+        return Note(note_id, record.created, record.author, record.text, record.run)
+
+    def list(self) -> tuple[list[Note], list[str]]:
+        """The notes that are whole, oldest first, and what is wrong with others."""
+        notes, problems = [], []
+        for note_id in self.ids():
+            try:
+                notes.append(self.open(note_id))
+            except StoreError as error:
+                problems.append(str(error))
+        return notes, problems
+
+    def strays(self) -> Iterator[str]:
+        """Files below notes/ that are no note, by path inside it."""
+        return (path for path in self.source.walk(NOTES) if not self._is_note(path))
+
+    def _is_note(self, path: str) -> bool:
+        return "/" not in path and path.endswith(SUFFIX)
