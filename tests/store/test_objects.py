@@ -26,6 +26,7 @@ from synthetic_store import (
 
 import store.arrays
 from engine.errors import StoreError
+from store.journal.notes import NoteLog
 from store.layout import activation_name
 from store.manifest import verify
 from store.maps import MapLog
@@ -79,6 +80,16 @@ def test_the_bytes_are_the_local_ones(url: str, local: Path) -> None:
     assert verify(url) == []
     write_all(url)  # goes on with a finished store
     assert s3_server.objects(url) == s3_server.files(local)
+
+
+def test_notes_are_kept_there_too(url: str) -> None:
+    write_all(url)
+    log = NoteLog(url)
+    kept = [log.append("Looks right.", "Ada"), log.append("Again, with 答.")]
+    assert NoteLog(url).list() == (kept, [])
+    assert verify(url) == []
+    flip(url, f"notes/{kept[0].note_id}.json")
+    assert [problem.array for problem in verify(url)] == [f"notes/{kept[0].note_id}"]
 
 
 def test_everything_reads_as_it_was_written(url: str, local: Path) -> None:
