@@ -25,7 +25,7 @@ __all__ = ["admit", "is_loopback", "may", "require"]
 
 Role = Literal["run", "import"]
 DOING: dict[Role, str] = {
-    "run": "Starting and cancelling experiments, and writing notes",
+    "run": "Starting or cancelling experiments or writing notes",
     "import": "Saving, deleting and bringing in maps",
 }
 

@@ -17,6 +17,7 @@ from app.escape import plain  # noqa: E402
 from app.frame import controls  # noqa: E402
 from app.frame import opened as resources  # noqa: E402
 from app.frame import parts as components  # noqa: E402
+from app.tour import view as tour  # noqa: E402
 from app.tray import view as tray  # noqa: E402
 
 LOGO, ICON = (ROOT / "app" / f"{name}.svg" for name in ("logo", "icon"))
@@ -68,6 +69,7 @@ def main() -> None:
             tray.show(opened)
             below = st.container()
         components.forget_shown()
+        tour.show(opened, page.url_path)
         try:
             page.run()
             with below:

@@ -11,6 +11,7 @@ from app.frame.running import written_runs
 from app.overview import findings, panels
 from app.overview.analysis import OVERVIEW
 from app.report.own import not_stored
+from app.tour import view as tour
 
 opened = components.begin(OVERVIEW.title, OVERVIEW.question, blocking=False)
 chosen = controls.current()
@@ -18,6 +19,7 @@ trusted = opened.store.self_checks() and not failed_checks(opened.store)
 
 if trusted and chosen.a != chosen.b:
     screen.markdown(f"#### {plain(chosen.b)} beside {plain(chosen.a)}")
+    tour.invite(opened)
     with components.guard("overview: common origin"):
         for model in (m for m in (chosen.a, chosen.b) if m != opened.facts.models[0]):
             screen.caption(plain(related.sentence(opened, model)))
