@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _turn(item: pytest.Item) -> int:
     """Files of this folder itself first, then those of its folders, the quick ones last."""
+    if not item.path.is_relative_to(HERE):
+        return 1
     folder, *inside = item.path.relative_to(HERE).parts
     if not inside:
         return 0

@@ -72,7 +72,8 @@ def latex_bytes(table: pl.DataFrame) -> bytes:
     """The table as a LaTeX `tabular` with the rules of booktabs."""
     names, cells, cut = _printed(table, _latex, "$-$")
     columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
-    rows = [f"{' & '.join(row)} \\\\" for row in (names, *cells)]
+    # {} first: a row's end looks past the line for [ and *
+    rows = [f"{{}}{' & '.join(row)} \\\\" for row in (names, *cells)]
     body = ["\\toprule", rows[0], "\\midrule", *rows[1:], "\\bottomrule"]
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", *body, "\\end{tabular}"]
     return "\n".join([*lines, *([f"% {cut}"] if cut else []), ""]).encode()

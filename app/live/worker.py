@@ -88,6 +88,8 @@ class Worker:
         self._numbers, self._services = itertools.count(1), itertools.count(1)
         self._closing = False
         self._processes = [Process(device, runner, max_models, python_path, allow_code) for device in devices]
+        self._wanted = {process: process.device for process in self._processes}
+        self._followed: dict[Process, Execution] = {}
         self._threads = [
             threading.Thread(target=self._serve, args=(p,), name=f"worker-{p.device}", daemon=True)
             for p in self._processes
@@ -170,25 +172,23 @@ class Worker:
 
     @property
     def device(self) -> str:
-        """What the first process runs on: "auto" leaves it to the study."""
-        return self._processes[0].device
+        """What the first process runs on from its next job on: "auto" leaves it to the study."""
+        return self._wanted[self._processes[0]]
 
     def move(self, device: str) -> None:
-        """From the next job on, the first process runs on another device; its loaded models are dropped.
+        """The first process runs on another device from the next job on; its loaded models are dropped.
 
-        Raises JobError while anything runs or waits.
+        Raises JobError while anything runs or waits, also what nobody waits for any more.
         """
         with self._wake:
-            if self._active:
+            if self._queue or self._followed:
                 raise JobError(
                     "The device can't be changed while experiments run.",
-                    given=f"{len(self._active)} running or waiting",
+                    given=f"{len(self._queue) + len(self._followed)} running or waiting",
                     next_step="wait for them, or cancel them.",
                 )
-            process = self._processes[0]
-            if process.device != device:
-                process.stop()
-                process.device = device
+            self._wanted[self._processes[0]] = device
+            self._wake.notify_all()
 
     def process_ids(self) -> list[int]:
         """Ids of the processes that are running now."""
@@ -301,13 +301,18 @@ class Worker:
         """One device's bookkeeping thread: takes executions and follows them to their end."""
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._queue or self._closing)
+                self._wake.wait_for(lambda: self._queue or self._closing or self._is_moved(process))
                 if self._closing:
                     return
+            self._move(process)
+            with self._wake:
+                if not self._queue or self._is_moved(process):
+                    continue
                 execution = self._order()[0]
                 self._queue.remove(execution)
                 self._served[execution.owner] = next(self._services)
                 execution.state, execution.started = "running", time.time()
+                self._followed[process] = execution
                 if not process.alive:
                     execution.fields["message"] = "Starting the worker process."
                 self._wake.notify_all()
@@ -323,7 +328,17 @@ class Worker:
                 process.stop()
                 end = EndMessage(execution.number, "failed", error=text)
             with self._wake:
+                del self._followed[process]
                 self._take_end(execution, end)
+
+    def _is_moved(self, process: Process) -> bool:
+        return process.device != self._wanted[process]
+
+    def _move(self, process: Process) -> None:
+        """Ends a process that is to run on another device; only its own thread does."""
+        if self._is_moved(process):
+            process.stop()
+            process.device = self._wanted[process]
 
     def _take_end(self, execution: Execution, end: EndMessage) -> None:
         execution.outcome = end.outcome

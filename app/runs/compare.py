@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -20,8 +21,11 @@ from app.frame.stored import describe
 from app.live.jobs import JobResult
 from engine.errors import PatchbayError
 from engine.lab.beside import beside
+from engine.lab.units import CLUSTER
+from engine.stats.means import FEWEST
 
 LEVEL = 0.95
+UNITS = {CLUSTER: "the prompts of a category", "pair": "the prompts of a pair", "prompt": "prompts"}
 SHOWN = 3
 """Fields in which runs differ that name them; of more, their numbers do."""
 
@@ -35,10 +39,8 @@ def show(opened: Opened, run_ids: Sequence[str], runs: Sequence[JobResult]) -> N
     if why is not None:
         components.empty(*why)
         return
-    each = run_kinds.kind_of(runs[0].condition).each
-    assert each is not None
     try:
-        table = beside([each(run) for run in runs], level=LEVEL)
+        table = _beside(*runs)
     except PatchbayError as error:
         components.problem(error, "runs: compare")
         return
@@ -46,6 +48,13 @@ def show(opened: Opened, run_ids: Sequence[str], runs: Sequence[JobResult]) -> N
     figure = screen.selectbox("Figure", figures, key="compare-figure") if len(figures) > 1 else figures[0]
     models = tuple(dict.fromkeys(model for run in runs for model in models_of(run.condition)))
     components.show(opened, panel(table, names, figure, opened.path, run_ids, models))
+
+
+@lru_cache(maxsize=16)
+def _beside(*runs: JobResult) -> pl.DataFrame:
+    each = run_kinds.kind_of(runs[0].condition).each
+    assert each is not None
+    return beside([each(run) for run in runs], level=LEVEL)
 
 
 def not_comparable(conditions: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
@@ -110,15 +119,13 @@ def panel(
     """A figure's mean in every run; the title tells the last run's difference from the first."""
     own = table.filter(pl.col("figure") == figure)
     last = own.row(-1, named=True)
-    gap, low, high = (
-        words.minus(f"{last[c]:+.3g}") for c in ("difference", "difference_low", "difference_high")
-    )
     drawn = own.with_columns(name=pl.Series([names[run] for run in own["run"]]))
-    units = "" if last["units"] == last["n"] else f" ({last['units']} units: pairs are drawn together)"
+    wholes = f"{last['units']} units: {UNITS[last['unit']]} are drawn together"
+    units = "" if last["units"] == last["n"] else f" ({wholes})"
     others = "all differences from run 1 hold together" if len(names) > 2 else "paired"
     return Panel(
         name="compare",
-        title=f"{figure}: run {last['run'] + 1} − run 1 is {gap} ({low} to {high}) on {last['n']} prompts",
+        title=title(last),
         table=table,
         draw=lambda palette: forest(drawn, x_title=figure, palette=palette),
         code=code(path, run_ids),
@@ -131,6 +138,16 @@ def panel(
         models=models,
         clickable=False,
     )
+
+
+def title(last: Mapping[str, Any]) -> str:
+    """The last run's difference from the first, with its interval where there are units enough for one."""
+    gap, low, high = (
+        None if last[c] is None else words.minus(f"{last[c]:+.3g}")
+        for c in ("difference", "difference_low", "difference_high")
+    )
+    span = f"({low} to {high})" if low is not None else f"(an interval needs {FEWEST} units)"
+    return f"{last['figure']}: run {last['run'] + 1} − run 1 is {gap} {span} on {last['n']} prompts"
 
 
 def code(path: str, run_ids: Sequence[str]) -> str:

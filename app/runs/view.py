@@ -17,7 +17,7 @@ from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.analysis import Kind
 from app.frame.export import csv_bytes
-from app.frame.opened import Opened
+from app.frame.opened import Opened, report
 from app.frame.panel import typeset
 from app.frame.selection import Selection, defaults, update
 from app.frame.stored import describe, opened_run
@@ -80,6 +80,8 @@ def _finding(path: str, run_id: str, created: str, _opened: Opened) -> str:
         return panels[0].title if panels else ""
     except PatchbayError as error:
         return error.what
+    except Exception as error:  # one run's fault keeps no other from being listed
+        return f"It can't be shown here: error {report(error, 'runs: finding')}, see the log."
 
 
 def asked(opened: Opened, run: JobResult, selection: Selection) -> Selection:
@@ -132,29 +134,36 @@ def matching(listed: pl.DataFrame, typed: str, kind: str = "all") -> pl.DataFram
 
 
 def pick(listed: pl.DataFrame, open_now: Sequence[str]) -> None:
-    """Show the list; selected rows become the open runs."""
+    """Show the list; selected rows become the open runs, beside open ones that aren't listed."""
+    ids_listed = listed["run"].to_list()
+    # rows are told apart by their number, so another list is another widget
+    key = f"runs-list-{hash(tuple(ids_listed)) & 0xFFFFFFFF:x}"
 
     def selected() -> None:
-        rows = st.session_state["runs-list"]["selection"]["rows"]
-        controls.change(run=",".join(listed["run"][row] for row in rows if row < listed.height))
+        rows = [row for row in st.session_state[key]["selection"]["rows"] if row < len(ids_listed)]
+        kept = [run for run in open_now if run not in ids_listed]
+        controls.change(run=",".join([*kept, *(ids_listed[row] for row in rows)]))
 
-    screen.dataframe(
-        listed.drop("run"),
-        hide_index=True,
-        width="stretch",
-        on_select=selected,
-        selection_mode="multi-row",
-        key="runs-list",
-        row_height=ROW,
-        height=min(620, 40 + ROW * listed.height),
-        column_config={
-            "kind": st.column_config.TextColumn(width=130),
-            "experiment": st.column_config.TextColumn(width="medium"),
-            "finding": st.column_config.TextColumn(width="large"),
-            "made": st.column_config.TextColumn(width=140),
-        },
-        alt="Stored live results",
-    )
+    already = [ids_listed.index(run) for run in open_now if run in ids_listed]
+    with st.container(key="runs-list"):
+        screen.dataframe(
+            listed.drop("run"),
+            hide_index=True,
+            width="stretch",
+            on_select=selected,
+            selection_mode="multi-row",
+            selection_default={"selection": {"rows": already, "columns": [], "cells": []}},
+            key=key,
+            row_height=ROW,
+            height=min(620, 40 + ROW * listed.height),
+            column_config={
+                "kind": st.column_config.TextColumn(width=130),
+                "experiment": st.column_config.TextColumn(width="medium"),
+                "finding": st.column_config.TextColumn(width="large"),
+                "made": st.column_config.TextColumn(width=140),
+            },
+            alt="Stored live results",
+        )
     if open_now:
         named = ("run " if len(open_now) == 1 else "runs ") + ", ".join(open_now)
         screen.caption(f"Open: {plain(named)}.")

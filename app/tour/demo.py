@@ -28,22 +28,22 @@ STOPS = (
     Stop(
         "similarity",
         "Where do the two models part?",
-        "The curve is 1 as long as both say the same of every prompt. At which block does it leave 1? What was "
-        "changed lies there or before.",
+        "The curve is 1 as long as both say the same of every prompt. At which block does it leave 1? "
+        "What was changed lies there or before.",
         {**PAIR, "site": "resid_post", "position": "decision"},
     ),
     Stop(
         "difference_lens",
         "Which tokens does the change speak about?",
-        "Read the difference of the streams as tokens, from the first block that differs on. What does the model "
-        "say more often after this fine-tune?",
+        "Read the difference of the streams as tokens, from the first block that differs on. What does the "
+        "model say more often after this fine-tune?",
         {**PAIR, "position": "decision", "layer": 5},
     ),
     Stop(
         "patching",
         "Does one activation carry it?",
-        "Each site of the tuned model is replaced by the base's, brought over by a map. Which sites take the habit "
-        "away, and which do nothing?",
+        "Each site of the tuned model is replaced by the base's, brought over by a map. Which sites take "
+        "the habit away, and which do nothing?",
         {**PAIR, "position": "decision", "layer": 5, "site": "mlp_out"},
     ),
     Stop(
@@ -55,8 +55,8 @@ STOPS = (
     Stop(
         "weights",
         "What was planted?",
-        "The weights themselves. Compare with what was put there: a LoRA of rank 4 on the attention output of "
-        "heads 2 and 6 in block 4 and on the MLP output of block 5, nowhere else.",
+        "The weights themselves. Compare with what was put there: a LoRA of rank 4 on the attention output "
+        "of heads 2 and 6 in block 4 and on the MLP output of block 5, nowhere else.",
         PAIR,
     ),
 )

@@ -16,13 +16,15 @@ AUTO = "auto"
 CHOICE = "tray-device"
 SHOWN = 6
 """Jobs that are listed; of more, the number is told."""
-POLL_SECONDS = 1.0
+POLL_SECONDS, IDLE_SECONDS = 1.0, 8.0
+"""Between two looks at the server, while something runs or waits there and while nothing does."""
 
 
 def show(opened: Opened) -> None:
     """The tray, redrawn by itself while anything runs; nothing where a store has no models."""
     if opened.can_run:
-        st.fragment(run_every=POLL_SECONDS if _going() else None)(_tray)()
+        busy = bool(_going())
+        st.fragment(run_every=POLL_SECONDS if busy else IDLE_SECONDS)(_tray)(busy)
 
 
 def _going() -> list[JobStatus]:
@@ -31,9 +33,12 @@ def _going() -> list[JobStatus]:
     return sorted(going, key=lambda job: (job.state == "queued", job.ahead, job.submitted))
 
 
-def _tray() -> None:
+def _tray(busy: bool) -> None:
+    """The tray; what it polls by is chosen anew when the server has become busy, or idle."""
+    going = _going()
+    if bool(going) != busy:
+        st.rerun(scope="app")
     with components.guard("tray"):
-        going = _going()
         said = label(going, live_view.worker().device)
         tray = screen.expander(said, icon=":material/memory:", key="tray", on_change="rerun")
         if tray.open:
@@ -75,10 +80,11 @@ def _device(going: list[JobStatus]) -> None:
     from engine.models.checkpoint import devices  # torch, which a server that is only read need not import
 
     options, now = [AUTO, *devices()], live_view.worker().device
+    if st.session_state.get(CHOICE) != now:  # another session may have moved it
+        st.session_state[CHOICE] = now
     screen.selectbox(
         "Device",
-        options,
-        index=options.index(now) if now in options else 0,
+        options if now in options else [*options, now],
         key=CHOICE,
         on_change=_move,
         disabled=bool(going) or not access.may("run"),

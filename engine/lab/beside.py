@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from engine.errors import AnalysisError
-from engine.lab.experiment import resampling_groups
-from engine.stats.means import bootstrap_means
+from engine.lab.units import resampling_units, unit_name
+from engine.stats.means import FEWEST, bootstrap_means
 
 __all__ = ["KEYS", "beside", "shared_figures"]
 
@@ -20,6 +20,7 @@ SCHEMA = {
     "run": pl.Int64,
     "n": pl.Int64,
     "units": pl.Int64,
+    "unit": pl.String,
     **dict.fromkeys(("value", "low", "high"), pl.Float64),
     **dict.fromkeys(("difference", "difference_low", "difference_high"), pl.Float64),
 }
@@ -34,9 +35,9 @@ def beside(each: Sequence[pl.DataFrame], *, level: float = 0.95, seed: int = 0) 
     """Means of every shared figure in every run, and their differences from the first run, with intervals.
 
     Prompts are those that every run has a finite number of; validation prompts where there are any among
-    them, since runs choose amplitudes and heads on the others. A pair of prompts (`pair_id`) is drawn as a
-    whole. Intervals are studentised (`engine.stats.means`); those of a figure's differences hold together
-    for all other runs.
+    them, since runs choose amplitudes and heads on the others. What is drawn (`unit`) is what runs draw
+    themselves: pairs, or categories (`engine.lab.units`). Intervals are studentised (`engine.stats.means`); those of a
+    figure's differences hold together for all other runs. Fewer than 12 units have none.
 
     Args:
         each: a table for each run, one row per prompt: `id`, what there is of the other `KEYS`, figures.
@@ -74,10 +75,11 @@ def _figure(each: Sequence[pl.DataFrame], figure: str, level: float, seed: int) 
     if joined.height < 2:
         return []
     values = joined.select(str(number) for number in range(len(each))).to_numpy().T
-    groups = resampling_groups(joined)
+    groups = resampling_units(joined)
+    units = len(np.unique(groups))
     means = bootstrap_means(values, groups=groups, level=level, seed=seed)
     moved = bootstrap_means(values[1:] - values[0], groups=groups, level=level, seed=seed, together=True)
-    shared = {"figure": figure, "n": joined.height, "units": len(np.unique(groups))}
+    shared = {"figure": figure, "n": joined.height, "units": units, "unit": unit_name(joined)}
     rows: list[dict[str, object]] = []
     for number in range(len(each)):
         own = means.at((number,))
@@ -85,7 +87,8 @@ def _figure(each: Sequence[pl.DataFrame], figure: str, level: float, seed: int) 
         if number:
             gap = moved.at((number - 1,))
             row |= {"difference": gap.estimate, "difference_low": gap.low, "difference_high": gap.high}
-        rows.append(row)
+        few = [name for name in row if name.endswith(("low", "high"))] if units < FEWEST else []
+        rows.append(row | dict.fromkeys(few))
     return rows
 
 

@@ -37,6 +37,12 @@ def test_markdown_has_a_cell_for_every_value() -> None:
     assert lines[1] == "| ---: | --- | ---: | --- |"
 
 
+def test_a_first_cell_is_no_argument_of_the_rule_before_it() -> None:
+    text = export.latex_bytes(pl.DataFrame({"token": ["[", "*a", "[INST]"]})).decode()
+    assert not [line for line in text.splitlines() if line.startswith(("[", "*"))]
+    assert "{}[INST]" in text
+
+
 def test_latex_is_escaped_and_compiles_where_latex_is(tmp_path: Path) -> None:
     text = export.latex_bytes(TABLE).decode()
     assert r"50 \% \& \textless{}x\textgreater{} \{y\} \textasciitilde{}\textasciicircum{}\_\#\$" in text

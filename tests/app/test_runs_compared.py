@@ -50,7 +50,7 @@ def test_two_runs_stand_beside_each_other(open_app: Open, own_store: Path) -> No
     held = [run.table.filter(pl.col("split") == "validation")["kl"].to_numpy() for run in (one, other)]
     assert 2 < len(held[0]) < 12
     gap = held[1].mean() - held[0].mean()
-    assert f"run 2 − run 1 is −{abs(gap):.3g} (" in told
+    assert f"run 2 − run 1 is −{abs(gap):.3g} (an interval needs 12 units) on {len(held[0])} prompts" in told
     assert "Traceback" not in told
     code = next(c.value for c in app.code if "beside" in c.value)
     scope: dict[str, Any] = {}
@@ -118,3 +118,37 @@ def test_every_amplitude_is_a_figure() -> None:
     assert MAPPED.each is not None
     mapped = JobResult({}, {}, {"prompts": pl.DataFrame({"id": ["x"], "kl_raw": [1.0], "kl_bogus": [2.0]})})
     assert MAPPED.each(mapped).columns == ["id", "KL moment-matched, nats"]
+
+
+def test_the_title_has_an_interval_where_there_are_units_enough() -> None:
+    last = {"figure": "KL, nats", "run": 1, "n": 24, "difference": -0.5}
+    told = compare.title({**last, "difference_low": -0.75, "difference_high": 0.25})
+    assert told == "KL, nats: run 2 − run 1 is −0.5 (−0.75 to +0.25) on 24 prompts"
+    few = compare.title({**last, "difference_low": None, "difference_high": None})
+    assert "to" not in few.split("is")[1]
+
+
+def test_one_run_that_cannot_be_told_keeps_no_other_from_the_list(
+    open_app: Open, own_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(own_store, 0.5, layer=3)
+    kept(own_store, 0.2, layer=2)
+    told = replacement.run_panels
+
+    def panels(opened: Any, run: JobResult, selection: Any) -> Any:
+        if run.condition["layer"] == 2:
+            raise ValueError("two rows where one was expected")
+        return told(opened, run, selection)
+
+    kind = replacement_kind()
+    monkeypatch.setitem(kind.__dict__, "panels", panels)
+    app = open_app(own_store, "runs")
+    findings = app.dataframe[-1].value["finding"].to_list()
+    assert len(findings) == 2
+    assert [("can't be shown here" in one) for one in findings].count(True) == 1
+
+
+def replacement_kind() -> Any:
+    from app.patching.analysis import PATCHES
+
+    return PATCHES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,9 @@ def test_another_device_is_another_process(worker: Worker, tmp_path: Path) -> No
     assert app.selectbox[0].options == ["auto", *devices()]
     app.selectbox[0].set_value("auto").run()
     assert worker.device == "auto"
+    until = time.monotonic() + 20
+    while psutil.pid_exists(before) and time.monotonic() < until:
+        time.sleep(0.05)
     assert not psutil.pid_exists(before)
     again = worker.wait(worker.submit(tmp_path, condition(1, "steps=3")), 30)
     assert again.device == "auto"
@@ -128,3 +132,27 @@ def test_memory_of_gpus_counts_those_in_use(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_running_job_names_its_device() -> None:
     job = JobStatus("id", "key", "store", None, "running", device="cuda:0")
     assert view.label([job, job], "auto") == "cuda:0 · 2 experiments"
+
+
+def test_what_another_session_chose_is_shown(worker: Worker) -> None:
+    one, other = _opened(), _opened()
+    one.selectbox[0].set_value("auto").run()
+    assert worker.device == "auto"
+    other.run()
+    assert other.selectbox[0].value == "auto"
+    other.selectbox[0].set_value("cpu").run()
+    assert worker.device == "cpu"
+
+
+def test_work_that_does_not_listen_is_still_running(worker: Worker, tmp_path: Path) -> None:
+    deaf = condition(1, "deaf")
+    first = worker.submit(tmp_path, deaf)
+    while worker.status(first).state != "running":
+        worker.wait(first, 0.05)
+    worker.cancel(first)
+    again = worker.submit(tmp_path, deaf)
+    worker.cancel(again)
+    begun = time.monotonic()
+    with pytest.raises(JobError, match="can't be changed"):
+        worker.move("auto")
+    assert time.monotonic() - begun < 0.5  # nobody else waits for it meanwhile

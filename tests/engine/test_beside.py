@@ -84,3 +84,23 @@ def test_numbers_that_are_not_there_are_left_out() -> None:
 def test_what_cannot_be_compared_is_refused(each: list[pl.DataFrame], said: str) -> None:
     with pytest.raises(AnalysisError, match=said):
         beside(each)
+
+
+def test_whole_categories_are_drawn_where_there_are_many() -> None:
+    rng = np.random.default_rng(2)
+    shared = np.repeat(rng.normal(size=24), 5)
+    names = pl.Series("category", [f"c{i // 5}" for i in range(120)])
+    first, second = run(np.zeros(120)).with_columns(names), run(shared).with_columns(names)
+    found = beside([first, second])
+    assert (found["units"][0], found["unit"][0]) == (24, "category cluster")
+    alone = beside([first.drop("category"), second.drop("category")])
+    wide, narrow = (float(t["difference_high"][1] - t["difference_low"][1]) for t in (found, alone))
+    assert wide > 1.7 * narrow  # √5 = 2.2
+
+
+def test_few_units_have_no_interval() -> None:
+    found = beside([run(np.arange(11.0)), run(np.arange(11.0) + 1)])
+    assert found["difference"].to_list() == [None, pytest.approx(1.0)]
+    assert (
+        found.select("low", "high", "difference_low", "difference_high").null_count().sum_horizontal()[0] == 8
+    )

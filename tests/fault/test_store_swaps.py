@@ -50,7 +50,9 @@ Change = dict[str, bytes | None]
 
 def write(path: Path, number: int) -> StorePlan:
     """Stores of equal layout and other values: which model's values go by which name depends on `number`."""
-    plan = small_plan(n_prompts=6, unit_prompts=3, models=("base", "next"), components=("resid", "head_z"))
+    plan = small_plan(
+        n_prompts=6, unit_prompts=3, models=("base", "next"), components=("resid", "attn_out", "head_z")
+    )
     other = dict(zip(plan.models, list(plan.models)[:: 1 - 2 * number], strict=True))
     with StoreWriter.create_or_resume(path, plan, {}, f"{number}" * 64, durable=False) as writer:
         for model in plan.models:
@@ -178,7 +180,7 @@ def test_a_forged_checksum_in_a_shard_does_not_hide_a_swap(stores: tuple[Path, P
     told = told_by_reader(root)
     assert "another chunk lies in its place" in told[0]
     assert {p.array for p in verify(root)} == {"activations/base/last_content/sites"}
-    assert len(verify(root)) == 2 * 4, "every chunk of both shards: four states"
+    assert len(verify(root)) == 2 * (4 + 3), "every chunk of both shards: four states, three outputs"
     one.write_bytes(first)
     two.write_bytes(second)
 
