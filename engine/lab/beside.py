@@ -36,8 +36,8 @@ def beside(each: Sequence[pl.DataFrame], *, level: float = 0.95, seed: int = 0) 
 
     Prompts are those that every run has a finite number of; validation prompts where there are any among
     them, since runs choose amplitudes and heads on the others. What is drawn (`unit`) is what runs draw
-    themselves: pairs, or categories (`engine.lab.units`). Intervals are studentised (`engine.stats.means`); those of a
-    figure's differences hold together for all other runs. Fewer than 12 units have none.
+    themselves: pairs, or categories (`engine.lab.units`). Intervals are studentised (`engine.stats.means`);
+    those of a figure's differences hold together for all other runs. Fewer than 12 units have none.
 
     Args:
         each: a table for each run, one row per prompt: `id`, what there is of the other `KEYS`, figures.

@@ -102,6 +102,7 @@ NOT_CHOSEN = {
     ("weights", "value"): "exact norms of given weights",
     ("weights", "relative"): "exact norms of given weights",
     ("frame", "value"): "lengths and distances: named only where intervals part them; nothing is fitted",
+    ("difference_lens", "outstanding"): "a count of tokens whose error is held over all places together",
     ("z_patching", "probability"): "the least certain step is told, no choice",
 }
 """(folder of words.py, column) that titles may sort by, and why that is no choice on the reported prompts."""
