@@ -19,10 +19,10 @@ trusted = opened.store.self_checks() and not failed_checks(opened.store)
 
 if trusted and chosen.a != chosen.b:
     screen.markdown(f"#### {plain(chosen.b)} beside {plain(chosen.a)}")
-    tour.invite(opened)
     with components.guard("overview: common origin"):
         for model in (m for m in (chosen.a, chosen.b) if m != opened.facts.models[0]):
             screen.caption(plain(related.sentence(opened, model)))
+    tour.invite(opened)
     for number, one in enumerate(findings.kept(opened, chosen, written_runs(opened.path))):
         if number % 2 == 0:
             columns = st.columns(2, gap="small")

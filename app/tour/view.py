@@ -29,7 +29,7 @@ def show(opened: Opened, page: str) -> None:
     stop = STOPS[at - 1]
     with st.container(border=True, key="tour"):
         screen.markdown(f"**{stop.title}** &ensp; Stop {at} of {len(STOPS)}. {stop.look}")
-        with st.container(horizontal=True, gap="small"):
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             if page != stop.page:
                 components.page_link(stop.page, "To this stop", _link(at))
             if at > 1:
