@@ -19,6 +19,13 @@ from engine.weights.deltas import WeightDelta, weight_deltas
 Rows = Sequence[int] | np.ndarray
 
 
+class Letters:
+    """A tokenizer whose tokens are their numbers."""
+
+    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool = False) -> str:
+        return f"t{ids[0]}"
+
+
 @dataclass
 class MemoryLab:
     """See `engine.lab.experiment.Lab`. Every position is the same token, `at[model][row]`."""

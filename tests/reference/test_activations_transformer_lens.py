@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
 import torch
+from lens_bridge import bridge
 from tiny_models import FAMILY_NAMES, LAYERS, random_tokens, tiny
 from torch import Tensor
 
@@ -24,18 +24,6 @@ LIMIT = 1e-4
 OPTIONS: dict[str, dict[str, Any]] = {"phi": {"qk_layernorm": False}}
 
 
-def bridge(family: str) -> Any:
-    """A TransformerLens model around its own copy of the tiny model's weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-        model = tiny(family, attn_implementation="eager", **OPTIONS.get(family, {}))
-        name = type(model).__name__
-        model.config.architectures = [name]
-        return build_bridge_from_module(model, name, hf_config=model.config)
-
-
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -47,7 +35,7 @@ def test_every_site_equals_transformer_lens(family: str) -> None:
     with torch.no_grad(), record(taps(model)) as seen:
         logits = model(tokens).logits
     with torch.no_grad():
-        other_logits, cache = bridge(family).run_with_cache(tokens)
+        other_logits, cache = bridge(family, **OPTIONS.get(family, {})).run_with_cache(tokens)
     assert relative(logits, other_logits) <= LIMIT
     for layer in range(LAYERS):
         theirs = {

@@ -10,7 +10,7 @@ import patch_oracle
 import polars as pl
 import pytest
 import torch
-from memory_lab import MemoryLab
+from memory_lab import Letters, MemoryLab
 from tiny_models import FAMILY_NAMES, LATER_NAMES, LAYERS, UNLISTED_NAMES, random_tokens, tiny
 
 from engine.models.loading import LoadedModel, from_parts
@@ -22,11 +22,6 @@ pytestmark = pytest.mark.reference
 
 LENGTHS = (7, 9)
 TOLERANCE = 1e-4
-
-
-class Letters:
-    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool = False) -> str:
-        return f"t{ids[0]}"
 
 
 def held(lm: LoadedModel, ids: Sequence[int]) -> dict[tuple[str, int], torch.Tensor]:
