@@ -281,7 +281,7 @@ def test_captions_say_what_a_reader_must_know(opened: Opened) -> None:
             "Holm",
             "blocks 1-3, where ΔW ≠ 0",
             "stream(α = +1) − stream(α = −1)",
-            "17 validation prompts",
+            "17 held-out prompts",
             "14 train prompts, without ΔW",
         ):
             assert words in made[name], (name, words)
