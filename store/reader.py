@@ -330,6 +330,7 @@ class Store:
                 raise unknown("table", name, ", ".join(self.table_names()) or "none yet")
             data = self.source.read(path)
             if data is None or not record.describes(data):
+                self.source.forget([path])
                 raise StoreError(
                     f"Table {name} of {self.source.name} is damaged.",
                     expected=f"{record.size} bytes, as the ledger says",

@@ -128,6 +128,9 @@ class LocalSource:
     def settled(self) -> None:
         """Nothing is kept: a file is looked at anew each time."""
 
+    def forget(self, paths: Iterable[str]) -> None:
+        """Nothing is kept."""
+
     def room(self, size: int) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -155,7 +155,7 @@ class ObjectSource:
         ):
             for number, piece in zip(numbers, pieces, strict=True):
                 found[number], key = piece, keys[number]
-                if key is not None:
+                if key is not None and len(piece) == key[-1]:
                     PIECES.put(key, piece)
         yield from (np.frombuffer(piece, np.uint8) for piece in found)
 
@@ -287,6 +287,12 @@ class ObjectSource:
         self._listed.get(path.split("/", 1)[0], {}).pop(path, None)
         for seen in [seen for seen in self._all.brief if path.startswith(seen)]:
             self._all.brief.pop(seen, None)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        gone = set(paths)
+        PIECES.drop(lambda key: key[0] == self.name and key[2] in gone)
+        for path in gone:
+            self._forget(path)
 
     def lock(self) -> Lease:
         self._lease = Lease(self._client, self.name)

@@ -79,6 +79,9 @@ class Source(Protocol):
     def settled(self) -> None:
         """The manifest that was read says that the store is complete: what it lists stays as it is."""
 
+    def forget(self, paths: Iterable[str]) -> None:
+        """These files were not as they should be: nothing that was kept of them is taken again."""
+
     def room(self, size: int) -> AbstractContextManager[None]:
         """Waits until a file of that many bytes may be read whole."""
 

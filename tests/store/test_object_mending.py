@@ -1,0 +1,97 @@
+"""What was wrong at a URL for a while (bad bytes, a refusal, an outage) is forgotten once it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import s3_server
+from synthetic_store import write_all
+
+from engine.errors import StoreError
+from store.layout import activation_name
+from store.places import client, lease
+from store.reader import Store
+
+s3_server.skip_without()
+SITES = activation_name("base", "last_content", "sites")
+SHARD = f"{SITES}/c.0.0.1.0"
+PROMPTS = "tables/prompts.parquet"
+NORMS = "weights/base/unembedding"
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[s3_server.Door]:
+    with s3_server.serving() as door:
+        yield door
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("local") / "store"
+    write_all(path)
+    return path
+
+
+@pytest.fixture
+def url(door: s3_server.Door, local: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The finished store at a URL; little is tried again."""
+    monkeypatch.setattr(lease, "BEAT", 0.3)
+    monkeypatch.setattr(lease, "PATIENCE", 2.0)
+    short = {"max_retries": 3, "retry_timeout": timedelta(seconds=3)}
+    monkeypatch.setattr(client, "RETRY", {**client.RETRY, **short})
+    url = f"s3://{s3_server.bucket()}/some/store"
+    s3_server.put(url, s3_server.files(local))
+    yield url
+    door.answer = lambda method, path: None
+
+
+def shut(door: s3_server.Door, part: str, status: int = 403) -> None:
+    """Answers every GET of a path with `part` with a status."""
+    door.answer = lambda method, path: status if method == "GET" and part in path else None
+
+
+def flipped(data: bytes) -> bytes:
+    return bytes([*data[:10], data[10] ^ 1, *data[11:]])
+
+
+READS: dict[str, Callable[[Store], object]] = {
+    SHARD: lambda store: store.activations("base", "resid", 0).tobytes(),
+    PROMPTS: lambda store: store.prompts.to_dicts(),
+    f"{NORMS}/zarr.json": lambda store: store.array(NORMS).tobytes(),
+    f"ledger/arrays/{NORMS}.json": lambda store: store.array(NORMS).tobytes(),
+}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("path", READS)
+@pytest.mark.parametrize("harm", ["flipped", "cut", "away"])
+def test_what_was_restored_is_read(url: str, local: Path, door: s3_server.Door, path: str, harm: str) -> None:
+    whole = s3_server.files(local)[path]
+    if harm == "away":
+        shut(door, path, 404)
+    else:
+        s3_server.put(url, {path: flipped(whole) if harm == "flipped" else whole[:-1]})
+    reader = Store(url)
+    with pytest.raises(StoreError):
+        READS[path](reader)
+    door.answer = lambda method, path: None
+    s3_server.put(url, {path: whole})
+    assert READS[path](Store(url)) == READS[path](reader) == READS[path](Store(local))
+
+
+@pytest.mark.fault
+def test_of_two_bad_shards_both_are_read_once_they_are_restored(url: str, local: Path) -> None:
+    whole = s3_server.files(local)
+    shards = [path for path in whole if path.startswith(f"{SITES}/c.")]
+    assert len(shards) > 1
+    s3_server.put(url, {path: flipped(whole[path]) for path in shards})
+    reader = Store(url)
+    with pytest.raises(StoreError, match="checksum"):
+        reader.activations("base", "resid", 0)
+    s3_server.put(url, {path: whole[path] for path in shards})
+    found = reader.activations("base", "resid", 0)
+    np.testing.assert_array_equal(found, Store(local).activations("base", "resid", 0))
