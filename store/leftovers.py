@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 from engine.errors import StoreError
@@ -68,11 +67,14 @@ def broken(source: Source, entry: str, store: str, *, read: bool = False) -> boo
 
 def own_files(source: Source, entry: str, store: str) -> list[str]:
     """What an entry lists, but for the metadata of groups, which others list too."""
-    with suppress(StoreError):
-        name = entry.removeprefix(f"{LEDGER}/arrays/").removesuffix(".json")
-        groups = {f"{group}/{METADATA}".lstrip("/") for group in groups_above(name)}
+    name = entry.removeprefix(f"{LEDGER}/arrays/").removesuffix(".json")
+    groups = {f"{group}/{METADATA}".lstrip("/") for group in groups_above(name)}
+    try:
         return [path for path in read_entry(source, entry, store) or {} if path not in groups]
-    return []
+    except UnreachableError:
+        raise
+    except StoreError:
+        return []
 
 
 def _digest(source: Source, record: FileRecord) -> str:

@@ -171,7 +171,11 @@ class RunLog:
 
     def list(self) -> pl.DataFrame:
         """One line per run, newest first: run_id, created, seconds, problem (null when intact), condition and
-        summary as JSON text, and each of their plain values as a column of its own."""
+        summary as JSON text, and each of their plain values as a column of its own.
+
+        Raises:
+            UnreachableError: an object store does not answer, which says nothing about a run.
+        """
         lines: list[dict[str, Any]] = []
         ids = self.ids()
         for run_id, record in zip(ids, self.source.map(self._record_or_error, ids), strict=True):
@@ -263,6 +267,8 @@ class RunLog:
     def _record_or_error(self, run_id: str) -> dict[str, Any] | StoreError:
         try:
             return self._record(run_id)
+        except UnreachableError:
+            raise
         except StoreError as error:
             return error
 
@@ -276,6 +282,8 @@ class RunLog:
                 continue
             try:
                 named = {f"{name}.parquet" for name in self._record(run_id)["tables"]} | {RECORD}
+            except UnreachableError:
+                raise
             except StoreError:
                 continue
             if file not in named:
@@ -284,6 +292,8 @@ class RunLog:
     def _intact(self, run_id: str) -> bool:
         try:
             self.open(run_id)
+        except UnreachableError:
+            raise
         except StoreError:
             return False
         return True

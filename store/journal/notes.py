@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from store.files import seal, sha256, unseal
+from store.places.client import UnreachableError
 from store.provenance import fingerprint_at
 from store.schema import NoteRecord, check
 from store.sources import Source, open_source
@@ -101,6 +102,8 @@ class NoteLog:
         for note_id in self.ids():
             try:
                 notes.append(self.open(note_id))
+            except UnreachableError:
+                raise
             except StoreError as error:
                 problems.append(str(error))
         return notes, problems

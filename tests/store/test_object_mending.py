@@ -7,19 +7,27 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import s3_server
 from synthetic_store import write_all
 
+from app.frame import running
 from engine.errors import StoreError
+from store.journal.notes import NoteLog
 from store.layout import activation_name
+from store.manifest import verify
+from store.maps import MapLog
 from store.places import client, lease
+from store.places.client import UnreachableError
 from store.reader import Store
+from store.runs import RunLog
 
 s3_server.skip_without()
 SITES = activation_name("base", "last_content", "sites")
 SHARD = f"{SITES}/c.0.0.1.0"
 PROMPTS = "tables/prompts.parquet"
+TABLE = pl.DataFrame({"id": ["p0", "p1"], "kl": [0.25, None]})
 NORMS = "weights/base/unembedding"
 
 
@@ -95,3 +103,30 @@ def test_of_two_bad_shards_both_are_read_once_they_are_restored(url: str, local:
     s3_server.put(url, {path: whole[path] for path in shards})
     found = reader.activations("base", "resid", 0)
     np.testing.assert_array_equal(found, Store(local).activations("base", "resid", 0))
+
+
+@pytest.mark.fault
+def test_a_refusal_says_nothing_of_runs_maps_and_notes(url: str, door: s3_server.Door) -> None:
+    """Neither damaged nor absent: whoever asks is told, and nothing of it is kept."""
+    runs = [RunLog(url).append({"job": "patch", "layer": layer}, {"kl": 0.5}, TABLE) for layer in (1, 2)]
+    note = NoteLog(url).append("hello")
+    MapLog(url).save("one", {}, {"x": np.arange(3.0)}, {})
+    study, written = (url, Store(url).fingerprint), running.written_runs(url)
+    asked: dict[str, Callable[[], object]] = {
+        f"{runs[0]}/run.json": lambda: running._runs(study, written),
+        f"{runs[1]}/run.json": lambda: RunLog(url).list(),
+        f"{runs[0]}/table.parquet": lambda: RunLog(url).append({"job": "patch", "layer": 1}, {}, TABLE),
+        f"notes/{note.note_id}": lambda: NoteLog(url).list(),
+        "maps/one.json": lambda: MapLog(url).list(),
+    }
+    for part, ask in asked.items():
+        shut(door, part)
+        with pytest.raises(UnreachableError, match="refused"):
+            ask()
+        with pytest.raises(UnreachableError, match="refused"):
+            verify(url)
+    door.answer = lambda method, path: None
+    assert {found["run_id"] for _, found in running._runs(study, written)} == set(runs)
+    assert RunLog(url).list()["problem"].to_list() == [None, None]
+    assert NoteLog(url).list() == ([note], [])
+    assert verify(url) == []
