@@ -15,15 +15,18 @@ from engine.errors import StoreError
 URL = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})((?:/[A-Za-z0-9_.=@+-]+)*)/*", re.ASCII)
 EXTRA = "pip install 'patchbay[s3]'"
 RETRY: dict[str, Any] = {
-    "max_retries": 8,
-    "retry_timeout": timedelta(seconds=60),
+    "max_retries": 100,
+    "retry_timeout": timedelta(seconds=40),
     "backoff": {
         "init_backoff": timedelta(milliseconds=100),
-        "max_backoff": timedelta(seconds=8),
-        "base": 2,
+        "max_backoff": timedelta(seconds=5),
+        "base": 4,
     },
 }
-"""What is tried again: answers of 5xx, and connections that fail or break."""
+"""What is tried again: answers of 5xx, and connections that fail or break. The time ends it: a pause is drawn
+from between the first one and `base` times the one before, which with a base of 2 would not get longer."""
+BRIEFLY: dict[str, Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=3)}
+"""For a hold's signs of life, which come again anyhow."""
 CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=300), "connect_timeout": timedelta(seconds=5)}
 
 
@@ -44,8 +47,8 @@ def check_url(url: str) -> tuple[str, str, str]:
     return found[1], found[2], found[3].strip("/")
 
 
-def open_client(url: str) -> Any:
-    """The object store under a URL (obstore's), its prefix taken off.
+def open_client(url: str, *, brief: bool = False) -> Any:
+    """The object store under a URL (obstore's), its prefix taken off; a `brief` one soon gives up.
 
     Keys, region and address of the service come from the environment (AWS_ACCESS_KEY_ID, AWS_REGION,
     AWS_ENDPOINT_URL …), never from the URL.
@@ -68,8 +71,9 @@ def open_client(url: str) -> Any:
     kind: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[protocol]
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
     try:
-        options = {**CLIENT, "allow_http": plain}
-        return kind(bucket, prefix=prefix or None, client_options=options, retry_config=RETRY)
+        options = {**CLIENT, "allow_http": plain} | ({"timeout": timedelta(seconds=10)} if brief else {})
+        retry = {**RETRY, **BRIEFLY} if brief else RETRY
+        return kind(bucket, prefix=prefix or None, client_options=options, retry_config=retry)
     except (BaseError, ValueError, TypeError) as error:
         raise StoreError(
             f"The store at {url} cannot be opened.",
@@ -128,7 +132,7 @@ def object_errors(url: str, doing: str) -> Iterator[None]:
     except (BaseError, OSError, TimeoutError) as error:
         raise UnreachableError(
             f"The object store did not answer as it should: could not {doing} at {url}.",
-            expected=f"an answer within {RETRY['max_retries']} tries",
+            expected=f"an answer within {RETRY['retry_timeout'].total_seconds():.0f} s",
             given=_short(error),
             next_step="Look after the connection and the service, then run the same command again: what was "
             "committed is kept.",

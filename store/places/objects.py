@@ -295,7 +295,7 @@ class ObjectSource:
             self._forget(path)
 
     def lock(self) -> Lease:
-        self._lease = Lease(self._client, self.name)
+        self._lease = Lease(self._client, self.name, open_client(self.name, brief=True))
         return self._lease
 
     def room(self, size: int) -> AbstractContextManager[None]:

@@ -55,7 +55,7 @@ def url(door: s3_server.Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty place. A writer without a sign of life for 2 s is taken for dead; little is tried again."""
     monkeypatch.setattr(lease, "BEAT", 0.3)
     monkeypatch.setattr(lease, "PATIENCE", 2.0)
-    short = {"max_retries": 3, "retry_timeout": timedelta(seconds=3)}
+    short = {"max_retries": 8, "retry_timeout": timedelta(seconds=3)}
     monkeypatch.setattr(client, "RETRY", {**client.RETRY, **short})
     yield f"s3://{s3_server.bucket()}/some/store"
     door.answer = lambda method, path: None
