@@ -88,6 +88,6 @@ def strays(source: Source, known: set[str]) -> Iterator[str]:
     """Files of a store that were never committed, and those of torn writes; not those of live runs."""
     for path in source.everything():
         top, name = path.split("/", 1)[0], path.rpartition("/")[2]
-        stray = top in DATA_FOLDERS and path not in known
+        stray = (top in DATA_FOLDERS or path == METADATA) and path not in known
         if stray or (name.startswith(TEMPORARY) and top != "runs"):
             yield path

@@ -130,3 +130,11 @@ def test_a_refusal_says_nothing_of_runs_maps_and_notes(url: str, door: s3_server
     assert RunLog(url).list()["problem"].to_list() == [None, None]
     assert NoteLog(url).list() == ([note], [])
     assert verify(url) == []
+
+
+@pytest.mark.fault
+def test_metadata_of_the_root_that_was_damaged_is_mended(url: str, local: Path) -> None:
+    s3_server.put(url, {"zarr.json": b"{}"})
+    assert verify(url) != []
+    write_all(url)
+    assert s3_server.objects(url) == s3_server.files(local)
