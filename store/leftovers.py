@@ -11,6 +11,7 @@ from store.layout import METADATA, STATIC_FOLDERS, groups_above
 from store.ledger import LEDGER, FileRecord, entries_of, read_entry
 from store.places.client import UnreachableError
 from store.provenance import COMPLETE
+from store.runs import torn
 from store.sources import Source
 
 DATA_FOLDERS = ("activations", *STATIC_FOLDERS, "tables")
@@ -85,7 +86,9 @@ def _digest(source: Source, record: FileRecord) -> str:
 
 
 def strays(source: Source, known: set[str]) -> Iterator[str]:
-    """Files of a store that were never committed, and those of torn writes; not those of live runs."""
+    """Files of a store that were never committed, and those of torn writes; not those of live runs, but for
+    what killed ones left at a URL."""
+    yield from torn(source)
     for path in source.everything():
         top, name = path.split("/", 1)[0], path.rpartition("/")[2]
         stray = (top in DATA_FOLDERS or path == METADATA) and path not in known

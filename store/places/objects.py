@@ -186,12 +186,16 @@ class ObjectSource:
         return kept[1]
 
     def _list(self, path: str) -> dict[str, Stamp]:
-        found: dict[str, Stamp] = {}
+        return {str(meta["path"]): _stamp_of(meta) for meta in self._metas(path)}
+
+    def written(self, path: str) -> dict[str, float]:
+        return {str(meta["path"]): meta["last_modified"].timestamp() for meta in self._metas(path)}
+
+    def _metas(self, path: str) -> list[Mapping[str, Any]]:
+        """What the service says of every object below a folder."""
         with object_errors(self.name, f"list {path or 'everything'}"):
-            for batch in self._client.list(path or None, chunk_size=1000):
-                for meta in batch:
-                    found[str(meta["path"])] = _stamp_of(meta)
-        return found
+            batches = self._client.list(path or None, chunk_size=1000)
+            return [meta for batch in batches for meta in batch]
 
     def everything(self) -> list[str]:
         return sorted(self._list(""))

@@ -57,6 +57,9 @@ class Source(Protocol):
     def walk(self, path: str) -> list[str]:
         """Every file below a folder, by path inside it, sorted; hidden ones left out."""
 
+    def written(self, path: str) -> dict[str, float]:
+        """Every file below a folder by its path, with the POSIX time at which it was written."""
+
     def everything(self) -> list[str]:
         """Every file, hidden ones too, sorted."""
 

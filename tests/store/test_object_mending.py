@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -138,3 +139,31 @@ def test_metadata_of_the_root_that_was_damaged_is_mended(url: str, local: Path) 
     assert verify(url) != []
     write_all(url)
     assert s3_server.objects(url) == s3_server.files(local)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("command", ["a run", "precompute"])
+def test_what_a_killed_run_left_is_removed_an_hour_later(
+    url: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what may be being written nor what has no run's name is touched."""
+    left = {f"runs/{number:016x}/{name}.parquet": b"half of" for number in (1, 2) for name in ("table", "a")}
+    mine = {"runs/mine.txt": b"x", "runs/mine/table.parquet": b"x", "runs/mine/deep/er": b"x"}
+    s3_server.put(url, left | mine)
+    now = time.time()
+
+    def act() -> set[str]:
+        if command == "precompute":
+            write_all(url)
+        else:
+            RunLog(url).append({"layer": now}, {}, TABLE)
+        found = {path for path in s3_server.objects(url) if path.startswith("runs/")}
+        return {path for path in found if path.split("/")[1] not in RunLog(url).ids()}
+
+    monkeypatch.setattr("store.runs.time.time", lambda: now + 3500)
+    assert {problem.array for problem in verify(url)} == set(mine)
+    assert act() == {*left, *mine}
+    monkeypatch.setattr("store.runs.time.time", lambda: now + 3700)
+    assert {problem.array for problem in verify(url)} == {*left, *mine}
+    now += 1.0  # another run
+    assert act() == set(mine)
