@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -97,6 +97,14 @@ def _check_process(url: str) -> None:
 @cache
 def _first_process() -> int:
     return os.getpid()
+
+
+def version_of(meta: Mapping[str, Any]) -> dict[str, str]:
+    """What an object is replaced by on condition that it is still the one that an answer told of.
+
+    S3 and Azure go by the entity tag, Google by the generation, which it calls a version.
+    """
+    return {key: str(meta[key]) for key in ("e_tag", "version") if meta.get(key)}
 
 
 class UnreachableError(StoreError):

@@ -20,7 +20,7 @@ import uuid
 from typing import Any
 
 from engine.errors import StoreError
-from store.places.client import object_errors
+from store.places.client import object_errors, version_of
 
 LOCK = ".writer.lock"
 BEAT = 5.0
@@ -79,7 +79,7 @@ class Lease:
     def _is_late(self) -> bool:
         return _clock() - self._seen > MOST * PATIENCE
 
-    def _take(self) -> str:
+    def _take(self) -> dict[str, str]:
         import obstore.exceptions as failures
 
         with object_errors(self._url, "begin to write"):
@@ -87,7 +87,7 @@ class Lease:
                 return self._put("create")
             tag, said = self._read()
             if said.get("owner") == self._owner:  # an answer that got lost was tried again
-                return self._put({"e_tag": tag})
+                return self._put(tag)
             if tag and not _is_dead(said):
                 log.warning("%s: looking whether %s is still at work", self._url, _who(said))
                 until = time.monotonic() + PATIENCE
@@ -98,25 +98,25 @@ class Lease:
                     raise _busy(self._url, other)
                 tag = now
             try:
-                return self._put({"e_tag": tag} if tag else "create")
+                return self._put(tag or "create")
             except (failures.AlreadyExistsError, failures.PreconditionError):
                 raise _busy(self._url, self._read()[1]) from None
 
-    def _put(self, mode: Any, client: Any = None) -> str:
-        """Puts a sign of life, from before which on it counts; its tag."""
+    def _put(self, mode: Any, client: Any = None) -> dict[str, str]:
+        """Puts a sign of life, which counts from before it is asked; its version."""
         self._beats += 1
         text, begun = {"owner": self._owner, "beat": self._beats, **self._here}, _clock()
         put = (client or self._client).put(LOCK, json.dumps(text).encode(), mode=mode, use_multipart=False)
         self._seen = begun
-        return str(put["e_tag"])
+        return version_of(put)
 
-    def _read(self) -> tuple[str, dict[str, Any]]:
-        """Tag and text of what is there; "" where nothing is."""
+    def _read(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Version and text of what is there; none where nothing is."""
         try:
             found = self._brief.get(LOCK)
-            tag, data = str(found.meta["e_tag"]), bytes(found.bytes())
+            tag, data = version_of(found.meta), bytes(found.bytes())
         except FileNotFoundError:
-            return "", {}
+            return {}, {}
         try:
             said = json.loads(data[:4096])
         except ValueError:
@@ -136,7 +136,7 @@ class Lease:
 
         with self._one:
             try:
-                self._tag = self._put({"e_tag": self._tag}, client)
+                self._tag = self._put(self._tag, client)
             except (failures.PreconditionError, failures.AlreadyExistsError, FileNotFoundError):
                 tag, said = self._read()
                 if said.get("owner") == self._owner:  # an answer that got lost was tried again

@@ -23,7 +23,7 @@ import numpy as np
 from engine.errors import StoreError
 from store.files import Bytes, sha256
 from store.places.cache import PIECES, ROOM
-from store.places.client import object_errors, open_client
+from store.places.client import object_errors, open_client, version_of
 from store.places.lease import Lease
 from store.places.protocol import Array, R, Span, Stamp, T, visible
 from store.strict import MOST_BYTES, REPAIR
@@ -72,6 +72,7 @@ class ObjectSource:
         self._client = self._all.client
         self._listed: dict[str, dict[str, Stamp]] = {}
         self._tag, self._generation = "", ""
+        self._version: dict[str, str] = {}  # of the manifest that was read
         self._made: dict[str, str] = {}
         self._lease: Lease | None = None
 
@@ -96,11 +97,11 @@ class ObjectSource:
                         given=found.meta["size"],
                         next_step=REPAIR,
                     )
-                tag, data = _tag_of(found.meta), bytes(found.bytes())
+                tag, version, data = _tag_of(found.meta), version_of(found.meta), bytes(found.bytes())
             except FileNotFoundError:
-                tag, data = "", None
+                tag, version, data = "", {}, None
         if path == MANIFEST:
-            self._tag = tag
+            self._tag, self._version = tag, version
         return data
 
     def settled(self) -> None:
@@ -243,26 +244,26 @@ class ObjectSource:
         if path == MANIFEST:
             if not self._tag:
                 self._read(path)
-            mode = {"e_tag": self._tag} if self._tag else "create"
+            mode = self._version or "create"
         try:
             with object_errors(self.name, f"write {path}"):
                 try:
-                    tag = self._put(path, data, mode)
+                    made = self._put(path, data, mode)
                 except (AlreadyExistsError, PreconditionError):
-                    tag = ""
-            if not tag and self._read(path) != data:
+                    made = {}
+            if not made and self._read(path) != data:
                 raise StoreError(
                     f"{path} at {self.name} was replaced by somebody else meanwhile.",
                     expected="the one that was read before",
                     given="another one",
                     next_step="Let one writer go on; when none is left, run the same command again.",
                 )
-            if path == MANIFEST and tag:
-                self._tag = tag
+            if path == MANIFEST and made:
+                self._tag, self._version = _tag_of(made), made
         finally:
             self._forget(path)
 
-    def _put(self, path: str, data: bytes, mode: Any) -> str:
+    def _put(self, path: str, data: bytes, mode: Any) -> dict[str, str]:
         if len(data) > LARGEST:
             raise StoreError(
                 f"{path} is too large for an object that is put at once.",
@@ -272,7 +273,7 @@ class ObjectSource:
             )
         if self._lease is not None:
             self._lease.check()
-        return _tag_of(self._client.put(path, data, mode=mode, use_multipart=False))
+        return version_of(self._client.put(path, data, mode=mode, use_multipart=False))
 
     def remove(self, path: str) -> None:
         if self._lease is not None:
