@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from store.files import TEMPORARY
+from store.places.client import shown
 from store.places.local import LocalSource
 from store.places.objects import ObjectSource
 from store.places.protocol import Lock, Source, Span, Stamp
@@ -47,7 +48,7 @@ def to_write(path: str | Path, what: str = "A store") -> Path:
         raise StoreError(
             f"{what} is written to a local folder.",
             expected="a path",
-            given=str(path),
+            given=shown(text),
             next_step="Choose a local folder. The URL of a store has two slashes: s3://…",
         )
     return Path(text)

@@ -15,6 +15,7 @@ from typing import Any
 from engine.errors import CaptureError
 from engine.models.trust import code_allowed
 from engine.study.study import Study
+from store.places.client import shown
 
 __all__ = ["capture_in_parallel"]
 
@@ -55,7 +56,7 @@ def check_ray(workers: int, path: str | Path) -> None:
         raise CaptureError(
             "Several workers can't write to an object store.",
             expected="a local folder, or one worker",
-            given=f"--workers {workers} for {path}",
+            given=f"--workers {workers} for {shown(str(path))}",
             next_step="leave --workers out, or write to a local folder and copy it.",
         )
     if importlib.util.find_spec("ray") is None:

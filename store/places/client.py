@@ -13,6 +13,7 @@ from typing import Any
 from engine.errors import StoreError
 
 URL = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})((?:/[A-Za-z0-9_.=@+-]+)*)/*", re.ASCII)
+_BEGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}:/+", re.ASCII)
 EXTRA = "pip install 'patchbay[s3]'"
 RETRY: dict[str, Any] = {
     "max_retries": 100,
@@ -39,12 +40,26 @@ def check_url(url: str) -> tuple[str, str, str]:
     found = URL.fullmatch(url)
     if found is None or any(part in (".", "..") for part in found[3].split("/")):
         raise StoreError(
-            f"The store at {url[:200]!r} cannot be opened.",
+            f"The store at {shown(url)!r} cannot be opened.",
             expected="a local folder, or s3://BUCKET/NAME (gs://, az://) in plain letters",
-            given=url.split("://", maxsplit=1)[0][:40] + "://",
+            given="another URL (shown without what may be a secret)",
             next_step="Write that URL, or copy the store to a local folder.",
         )
     return found[1], found[2], found[3].strip("/")
+
+
+def shown(place: str) -> str:
+    """What may be shown of a place as it was typed: of a URL protocol and bucket, no key and no signature."""
+    found = _BEGIN.match(place)
+    if found is None:
+        return "…" if "://" in place else place
+    rest = place[found.end() :]
+    name = re.split(r"[/?#\\\s]", rest, maxsplit=1)[0]
+    if "@" in rest[len(name) :]:  # a key with a slash in it, perhaps: what is before that is none of a bucket
+        return f"{found[0]}…"
+    bucket = re.match(r"[\w.-]{0,255}", name.rpartition("@")[2], re.ASCII)
+    assert bucket is not None
+    return f"{found[0]}{bucket[0]}" + ("" if rest == bucket[0] else "/…")
 
 
 def open_client(url: str, *, brief: bool = False) -> Any:
@@ -148,5 +163,5 @@ def object_errors(url: str, doing: str) -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = re.sub(r"\?\S+", "?…", " ".join(str(error).split()))  # a signature may stand in a query
     return text[:300].encode(errors="replace").decode()

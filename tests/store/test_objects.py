@@ -25,16 +25,19 @@ from synthetic_store import (
 )
 
 import store.arrays
-from engine.errors import StoreError
+from app.build.parallel import check_ray
+from app.frame.opened import open_at
+from engine.errors import PatchbayError, StoreError
 from store.journal.notes import NoteLog
 from store.layout import activation_name
 from store.manifest import verify
 from store.maps import MapLog
 from store.places import client, lease
 from store.places.cache import PIECES, Pieces, Room
-from store.places.client import UnreachableError, check_url
+from store.places.client import UnreachableError, check_url, shown
 from store.reader import Store
 from store.runs import RunLog
+from store.sources import to_write
 from store.writer import StoreWriter
 
 s3_server.skip_without()
@@ -490,6 +493,41 @@ def test_urls_are_names_and_nothing_else(bad: str) -> None:
         check_url(bad)
     with pytest.raises(StoreError):
         Store(bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "s3://AKIAKEY:SECRET@bucket/x",
+        "s3://AKIAKEY:SEC/RET@bucket/x",
+        "s3://AKIAKEY:SE@C/RET@bucket/x",
+        "s3://AKIAKEY:SEC?RET@bucket",
+        "s3:/AKIAKEY:SECRET@bucket/x",
+        "AKIAKEY:SECRET@s3://bucket/x",
+        "az://box/x?sv=1&sig=SECRET",
+        "az://box?sig=SECRET",
+        "az://box#SECRET",
+        "https://user:SECRET@host/x",
+        "ftp://host/SECRET",
+    ],
+)
+def test_no_secret_of_a_mistyped_url_is_shown(bad: str) -> None:
+    """Not by a reader, by a page, by a log of runs, or where a folder is wanted."""
+    for ask in (Store, RunLog, open_at, lambda url: to_write(url, "A report"), lambda url: check_ray(2, url)):
+        with pytest.raises(PatchbayError) as raised:
+            ask(bad)
+        for part in ("SEC", "RET", "AKIA", "sig="):
+            assert part not in str(raised.value)
+
+
+def test_of_a_mistyped_url_protocol_and_bucket_are_shown() -> None:
+    for url, said in (
+        ("s3://key:secret@bucket/x", "s3://bucket/…"),
+        ("https://host:80/x", "https://host/…"),
+        ("ftp://host", "ftp://host"),
+        ("runs/a b?c", "runs/a b?c"),
+    ):
+        assert shown(url) == said
 
 
 @pytest.mark.parametrize("good", ["s3://bucket", "s3://bucket/", "gs://b-1.x/a/b", "az://box/run=1+2@x/"])
