@@ -16,6 +16,7 @@ from engine.errors import CaptureError
 from engine.models.trust import code_allowed
 from engine.study.study import Study
 from store.places.client import shown
+from store.sources import as_place
 
 __all__ = ["capture_in_parallel"]
 
@@ -52,7 +53,7 @@ class Capturer:
 
 def check_ray(workers: int, path: str | Path) -> None:
     """CaptureError when Ray is not installed, or for a URL, which one writer writes at a time."""
-    if "://" in str(path):
+    if isinstance(as_place(path), str):
         raise CaptureError(
             "Several workers can't write to an object store.",
             expected="a local folder, or one worker",
