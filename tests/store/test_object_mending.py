@@ -167,3 +167,20 @@ def test_what_a_killed_run_left_is_removed_an_hour_later(
     assert {problem.array for problem in verify(url)} == {*left, *mine}
     now += 1.0  # another run
     assert act() == set(mine)
+
+
+def test_notes_are_read_at_once_and_once(url: str, door: s3_server.Door) -> None:
+    """They never change; one that is damaged is looked at again, and `verify` looks at all."""
+    kept = [NoteLog(url).append(f"note {number}") for number in range(6)]
+    paths = [f"notes/{note.note_id}.json" for note in kept]
+    s3_server.put(url, {paths[0]: b"{}"})
+    door.asked.clear()
+    notes, problems = NoteLog(url).list()
+    assert (notes, len(problems)) == (kept[1:], 1)
+    whole = [path for method, path in door.asked if method == "GET" and "/notes/" in path]
+    assert len(whole) == 6
+    door.asked.clear()
+    assert NoteLog(url).list()[0] == kept[1:]
+    assert [path.rpartition("/")[2] for _, path in door.asked if "/notes/" in path] == [paths[0][6:]]
+    s3_server.put(url, {paths[1]: b"{}"})
+    assert [problem.array for problem in verify(url)] == [path.removesuffix(".json") for path in paths[:2]]
