@@ -113,6 +113,9 @@ class ArrayReader:
         try:
             values = self._read(region, chunks)
             return widen(values) if widened else values
+        except StoreError:
+            self.source.forget({self.spec.shard_path(chunk.shard) for chunk in chunks})
+            raise
         except MemoryError as error:
             raise StoreError(
                 f"Array {self._name}: this region does not fit into memory.",
@@ -334,8 +337,10 @@ def read_metadata(source: Source, name: str, record: FileRecord) -> bytes:
     Raises:
         StoreError: it is missing or damaged.
     """
-    data = source.read(f"{name}/{METADATA}".lstrip("/"))
+    path = f"{name}/{METADATA}".lstrip("/")
+    data = source.read(path)
     if data is None or not record.describes(data):
+        source.forget([path])
         found = "no file" if data is None else "other bytes"
         raise damaged(f"{name or 'all'} of {source.name}", f"its metadata ({METADATA})", found)
     return data

@@ -100,6 +100,7 @@ def read_entry(
     if data is None and digest is None:
         return None
     if digest is not None and (data is None or sha256(data) != digest):
+        source.forget([entry])
         raise StoreError(
             f"{name} is {'missing' if data is None else 'damaged'}.",
             expected="the ledger entry that the manifest lists",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 from engine.errors import StoreError
@@ -12,6 +11,7 @@ from store.layout import METADATA, STATIC_FOLDERS, groups_above
 from store.ledger import LEDGER, FileRecord, entries_of, read_entry
 from store.places.client import UnreachableError
 from store.provenance import COMPLETE
+from store.runs import torn
 from store.sources import Source
 
 DATA_FOLDERS = ("activations", *STATIC_FOLDERS, "tables")
@@ -68,11 +68,14 @@ def broken(source: Source, entry: str, store: str, *, read: bool = False) -> boo
 
 def own_files(source: Source, entry: str, store: str) -> list[str]:
     """What an entry lists, but for the metadata of groups, which others list too."""
-    with suppress(StoreError):
-        name = entry.removeprefix(f"{LEDGER}/arrays/").removesuffix(".json")
-        groups = {f"{group}/{METADATA}".lstrip("/") for group in groups_above(name)}
+    name = entry.removeprefix(f"{LEDGER}/arrays/").removesuffix(".json")
+    groups = {f"{group}/{METADATA}".lstrip("/") for group in groups_above(name)}
+    try:
         return [path for path in read_entry(source, entry, store) or {} if path not in groups]
-    return []
+    except UnreachableError:
+        raise
+    except StoreError:
+        return []
 
 
 def _digest(source: Source, record: FileRecord) -> str:
@@ -83,9 +86,11 @@ def _digest(source: Source, record: FileRecord) -> str:
 
 
 def strays(source: Source, known: set[str]) -> Iterator[str]:
-    """Files of a store that were never committed, and those of torn writes; not those of live runs."""
+    """Files of a store that were never committed, and those of torn writes; not those of live runs, but for
+    what killed ones left at a URL."""
+    yield from torn(source)
     for path in source.everything():
         top, name = path.split("/", 1)[0], path.rpartition("/")[2]
-        stray = top in DATA_FOLDERS and path not in known
+        stray = (top in DATA_FOLDERS or path == METADATA) and path not in known
         if stray or (name.startswith(TEMPORARY) and top != "runs"):
             yield path

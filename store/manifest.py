@@ -154,6 +154,8 @@ def _is_whole(source: Source) -> bool:
     """Whether the manifest is as somebody wrote it, so that it was refused for what it says."""
     try:
         unchecked_manifest(source)
+    except UnreachableError:
+        raise
     except StoreError:
         return False
     return True
@@ -278,6 +280,8 @@ def _check_notes(source: Source) -> Iterator[Problem]:
     for note_id in log.ids():
         try:
             log.open(note_id)
+        except UnreachableError:
+            raise
         except StoreError as error:
             yield Problem(f"{NOTES}/{note_id}", note_id, str(error))
     for path in log.strays():

@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 
 from engine.errors import StoreError
 from store.files import crc32c, seal, sha256, unseal
+from store.places.client import UnreachableError
 from store.provenance import fingerprint_at
 from store.schema import MapEntry, MapFacts, check
 from store.sources import Source, open_source
@@ -153,6 +154,8 @@ class MapLog:
         for name in self.names():
             try:
                 maps.append(self._named(name, _saved(_record(self._head(name), name), {})))
+            except UnreachableError:
+                raise
             except StoreError as error:
                 problems[name] = str(error)
         return sorted(maps, key=lambda m: m.created, reverse=True), problems

@@ -18,7 +18,7 @@ from store.ledger import LAYOUT_ENTRY, LEDGER, array_entry, table_entry, unit_en
 from store.provenance import COMPLETE, read_manifest
 from store.rows import GRAM_PROMPTS, rows_table_name, table_path
 from store.shared import SHARED, parts_of, read_parts
-from store.sources import open_source
+from store.sources import as_place, open_source
 from store.tables import check_rows, check_sample, read_table
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = path
+        self.path = as_place(path) if str(path).startswith("file://") else path
         self.source = open_source(path)
         self.manifest = read_manifest(self.source)
         self._plan: dict[str, Any] = self.manifest["plan"]
@@ -330,6 +330,7 @@ class Store:
                 raise unknown("table", name, ", ".join(self.table_names()) or "none yet")
             data = self.source.read(path)
             if data is None or not record.describes(data):
+                self.source.forget([path])
                 raise StoreError(
                     f"Table {name} of {self.source.name} is damaged.",
                     expected=f"{record.size} bytes, as the ledger says",

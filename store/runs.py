@@ -4,7 +4,8 @@
     runs/<run id>/<table>.parquet    the result
 
 A run is written to a hidden folder and appears by one rename, so a torn write is never seen and two
-writers of the same run cannot mix: the first one counts.
+writers of the same run cannot mix: the first one counts. In an object store a run appears with its record,
+which is created last; what a killed writer left is removed after an hour, as in a folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import shutil
 import threading
 import time
@@ -53,6 +55,7 @@ ID_LENGTH = 16  # hex digits: 64 bits, a chance of 3e-8 for any collision among 
 STALE_SECONDS = 3600.0
 WAIT_SECONDS, TRIES = 5.0, 10
 """How long what another writer left of a run in an object store is taken for one that is being written."""
+_FOLDER = re.compile(rf"{RUNS}/[0-9a-z]{{{ID_LENGTH}}}")
 _COUNTER = itertools.count()
 
 
@@ -127,6 +130,8 @@ class RunLog:
         files = {f"{n}.parquet": d for n, d in data.items()} | {RECORD: seal(record)}
         if root is None:
             publish(self.source, f"{RUNS}/{run_id}", files, lambda: self._intact(run_id))
+            for path in torn(self.source):
+                self.source.remove(path)
         else:
             self._publish(root, run_id, files)
         return run_id
@@ -171,7 +176,11 @@ class RunLog:
 
     def list(self) -> pl.DataFrame:
         """One line per run, newest first: run_id, created, seconds, problem (null when intact), condition and
-        summary as JSON text, and each of their plain values as a column of its own."""
+        summary as JSON text, and each of their plain values as a column of its own.
+
+        Raises:
+            UnreachableError: an object store does not answer, which says nothing about a run.
+        """
         lines: list[dict[str, Any]] = []
         ids = self.ids()
         for run_id, record in zip(ids, self.source.map(self._record_or_error, ids), strict=True):
@@ -263,19 +272,24 @@ class RunLog:
     def _record_or_error(self, run_id: str) -> dict[str, Any] | StoreError:
         try:
             return self._record(run_id)
+        except UnreachableError:
+            raise
         except StoreError as error:
             return error
 
     def strays(self) -> Iterator[str]:
-        """Files below runs/ that belong to no run, by path inside it."""
-        known = set(self.ids())
+        """Files below runs/ that belong to no run, by path inside it; not of one being written."""
+        known, ages = set(self.ids()), _unrecorded(self.source)
         for path in self.source.walk(RUNS):
             run_id, _, file = path.partition("/")
             if self.source.local is None and run_id not in known:
-                yield path
+                if ages.get(f"{RUNS}/{path}", STALE_SECONDS) >= STALE_SECONDS:
+                    yield path
                 continue
             try:
                 named = {f"{name}.parquet" for name in self._record(run_id)["tables"]} | {RECORD}
+            except UnreachableError:
+                raise
             except StoreError:
                 continue
             if file not in named:
@@ -284,6 +298,8 @@ class RunLog:
     def _intact(self, run_id: str) -> bool:
         try:
             self.open(run_id)
+        except UnreachableError:
+            raise
         except StoreError:
             return False
         return True
@@ -330,6 +346,24 @@ def publish(source: Source, folder: str, files: Mapping[str, bytes], intact: Cal
         given="other bytes than were written here",
         next_step="Run it again.",
     )
+
+
+def torn(source: Source) -> list[str]:
+    """Files at a URL, by path, of runs whose writers were killed before the record: to be removed."""
+    return [path for path, age in _unrecorded(source).items() if age >= STALE_SECONDS]
+
+
+def _unrecorded(source: Source) -> dict[str, float]:
+    """Files at a URL of runs without a record, with the seconds since the last of their run's was written."""
+    if source.local is not None:  # a folder is hidden until the run is whole
+        return {}
+    written, newest = source.written(RUNS), dict[str, float]()
+    for path, when in written.items():
+        folder = path.rpartition("/")[0]
+        if _FOLDER.fullmatch(folder) and f"{folder}/{RECORD}" not in written:
+            newest[folder] = max(when, newest.get(folder, when))
+    ages = {folder: time.time() - when for folder, when in newest.items()}
+    return {path: ages[folder] for path in written if (folder := path.rpartition("/")[0]) in ages}
 
 
 def _column(name: str, values: list[Any], schema: Mapping[str, Any]) -> pl.Series:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.errors import StoreError
+from store.arrays import read_metadata
 from store.bfloat16 import bits_of
 from store.layout import METADATA
 from store.ledger import FileRecord
@@ -89,15 +90,17 @@ def write_parts(
 
 
 def parts_of(source: Source, name: str, record: FileRecord | None) -> dict[str, Any] | None:
-    """Attributes of an array that is made of parts; None for another, or where they are not as written.
+    """Attributes of an array that is made of parts; None for another.
 
     Args:
         record: of its metadata in the ledger.
+
+    Raises:
+        StoreError: they are not as they were written.
     """
-    data = source.read(f"{name}/{METADATA}")
-    if data is None or record is None or not record.describes(data):
+    if record is None:
         return None  # whoever reads it as a plain array is told
-    found = parse_object(data, f"{source.name}/{name}/{METADATA}")
+    found = parse_object(read_metadata(source, name, record), f"{source.name}/{name}/{METADATA}")
     attrs = found.get("attributes")
     if found.get("node_type") != "group" or not isinstance(attrs, dict):
         return None

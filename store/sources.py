@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from store.files import TEMPORARY
+from store.places.client import shown
 from store.places.local import LocalSource
 from store.places.objects import ObjectSource
 from store.places.protocol import Lock, Source, Span, Stamp
@@ -28,8 +29,10 @@ COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """A URL that went through `Path`, which makes one slash of two."""
 
 
-def as_place(text: str) -> str | Path:
-    """A store's place as it was typed: a URL stays a text, since a path loses one of its slashes."""
+def as_place(place: str | Path) -> str | Path:
+    """A store's place as it was typed: a folder, file:// or not, as a path; the URL of an object store as a
+    text, since a path loses one of its slashes."""
+    text = str(place).removeprefix("file://")
     return text if "://" in text else Path(text)
 
 
@@ -42,12 +45,12 @@ def to_write(path: str | Path, what: str = "A store") -> Path:
     Raises:
         StoreError: a URL, also one that was made a path ("s3:/bucket"): it would become a folder named "s3:".
     """
-    text = str(path).removeprefix("file://")
+    text = str(as_place(path))
     if "://" in text or COLLAPSED.match(text):
         raise StoreError(
             f"{what} is written to a local folder.",
             expected="a path",
-            given=str(path),
+            given=shown(text),
             next_step="Choose a local folder. The URL of a store has two slashes: s3://…",
         )
     return Path(text)
@@ -62,8 +65,8 @@ def open_source(path: str | Path, *, fresh: bool = False) -> Source:
     Raises:
         StoreError: a URL that isn't an object store's, or one that went through `Path`.
     """
-    text = str(path).removeprefix("file://")
-    return ObjectSource(text, fresh=fresh) if "://" in text else LocalSource(to_write(text))
+    place = as_place(path)
+    return ObjectSource(place, fresh=fresh) if isinstance(place, str) else LocalSource(to_write(place))
 
 
 def check_writable(source: Source) -> None:

@@ -52,7 +52,7 @@ from store.provenance import (
 )
 from store.rows import check_table_name, row_table, rows_table_name, table_path
 from store.shards import ShardEncoder
-from store.sources import Lock, open_source
+from store.sources import Lock, as_place, open_source
 from store.strict import parse_object
 
 __all__ = ["ModelPlan", "PositionPlan", "StorePlan", "StoreWriter"]
@@ -107,7 +107,7 @@ class StoreWriter:
             StoreError: another study, not a store, read-only, disk full, nowhere to write; at a URL, another
                 writer.
         """
-        root = str(path) if "://" in str(path) else Path(path)
+        root = as_place(path)
         wanted = new_manifest(fingerprint, study_json, plan.to_json())
         writer = cls(root, plan, wanted, durable)
         source = writer._source

@@ -18,8 +18,9 @@ from app.build import build as build_module
 from app.frame.opened import open_at
 from app.frame.running import find, runs_of
 from app.live.run import LiveRunner, run_live
-from engine.errors import StoreError
+from engine.errors import CaptureError, StoreError
 from engine.patching.spec import Condition
+from engine.study.study import Study
 from store.places import lease
 from store.reader import Store
 from store.runs import RunLog
@@ -192,6 +193,21 @@ def test_pages_open(made: str, here: Path, monkeypatch: pytest.MonkeyPatch, page
     app = open_page(monkeypatch, made, page, timeout=300)
     assert not app.exception
     assert not [box.value for box in app.error]
+    assert list(here.iterdir()) == []
+
+
+def test_a_file_url_is_its_folder(
+    local: Path, study: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{local}"
+    assert (open_at(url).path, Store(url).path) == (str(local), local)
+    assert runs_of(open_at(url)) == runs_of(open_at(str(local)))
+    app = open_page(monkeypatch, url, "runs", timeout=300)
+    assert not app.exception
+    assert not [box.value for box in app.error]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CaptureError, match="several workers needs Ray"):
+        build_module.build(Study.load(study), url, workers=2)
     assert list(here.iterdir()) == []
 
 

@@ -82,6 +82,8 @@ def stored_answers(study: Study, path: str | Path) -> dict[str, Answer] | None:
     check_same_study(str(path), store.manifest, wanted, diff_studies)
     try:
         rows = store.table(GENERATED_TABLE).iter_rows(named=True)
+    except UnreachableError:
+        raise
     except PatchbayError:
         return None
     return {row["id"]: Answer(tuple(row["token_ids"]), row["ended"], row["text"]) for row in rows}

@@ -54,7 +54,7 @@ from engine.threads import one_thread
 from engine.weights.kept import KeptWeights
 from engine.weights.names import Names
 from store.reader import Store
-from store.sources import check_writable, open_source
+from store.sources import as_place, check_writable, open_source
 from store.writer import StoreWriter
 
 __all__ = ["build"]
@@ -88,6 +88,7 @@ def build(
     started = time.time()
     say = Progress(quiet)
     also_allow(roots_for(study.folder))  # for the experiments that end the build, on the store
+    path = as_place(path)
     source = open_source(path)
     check_writable(source)
     if workers > 1:

@@ -15,6 +15,8 @@ from typing import Any
 from engine.errors import CaptureError
 from engine.models.trust import code_allowed
 from engine.study.study import Study
+from store.places.client import shown
+from store.sources import as_place
 
 __all__ = ["capture_in_parallel"]
 
@@ -51,11 +53,11 @@ class Capturer:
 
 def check_ray(workers: int, path: str | Path) -> None:
     """CaptureError when Ray is not installed, or for a URL, which one writer writes at a time."""
-    if "://" in str(path):
+    if isinstance(as_place(path), str):
         raise CaptureError(
             "Several workers can't write to an object store.",
             expected="a local folder, or one worker",
-            given=f"--workers {workers} for {path}",
+            given=f"--workers {workers} for {shown(str(path))}",
             next_step="leave --workers out, or write to a local folder and copy it.",
         )
     if importlib.util.find_spec("ray") is None:

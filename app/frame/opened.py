@@ -23,7 +23,7 @@ from engine.errors import PatchbayError, StoreError
 from engine.study.roots import allow_roots
 from store.layout import MANIFEST
 from store.reader import Store
-from store.sources import open_source
+from store.sources import as_place, open_source, to_write
 
 LARGE = 20_000_000
 """Numbers in one component of one model above which a pass over them takes more than a second."""
@@ -108,7 +108,8 @@ def open_store() -> Opened:
 
 def open_at(path: str) -> Opened:
     """The store at a path or URL; raises StoreError when it is missing, unreadable or unfinished."""
-    if "://" not in path and not Path(path).is_dir():
+    path = str(as_place(path))
+    if "://" not in path and not to_write(path).is_dir():
         raise StoreError(
             "The activation store does not exist.",
             expected="a folder written by precompute.py",

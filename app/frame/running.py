@@ -26,6 +26,7 @@ from app.live.jobs import JobResult, JobStatus
 from app.live.worker import Worker
 from engine.errors import JobError, StoreError
 from engine.lab.experiment import Experiment
+from store.places.client import UnreachableError
 from store.runs import ID_LENGTH, RECORD, RUNS, RunLog, stamps_of
 
 T = TypeVar("T")
@@ -283,9 +284,12 @@ def find(opened: Opened, wanted: Experiment) -> str | None:
     written = _files(opened.path, run_id)
     if not written:
         return None
-    with suppress(StoreError):
+    try:
         return run_id if _content_hash(_study(opened), run_id, written) == key else None
-    return None
+    except UnreachableError:
+        raise
+    except StoreError:
+        return None
 
 
 def opened_run(opened: Opened, run_id: str) -> JobResult:

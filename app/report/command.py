@@ -30,8 +30,8 @@ def report(store: str, out: Path | None, pair: str | None, *, fit: bool = False)
     from app.report.write import write
 
     opened = open_at(store)
-    bare = Path(f"{store.rstrip('/')}-report")
-    place = out or (Path(bare.name) if "://" in store else bare)
+    bare = Path(f"{opened.path.rstrip('/')}-report")
+    place = out or (Path(bare.name) if "://" in opened.path else bare)
     with tqdm(unit="step", leave=False) as bar:
 
         def advance(done: int, total: int, what: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from store.files import seal, sha256, unseal
+from store.places.client import UnreachableError
 from store.provenance import fingerprint_at
 from store.schema import NoteRecord, check
 from store.sources import Source, open_source
@@ -35,6 +36,10 @@ class Note:
     author: str
     text: str
     run: str = ""
+
+
+_NOTES: dict[tuple[str, str, str] | None, Note] = {}
+"""Notes at URLs that this process has read, by URL, store and id."""
 
 
 class NoteLog:
@@ -97,13 +102,23 @@ class NoteLog:
 
     def list(self) -> tuple[list[Note], list[str]]:
         """The notes that are whole, oldest first, and what is wrong with others."""
-        notes, problems = [], []
-        for note_id in self.ids():
-            try:
-                notes.append(self.open(note_id))
-            except StoreError as error:
-                problems.append(str(error))
-        return notes, problems
+        found = list(self.source.map(self._kept, self.ids()))
+        return [n for n in found if isinstance(n, Note)], [n for n in found if isinstance(n, str)]
+
+    def _kept(self, note_id: str) -> Note | str:
+        """A note, or what is wrong with it; at a URL from memory where it was read once: none changes."""
+        try:
+            place = None if self.source.local else (self.source.name, fingerprint_at(self.source), note_id)
+            note = _NOTES.get(place)
+            if note is None:
+                note = self.open(note_id)
+                if place is not None:
+                    _NOTES[place] = note
+            return note
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            return str(error)
 
     def strays(self) -> Iterator[str]:
         """Files below notes/ that are no note, by path inside it."""

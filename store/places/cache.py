@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,12 @@ class Pieces:
             self._kept[key] = data
             while self.held > self.most:
                 self.held -= len(self._kept.popitem(last=False)[1])
+
+    def drop(self, which: Callable[[Any], bool]) -> None:
+        """Forgets what is kept under the keys that `which` says."""
+        with self._lock:
+            for key in [key for key in self._kept if which(key)]:
+                self.held -= len(self._kept.pop(key))
 
     def clear(self) -> None:
         """Forgets everything."""

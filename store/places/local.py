@@ -100,6 +100,10 @@ class LocalSource:
         files = (found.relative_to(full) for found in entries_below(full) if found.is_file())
         return visible(found.as_posix() for found in files)
 
+    def written(self, path: str) -> dict[str, float]:
+        found = (file for file in entries_below(self.root / path) if file.is_file())
+        return {file.relative_to(self.root).as_posix(): file.stat().st_mtime for file in found}
+
     def everything(self) -> list[str]:
         found = (
             path for path in entries_below(self.root) if path.is_file() or path.is_symlink() or path.is_fifo()
@@ -127,6 +131,9 @@ class LocalSource:
 
     def settled(self) -> None:
         """Nothing is kept: a file is looked at anew each time."""
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Nothing is kept."""
 
     def room(self, size: int) -> AbstractContextManager[None]:
         return nullcontext()

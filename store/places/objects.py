@@ -23,7 +23,7 @@ import numpy as np
 from engine.errors import StoreError
 from store.files import Bytes, sha256
 from store.places.cache import PIECES, ROOM
-from store.places.client import object_errors, open_client
+from store.places.client import object_errors, open_client, version_of
 from store.places.lease import Lease
 from store.places.protocol import Array, R, Span, Stamp, T, visible
 from store.strict import MOST_BYTES, REPAIR
@@ -72,6 +72,7 @@ class ObjectSource:
         self._client = self._all.client
         self._listed: dict[str, dict[str, Stamp]] = {}
         self._tag, self._generation = "", ""
+        self._version: dict[str, str] = {}  # of the manifest that was read
         self._made: dict[str, str] = {}
         self._lease: Lease | None = None
 
@@ -96,11 +97,11 @@ class ObjectSource:
                         given=found.meta["size"],
                         next_step=REPAIR,
                     )
-                tag, data = _tag_of(found.meta), bytes(found.bytes())
+                tag, version, data = _tag_of(found.meta), version_of(found.meta), bytes(found.bytes())
             except FileNotFoundError:
-                tag, data = "", None
+                tag, version, data = "", {}, None
         if path == MANIFEST:
-            self._tag = tag
+            self._tag, self._version = tag, version
         return data
 
     def settled(self) -> None:
@@ -155,7 +156,7 @@ class ObjectSource:
         ):
             for number, piece in zip(numbers, pieces, strict=True):
                 found[number], key = piece, keys[number]
-                if key is not None:
+                if key is not None and len(piece) == key[-1]:
                     PIECES.put(key, piece)
         yield from (np.frombuffer(piece, np.uint8) for piece in found)
 
@@ -186,12 +187,16 @@ class ObjectSource:
         return kept[1]
 
     def _list(self, path: str) -> dict[str, Stamp]:
-        found: dict[str, Stamp] = {}
+        return {str(meta["path"]): _stamp_of(meta) for meta in self._metas(path)}
+
+    def written(self, path: str) -> dict[str, float]:
+        return {str(meta["path"]): meta["last_modified"].timestamp() for meta in self._metas(path)}
+
+    def _metas(self, path: str) -> list[Mapping[str, Any]]:
+        """What the service says of every object below a folder."""
         with object_errors(self.name, f"list {path or 'everything'}"):
-            for batch in self._client.list(path or None, chunk_size=1000):
-                for meta in batch:
-                    found[str(meta["path"])] = _stamp_of(meta)
-        return found
+            batches = self._client.list(path or None, chunk_size=1000)
+            return [meta for batch in batches for meta in batch]
 
     def everything(self) -> list[str]:
         return sorted(self._list(""))
@@ -239,26 +244,26 @@ class ObjectSource:
         if path == MANIFEST:
             if not self._tag:
                 self._read(path)
-            mode = {"e_tag": self._tag} if self._tag else "create"
+            mode = self._version or "create"
         try:
             with object_errors(self.name, f"write {path}"):
                 try:
-                    tag = self._put(path, data, mode)
+                    made = self._put(path, data, mode)
                 except (AlreadyExistsError, PreconditionError):
-                    tag = ""
-            if not tag and self._read(path) != data:
+                    made = {}
+            if not made and self._read(path) != data:
                 raise StoreError(
                     f"{path} at {self.name} was replaced by somebody else meanwhile.",
                     expected="the one that was read before",
                     given="another one",
                     next_step="Let one writer go on; when none is left, run the same command again.",
                 )
-            if path == MANIFEST and tag:
-                self._tag = tag
+            if path == MANIFEST and made:
+                self._tag, self._version = _tag_of(made), made
         finally:
             self._forget(path)
 
-    def _put(self, path: str, data: bytes, mode: Any) -> str:
+    def _put(self, path: str, data: bytes, mode: Any) -> dict[str, str]:
         if len(data) > LARGEST:
             raise StoreError(
                 f"{path} is too large for an object that is put at once.",
@@ -268,7 +273,7 @@ class ObjectSource:
             )
         if self._lease is not None:
             self._lease.check()
-        return _tag_of(self._client.put(path, data, mode=mode, use_multipart=False))
+        return version_of(self._client.put(path, data, mode=mode, use_multipart=False))
 
     def remove(self, path: str) -> None:
         if self._lease is not None:
@@ -288,8 +293,14 @@ class ObjectSource:
         for seen in [seen for seen in self._all.brief if path.startswith(seen)]:
             self._all.brief.pop(seen, None)
 
+    def forget(self, paths: Iterable[str]) -> None:
+        gone = set(paths)
+        PIECES.drop(lambda key: key[0] == self.name and key[2] in gone)
+        for path in gone:
+            self._forget(path)
+
     def lock(self) -> Lease:
-        self._lease = Lease(self._client, self.name)
+        self._lease = Lease(self._client, self.name, open_client(self.name, brief=True))
         return self._lease
 
     def room(self, size: int) -> AbstractContextManager[None]:

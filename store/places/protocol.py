@@ -57,6 +57,9 @@ class Source(Protocol):
     def walk(self, path: str) -> list[str]:
         """Every file below a folder, by path inside it, sorted; hidden ones left out."""
 
+    def written(self, path: str) -> dict[str, float]:
+        """Every file below a folder by its path, with the POSIX time at which it was written."""
+
     def everything(self) -> list[str]:
         """Every file, hidden ones too, sorted."""
 
@@ -78,6 +81,9 @@ class Source(Protocol):
 
     def settled(self) -> None:
         """The manifest that was read says that the store is complete: what it lists stays as it is."""
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """These files were not as they should be: nothing that was kept of them is taken again."""
 
     def room(self, size: int) -> AbstractContextManager[None]:
         """Waits until a file of that many bytes may be read whole."""

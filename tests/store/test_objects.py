@@ -25,16 +25,19 @@ from synthetic_store import (
 )
 
 import store.arrays
-from engine.errors import StoreError
+from app.build.parallel import check_ray
+from app.frame.opened import open_at
+from engine.errors import PatchbayError, StoreError
 from store.journal.notes import NoteLog
 from store.layout import activation_name
 from store.manifest import verify
 from store.maps import MapLog
 from store.places import client, lease
 from store.places.cache import PIECES, Pieces, Room
-from store.places.client import UnreachableError, check_url
+from store.places.client import UnreachableError, check_url, shown
 from store.reader import Store
 from store.runs import RunLog
+from store.sources import to_write
 from store.writer import StoreWriter
 
 s3_server.skip_without()
@@ -55,7 +58,7 @@ def url(door: s3_server.Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty place. A writer without a sign of life for 2 s is taken for dead; little is tried again."""
     monkeypatch.setattr(lease, "BEAT", 0.3)
     monkeypatch.setattr(lease, "PATIENCE", 2.0)
-    short = {"max_retries": 3, "retry_timeout": timedelta(seconds=3)}
+    short = {"max_retries": 8, "retry_timeout": timedelta(seconds=3)}
     monkeypatch.setattr(client, "RETRY", {**client.RETRY, **short})
     yield f"s3://{s3_server.bucket()}/some/store"
     door.answer = lambda method, path: None
@@ -339,7 +342,10 @@ def test_a_torn_run_is_none_and_is_written_again(
     s3_server.put(torn, {k: v for k, v in kept.items() if not k.endswith("run.json")})
     s3_server.put(torn, {f"runs/{run_id}/table.parquet": b"half of"})
     assert RunLog(torn).ids() == []
-    assert [problem.what for problem in verify(torn)] == ["no run lists it"]
+    assert verify(torn) == [], "somebody may be writing it"
+    with monkeypatch.context() as patch:
+        patch.setattr("store.runs.STALE_SECONDS", 0.0)
+        assert [problem.what for problem in verify(torn)] == ["no run lists it"]
     assert RunLog(torn).append({"layer": 1}, {}, TABLE) == run_id
     assert RunLog(torn).open(run_id).table.equals(TABLE)
     assert verify(torn) == []
@@ -487,6 +493,41 @@ def test_urls_are_names_and_nothing_else(bad: str) -> None:
         check_url(bad)
     with pytest.raises(StoreError):
         Store(bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "s3://AKIAKEY:SECRET@bucket/x",
+        "s3://AKIAKEY:SEC/RET@bucket/x",
+        "s3://AKIAKEY:SE@C/RET@bucket/x",
+        "s3://AKIAKEY:SEC?RET@bucket",
+        "s3:/AKIAKEY:SECRET@bucket/x",
+        "AKIAKEY:SECRET@s3://bucket/x",
+        "az://box/x?sv=1&sig=SECRET",
+        "az://box?sig=SECRET",
+        "az://box#SECRET",
+        "https://user:SECRET@host/x",
+        "ftp://host/SECRET",
+    ],
+)
+def test_no_secret_of_a_mistyped_url_is_shown(bad: str) -> None:
+    """Not by a reader, by a page, by a log of runs, or where a folder is wanted."""
+    for ask in (Store, RunLog, open_at, lambda url: to_write(url, "A report"), lambda url: check_ray(2, url)):
+        with pytest.raises(PatchbayError) as raised:
+            ask(bad)
+        for part in ("SEC", "RET", "AKIA", "sig="):
+            assert part not in str(raised.value)
+
+
+def test_of_a_mistyped_url_protocol_and_bucket_are_shown() -> None:
+    for url, said in (
+        ("s3://key:secret@bucket/x", "s3://bucket/…"),
+        ("https://host:80/x", "https://host/…"),
+        ("ftp://host", "ftp://host"),
+        ("runs/a b?c", "runs/a b?c"),
+    ):
+        assert shown(url) == said
 
 
 @pytest.mark.parametrize("good", ["s3://bucket", "s3://bucket/", "gs://b-1.x/a/b", "az://box/run=1+2@x/"])
