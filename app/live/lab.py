@@ -169,7 +169,8 @@ class StoreLab:
         """Unpatched activations of some prompts, float32 (n, width)."""
         stored, exact = self._stored(model, site, position)
         words = f"stored {self.study.capture.dtype}"
-        averaged = stored is not None and self.store.position_kind(position) != "one"
+        captured = position in self.store.positions()  # a draw of a captured sample is not: one token
+        averaged = stored is not None and captured and self.store.position_kind(position) != "one"
         if averaged and not exact:
             note = f"The vectors at {position} are the stored ones, rounded to {self.study.capture.dtype}."
             self.notes += [] if note in self.notes else [note]

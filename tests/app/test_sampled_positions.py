@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import live_study
 import numpy as np
 import pytest
@@ -116,6 +118,22 @@ def test_a_map_is_fitted_on_every_draw_of_both_tokenizers(opened: Opened) -> Non
         lab.activations("other", Site("resid_post", 2), first, range(len(kept))), kept
     )
     assert lab.origin("other", Site("resid_post", 2), first).startswith("stored")
+
+
+def test_a_draw_of_a_rounded_sample_is_run_again(tmp_path: Path) -> None:
+    """It is one token, which the model can be run for; only averages are taken as they were stored."""
+    study = live_study.make_study(tmp_path, dtype="bfloat16", positions=(MANY, "mean"))
+    store = build(study, tmp_path / "store", quiet=True)
+    lab = StoreLab(store, ModelCache("cpu"), lambda **_: None, lambda: False)
+    site, rows = Site("resid_post", 2), np.arange(4)
+    index = store.row_index("other", MANY)["row_start"].to_numpy()[rows]
+    stored = store.activations("other", "resid_post", 2, MANY, rows=index)
+    exact = lab.activations("other", site, DRAW.replace("draw=2", "draw=1"), rows)
+    assert 0 < np.abs(exact - stored).max() < 2**-7 * np.abs(stored).max(), "bfloat16 keeps eight bits"
+    assert lab.notes == []
+    assert lab.origin("other", site, DRAW.replace("draw=2", "draw=1")) == "recomputed with other"
+    lab.activations("other", site, "mean", rows)
+    assert "mean are the stored ones, rounded to bfloat16" in lab.notes[0]
 
 
 @pytest.mark.parametrize("name", [DRAW, "decision", "nonsense", "sample(k=0)"])
