@@ -222,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given.pop(0) if given[:1] and given[0] in AFTER_THE_STORE else "precompute"
     command = COMMANDS[name]
-    return carry_out(command.run, command.parser().parse_args(given))
+    parser = command.parser()
+    read = parser.parse_intermixed_args if name == "note" else parser.parse_args  # its text may come last
+    return carry_out(command.run, read(given))
 
 
 def carry_out(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
@@ -354,7 +356,7 @@ def migrate_store(options: argparse.Namespace) -> int:
 
 def keep_note(options: argparse.Namespace) -> int:
     """Keeps a note, or prints the notes of a store; 1 when one of them is damaged."""
-    from store.journal.notes import NoteLog
+    from store.journal.notes import NoteLog, readable
     from store.reader import Store
     from store.runs import RunLog
 
@@ -371,7 +373,7 @@ def keep_note(options: argparse.Namespace) -> int:
         about = f" (run {one.run})" if one.run else ""
         print(f"{one.created[:16].replace('T', ' ')} {one.author}{about}\n{one.text}\n")
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(readable(problem), file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -74,6 +74,10 @@ class MemoryLab:
     def places(self, model: str, position: str, rows: Rows) -> np.ndarray:
         return np.array([self.at[model][row] for row in rows], dtype=np.int64)
 
+    def characters_before(self, model: str, position: str, rows: Rows) -> np.ndarray:
+        """Every token is one character."""
+        return self.places(model, position, rows) + 1
+
     def engine(
         self, model: str, rows: Rows, position: str, read_at: Literal["patched", "decision"]
     ) -> PatchEngine:

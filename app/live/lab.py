@@ -157,6 +157,13 @@ class StoreLab:
             every = np.array([indices[0] for indices in found.indices])
         return every[np.asarray(rows)].astype(np.int64)
 
+    def characters_before(self, model: str, position: str, rows: Rows) -> np.ndarray:
+        """Characters of each prompt's own text before the end of a one-token position; as `places`."""
+        from engine.prompts.draws import characters_before
+
+        at = np.asarray(rows)
+        return characters_before(self._tokens(model)[at], self.places(model, position, at))
+
     def engine(self, model: str, rows: Rows, position: str, read_at: ReadAt) -> PatchEngine:
         """The patch engine over some prompts; its unpatched run is kept for the next job."""
         lm = self.model(model)
@@ -169,7 +176,8 @@ class StoreLab:
         """Unpatched activations of some prompts, float32 (n, width)."""
         stored, exact = self._stored(model, site, position)
         words = f"stored {self.study.capture.dtype}"
-        averaged = stored is not None and self.store.position_kind(position) != "one"
+        captured = position in self.store.positions()  # a draw of a captured sample is not: one token
+        averaged = stored is not None and captured and self.store.position_kind(position) != "one"
         if averaged and not exact:
             note = f"The vectors at {position} are the stored ones, rounded to {self.study.capture.dtype}."
             self.notes += [] if note in self.notes else [note]

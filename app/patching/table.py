@@ -26,6 +26,7 @@ from app.transport.fields import map_changes
 from app.transport.tables import spec_of
 from engine.lab import grids
 from engine.patching.mapped_spec import ALPHAS, MappedPatch
+from engine.prompts.draws import spelled
 
 PAGE = "patching"
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z")
@@ -61,7 +62,7 @@ def experiment_of(
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
         shared=PatchFields.of(selection).vocabulary == "shared",
-        fitted_at=PatchFields.of(selection).fitted_at,
+        fitted_at=spelled(PatchFields.of(selection).fitted_at),
         read_at=selection.read_at,  # type: ignore[arg-type]
         where=where_of(selection),
     )

@@ -12,9 +12,11 @@ from app.frame import parts as components
 from app.frame.opened import Opened
 from engine.errors import StoreError
 from store.journal.notes import LONGEST, LONGEST_NAME, Note, NoteLog
+from store.runs import RunLog
 
 SHOWN = 20
 """Notes that are shown, the newest; the report has all of them."""
+_KEPT = "note-kept"
 
 
 def show(opened: Opened, run: str) -> None:
@@ -40,7 +42,9 @@ def _listed(notes: Sequence[Note]) -> None:
 
 
 def _form(opened: Opened, run: str) -> None:
-    with st.form("note", clear_on_submit=True, border=False):
+    if st.session_state.pop(_KEPT, False):  # a note that wasn't kept stays in the form
+        st.session_state["note-text"] = ""
+    with st.form("note", border=False):
         text = screen.text_area(
             f"A note on run {run}" if run else "A note", key="note-text", max_chars=LONGEST
         )
@@ -53,7 +57,10 @@ def _form(opened: Opened, run: str) -> None:
             raise StoreError(
                 "There is no note to keep.", expected="a text", given="none", next_step="write something."
             )
+        if run:
+            RunLog(opened.path).open(run)
         NoteLog(opened.path).append(text, author, run)
+        st.session_state[_KEPT] = True
         st.rerun()
 
 

@@ -261,6 +261,9 @@ class Lab(Protocol):
     def places(self, model: str, position: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Index in each prompt of a one-token position, (n,) int64, in a model's tokens; else PatchError."""
 
+    def characters_before(self, model: str, position: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Characters of each prompt's own text before the end of a one-token position, (n,) int64."""
+
     def engine(
         self, model: str, rows: Sequence[int] | np.ndarray, position: str, read_at: ReadAt
     ) -> PatchEngine:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import PatchExperiment
-from engine.prompts.draws import draws_of
+from engine.prompts.draws import MOST, draws_of
 from engine.spec import later
 from engine.transport.named import MapSpec
 
@@ -36,7 +36,8 @@ class MappedPatch(PatchExperiment):
         top_k: likeliest next tokens kept per prompt at the best α.
         shared: give every KL a second time on the tokens whose string both tokenizers have, renormalised.
         fitted_at: a sample, "sample(k=16,skip_last=4)": the map is fitted on that many tokens of each train
-            prompt, the same words in both models whatever their tokenizers, in place of the patched one.
+            prompt in place of the patched one, those that both models read behind the same characters of the
+            text, whatever their tokenizers.
     """
 
     runner: ClassVar[str] = "engine.patching.mapped_run:run"
@@ -57,7 +58,7 @@ class MappedPatch(PatchExperiment):
         if value and not draws_of(value):
             raise PatchError(
                 "A map can't be fitted at this position.",
-                expected="a sample of several tokens, such as sample(k=16,skip_last=4)",
+                expected=f"a sample of at most {MOST} tokens, such as sample(k=16,skip_last=4)",
                 given=repr(value),
                 next_step="leave it out to fit at the patched position.",
             )

@@ -29,7 +29,7 @@ from engine.patching.mapped_spec import MappedKind, MappedPatch
 from engine.patching.numbers import RandomRotation, row_space, shuffled_pairs
 from engine.patching.run import Vectors, replacement_vectors
 from engine.patching.spec import Condition
-from engine.prompts.draws import draws_of
+from engine.prompts.draws import draws_of, sample_of
 from engine.stats.moments import fit_moments, match_moments
 from engine.transport import TransportMap
 from engine.transport.named import NAMES, MapSpec, Readout
@@ -99,21 +99,42 @@ def _pooled(
 ) -> tuple[Float32[np.ndarray, "m width_source"], Float32[np.ndarray, "m width_target"], np.ndarray]:
     """Both sides' activations of all draws of each prompt, and the group of each row.
 
-    Two draws of the same tokens count once: a prompt with fewer words than draws repeats its last one.
-    `order`: whose rows stand on the target's side.
+    A draw is kept where both models' tokens end at the same character: a token may go on behind the drawn
+    word. Two draws of the same tokens count once: words may share a token, and a prompt with fewer words than
+    draws repeats its last one. `order`: whose rows stand on the target's side.
+
+    Raises:
+        PatchError: fewer than two draws are kept.
     """
+    models, drawn = experiment.models()[::-1], 0
     sides: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
-    before: tuple[np.ndarray, np.ndarray] | None = None
+    before: list[np.ndarray] = []
     for draw in draws:
-        place = lab.places(experiment.source, draw, rows), lab.places(experiment.target, draw, rows)
+        place = [lab.places(model, draw, rows) for model in models]
+        ends = [lab.characters_before(model, draw, rows) for model in models]
         new = np.ones(rows.size, dtype=bool)
-        if before is not None:
+        if before:
             new = (place[0] != before[0]) | (place[1] != before[1])
-        before, both = place, new & new[order]
-        sides[0].append(lab.activations(experiment.source, site, draw, rows)[both])
-        sides[1].append(lab.activations(experiment.target, site, draw, rows)[order][both])
+        same = new & (ends[0] == ends[1])
+        before, both, drawn = place, same & same[order], drawn + int(new.sum())
+        sides[0].append(lab.activations(models[0], site, draw, rows)[both])
+        sides[1].append(lab.activations(models[1], site, draw, rows)[order][both])
         sides[2].append(groups[both])
-    return np.concatenate(sides[0]), np.concatenate(sides[1]), np.concatenate(sides[2])
+    x, y, of = (np.concatenate(side) for side in sides)
+    if len(of) < 2:
+        raise PatchError(
+            f"The map can't be fitted at {sample_of(draws[0])[0]}.",
+            expected="at least 2 drawn words whose tokens end at the same character in both models",
+            given=f"{len(of)} of {drawn}",
+            next_step="draw more words, or fit at the patched token.",
+        )
+    if len(of) < drawn and (order == np.arange(rows.size)).all():
+        note = (
+            f"{drawn - len(of)} of {drawn} drawn pairs are left out of the map's fit: the two models' tokens "
+            "end at different characters."
+        )
+        lab.notes.extend([] if note in lab.notes else [note])
+    return x, y, of
 
 
 def built(lab: Lab, experiment: PatchExperiment, spec: MapSpec) -> TransportMap:

@@ -20,8 +20,11 @@ from scipy import fft
 
 from engine.errors import AnalysisError
 from engine.similarity.grams import Grams, as_centred, as_layers, check_pair
-from engine.stats.resampling import ordered_units, unit_index, unit_kinds, unit_permutations
+from engine.similarity.rotated import possible, rotations
+from engine.stats.resampling import ordered_units, unit_index, unit_kinds, unit_permutations, unit_tables
 
+FEW = 256
+"""Prompts below which permutations are drawn one by one."""
 Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
@@ -107,7 +110,7 @@ def _drawn(
 ) -> tuple[Array, Array]:
     """The same for freely drawn permutations; the identity comes first."""
     da, db = np.diagonal(a).astype(np.float64), np.diagonal(b).astype(np.float64)
-    full = [float(np.vecdot(a, b[p[:, None], p]).sum(dtype=np.float64)) for p in draws]
+    full = [float(np.vecdot(a, b.take(p, 0).take(p, 1)).sum(dtype=np.float64)) for p in draws]
     return np.array(full), np.array([float(da @ db[p]) for p in draws])
 
 
@@ -132,7 +135,8 @@ def permutation_null(
             label, and units are exchanged where their members have the same labels. Without, the members
             of equally large units are matched in order of appearance.
         n_draws: wrong pairings wanted. With more units of each kind than that, all cyclic shifts are used
-            (their number is units − 1); else random permutations, this many.
+            (their number is units − 1); else random permutations, this many, of many prompts rotations within
+            each kind of random arrangements (`engine.similarity.rotated`).
         level: level of the quantiles and of the band.
 
     Returns:
@@ -150,13 +154,19 @@ def permutation_null(
     table = _arrangement(n, groups, roles, rng)
     cyclic = table is not None and table.shape[0] > n_draws
     unit = unit_index(n, groups)
-    wrong = [] if cyclic else unit_permutations(ordered_units(unit, roles), unit, n_draws, rng, roles)
+    order = ordered_units(unit, roles)
+    tables = [] if cyclic else unit_tables(order, unit, roles)
+    turns = rotations(tables, n_draws, rng) if n >= FEW and possible(tables) >= 4 * n_draws else None
+    wrong = [] if cyclic or turns else unit_permutations(order, unit, n_draws, rng, roles)
     rows = []
     for p, q in zip(a, b, strict=True):
         check_pair(p, q, debiased)
         pc, qc = as_centred(p), as_centred(q)
         if table is not None and cyclic:
             full, diagonal = _shifted(pc, qc, table)
+        elif turns is not None:
+            right = _drawn(pc, qc, [np.arange(n)])
+            full, diagonal = map(np.concatenate, zip(right, turns.pair(pc, qc), strict=True))
         else:
             full, diagonal = _drawn(pc, qc, [np.arange(n), *wrong])
         rows.append(_normalise(full, diagonal, pc, qc, debiased))

@@ -124,6 +124,20 @@ def unit_kinds(
     return np.array([number[kind] for kind in members], dtype=np.intp)
 
 
+def unit_tables(
+    order: Int[np.ndarray, " n"], unit: Int[np.ndarray, " n"], roles: NDArray[np.generic] | None = None
+) -> list[NDArray[np.intp]]:
+    """For each kind of units a table (units, members) of prompts; arguments as of `unit_permutations`."""
+    sizes = np.bincount(unit)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    kinds = unit_kinds(order, unit, roles)
+    tables = []
+    for kind in range(kinds.max(initial=-1) + 1):
+        same = np.flatnonzero(kinds == kind)
+        tables.append(order[starts[same][:, None] + np.arange(sizes[same[0]])])
+    return tables
+
+
 def unit_permutations(
     order: Int[np.ndarray, " n"],
     unit: Int[np.ndarray, " n"],
@@ -138,13 +152,7 @@ def unit_permutations(
         unit: (n,) unit of each prompt, 0..G−1.
         roles: (n,) where given, units are moved only among units whose members have the same roles.
     """
-    sizes = np.bincount(unit)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    kinds = unit_kinds(order, unit, roles)
-    tables = []
-    for kind in range(kinds.max(initial=-1) + 1):
-        same = np.flatnonzero(kinds == kind)
-        tables.append(order[starts[same][:, None] + np.arange(sizes[same[0]])])
+    tables = unit_tables(order, unit, roles)
     out = []
     for _ in range(count):
         moved = np.empty_like(order)

@@ -7,6 +7,7 @@ A note appears whole, so a torn write is never seen, and two writers have a file
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,18 @@ LONGEST = 20_000
 """Characters of a note; of its author's name `LONGEST_NAME`."""
 LONGEST_NAME = 200
 NEXT = "It can be deleted; the other notes stay as they are."
+
+
+_UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, those that turn text round, and halves of characters."""
+
+
+def readable(text: str) -> str:
+    """A text with the codes of its control characters in their places: "\\x1b" for an escape.
+
+    A terminal obeys such characters, and no file can hold a half of one.
+    """
+    return _UNREADABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @dataclass(frozen=True)
@@ -55,9 +68,19 @@ class NoteLog:
             text: any text. author: who writes it. run: the id of the run that it is about.
 
         Raises:
-            StoreError: no text, one that is too long, disk full, or a place that can't be written to.
+            StoreError: no text, one that is too long or has control characters, disk full, or a place that
+                can't be written to.
         """
-        text, author = text.strip(), " ".join(author.split())
+        text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+        author = " ".join(author.split())
+        for given in (text, author, run):
+            if (shown := readable(given)) != given:
+                raise StoreError(
+                    "This note is not kept: it has characters that nobody can read.",
+                    expected="text, line breaks and tabs",
+                    given=", ".join(dict.fromkeys(readable(c) for c in given if readable(c) != c)),
+                    next_step=f"leave them out: {shown[:100]}",
+                )
         if not text or len(text) > LONGEST or len(author) > LONGEST_NAME:
             raise StoreError(
                 "This note is not kept.",
@@ -83,7 +106,7 @@ class NoteLog:
         return sorted(p.removesuffix(SUFFIX) for p in self.source.walk(NOTES) if self._is_note(p))
 
     def open(self, note_id: str) -> Note:
-        """A note.
+        """A note, in which control characters stand as their codes (`readable`).
 
         Raises:
             StoreError: it is damaged, or of another store.
@@ -98,7 +121,8 @@ class NoteLog:
                 given=f"one of the store {record.store[:12]}",
                 next_step=NEXT,
             )
-        return Note(note_id, record.created, record.author, record.text, record.run)
+        said = map(readable, (note_id, record.created, record.author, record.text, record.run))
+        return Note(*said)
 
     def list(self) -> tuple[list[Note], list[str]]:
         """The notes that are whole, oldest first, and what is wrong with others."""

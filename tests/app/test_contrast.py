@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from planted_store import LAYERS, build_store, prompts_table
+from planted_store import CHECKS, LAYERS, build_store, prompts_table
 from streamlit.testing.v1 import AppTest
 
 from app.charts.palette import DARK
 from app.frame.opened import Opened, other_stores, read_facts
 from app.frame.selection import changed, defaults
 from app.similarity import contrast
+from engine.errors import AnalysisError
 from engine.similarity.cka import cka_difference, gram, linear_cka
 from store.reader import Store
 
@@ -67,11 +68,83 @@ def test_pairs_of_another_store_with_the_same_prompts(
     assert np.abs(apart.select("value", "low", "high").to_numpy()).max() < 1e-9, "a pair beside itself"
     assert panel.title.endswith("; difference 0 (0 to 0)")
     assert panel.chart(DARK) is not None
+    assert contrast.panel(opened, changed(start, against="2:base|tuned")) is None
+    assert contrast.panel(opened, start) is None
+
+
+def test_the_printed_code_names_the_other_store(
+    opened: Opened, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook has no `--beside`: the second of two stores is read from its path."""
+    with monkeypatch.context() as patched:
+        patched.setattr(contrast, "other_stores", lambda: ["nowhere", str(planted)])
+        panel = contrast.panel(opened, changed(defaults(opened.facts), split="all", against="2:base|tuned"))
+    assert panel is not None
     scope: dict[str, object] = {}
     exec(panel.code, scope)
     assert panel.table.equals(scope["table"])
-    assert contrast.panel(opened, changed(start, against="2:base|tuned")) is None
-    assert contrast.panel(opened, start) is None
+
+
+@pytest.mark.parametrize("held", [False, None], ids=["failed", "none"])
+def test_a_store_that_is_not_to_be_trusted_has_no_numbers_beside(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool | None
+) -> None:
+    checks = [] if held is None else [check | {"passed": held} for check in CHECKS]
+    path = build_store(tmp_path / "other", checks=checks)
+    monkeypatch.setattr(contrast, "other_stores", lambda: [str(path)])
+    chosen = changed(defaults(opened.facts), split="all", against="1:base|tuned")
+    assert contrast.pairs(opened, chosen) == {}
+    with pytest.raises(AnalysisError, match="its numbers are not shown"):
+        contrast.panel(opened, chosen)
+
+
+@pytest.mark.parametrize("lost", ["positions", "sites"])
+def test_there_is_no_contrast_with_another_position_or_site(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    chosen = changed(defaults(opened.facts), split="all", against="1:base|tuned")
+    asked = {"positions": chosen.position, "sites": chosen.site}[lost]
+    kept = tuple(one for one in getattr(opened.facts, lost) if one != asked)
+    there = dataclasses.replace(opened, facts=dataclasses.replace(opened.facts, **{lost: kept}))
+    monkeypatch.setattr(contrast, "other_stores", lambda: ["other"])
+    monkeypatch.setattr(contrast, "open_at", lambda _: there)
+    with pytest.raises(AnalysisError, match=f"its store lacks the {lost[:-1]} {asked}"):
+        contrast.panel(opened, chosen)
+
+
+def test_draws_of_two_seeds_are_not_the_same_tokens(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeded(seed: int) -> Opened:
+        manifest = {**opened.store.manifest, "study": {**opened.store.manifest["study"], "seed": seed}}
+        store = Store(Path(opened.path))
+        store.manifest = manifest
+        return dataclasses.replace(opened, store=store)
+
+    drawn = "sample(k=4,skip_last=0,draw=2)"
+    assert contrast.same_place(seeded(1), seeded(1), drawn)
+    assert not contrast.same_place(seeded(1), seeded(2), drawn)
+    assert contrast.same_place(seeded(1), seeded(2), "last_content")
+    monkeypatch.setattr(contrast, "other_stores", lambda: ["other"])
+    monkeypatch.setattr(contrast, "open_at", lambda _: there)
+    at = dataclasses.replace(opened.facts, positions=(drawn,))
+    here, there = (dataclasses.replace(seeded(seed), facts=at) for seed in (1, 2))
+    with pytest.raises(AnalysisError, match="these are other tokens there"):
+        contrast.other(here, changed(defaults(at), against="1:base|tuned"))
+
+
+def test_pairs_without_a_common_block_have_no_contrast(
+    opened: Opened, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve, asked = contrast.queries.cka_curve, []
+
+    def parted(at: Opened, selection: object, site: str) -> pl.DataFrame:
+        asked.append(site)
+        early = pl.col("layer") < 2
+        return curve(at, selection, site).filter(early if len(asked) == 1 else ~early)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(contrast, "other_stores", lambda: [str(planted)])
+    monkeypatch.setattr(contrast.queries, "cka_curve", parted)
+    with pytest.raises(AnalysisError, match="no block was captured of both"):
+        contrast.panel(opened, changed(defaults(opened.facts), split="all", against="1:base|tuned"))
 
 
 def test_other_prompts_have_no_difference(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +174,4 @@ def test_the_page_offers_what_the_server_was_started_with(
     assert not app.exception
     assert any("1 − CKA at block" in block.value for block in app.markdown)
     assert app.query_params["against"] == "1:base|tuned"
+    assert any("gone can't be opened" in block.value for block in app.caption)

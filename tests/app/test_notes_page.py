@@ -50,6 +50,23 @@ def test_a_note_is_kept_shown_and_reported(open_app: Open, own_store: Path) -> N
     assert len(NoteLog(own_store).ids()) == 1
 
 
+def test_a_note_that_is_not_kept_stays_in_the_form(open_app: Open, own_store: Path) -> None:
+    """About a run that a link names and the store lacks; a kept one empties the form."""
+    app = open_app(own_store, "runs", run="nosuchrun")
+    app.text_area(key="note-text").input("A long text.")
+    sent = next(button for button in app.button if button.label == "Keep the note")
+    sent.click().run()
+    assert not app.exception
+    assert "There is no run" in " ".join(block.value for block in app.markdown)
+    assert NoteLog(own_store).ids() == []
+    assert app.text_area(key="note-text").value == "A long text."
+    app = open_app(own_store, "runs")
+    app.text_area(key="note-text").input("Kept.")
+    next(button for button in app.button if button.label == "Keep the note").click().run()
+    assert app.text_area(key="note-text").value == ""
+    assert len(NoteLog(own_store).ids()) == 1
+
+
 def test_a_damaged_note_is_told_beside_the_others(open_app: Open, own_store: Path) -> None:
     log = NoteLog(own_store)
     log.append("whole")

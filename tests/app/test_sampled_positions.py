@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import live_study
 import numpy as np
 import pytest
@@ -95,6 +98,19 @@ def test_a_map_is_fitted_on_every_draw_of_both_tokenizers(opened: Opened) -> Non
     for prompt, group in zip(train.tolist(), resampling_groups(opened.store.prompts[train]), strict=True):
         pairs = list(zip(tokens[0][prompt], tokens[1][prompt], strict=True))
         once = [i for i, pair in enumerate(pairs) if i == 0 or pair != pairs[i - 1]]
+        texts = [opened.store.tokens(model).row(prompt, named=True) for model in ("base", "other")]
+        own = [text["rendered"][text["content_start"] : text["content_end"]].strip() for text in texts]
+        assert own[0] == own[1]
+
+        def behind(at: int, texts: list[dict[str, Any]] = texts, pairs: list[Any] = pairs) -> set[str]:
+            """What is left of the text behind the token that either model reads."""
+            ends = [text["offsets"][token][1] for text, token in zip(texts, pairs[at], strict=True)]
+            return {
+                text["rendered"][end : text["content_end"]].rstrip()
+                for text, end in zip(texts, ends, strict=True)
+            }
+
+        once = [i for i in once if len(behind(i)) == 1]
         for side in (0, 1):
             rows[side].extend(starts[side][prompt] + i for i in once)
         groups += [group] * len(once)
@@ -118,7 +134,23 @@ def test_a_map_is_fitted_on_every_draw_of_both_tokenizers(opened: Opened) -> Non
     assert lab.origin("other", Site("resid_post", 2), first).startswith("stored")
 
 
-@pytest.mark.parametrize("name", [DRAW, "decision", "nonsense", "sample(k=0)"])
+def test_a_draw_of_a_rounded_sample_is_run_again(tmp_path: Path) -> None:
+    """It is one token, which the model can be run for; only averages are taken as they were stored."""
+    study = live_study.make_study(tmp_path, dtype="bfloat16", positions=(MANY, "mean"))
+    store = build(study, tmp_path / "store", quiet=True)
+    lab = StoreLab(store, ModelCache("cpu"), lambda **_: None, lambda: False)
+    site, rows = Site("resid_post", 2), np.arange(4)
+    index = store.row_index("other", MANY)["row_start"].to_numpy()[rows]
+    stored = store.activations("other", "resid_post", 2, MANY, rows=index)
+    exact = lab.activations("other", site, DRAW.replace("draw=2", "draw=1"), rows)
+    assert 0 < np.abs(exact - stored).max() < 2**-7 * np.abs(stored).max(), "bfloat16 keeps eight bits"
+    assert lab.notes == []
+    assert lab.origin("other", site, DRAW.replace("draw=2", "draw=1")) == "recomputed with other"
+    lab.activations("other", site, "mean", rows)
+    assert "mean are the stored ones, rounded to bfloat16" in lab.notes[0]
+
+
+@pytest.mark.parametrize("name", [DRAW, "decision", "nonsense", "sample(k=0)", "sample(k=65)"])
 def test_maps_are_fitted_at_whole_samples_alone(name: str) -> None:
     with pytest.raises(PatchError, match=r"sample\(k=16,skip_last=4\)"):
         MappedPatch(

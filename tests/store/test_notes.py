@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import polars as pl
 import pytest
 from synthetic_store import write_all
 
 import precompute
 from engine.errors import StoreError
+from store.files import seal
 from store.journal.notes import LONGEST, NoteLog
 from store.manifest import verify
+from store.provenance import fingerprint_at
+from store.runs import RunLog
+from store.sources import open_source
 
 
 @pytest.fixture
@@ -43,6 +49,31 @@ def test_what_is_no_note_is_refused(store: Path, text: str) -> None:
     with pytest.raises(StoreError, match="not kept"):
         NoteLog(store).append(text)
     assert not (store / "notes").exists()
+
+
+@pytest.mark.parametrize("text", ["a\udcffb", "a\x1b[31mred", "a\u202eb", "\x00", "a\x9bb"])
+def test_what_a_terminal_would_obey_is_refused(store: Path, text: str) -> None:
+    for fields in ((text,), ("a word", text), ("a word", "", text)):
+        with pytest.raises(StoreError, match=r"nobody can read.*\\(x|u)"):
+            NoteLog(store).append(*fields)
+    assert not (store / "notes").exists()
+    kept = NoteLog(store).append("a\r\nb\tc\rd \u200d 答 é")
+    assert kept.text == "a\nb\tc\nd \u200d 答 é", "line breaks, tabs, joiners and other scripts are text"
+
+
+def test_an_old_note_is_printed_without_what_a_terminal_would_obey(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"created": "2024-07-26T00:00:00+00:00", "author": "\x1b]0;Eve\x07", "run": "\x1b[2J"}
+    (store / "notes").mkdir()
+    data = seal(record | {"text": "a\x1b[31mred\u202e\nb", "store": fingerprint_at(open_source(store))})
+    (store / "notes/20240726T000000000000-01234567.json").write_bytes(data)
+    (store / "notes/\x1b[31mbad.json").write_text("{}")
+    assert precompute.main(["note", str(store)]) == 1
+    said = capsys.readouterr()
+    assert not re.search("[\x1b\x07\u202e]", said.out + said.err)
+    assert "\\x1b]0;Eve\\x07 (run \\x1b[2J)\na\\x1b[31mred\\u202e\nb\n" in said.out
+    assert "\\x1b[31mbad.json is damaged" in said.err
 
 
 def test_changed_and_foreign_notes_are_found(store: Path, tmp_path: Path) -> None:
@@ -87,5 +118,13 @@ def test_the_command_keeps_and_prints_notes(store: Path, capsys: pytest.CaptureF
     assert said.endswith(" Ada\nA word.\n\n")
     assert precompute.main(["note", str(store), "About a run.", "--run", "0123456789abcdef"]) == 1
     assert "There is no run" in capsys.readouterr().err
+    assert precompute.main(["note", str(store), "--run", "0123456789abcdef", "About a run."]) == 1
+    assert "There is no run" in capsys.readouterr().err
+    assert precompute.main(["note", str(store), "a\udcffb"]) == 1
+    assert "nobody can read" in capsys.readouterr().err
     assert precompute.main(["note", str(store / "nothing"), "A word."]) == 1
-    assert len(NoteLog(store).list()[0]) == 1
+    table = pl.DataFrame({"id": ["p0", "p1"], "kl": [0.25, None]})
+    run = RunLog(store).append({"job": "patch", "layer": 1}, {"kl": 0.5}, table)
+    assert precompute.main(["note", str(store), "--run", run, "About it.", "--author", "Ada"]) == 0
+    kept = NoteLog(store).list()[0]
+    assert [(one.text, one.run) for one in kept] == [("A word.", ""), ("About it.", run)]
