@@ -73,7 +73,8 @@ def test_roles(public: Callable[..., None]) -> None:
     public(secrets, "eve@example.org")
     assert access.may("import")
     with pytest.raises(
-        AccessError, match=r"Starting or cancelling experiments or writing notes is not open.*eve@example\.org"
+        AccessError,
+        match=r"Starting or cancelling experiments or writing notes is not open.*eve@example\.org",
     ):
         access.require("run")
     public({"auth": {}}, "ada@example.org")
