@@ -123,7 +123,7 @@ def fits(spec: DifferenceLens, places: int, texts: int, readout: Readout) -> Non
             "So many places don't fit into memory at once.",
             expected=f"at most {MOST / 2**30:.0f} GiB of means and states",
             given=f"{places} blocks and positions of {vocab:,} tokens, {size / 2**30:.1f} GiB",
-            next_step=f"read every {often}th block (stride), or fewer positions, tokens or texts.",
+            next_step=f"read fewer blocks (stride = {often}), positions, tokens or texts.",
         )
 
 

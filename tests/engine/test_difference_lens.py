@@ -14,7 +14,7 @@ from tiny_models import tiny
 
 from benchmarks.calibration import difference_lens as calibration
 from engine.difference_lens import numbers
-from engine.difference_lens.run import run
+from engine.difference_lens.run import fits, run
 from engine.difference_lens.scan import Draws, Place, Readout
 from engine.difference_lens.spec import DifferenceLens
 from engine.difference_lens.texts import NEUTRAL
@@ -190,6 +190,26 @@ def test_a_copy_in_another_batch_shape_names_nothing_in_any_of_20_draws() -> Non
             assert not calibration.named(make(np.random.default_rng(seed)))
     planted = calibration.differences(add=3.0)
     assert sum(calibration.named(planted(np.random.default_rng(seed))) for seed in range(10)) >= 9
+
+
+def test_more_places_than_memory_should_hold_are_refused() -> None:
+    """All 36 blocks at 64 tokens of a vocabulary of 151,936; every third block fits."""
+    rows = torch.empty(151_936, 2048, device="meta")
+    readout = Readout(rows, torch.nn.Identity(), torch.ones(1), np.ones(1))
+    spec = DifferenceLens(target="tuned", source="base", over="texts", tokens=64)
+    with pytest.raises(PatchError, match="memory") as error:
+        fits(spec, 36 * 64, 40, readout)
+    states = 2 * 40 * 36 * 64 * 2048 * 4
+    assert f"{(states + 36 * 64 * 151_936 * 8) / 2**30:.1f} GiB" in str(error.value)
+    assert "stride = 3" in str(error.value)
+    fits(spec.model_copy(update={"stride": 3}), 12 * 64, 40, readout)
+
+
+def test_means_are_float32_as_they_were_computed() -> None:
+    rng = np.random.default_rng(0)
+    draws = Draws.of(numbers.flips(13, 20, 1), numbers.resamples(13, 20, 1), "cpu")
+    place = Place.of(planted_readout(rng, 30, 6), rng.normal(size=(13, 6)), 13, draws)
+    assert place.mean.dtype == place.se.dtype == np.float32
 
 
 def test_what_is_refused() -> None:
