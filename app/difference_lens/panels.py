@@ -18,6 +18,7 @@ from app.frame.selection import Selection
 from app.frame.snippets import read_run
 from app.frame.words import number, position_said
 from app.live.jobs import JobResult
+from engine.difference_lens.numbers import FEWEST
 
 __all__ = ["panels"]
 
@@ -38,7 +39,26 @@ def _shown(result: JobResult, selection: Selection) -> dict[str, Any]:
     held = result.summary["positions"]
     position = wanted if wanted in held else held[-1]
     layer = min(result.summary["layers"], key=lambda block: abs(block - selection.layer))
-    return result.tables["places"].row(by_predicate=_at(position, layer), named=True)
+    return _places(result).row(by_predicate=_at(position, layer), named=True)
+
+
+def _places(result: JobResult) -> pl.DataFrame:
+    """Every place; one that was read before beginnings were told apart has all units."""
+    places = result.tables["places"]
+    if "units" in places.columns:
+        return places
+    return places.with_columns(chance="beyond", units=pl.lit(result.summary["units"]))
+
+
+def _limited(tokens: pl.DataFrame) -> bool:
+    """Whether limits exist: not where there are too few draws for the level."""
+    return tokens["low"].null_count() < tokens.height
+
+
+def _measured(result: JobResult) -> bool:
+    """Whether the rounding noise of both models was measured."""
+    known = all(model in result.summary["rounding"] for model in _models(result))
+    return bool(result.summary.get("measured", known))
 
 
 def _at(position: str, layer: int) -> pl.Expr:
@@ -69,7 +89,7 @@ def bars_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
         )
 
     code = read_run(opened, result, f"table = run.table.filter(position={position!r}, layer={layer})")
-    title = words.bars_title(_models(result), at, table, _units(result))
+    title = words.bars_title(_models(result), at, table, _units(result), _limited(table))
     return Panel("difference-lens", title, table, draw, code, _caption(result, at), _models(result), False)
 
 
@@ -82,35 +102,41 @@ def _caption(result: JobResult, at: dict[str, Any]) -> str:
     summary, (target, source) = result.summary, _models(result)
     exact = result.condition["reading"] == "difference"
     how = "" if exact else " by the norm's derivative"
-    count, name = summary["units"], summary["unit"]
+    count, name = _units(result)
+    few = f" that differ up to here, of {count}" if at["units"] < count else ""
     what = "texts" if name == "text" else "prompts"
+    noise = f"rounding {100 * at['noise']:.2g} %"
+    if not _measured(result):
+        noise = "the models' own rounding was not measured"
+        noise += f", that of storing is {100 * at['noise']:.2g} %" if at["noise"] else ""
     if at["state"] != "read":
-        noise = f"Rounding is {100 * at['noise']:.2g} % of a state's length."
-        return f"{summary['n']} {what} at {position_said(at['position'])}, block {at['layer']}. {noise}"
+        where = f"{summary['n']} {what} at {position_said(at['position'])}, block {at['layer']}"
+        return f"{where}. Of a state's length: {noise}."
     lead = (
         f"{target} less {source}, {summary['n']} {what}, through {source}'s final norm and unembedding{how}, "
         "from the mean of all tokens."
     )
     lines = (
         f" Lines: limits for all {summary['vocab']:,} tokens, blocks and positions at once, by sign flips "
-        f"and a bootstrap of {words.counted(count, name)}."
+        f"and a bootstrap of {words.counted(at['units'], name)}{few}."
     )
     compared = (
         f" Dashed: the foremost token of random directions of this length, {number(at['random'])}; of random "
         f"halves of {source}'s own {what} {number(at['halves'])}. These are comparisons, not tests."
     )
     size = (
-        f" The mean difference has {100 * at['length']:.2g} % of a state's length, rounding "
-        f"{100 * at['noise']:.2g} %; {at['beyond']:,} tokens are beyond chance and rounding."
+        f" The mean difference has {100 * at['length']:.2g} % of a state's length, {noise}; "
+        f"{at['beyond']:,} tokens are beyond {_bar(result)}."
     )
     return lead + lines + compared + size
 
 
 def map_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
     """How many tokens stand out, block by position."""
-    places = result.tables["places"]
+    places = _places(result)
+    told = (pl.col("state") == "read") & (pl.col("units") >= FEWEST)
     shown = places.with_columns(
-        count=pl.when(state="read").then("outstanding").otherwise(None),
+        count=pl.when(told).then("outstanding").otherwise(None),
         chance=pl.col("beyond").cast(pl.String).fill_null("–"),
         said=pl.col("state").replace_strict(STATES, return_dtype=pl.String),
         far=pl.col("largest").map_elements(number, return_dtype=pl.String).fill_null("–"),
@@ -141,20 +167,30 @@ def map_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
 
     code = read_run(opened, result, 'table = run.tables["places"]')
     caption = (
-        "Tokens beyond chance and rounding that are moved further than 95 % of random directions of that "
-        "length move their foremost token. Empty: equal in both models, or no more than rounding apart. "
+        f"Tokens beyond {_bar(result)} that are moved further than 95 % of random directions of that "
+        "length move their foremost token. Empty: equal in both models, no more than rounding apart, or too "
+        "few different beginnings. "
         "A click shows a block's tokens. How many tokens exceed chance alone grows with the number of "
         "prompts: any mean difference moves most logits a little."
     )
-    title = words.map_title(_models(result), places, _units(result))
-    return Panel("difference-lens-map", title, places, draw, code, caption, _models(result))
+    title = words.map_title(_models(result), places, _units(result), result.summary["up"] is not None)
+    return Panel("difference-lens-map", title, result.tables["places"], draw, code, caption, _models(result))
 
 
-STATES = {"read": "differ", "equal": "are equal", "rounding": "differ by no more than rounding"}
+STATES = {
+    "read": "differ",
+    "equal": "are equal",
+    "rounding": "differ by no more than rounding",
+    "alike": "of texts that are the same so far",
+}
 
 
 def _models(result: JobResult) -> tuple[str, str]:
     return result.condition["target"], result.condition["source"]
+
+
+def _bar(result: JobResult) -> str:
+    return "chance and rounding" if _measured(result) else "chance (the models' rounding was not measured)"
 
 
 def _units(result: JobResult) -> tuple[int, str]:

@@ -16,6 +16,7 @@ __all__ = ["bars_title", "beyond_random", "counted", "map_title", "names_of", "p
 
 MOST = (3, 2)
 """Promoted and suppressed tokens that a title names."""
+FEW_DRAWS = "there are too few draws for limits of this level"
 
 
 def names_of(tokens: pl.DataFrame) -> list[str]:
@@ -33,7 +34,11 @@ def place(layer: int, position: str) -> str:
 
 
 def bars_title(
-    models: tuple[str, str], at: Mapping[str, Any], tokens: pl.DataFrame, units: tuple[int, str]
+    models: tuple[str, str],
+    at: Mapping[str, Any],
+    tokens: pl.DataFrame,
+    units: tuple[int, str],
+    limited: bool = True,
 ) -> str:
     """Which tokens the change promotes and suppresses at a place.
 
@@ -42,24 +47,36 @@ def bars_title(
 
     Args:
         models: target and source. at: the place's row. tokens: its rows, largest first on either side.
-        units: how many, and what they are called.
+        units: how many, and what they are called. limited: whether there are draws enough for the level.
     """
-    target, source = models
     where = place(at["layer"], at["position"])
-    if at["state"] == "equal":
-        return f"{sentence(where)}: the streams of {target} and {source} are equal"
-    if at["state"] == "rounding":
-        return (
-            f"{sentence(where)}: {target} and {source} differ by no more than rounding; no token stands out"
-        )
-    count, name = units
-    if count < FEWEST:
-        return f"{sentence(where)}: {_few(count, name)}"
     told = tokens.filter("beyond")
     up, down = (told.filter(side=side)["text"].to_list() for side in ("promoted", "suppressed"))
-    if not up and not down:
-        return f"{sentence(where)}: no token stands out of chance in what {target} changes"
-    return f"{_named(target, where, up, down)}; {beyond_random(at)}"
+    untold = _untold(models, at, units, limited)
+    if untold or told.is_empty():
+        return f"{sentence(where)}: {untold or _no_token(models[0], at)}"
+    return f"{_named(models[0], where, up, down)}; {beyond_random(at)}"
+
+
+def _untold(models: tuple[str, str], at: Mapping[str, Any], units: tuple[int, str], limited: bool) -> str:
+    """Why nothing can be told of a place; "" where tokens can be."""
+    count, name = units
+    lost = {
+        "equal": f"the streams of {models[0]} and {models[1]} are equal",
+        "rounding": f"{models[0]} and {models[1]} differ by no more than rounding; no token stands out",
+        "alike": f"the {_rows(name)} are the same up to here",
+    }
+    if at["state"] in lost:
+        return lost[at["state"]]
+    if at["units"] < FEWEST:
+        return _few(at["units"], count, name)
+    return "" if limited else FEW_DRAWS
+
+
+def _no_token(target: str, at: Mapping[str, Any]) -> str:
+    if at["chance"]:
+        return f"what exceeds chance in what {target} changes is within rounding"
+    return f"no token stands out of chance in what {target} changes"
 
 
 def _named(target: str, where: str, up: Sequence[str], down: Sequence[str]) -> str:
@@ -88,8 +105,16 @@ def counted(count: int, name: str) -> str:
     return f"1 {name}" if count == 1 else f"{count} {plural}"
 
 
-def _few(count: int, name: str) -> str:
-    return f"{counted(count, name)} {'is' if count == 1 else 'are'} too few to tell a token from chance"
+def _rows(name: str) -> str:
+    return "texts" if name == "text" else "prompts"
+
+
+def _few(count: int, every: int, name: str) -> str:
+    """Too few of a place: of all, or of those that don't begin as others do."""
+    told = "too few to tell a token from chance"
+    if count == every:
+        return f"{counted(count, name)} {'is' if count == 1 else 'are'} {told}"
+    return f"the {_rows(name)} have {count} different beginnings up to here, {told}"
 
 
 def beyond_random(at: Mapping[str, Any]) -> str:
@@ -100,25 +125,42 @@ def beyond_random(at: Mapping[str, Any]) -> str:
     return f"{at['outstanding']:,} {what} further than 95 % of random directions move any"
 
 
-def map_title(models: tuple[str, str], places: pl.DataFrame, units: tuple[int, str]) -> str:
+def map_title(
+    models: tuple[str, str], places: pl.DataFrame, units: tuple[int, str], limited: bool = True
+) -> str:
     """At which blocks tokens stand out, and where most do.
 
     Rule: tokens beyond chance, as in `bars_title`, that are also moved further than random directions of
-    that length move their foremost token.
+    that length move their foremost token. Places with too few different beginnings are told beside.
     """
-    target, source = models
-    read = places.filter(state="read")
-    if read.is_empty():
-        same = places["state"].unique().to_list() == ["equal"]
-        how = "are equal" if same else "differ by no more than rounding"
-        return f"The streams of {target} and {source} {how} at every block and position"
     count, name = units
-    if count < FEWEST:
-        return f"{_few(count, name)}"
+    differ = places.filter(pl.col("state").is_in(["read", "alike"]))
+    if differ.is_empty():
+        return _nowhere(models, places)
+    read = differ.filter((pl.col("units") >= FEWEST) & (pl.col("state") == "read"))
+    if read.is_empty():
+        return sentence(_few(int(differ["units"].max()), count, name))  # type: ignore[arg-type]
+    if not limited:
+        return sentence(FEW_DRAWS)
+    lost = differ.height - read.height
+    beside = f"; at {lost} of {differ.height} places too few {_rows(name)} begin differently" if lost else ""
+    return f"{_standing(read)}{beside}"
+
+
+def _nowhere(models: tuple[str, str], places: pl.DataFrame) -> str:
+    same = places["state"].unique().to_list() == ["equal"]
+    how = "are equal" if same else "differ by no more than rounding"
+    return f"The streams of {models[0]} and {models[1]} {how} at every block and position"
+
+
+def _standing(read: pl.DataFrame) -> str:
+    """Of the places that can tell a token from chance."""
     standing = read.filter(pl.col("outstanding") > 0)
     if standing.is_empty():
-        if read["beyond"].sum() == 0:
+        if read["chance"].sum() == 0:
             return "No token stands out of chance at any block"
+        if read["beyond"].sum() == 0:
+            return "What exceeds chance is within rounding at every block"
         return "No token that exceeds chance is moved further than random directions move some, at any block"
     top = standing.sort("outstanding", descending=True).row(0, named=True)
     layers = blocks(standing["layer"].unique().sort().to_list())

@@ -21,12 +21,18 @@ DOES |= {"hold": "holds", "make": "makes", "remain": "remains", "stand": "stands
 HEADING = 110
 """Characters of a finding that stand above its chart; what a longer one adds stands below."""
 _CLAUSES = re.compile(r"; (?![^(]*\))")
+_QUOTED = re.compile("(“[^”]*”)")
 _ONE = re.compile(rf"(?<![\d.,/×^−-])1 ({'|'.join(THINGS)})s\b(?: ({'|'.join(DOES)})\b)?")
 
 
 def typeset(text: str) -> str:
     """Numbers as they are printed: a minus sign before a number, a space before a percent sign; one thing of
-    a kind in the singular."""
+    a kind in the singular. What stands inside “…” is quoted, and left alone."""
+    parts = _QUOTED.split(text)
+    return "".join(part if at % 2 else _typeset(part) for at, part in enumerate(parts))
+
+
+def _typeset(text: str) -> str:
     text = re.sub(r"(?<=\d)%", " %", re.sub(r"(?<![\w.)\]])-(?=\.?\d)", "−", text))
     return _ONE.sub(lambda one: f"1 {one[1]}" + (f" {DOES[one[2]]}" if one[2] else ""), text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -14,9 +14,11 @@ from benchmarks.calibration import real
 from benchmarks.calibration.entry import Entry, Make
 from benchmarks.calibration.rounding import DEPTH, Net, rounded
 from engine.difference_lens import numbers
-from engine.difference_lens.run import Streams, limits, read, tables_of
+from engine.difference_lens.run import limits, read, tables_of
 from engine.difference_lens.scan import Draws, Readout
 from engine.difference_lens.spec import DifferenceLens
+from engine.difference_lens.streams import Streams
+from engine.difference_lens.units import units_of
 
 ROOM = "app.difference_lens"
 Array = NDArray[np.float64]
@@ -27,7 +29,10 @@ SPEC = DifferenceLens(target="tuned", source="base", positions=("decision",), dr
 
 @dataclass(frozen=True)
 class Seen:
-    """Streams of both models at some places (places, n, d), the unit of each row, and the noise of each."""
+    """Streams of both models at some places (places, n, d), the unit of each row, and the noise of each.
+
+    `begins`: what tells the rows' beginnings apart, (places, n); by itself every row.
+    """
 
     target: Array
     source: Array
@@ -35,6 +40,7 @@ class Seen:
     noise: tuple[float, ...]
     norm: torch.nn.Module
     rows: Array
+    begins: NDArray[np.intp] | None = None
 
 
 def differences(
@@ -71,6 +77,37 @@ def differences(
     return make
 
 
+FIRST = np.array([*range(24), *[0] * 13, 1, 1, 2])
+"""First words of 40 texts, of which 14 begin with one word."""
+
+
+def beginnings(rng: Rng) -> Seen:
+    """Texts of which many begin with one word: at the first token they have one difference."""
+    seen = differences(units=len(FIRST))(rng)
+    begins = np.stack([FIRST, *[np.arange(len(FIRST))] * (PLACES - 1)])
+    apart = seen.target - seen.source
+    apart[0] = apart[0][FIRST]
+    return replace(seen, target=seen.source + apart, begins=begins)
+
+
+def one_beginning(rng: Rng) -> Seen:
+    """Texts that begin with one token, up to the rounding of batches."""
+    seen = differences(units=len(FIRST))(rng)
+    apart = seen.target - seen.source
+    apart[0] = apart[0, :1] + 1e-6 * apart[0]
+    begins = np.stack([np.zeros(len(FIRST), dtype=int), *[np.arange(len(FIRST))] * (PLACES - 1)])
+    return replace(seen, target=seen.source + apart, begins=begins)
+
+
+def across(rng: Rng) -> Seen:
+    """24 pairs that share most of their difference, the two prompts of each in categories of their own."""
+    seen = differences(each=2, shared=0.8)(rng)
+    pair = [f"p{one}" for one in seen.unit]
+    kinds = [f"{'claim' if row % 2 else 'doubt'} {row // 2}" for row in range(len(pair))]
+    prompts = pl.DataFrame({"id": [str(row) for row in range(len(pair))], "pair_id": pair, "category": kinds})
+    return replace(seen, unit=units_of(SPEC, prompts)[0])
+
+
 def shapes(rng: Rng) -> Seen:
     """A small bfloat16 network and itself in another batch shape."""
     net = Net.of(rng)
@@ -105,13 +142,15 @@ def tables(seen: Seen) -> dict[str, pl.DataFrame]:
     units = int(seen.unit.max()) + 1
     draws = Draws.of(numbers.flips(units, DRAWS, 0), numbers.resamples(units, DRAWS, 0), "cpu")
     random = readout.random(0)
-    found = [
-        read(SPEC, readout, Streams("decision", at, *ends, ""), noise, seen.unit, draws, random)
-        for at, (ends, noise) in enumerate(
-            zip(zip(seen.target, seen.source, strict=True), seen.noise, strict=True)
-        )
+    every = [np.arange(len(seen.unit))] * len(seen.noise) if seen.begins is None else seen.begins
+    streams = [
+        Streams.of("decision", at, ends, seen.unit, begins.tolist())
+        for at, (*ends, begins) in enumerate(zip(seen.target, seen.source, every, strict=True))
     ]
-    return tables_of(SPEC, None, readout, found, limits(SPEC, found, units))
+    found = [
+        read(SPEC, readout, one, noise, draws, random) for one, noise in zip(streams, seen.noise, strict=True)
+    ]
+    return tables_of(SPEC, None, readout, found, limits(SPEC, found))
 
 
 def named(seen: Seen) -> bool:
@@ -139,6 +178,9 @@ SKEWED = {
     "categories that share most of theirs, few with most of the change": differences(
         "rare", 20, each=4, shared=0.8
     ),
+    "texts of which many begin alike": beginnings,
+    "texts that all begin alike": one_beginning,
+    "pairs whose prompts are of two categories": across,
 }
 ENTRIES = (
     Entry(

@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from engine.errors import AnalysisError
 from engine.stats.means import UNSEEN, expanded_level
 
 __all__ = ["FEWEST", "NOISY", "Limits", "beyond", "flips", "foremost", "limits", "resamples", "sums"]
@@ -69,6 +68,16 @@ class Limits:
     high: float
     units: int
 
+    @classmethod
+    def none(cls, units: int) -> Limits:
+        """Nothing exceeds them."""
+        return cls(np.inf, -np.inf, np.inf, units)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything can exceed them: neither too few units nor too few draws for the level."""
+        return bool(np.isfinite(self.up) and np.isfinite(self.down))
+
     @property
     def up(self) -> float:
         """What t of a promoted token must exceed."""
@@ -84,32 +93,49 @@ def limits(
     shares: Sequence[Float[np.ndarray, " b"]],
     lows: Sequence[Float[np.ndarray, " b"]],
     highs: Sequence[Float[np.ndarray, " b"]],
-    units: int,
+    units: Sequence[int],
     level: float = 0.95,
-) -> Limits:
-    """Limits from what every place gave in each flip and each resample, the same ones at all places.
+) -> dict[int, Limits]:
+    """Limits of the places of each number of units, from what each place gave in every flip and resample.
+
+    Few units need far limits, which those of more should not have to exceed. So the largest of a draw is
+    counted in limits that the places of as many units would have alone, and all limits are widened by what
+    the largest of all such numbers exceeds (balanced simultaneous sets, Beran 1988).
 
     Args:
         shares: of each place the largest |Σ ±S_g| ÷ √(Σ S_g²) of its tokens, in every flip.
         lows, highs: of each place the smallest and the largest t* of its tokens, in every resample.
-
-    Raises:
-        AnalysisError: no place.
+        units: of each place; one that has fewer than `FEWEST` counts for nothing.
     """
-    if not shares:
-        raise AnalysisError("Nothing was read.", expected="at least one block and position", given="none")
-    if units < FEWEST:
-        return Limits(np.inf, -np.inf, np.inf, units)
-    share = _upper(np.max(shares, axis=0), 1 - level)
-    tail = (1 - expanded_level(level, units)) / 2 * units / (units + UNSEEN)
-    high, low = _upper(np.max(highs, axis=0), tail), -_upper(-np.min(lows, axis=0), tail)
-    return Limits(t_of(share * (1 + SLACK), units), low, high, units)
+    sizes = sorted({count for count in units if count >= FEWEST})
+    if not sizes:
+        return {}
+    tails = [(1 - expanded_level(level, count)) / 2 * count / (count + UNSEEN) for count in sizes]
+
+    def largest(values: Sequence[Float[np.ndarray, " b"]], count: int) -> Array:
+        return np.max([one for one, own in zip(values, units, strict=True) if own == count], axis=0)
+
+    flipped = [t_of(largest(shares, count) * (1 + SLACK), count) for count in sizes]
+    flip = _balanced(flipped, [1 - level] * len(sizes))
+    high = _balanced([largest(highs, count) for count in sizes], tails)
+    low = _balanced([largest([-one for one in lows], count) for count in sizes], tails)
+    return {count: Limits(flip[at], -low[at], high[at], count) for at, count in enumerate(sizes)}
 
 
-def t_of(share: float, units: int) -> float:
+def _balanced(largest: Sequence[Array], tails: Sequence[float]) -> list[float]:
+    """Limit of each group: its own at its tail, times what the largest share of a limit exceeds."""
+    own = [_upper(draws, tail) for draws, tail in zip(largest, tails, strict=True)]
+    shares = [draws / limit for draws, limit in zip(largest, own, strict=True) if 0 < limit < np.inf]
+    wider = _upper(np.max(shares, axis=0), max(tails)) if shares else float("inf")
+    return [limit * max(wider, 1.0) if limit > 0 else float("inf") for limit in own]
+
+
+def t_of(share: Float[np.ndarray, " b"] | float, units: int) -> Float[np.ndarray, " b"]:
     """t = √G M/s of |Σ S_g| ÷ √(Σ S_g²); infinite where all units are equal."""
-    left = units - share**2
-    return float(share * np.sqrt((units - 1) / left)) if left > 0 else float("inf")
+    share = np.asarray(share, dtype=np.float64)
+    left = np.maximum(units - share**2, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(share * np.sqrt((units - 1) / left))
 
 
 def _upper(largest: Array, tail: float) -> float:
@@ -125,7 +151,7 @@ def beyond(
     floor: Float[np.ndarray, " v"] | float = 0.0,
 ) -> Bool[np.ndarray, " v"]:
     """Tokens whose mean logit is beyond chance, and further from 0 than rounding (`floor`) takes it."""
-    if not np.isfinite(found.flip):
+    if not found.known:
         return np.zeros(np.shape(mean), dtype=bool)
     with np.errstate(invalid="ignore"):
         past = (mean > found.up * se) | (mean < found.down * se)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from engine.difference_lens.numbers import resamples
 from engine.errors import PatchError
 from engine.models.loading import LoadedModel
 from engine.passes.live import plain_weight
@@ -99,7 +100,7 @@ def differences(
 
 @dataclass(frozen=True)
 class Draws:
-    """Flips and resamples, the same at every place: float32 (B, G)."""
+    """Flips and resamples, the same at every place of the same units: float32 (B, G)."""
 
     flips: Tensor
     counts: Tensor
@@ -109,14 +110,22 @@ class Draws:
         """On a device."""
         return cls(torch.as_tensor(flips, device=device), torch.as_tensor(counts, device=device))
 
+    def fewer(self, units: Int[np.ndarray, " k"], seed: int) -> Draws:
+        """Of some of the units: their flips, and resamples of their number."""
+        if len(units) == self.flips.shape[1]:
+            return self
+        counts = resamples(len(units), len(self.counts), seed)
+        chosen = torch.as_tensor(units, device=self.flips.device)
+        return Draws(self.flips[:, chosen], torch.as_tensor(counts, device=self.flips.device))
+
 
 @dataclass(frozen=True)
 class Place:
     """One block and position.
 
     Attributes:
-        mean, se: (V,) of each token's logit over prompts. share, low, high: (B,) as `numbers.limits` takes
-            them. length: of the mean difference before the gain, ÷ that of a normed state.
+        mean, se: (V,) of each token's logit over prompts, float32. share, low, high: (B,) as
+            `numbers.limits` takes them.
     """
 
     mean: Float[np.ndarray, " v"]
@@ -146,7 +155,8 @@ class Place:
             found = share, t.amin(dim=1), t.amax(dim=1)
             keep = torch.maximum, torch.minimum, torch.maximum
             ends = [pick(old, new) for pick, old, new in zip(keep, ends, found, strict=True)]
-        return cls(*(part.cpu().double().numpy() for part in (torch.cat(means), torch.cat(errors), *ends)))
+        over = (torch.cat(part).cpu().numpy() for part in (means, errors))
+        return cls(*over, *(part.cpu().double().numpy() for part in ends))
 
 
 def _resampled(counts: Tensor, left: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class DifferenceLens(Experiment):
         reading: "difference" of the two models' logit lenses, exact, or "linear": the final norm linearised
             at the source's state.
         unit: what has its sign flipped and is drawn as a whole: a "prompt" (or pair), or a "category".
-            "auto": categories where there are enough of them.
+            "auto": as `engine.lab.units`. Of prompts or texts that are the same so far one counts.
         stride: every so-manieth block from the last one down.
         draws: sign flips, and resamples. top: tokens that are kept of either side.
     """
@@ -48,6 +48,12 @@ class DifferenceLens(Experiment):
     stride: int = Field(default=1, ge=1)
     draws: int = Field(default=399, ge=199, le=9999)
     top: int = Field(default=12, ge=1, le=50)
+
+    @field_validator("positions", "texts")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """What is named twice is read once."""
+        return tuple(dict.fromkeys(value))
 
     @field_validator("texts")
     @classmethod

@@ -18,12 +18,15 @@ def resampling_units(prompts: pl.DataFrame) -> np.ndarray:
 
     Prompts of one category (a template, a topic) share more than others do; drawn one by one they would tell
     apart what differs between categories only. So whole categories are drawn where there are 20 or more.
-    Fewer can't stand for others: pairs or prompts are drawn, and what is found holds for these categories. A
-    pair is in the category of its first prompt; one without a category is a unit of its own.
+    Fewer can't stand for others: pairs or prompts are drawn, and what is found holds for these categories.
     """
+    return category_units(prompts) if unit_name(prompts) == CLUSTER else resampling_groups(prompts)
+
+
+def category_units(prompts: pl.DataFrame) -> np.ndarray:
+    """Number of each prompt's category, int64 (n,). A pair is in the category of its first prompt; one
+    without a category is a unit of its own."""
     groups = resampling_groups(prompts)
-    if unit_name(prompts) != CLUSTER:
-        return groups
     _, first = np.unique(groups, return_index=True)
     names = prompts["category"].to_list()
     keys = [("category", names[row]) if names[row] is not None else ("group", row) for row in first[groups]]

@@ -111,7 +111,9 @@ def test_panels_say_what_their_tables_hold(opened: Opened, prompts: JobResult, t
 
 
 def test_plain_texts_are_enough_units_to_name_tokens(opened: Opened, texts: JobResult) -> None:
-    assert (texts.summary["units"], texts.summary["unit"]) == (len(NEUTRAL), "text")
+    assert (texts.summary["n"], texts.summary["unit"]) == (len(NEUTRAL), "text")
+    differ = texts.tables["places"].unique("position").sort("position")["units"].to_list()
+    assert FEWEST < differ[0] < differ[1] == texts.summary["units"], "words of few letters begin alike"
     made = panels.panels(opened, texts, chosen(opened, read_over="texts", at_token=1, layer=3))
     places = texts.tables["places"].filter(position="token 1", layer=3)
     told = made[0].table.filter("beyond")
@@ -135,6 +137,7 @@ def test_a_link_and_a_stored_condition_mean_the_same(
 
 def place(**changes: Any) -> dict[str, Any]:
     usual = {"layer": 5, "position": "decision", "state": "read", "beyond": 9, "outstanding": 2}
+    usual |= {"units": 60, "chance": 9}
     return usual | changes
 
 
@@ -165,12 +168,44 @@ def test_titles_of_a_place() -> None:
     )
     one = words.bars_title(MODELS, place(outstanding=1), tokens(["x"], []), units)
     assert "; 1 token moves further" in one
-    none = words.bars_title(MODELS, place(), tokens(["x"], ["y"], beyond=False), units)
+    unseen = tokens(["x"], ["y"], beyond=False)
+    none = words.bars_title(MODELS, place(chance=0), unseen, units)
     assert none == "Block 5, the decision token: no token stands out of chance in what tuned changes"
-    few = words.bars_title(MODELS, place(), shown, (FEWEST - 1, "category"))
-    assert few.endswith("11 categories are too few to tell a token from chance")
+    few = words.bars_title(MODELS, place(units=FEWEST - 1), shown, (FEWEST - 1, "category cluster"))
+    assert few.endswith("11 category clusters are too few to tell a token from chance")
     lost = words.bars_title(MODELS, place(state="rounding"), tokens([], []), units)
     assert lost.endswith("differ by no more than rounding; no token stands out")
+    within = words.bars_title(MODELS, place(), unseen, units)
+    assert within.endswith(": what exceeds chance in what tuned changes is within rounding")
+    assert words.bars_title(MODELS, place(), unseen, units, False).endswith(
+        ": there are too few draws for limits of this level"
+    )
+
+
+def test_titles_where_rows_begin_alike() -> None:
+    shown = tokens(["x"], ["y"])
+    same = words.bars_title(MODELS, place(state="alike", units=1), tokens([], []), (40, "text"))
+    assert same == "Block 5, the decision token: the texts are the same up to here"
+    few = words.bars_title(MODELS, place(units=FEWEST - 1), shown, (40, "text"))
+    assert few.endswith(
+        ": the texts have 11 different beginnings up to here, too few to tell a token from chance"
+    )
+    few = words.bars_title(MODELS, place(units=2), shown, (40, "pair"))
+    assert few.endswith(
+        ": the prompts have 2 different beginnings up to here, too few to tell a token from chance"
+    )
+    every = places([(0, "equal", 0, 0), (1, "read", 900, 3), (2, "alike", 0, 0), (3, "read", 900, 3)])
+    every = every.with_columns(units=pl.Series([60, 60, 1, 11]))
+    assert words.map_title(MODELS, every, (60, "text")) == (
+        "Tokens stand out at block 1, the decision token alone: 3 tokens; "
+        "at 2 of 3 places too few texts begin differently"
+    )
+    assert words.map_title(MODELS, every[2:], (60, "text")) == (
+        "The texts have 11 different beginnings up to here, too few to tell a token from chance"
+    )
+    assert words.map_title(MODELS, every[:3], (60, "text"), False) == (
+        "There are too few draws for limits of this level"
+    )
 
 
 def test_a_title_has_as_many_tokens_as_there_is_room_for() -> None:
@@ -208,7 +243,9 @@ def test_tokens_are_shown_as_they_are(opened: Opened, prompts: JobResult) -> Non
 
 def places(rows: list[tuple[int, str, int, int]]) -> pl.DataFrame:
     columns = {"layer": pl.Int64, "state": pl.String, "beyond": pl.Int64, "outstanding": pl.Int64}
-    return pl.DataFrame(rows, schema=columns, orient="row").with_columns(position=pl.lit("decision"))
+    return pl.DataFrame(rows, schema=columns, orient="row").with_columns(
+        position=pl.lit("decision"), units=60, chance="beyond"
+    )
 
 
 def test_titles_of_the_map() -> None:
@@ -223,13 +260,47 @@ def test_titles_of_the_map() -> None:
     assert words.map_title(MODELS, some.with_columns(outstanding=0), units).startswith(
         "No token that exceeds"
     )
-    nothing = some.with_columns(outstanding=0, beyond=0)
+    within = some.with_columns(outstanding=0, beyond=0)
+    assert words.map_title(MODELS, within, units) == "What exceeds chance is within rounding at every block"
+    nothing = some.with_columns(outstanding=0, beyond=0, chance=0)
     assert words.map_title(MODELS, nothing, units) == "No token stands out of chance at any block"
     equal = some.with_columns(state=pl.lit("equal"))
     assert words.map_title(MODELS, equal, units).startswith("The streams of tuned and base are equal at")
     rounding = places([(0, "equal", 0, 0), (1, "rounding", 0, 0)])
     assert "differ by no more than rounding" in words.map_title(MODELS, rounding, units)
-    assert words.map_title(MODELS, some, (3, "text")) == "3 texts are too few to tell a token from chance"
+    assert (
+        words.map_title(MODELS, some.with_columns(units=3), (3, "text"))
+        == "3 texts are too few to tell a token from chance"
+    )
+
+
+def test_rounding_that_was_never_measured_is_no_zero(opened: Opened, prompts: JobResult) -> None:
+    chosen_at = chosen(opened, layer=3, position="mean")
+    for measured in (True, False):
+        summary = prompts.summary | {"measured": measured}
+        made = panels.panels(opened, JobResult(prompts.condition, summary, prompts.tables), chosen_at)
+        for panel in made:
+            assert ("beyond chance and rounding" in panel.caption) == measured
+            assert ("rounding was not measured" in panel.caption) != measured
+        assert "that of storing is 0.23 %" in made[0].caption or measured
+    exact = panels.panels(
+        opened,
+        JobResult(prompts.condition, prompts.summary | {"measured": False}, prompts.tables),
+        chosen(opened, layer=3, position="decision"),
+    )
+    at = prompts.tables["places"].filter(layer=3, position="decision")
+    assert ("storing" in exact[0].caption) == bool(at["noise"][0])
+
+
+def test_a_run_from_before_beginnings_were_told_apart_opens(opened: Opened, prompts: JobResult) -> None:
+    old = {key: value for key, value in prompts.summary.items() if key != "measured"}
+    tables = prompts.tables | {"places": prompts.tables["places"].drop("units", "chance")}
+    chosen_at = chosen(opened, layer=3, position="mean")
+    made, now = (
+        panels.panels(opened, result, chosen_at)
+        for result in (JobResult(prompts.condition, old, tables), prompts)
+    )
+    assert [panel.title for panel in made] == [panel.title for panel in now]
 
 
 def test_bars_without_anything_to_draw() -> None:

@@ -208,6 +208,14 @@ def test_panels_are_typeset() -> None:
     assert typeset(said) == said
 
 
+def test_what_is_quoted_is_left_alone() -> None:
+    """A token's name is no number of the sentence that names it."""
+    said = "a promotes “-1”, “5%”, “−1”, “1 tokens” and suppresses “”-2” at 5%, -1; 1 tokens move “open -3"
+    right = "a promotes “-1”, “5%”, “−1”, “1 tokens” and suppresses “”−2” at 5 %, −1; 1 token move “open −3"
+    assert typeset(said) == right
+    assert typeset(right) == right
+
+
 def test_kls_keep_three_digits_at_any_size() -> None:
     assert words.nats_span({"kl": 10.94, "low": 9.894, "high": 11.99}) == "10.9 nats (9.89 to 12)"
     assert words.nats_span({"kl": 7.4e-7, "low": -1e-12, "high": 2e-6}) == "7e-7 nats (0 to 2e-6)"

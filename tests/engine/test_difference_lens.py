@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from memory_lab import MemoryLab
+from difference_lens_pair import PROMPTS, lab_of, pair, plain_lens
 from pydantic import ValidationError
-from tiny_models import random_tokens, tiny
+from tiny_models import tiny
 
 from benchmarks.calibration import difference_lens as calibration
 from engine.difference_lens import numbers
-from engine.difference_lens.run import run
+from engine.difference_lens.run import fits, run
 from engine.difference_lens.scan import Draws, Place, Readout
 from engine.difference_lens.spec import DifferenceLens
 from engine.difference_lens.texts import NEUTRAL
-from engine.errors import AnalysisError, JobError, PatchError
-from engine.models.loading import LoadedModel, from_parts
+from engine.errors import JobError, PatchError
+from engine.models.loading import from_parts
 from engine.models.sites import Site
 
 FAMILIES = (
@@ -36,60 +35,6 @@ FAMILIES = (
     "granite",
     "bloom",
 )
-PROMPTS = 14
-
-
-class Letters:
-    """A tokenizer that calls token 17 "t17"."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], **_how: bool) -> str:
-        return f"t{ids[0]}"
-
-
-def pair(family: str, size: float = 0.05) -> tuple[LoadedModel, LoadedModel]:
-    """A model, and one whose weights were moved a little in block 1."""
-    base = tiny(family, seed=1)
-    tuned = copy.deepcopy(base)
-    with torch.no_grad():
-        for name, weight in tuned.named_parameters():
-            if ".1." in name and weight.ndim == 2:
-                weight.add_(size * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
-    return from_parts(base), from_parts(tuned)
-
-
-def lab_of(models: dict[str, LoadedModel], count: int = PROMPTS, **columns: Any) -> MemoryLab:
-    vocab = next(iter(models.values())).taps.vocab
-    ids = [random_tokens(1, 6 + n % 3, seed=n, vocab=vocab)[0].tolist() for n in range(count)]
-    for lm in models.values():
-        lm.tokenizer = Letters()
-    prompts = pl.DataFrame({"id": [f"p{i}" for i in range(count)], "text": "x", **columns})
-    at = {name: [len(one) - 1 for one in ids] for name in models}
-    return MemoryLab(models, dict.fromkeys(models, ids), at, prompts)
-
-
-def plain_lens(lm: LoadedModel, reader: LoadedModel, ids: list[list[int]], layer: int, rows: Any) -> Any:
-    """Logits of a state behind a block by Hugging Face's own modules, without soft-cap, float64 (n, V).
-
-    The block's output is what a plain forward hook sees.
-    """
-    seen: list[torch.Tensor] = []
-    block = lm.taps.layers[layer].block
-
-    def keep(_module: Any, _args: Any, output: Any) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).clone())
-
-    hook = block.register_forward_hook(keep)
-    states = []
-    with torch.no_grad():
-        for one in ids:
-            lm.model(input_ids=torch.tensor([one]), use_cache=False)
-            states.append(seen.pop()[0, rows(one)])
-        hook.remove()
-        normed = reader.taps.final_norm(torch.stack(states))
-        logits = reader.model.get_output_embeddings()(normed).double() * reader.taps.logit_scale
-    return (logits - logits.mean(dim=-1, keepdim=True)).numpy()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -185,15 +130,36 @@ def test_what_draws_reach_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_limits_hold_for_all_places_together() -> None:
     shares = [np.array([1.0, 2.0, 3.0] * 133), np.array([3.0, 2.0, 1.0] * 133)]
     draws = np.arange(399.0)
-    held = numbers.limits(shares, [-draws, -draws / 2], [draws / 2, draws], 60)
+    held = numbers.limits(shares, [-draws, -draws / 2], [draws / 2, draws], [60, 60])[60]
     assert held.flip == pytest.approx(numbers.t_of(3.0, 60), rel=1e-3), "the larger place in each draw"
     # the tail of 60 units, of which a sixth is kept for skew that they don't show
     assert held.low == -held.high
     assert 388 < held.high < 393
-    few = numbers.limits(shares, [-draws], [draws], numbers.FEWEST - 1)
-    assert not numbers.beyond(np.array([9.0]), np.array([1e-9]), few).any()
-    with pytest.raises(AnalysisError, match="Nothing was read"):
-        numbers.limits([], [], [], 20)
+    assert numbers.limits(shares, [-draws] * 2, [draws] * 2, [11, 11]) == {} == numbers.limits([], [], [], [])
+    none = numbers.Limits.none(11)
+    assert not none.known
+    assert not numbers.beyond(np.array([9.0]), np.array([1e-9]), none).any()
+
+
+def test_places_of_fewer_units_have_further_limits_and_those_of_too_few_no_say() -> None:
+    """Where two groups of places are drawn apart, either limit is what 2.5 % exceed, about."""
+    rng = np.random.default_rng(0)
+    shares = [np.abs(rng.normal(size=3999)) for _ in range(3)]
+    draws = [np.abs(rng.standard_t(count - 1, 3999)) for count in (60, 12)] + [np.full(3999, 1e9)]
+    held = numbers.limits(shares, [-one for one in draws], draws, [60, 12, 11])
+    assert sorted(held) == [12, 60]
+    assert held[12].high > 1.2 * held[60].high, "of t with 11 degrees of freedom, and wider tails"
+    for at, count in enumerate((60, 12)):
+        alone = numbers.limits([shares[at]], [-draws[at]], [draws[at]], [count])[count]
+        assert held[count].high > alone.high
+        assert held[count].low == -held[count].high
+        t = numbers.t_of(shares[at], count)
+        assert np.quantile(t, 0.95) < held[count].flip < np.quantile(t, 0.99)
+        assert np.isclose((t > held[count].flip).mean(), 0.025, atol=0.008)
+    together = np.any([numbers.t_of(shares[at], n) > held[n].flip for at, n in enumerate((60, 12))], axis=0)
+    assert together.mean() == pytest.approx(0.05, abs=0.002)
+    few = numbers.limits(*[[one[:399] for one in draws]] * 3, [60, 12, 11], 0.999)
+    assert not few[60].known, "399 draws are too few"
 
 
 def test_tokens_that_are_shown_are_those_beyond_chance_first() -> None:
@@ -226,17 +192,24 @@ def test_a_copy_in_another_batch_shape_names_nothing_in_any_of_20_draws() -> Non
     assert sum(calibration.named(planted(np.random.default_rng(seed))) for seed in range(10)) >= 9
 
 
-def test_categories_are_units_where_they_are_asked_for() -> None:
-    base, tuned = pair("llama")
-    kinds = [f"k{i % 13}" for i in range(26)]
-    lab = lab_of({"base": base, "tuned": tuned}, 26, category=kinds)
-    asked = {"target": "tuned", "source": "base", "positions": ("decision",)}
-    assert run(DifferenceLens(**asked), lab).summary["units"] == 26, "13 categories are not many"
-    found = run(DifferenceLens(**asked, unit="category"), lab)
-    assert (found.summary["units"], found.summary["unit"]) == (13, "category")
-    without = lab_of({"base": base, "tuned": tuned})
-    with pytest.raises(PatchError, match="no categories"):
-        run(DifferenceLens(**asked, unit="category"), without)
+def test_more_places_than_memory_should_hold_are_refused() -> None:
+    """All 36 blocks at 64 tokens of a vocabulary of 151,936; every third block fits."""
+    rows = torch.empty(151_936, 2048, device="meta")
+    readout = Readout(rows, torch.nn.Identity(), torch.ones(1), np.ones(1))
+    spec = DifferenceLens(target="tuned", source="base", over="texts", tokens=64)
+    with pytest.raises(PatchError, match="memory") as error:
+        fits(spec, 36 * 64, 40, readout)
+    states = 2 * 40 * 36 * 64 * 2048 * 4
+    assert f"{(states + 36 * 64 * 151_936 * 8) / 2**30:.1f} GiB" in str(error.value)
+    assert "stride = 3" in str(error.value)
+    fits(spec.model_copy(update={"stride": 3}), 12 * 64, 40, readout)
+
+
+def test_means_are_float32_as_they_were_computed() -> None:
+    rng = np.random.default_rng(0)
+    draws = Draws.of(numbers.flips(13, 20, 1), numbers.resamples(13, 20, 1), "cpu")
+    place = Place.of(planted_readout(rng, 30, 6), rng.normal(size=(13, 6)), 13, draws)
+    assert place.mean.dtype == place.se.dtype == np.float32
 
 
 def test_what_is_refused() -> None:
