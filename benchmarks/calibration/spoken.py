@@ -196,6 +196,7 @@ FIGURES: dict[str, str] = {
     "app.weights.differences.title": "exact differences of weights",
     "app.frame.again.verdict": "exact differences of two runs",
     "app.runs.view.kind_title": "a name",
+    "app.runs.compare.title": "a difference with its interval",
     "app.prompts.splits.balance_title": "counts",
     "app.steering.spans.spans_title": "values at both ends with their intervals",
     "app.steering.words.cost_title": "a KL with its interval",

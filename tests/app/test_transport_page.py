@@ -167,6 +167,8 @@ def test_sliders_read_no_activation_and_decompose_none(
 
 
 def test_the_next_process_finds_the_decompositions(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    st.cache_resource.clear()
+    st.cache_data.clear()
     before = panels(opened, view(opened))["map-scores"].table
     kept = MapLog(opened.path, kept=True).names()
     assert sum(name.startswith("side-") for name in kept) == 2

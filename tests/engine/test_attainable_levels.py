@@ -148,7 +148,7 @@ def test_the_smallest_p_is_below_the_level(name: str) -> None:
 def test_under_holm_over_blocks_it_passes_or_is_too_few_to_tell() -> None:
     """Lengthscales: held-out pairings are drawn often enough; few problems, or few starts, are named."""
     assert BLOCKS * smallest_p(holdout.DRAWS, 20) < LEVEL
-    held = {"p": 1 / 24, "p_within": None, "n": 4}
+    held = spectrum.with_least_p({"p": 1 / 24, "p_within": None, "n": 4}, 1)
     assert spectrum.judged(held) == 1 / 24
     assert spectrum.judged(held, tests=2) is None
     rows = [{"layer": i, "survivors": 5, "p_adjusted": 2 / 21, "starts": 20} for i in range(2)]
