@@ -18,7 +18,7 @@ from engine.difference_lens.run import limits, read, tables_of
 from engine.difference_lens.scan import Draws, Readout
 from engine.difference_lens.spec import DifferenceLens
 from engine.difference_lens.streams import Streams
-from engine.difference_lens.units import units_of
+from engine.difference_lens.units import opened_by, units_of
 
 ROOM = "app.difference_lens"
 Array = NDArray[np.float64]
@@ -81,13 +81,23 @@ FIRST = np.array([*range(24), *[0] * 13, 1, 1, 2])
 """First words of 40 texts, of which 14 begin with one word."""
 
 
-def beginnings(rng: Rng) -> Seen:
-    """Texts of which many begin with one word: at the first token they have one difference."""
-    seen = differences(units=len(FIRST))(rng)
+def beginnings(rng: Rng, shared: float = 0.0) -> Seen:
+    """Texts of which many begin with one word: at the first token they have one difference.
+
+    Args:
+        shared: of the later variance, what texts of one first word have in common.
+    """
+    seen, word = (differences(units=len(FIRST))(rng) for _ in range(2))
     begins = np.stack([FIRST, *[np.arange(len(FIRST))] * (PLACES - 1)])
-    apart = seen.target - seen.source
-    apart[0] = apart[0][FIRST]
-    return replace(seen, target=seen.source + apart, begins=begins)
+    common = (word.target - word.source)[:, FIRST]
+    apart = np.sqrt(1 - shared) * (seen.target - seen.source) + np.sqrt(shared) * common
+    apart[0] = common[0]
+    return replace(seen, target=seen.source + apart, begins=begins, unit=opened_by(FIRST[:, None].tolist()))
+
+
+def parted(rng: Rng) -> Seen:
+    """The same, where texts of one first word share half of all later variance."""
+    return beginnings(rng, 0.5)
 
 
 def one_beginning(rng: Rng) -> Seen:
@@ -179,6 +189,7 @@ SKEWED = {
         "rare", 20, each=4, shared=0.8
     ),
     "texts of which many begin alike": beginnings,
+    "texts of which many begin alike and stay alike": parted,
     "texts that all begin alike": one_beginning,
     "pairs whose prompts are of two categories": across,
 }

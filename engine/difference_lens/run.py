@@ -18,7 +18,7 @@ from engine.difference_lens import numbers
 from engine.difference_lens.scan import Draws, Place, Readout, differences
 from engine.difference_lens.spec import DifferenceLens
 from engine.difference_lens.streams import Streams, first_tokens, of_prompts, of_texts
-from engine.difference_lens.units import units_of
+from engine.difference_lens.units import opened_by, units_of
 from engine.errors import JobError, PatchError
 from engine.lab.experiment import ExperimentResult, Lab, chosen_rows
 from engine.lab.noise import measured
@@ -98,7 +98,8 @@ def _rows(spec: DifferenceLens, lab: Lab, blocks: Sequence[int]) -> tuple[np.nda
     """The unit of each prompt or text, 0 … G − 1, what a unit is called, and the states at every place."""
     if spec.over == "texts":
         ids = first_tokens(spec, lab)
-        return np.arange(len(ids)), "text", of_texts(spec, lab, ids, blocks)
+        unit = opened_by(ids)
+        return unit, "text", of_texts(spec, lab, ids, unit, blocks)
     rows = chosen_rows(lab.prompts, spec.split, spec.where)
     unit, name = units_of(spec, lab.prompts[rows])
     return unit, name, of_prompts(spec, lab, rows, unit, blocks)

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from engine.difference_lens.spec import DifferenceLens
 from engine.difference_lens.texts import NEUTRAL
@@ -98,11 +99,14 @@ def first_tokens(spec: DifferenceLens, lab: Lab) -> list[list[int]]:
 
 
 def of_texts(
-    spec: DifferenceLens, lab: Lab, ids: Sequence[Sequence[int]], blocks: Sequence[int]
+    spec: DifferenceLens,
+    lab: Lab,
+    ids: Sequence[Sequence[int]],
+    unit: Int[np.ndarray, " n"],
+    blocks: Sequence[int],
 ) -> Iterator[Streams]:
     """At every first token and block: no later token can be seen by them."""
     ends = [_states(lab, lab.model(model), ids, blocks) for model in spec.models()]
-    unit = np.arange(len(ids))
     for token in range(spec.tokens):
         beginnings = [tuple(one[: token + 1]) for one in ids]
         for layer in blocks:

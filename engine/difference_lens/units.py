@@ -20,7 +20,7 @@ from engine.lab.experiment import Lab, resampling_groups
 from engine.lab.units import CLUSTER, category_units, resampling_units, unit_name
 from engine.stats.resampling import unit_index
 
-__all__ = ["ends_of", "told_apart", "units_of"]
+__all__ = ["ends_of", "opened_by", "told_apart", "units_of"]
 
 
 def units_of(spec: DifferenceLens, prompts: pl.DataFrame) -> tuple[Int[np.ndarray, " n"], str]:
@@ -60,6 +60,15 @@ def ends_of(spec: DifferenceLens, lab: Lab, position: str, rows: Int[np.ndarray,
             last = [len(one) - 1 for one in ids]
         found.append([tuple(one[: at + 1]) for one, at in zip(ids, last, strict=True)])
     return list(zip(*found, strict=True))
+
+
+def opened_by(ids: Sequence[Sequence[int]]) -> Int[np.ndarray, " n"]:
+    """The unit of each text, 0 … G − 1: texts with one token where they first part are one.
+
+    What they share from there on, their states have in common at every later token too.
+    """
+    part = next((one for one in zip(*ids, strict=False) if len(set(one)) > 1), None)
+    return np.zeros(len(ids), dtype=np.int64) if part is None else unit_index(len(ids), np.array(part))
 
 
 def told_apart(

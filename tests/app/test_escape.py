@@ -216,6 +216,6 @@ def test_names_in_headings_are_made_plain() -> None:
 
 KNOWN = {
     *("table['step'][-1]", "text", "ident", "title", "name", "what", "kind.title", "ICONS[part.met]"),
-    *("part.name", "question", "name.capitalize()", "again"),
+    *("part.name", "question", "name.capitalize()", "again", "stop.title", "stop.look", "at"),
 }
 """Words of the code itself and numbers under names; a new one is looked at before it is added."""
