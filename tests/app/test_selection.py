@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from app.analyses import ANALYSES
 from app.frame.fields import rules
 from app.frame.selection import (
+from app.tour.demo import TourFields
     Facts,
     Selection,
     bounds,
@@ -61,9 +62,9 @@ def test_every_field_is_reachable_from_the_url() -> None:
     kinds = [*choices(FACTS), *bounds(FACTS), *free()]
     assert len(kinds) == len(set(kinds))
     assert set(kinds) == set(known())
-    groups = (Selection, *(one.fields for one in ANALYSES if one.fields is not None))
+    groups = (Selection, TourFields, *(one.fields for one in ANALYSES if one.fields is not None))
     declared = [name for group in groups for name in rules(group)]
-    assert sorted(declared) == sorted(known()), "a name is used twice, or of no analysis"
+    assert sorted(declared) == sorted(known()), "a name is used twice, or of no analysis and no tour"
 
 
 def test_defaults_need_no_parameters() -> None:
