@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from app.analyses import ANALYSES
 from app.frame.fields import rules
 from app.frame.selection import (
-from app.tour.demo import TourFields
     Facts,
     Selection,
     bounds,
@@ -25,6 +24,7 @@ from app.tour.demo import TourFields
     update,
     values,
 )
+from app.tour.demo import TourFields
 
 FACTS = Facts(
     models=("base", "tuned", "full"),
