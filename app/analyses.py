@@ -8,6 +8,7 @@ from typing import Any
 from app.ard.analysis import ARD
 from app.behaviour.analysis import BEHAVIOUR
 from app.bridge.analysis import BRIDGE
+from app.diff_mining.analysis import DIFF_MINING
 from app.difference_lens.analysis import DIFFERENCE_LENS
 from app.frame.analysis import Analysis, Kind, install
 from app.geometry.analysis import GEOMETRY
@@ -38,6 +39,7 @@ ANALYSES: tuple[Analysis, ...] = (
     TRANSPORT,
     TOKENWISE,
     DIFFERENCE_LENS,
+    DIFF_MINING,
     PATCH_MAP,
     PATCHING,
     RANK,

@@ -14,25 +14,19 @@ if (ROOT / "pyproject.toml").is_file() and str(ROOT) not in sys.path:  # a check
 from app import access, screen  # noqa: E402
 from app.analyses import ANALYSES  # noqa: E402
 from app.escape import plain  # noqa: E402
-from app.frame import controls  # noqa: E402
+from app.frame import call, controls  # noqa: E402
 from app.frame import opened as resources  # noqa: E402
 from app.frame import parts as components  # noqa: E402
+from app.report.page import REPORT  # noqa: E402
+from app.runs.view import RUNS  # noqa: E402
 from app.tour import view as tour  # noqa: E402
 from app.tray import view as tray  # noqa: E402
 
 LOGO, ICON = (ROOT / "app" / f"{name}.svg" for name in ("logo", "icon"))
 STYLE = ROOT / "app" / "style.css"
-# pages that show all analyses, each the last of its section
-OWN = {
-    "Study": ("report", "Report", "summarize"),
-    "Live": ("runs", "Runs", "history"),
-}
 SECTIONS = ("Study", "Compare", "Languages", "Weights", "Live")
 PAGES = {
-    section: [
-        *((one.name, one.title, one.icon) for one in ANALYSES if one.section == section),
-        *([OWN[section]] if section in OWN else []),
-    ]
+    section: [(one.name, one.title, one.icon) for one in (*ANALYSES, REPORT, RUNS) if one.section == section]
     for section in SECTIONS
 }
 
@@ -42,6 +36,7 @@ def main() -> None:
     st.set_page_config(page_title="Patchbay", page_icon=str(ICON), layout="wide")
     st.logo(LOGO, size="large")
     st.html(STYLE)
+    call.busy = screen.spinner
     page = st.navigation(
         {
             section: [

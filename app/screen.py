@@ -69,6 +69,7 @@ selectbox = _worded(st.selectbox)
 multiselect = _worded(st.multiselect)
 segmented_control = _worded(st.segmented_control, options=True)
 progress = _worded(st.progress, at=1)
+spinner = _worded(st.spinner)
 page_link = _worded(st.page_link, at=1)
 
 

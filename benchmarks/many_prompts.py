@@ -94,7 +94,7 @@ def build(folder: Path, blocks: int, width: int, prompts: int) -> float:
 def one_block(opened: Opened) -> None:
     """Everything of one block from the store."""
     store = opened.store
-    rows = queries.looked_at(opened, ("all",) * 3)
+    rows = queries.looked_at(opened.store, ("all",) * 3)
     grams = []
     for model in store.models:
         if store.has_grams(model, "resid", "decision"):
@@ -102,7 +102,7 @@ def one_block(opened: Opened) -> None:
         else:
             read = store.activations(model, "resid_post", 1, "decision", rows=rows)
             grams.append(cka.gram(read, np.float32))
-    groups, roles = queries.groups(opened, rows), queries.roles(opened, rows)
+    groups, roles = queries.groups(opened.store, rows), queries.roles(opened.store, rows)
     cka.bootstrap_curves(*grams, groups=groups, n_boot=queries.RESAMPLES)
     cka.permutation_null(*grams, groups=groups, roles=roles, n_draws=queries.PERMUTATIONS)
 
@@ -129,7 +129,7 @@ def main() -> None:
             again = [cpu_ms(partial(one_block, opened)) for _ in range(3)]
             figures = (
                 f"{width}",
-                f"{queries.looked_at(opened, ('all',) * 3).size}",
+                f"{queries.looked_at(opened.store, ('all',) * 3).size}",
                 f"{use['grams'] / 1e6:.0f}",
                 f"{use['grams'] / use['raw']:.2f}",
                 f"{spent / 2 / (blocks + 1):.0f}",

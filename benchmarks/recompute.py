@@ -8,14 +8,8 @@ one case after another; where that takes minutes it is run on a part and scaled,
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
 import numpy as np
+from beside import Row, cpu, options, report
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -26,27 +20,6 @@ from engine.stats.resampling import resamples
 from engine.stats.uncertainty import random_subspace_moments
 
 Array = NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: seconds of CPU time and what the plain way was."""
-
-    task: str
-    plain: float
-    fast: float
-    how: str
-
-
-def cpu(task: Callable[[], object], rounds: int = 3) -> float:
-    """Least process CPU time of several runs, after one to warm up caches and buffers."""
-    task()
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.process_time()
-        task()
-        best = min(best, time.process_time() - start)
-    return best
 
 
 def stacks(layers: int, n: int, d: int) -> tuple[Array, Array, Array, Array]:
@@ -191,34 +164,13 @@ def subspaces(x: Array) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a few layers, fewer plain runs")
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--markdown", type=Path, default=None)
-    chosen = parser.parse_args()
+    chosen = options(__doc__, "a few layers, fewer plain runs")
     layers, n, d = (5, 300, 512) if chosen.quick else (33, 600, 4096)
     with threadpool_limits(1):  # two threads on a busy machine measure the scheduler
         a, b, x, y = stacks(layers, n, d)
         rows = similarity(a, b, x, y, 4, 20 if chosen.quick else 60) + subspaces(x)
-    lines = [
-        f"{n} prompts, d = {d}, {layers} layers; float32 Grams; one thread, process CPU time.",
-        "",
-        "| task | plain, ms | here, ms | ratio | the plain way |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio = "" if np.isnan(row.plain) else f"{row.plain / row.fast:.0f}"
-        plain = "" if np.isnan(row.plain) else f"{row.plain * 1e3:.3g}"
-        lines.append(f"| {row.task} | {plain} | {row.fast * 1e3:.3g} | {ratio} | {row.how} |")
-    print("\n".join(lines))
-    if chosen.markdown:
-        chosen.markdown.write_text("\n".join(lines) + "\n")
-    if chosen.json:
-        workload = {"prompts": n, "d": d, "layers": layers, "sites": 4}
-        seconds = [asdict(row) | {"plain": None if np.isnan(row.plain) else row.plain} for row in rows]
-        chosen.json.write_text(json.dumps({"workload": workload, "rows": seconds}, indent=1))
+    about = f"{n} prompts, d = {d}, {layers} layers; float32 Grams; one thread, process CPU time."
+    report(chosen, about, {"prompts": n, "d": d, "layers": layers, "sites": 4}, rows)
 
 
 if __name__ == "__main__":

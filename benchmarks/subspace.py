@@ -125,7 +125,7 @@ def _write_weights(writer: StoreWriter, rng: np.random.Generator) -> None:
 def render(opened: Opened, selection: Selection) -> int:
     """What the server does for a view once the slow parts are there. Returns bytes sent."""
     found = [draw(opened, selection) for draw in geometry.WEIGHTS]
-    for pooling in geometry_queries.poolings(opened, selection):
+    for pooling in geometry.poolings(opened, selection):
         found += [make(opened, selection, pooling) for make in geometry_separation.makers(selection)]
     return sum(len(json.dumps(panel.draw(LIGHT).spec())) for panel in found if panel is not None)
 
@@ -137,12 +137,12 @@ def page(folder: Path) -> list[str]:
     base = geometry.effective(opened, dataclasses.replace(defaults(opened.facts), layer=0, ref=0))
 
     def prepare(selection: Selection) -> None:
-        geometry_queries.prepare(opened, "base", selection, lambda _: lambda *_: None)
+        geometry.prepare(opened, selection, lambda _: lambda *_: None)
 
     def once(selection: Selection) -> float:
         return cpu(lambda: (prepare(selection), render(opened, selection)))
 
-    compared = cpu(lambda: geometry_queries.structure(opened, "base", base.joined))
+    compared = cpu(lambda: geometry_queries.structure(opened.store, "base", base.joined))
     print(f"all {BLOCKS} blocks' Z for every k, compared:   {compared:6.1f} s behind a progress bar")
     print(f"first view of a block, both poolings:    {once(base):6.1f} s behind a progress bar")
     other = dataclasses.replace(base, layer=1)

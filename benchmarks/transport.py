@@ -8,15 +8,12 @@ the page computes for it: path, scores with their bootstrap interval, permutatio
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from beside import Row, cpu, options, report
 from numpy.typing import NDArray
 from scipy import linalg
 from sklearn.base import clone
@@ -27,27 +24,6 @@ from engine.transport import Paired, Side
 
 Array = NDArray[np.float64]
 ALPHAS = transport.DEFAULT_ALPHAS
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: CPU seconds of the plain way (NaN where there is none) and of ours."""
-
-    task: str
-    plain: float
-    fast: float
-    how: str
-
-
-def cpu(task: Callable[[], object], rounds: int = 3) -> float:
-    """Least process CPU time of several runs, after one to warm up."""
-    task()
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.process_time()
-        task()
-        best = min(best, time.process_time() - start)
-    return best
 
 
 def once(task: Callable[[], object]) -> float:
@@ -190,34 +166,13 @@ def moves(train: Paired, validation: Paired, vocabulary: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a small width")
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--markdown", type=Path, default=None)
-    chosen = parser.parse_args()
+    chosen = options(__doc__, "a small width")
     n, m, d, vocabulary = (120, 60, 512, 2000) if chosen.quick else (450, 150, 4096, 8000)
     with threadpool_limits(1):  # two threads on a busy machine measure the scheduler
         train, validation = pairs(n, m, d)
         rows = fits(train, True) + moves(train, validation, vocabulary)
-    lines = [
-        f"{n} train and {m} validation prompts in pairs, d = {d}; float64; one thread, process CPU time.",
-        "",
-        "| task | plain, ms | here, ms | ratio | the plain way |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio = "" if np.isnan(row.plain) else f"{row.plain / row.fast:.0f}"
-        plain = "" if np.isnan(row.plain) else f"{row.plain * 1e3:.3g}"
-        lines.append(f"| {row.task} | {plain} | {row.fast * 1e3:.3g} | {ratio} | {row.how} |")
-    print("\n".join(lines))
-    if chosen.markdown:
-        chosen.markdown.write_text("\n".join(lines) + "\n")
-    if chosen.json:
-        workload = {"train": n, "validation": m, "d": d}
-        seconds = [asdict(row) | {"plain": None if np.isnan(row.plain) else row.plain} for row in rows]
-        chosen.json.write_text(json.dumps({"workload": workload, "rows": seconds}, indent=1))
+    about = f"{n} train and {m} validation prompts in pairs, d = {d}; float64; one thread, process CPU time."
+    report(chosen, about, {"train": n, "validation": m, "d": d}, rows)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.ard.spec import Ard
 from engine.behaviour.spec import Behaviour
+from engine.diff_mining.spec import DiffMining
 from engine.difference_lens.spec import DifferenceLens
 from engine.heads.map_spec import HeadMap
 from engine.heads.spec import HeadSubsets
@@ -39,5 +40,6 @@ SPECS: tuple[type[Experiment], ...] = (
     Tokenwise,
     PatchMap,
     DifferenceLens,
+    DiffMining,
 )
 EXPERIMENTS: dict[str, type[Experiment]] = {spec.model_fields["job"].default: spec for spec in SPECS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from functools import cache
@@ -28,6 +29,9 @@ for folder in (str(HERE), str(HERE.parent)):
         sys.path.remove(folder)
     sys.path.insert(0, folder)
 
+import quick_schema  # noqa: E402
+
+quick_schema.install()  # what fits the schema of Vega-Lite is told so at once; the rest is checked as ever
 
 LAST = ("store", "reference", "hostile", "engine")
 """Folders of files that take seconds each: they go last, so that all processes end at about one time."""
@@ -45,6 +49,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+
+
+def pytest_collection_finish() -> None:
+    """Takes the tests and all modules out of the collections that pages, models and Python start."""
+    gc.collect()
+    gc.freeze()
 
 
 def _turn(item: pytest.Item) -> int:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from stand_in import Quiet, environment, listening
 
 MATCH, GENERATION = "x-goog-if-generation-match", "x-goog-generation"
 
@@ -68,11 +67,9 @@ def serving() -> Iterator[Service]:
     """The service, named in the environment."""
     service = Service()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _asked(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    class Handler(Quiet):
+        def answer(self) -> None:
+            body = self.body()
             url = urlsplit(self.path)
             name = unquote(url.path).strip("/")
             if self.command == "PUT":
@@ -105,31 +102,11 @@ def serving() -> Iterator[Service]:
                 self._give(204 if self.command == "DELETE" else 200, found[1], headers)
 
         def _give(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-            self.send_response_only(status)
-            size = 0 if status == 204 else len(data)
-            for key, value in {**headers, "Content-Length": str(size)}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command != "HEAD" and size:
-                self.wfile.write(data)
+            data = b"" if status == 204 else data
+            self.give(status, data, {**headers, "Content-Length": str(len(data))})
 
-        do_GET = do_PUT = do_HEAD = do_DELETE = _asked
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing is said."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    key = {"gcs_base_url": url, "disable_oauth": True}
-    key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
-    before = dict(os.environ)
-    os.environ |= {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key), "AWS_ALLOW_HTTP": "true"}
-    try:
-        yield service
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        server.shutdown()
-        server.server_close()
+    with listening(Handler) as url:
+        key = {"gcs_base_url": url, "disable_oauth": True}
+        key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        with environment(GOOGLE_SERVICE_ACCOUNT_KEY=json.dumps(key), AWS_ALLOW_HTTP="true"):
+            yield service

@@ -21,12 +21,13 @@ def open_page(
     """Runs a page with a query string; `timeout` in seconds."""
     monkeypatch.setattr("sys.argv", ["main.py"] + ([] if store is None else ["--store", str(store)]))
     app = AppTest.from_file(str(MAIN), default_timeout=timeout)
+    path = f"../pages/{page}.py"
+    if page != "overview":
+        app.switch_page(path)  # a link to a page opens that page alone
+    asked = app._page_hash
     for key, value in params.items():
         app.query_params[key] = value
     app.run()
-    if page != "overview":
-        app.switch_page(f"../pages/{page}.py")
-        for key, value in params.items():
-            app.query_params[key] = value
-        app.run()
+    if page != "overview":  # the menu, known by now, has this page at the address that was asked for
+        assert app.switch_page(path)._page_hash == asked
     return app

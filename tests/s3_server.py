@@ -5,15 +5,13 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from stand_in import Quiet, environment, listening
 
 REASON = "needs obstore and moto's server (pip install '.[s3,dev]')"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
@@ -33,11 +31,9 @@ class Door:
         self.asked: list[tuple[str, str]] = []
         door = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def _pass(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        class Handler(Quiet):
+            def answer(self) -> None:
+                body = self.body()
                 door.asked.append((self.command, self.path))
                 status = door.answer(self.command, self.path)
                 if status == 0:
@@ -54,34 +50,15 @@ class Door:
                 inner.close()
 
             def _give(self, status: int, headers: dict[str, str], data: bytes) -> None:
-                self.send_response_only(status)
                 kept = {
                     k: v for k, v in headers.items() if k.lower() not in ("connection", "transfer-encoding")
                 }
                 if self.command != "HEAD":
                     kept = {k: v for k, v in kept.items() if k.lower() != "content-length"}
                     kept["Content-Length"] = str(len(data))
-                for key, value in kept.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data)
+                self.give(status, data, kept)
 
-            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _pass
-
-            def log_message(self, *_: Any) -> None:
-                """Nothing is said."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join()
+        self.handler = Handler
 
 
 @contextmanager
@@ -93,14 +70,13 @@ def serving() -> Iterator[Door]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     door = Door(*server.get_host_and_port())
-    before = dict(os.environ)
-    os.environ |= {**KEYS, "AWS_ENDPOINT_URL": door.url, "AWS_ALLOW_HTTP": "true"}
     try:
-        yield door
+        with (
+            listening(door.handler) as url,
+            environment(**KEYS, AWS_ENDPOINT_URL=url, AWS_ALLOW_HTTP="true"),
+        ):
+            yield door
     finally:
-        os.environ.clear()
-        os.environ.update(before)
-        door.close()
         server.stop()
 
 
@@ -115,13 +91,14 @@ def bucket() -> str:
 
 
 def objects(url: str) -> dict[str, bytes]:
-    """Every object below a URL by its path, as a client of its own reads it."""
-    from obstore.store import S3Store
+    """Every object below a URL by its path, as the server keeps it: a request for each costs it much more."""
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
 
     name, _, prefix = url.removeprefix("s3://").partition("/")
-    store = S3Store(name, prefix=prefix or None)
-    found = [str(meta["path"]) for batch in store.list(chunk_size=1000) for meta in batch]
-    return {path: bytes(store.get(path).bytes()) for path in found}
+    keys = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[name].keys
+    below = f"{prefix}/" if prefix else ""
+    return {path.removeprefix(below): keys[path].value for path in sorted(keys) if path.startswith(below)}
 
 
 def put(url: str, files: dict[str, bytes]) -> None:

@@ -92,6 +92,10 @@ _FAMILY: dict[str, dict[str, Any]] = {
 
 FAMILY_NAMES = tuple(_FAMILY)
 """Every text-only family; "gemma3" (with a vision tower beside the text model) can be built as well."""
+VARIED = (
+    *("qwen3", "llama", "gemma2", "gpt2", "gpt_neox", "opt", "olmo2", "phi3", "cohere", "granite", "bloom"),
+)
+"""Families that differ in norms, positions, scales and layout of blocks: where one of each kind is enough."""
 
 _LATENT = {
     "num_key_value_heads": 4,

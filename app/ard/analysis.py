@@ -37,6 +37,9 @@ ARD = Analysis(
     null="held-out problems; cold and random starts",
     kinds=(FITS,),
     planned=(Planned("ard", TITLE, planned),),
+    empty=view.empty,
+    controls=view.settings,
+    body=view.show,
     chapters=(of_kind(FITS),),
     fields=ArdFields,
 )

@@ -52,10 +52,9 @@ def setting(fit: Fit) -> str:
     tokens, held = summary["tokens"], row["held_out"]
     text = (
         f"{summary['n_fitted']} {'train ' * (condition.get('fitted', 'train') == 'train')}problems in "
-        f"{' and '.join(condition['languages'])}, every token of the "
-        f"prompts' own text ({tokens['least']} to {tokens['most']}; {tokens['cut']} clouds cut to "
-        f"{condition['max_tokens']}), {condition['objective']} objective, learning rate "
-        f"{condition.get('rate', 0.05):g}, "
+        f"{' and '.join(condition['languages'])}, every token of the prompts' own text ({tokens['least']} to "
+        f"{tokens['most']}; {tokens['cut']} clouds cut to {condition['max_tokens']}), "
+        f"{condition['objective']} objective, learning rate {condition.get('rate', 0.05):g}, "
         f"{experiment.start_text()}. "  # type: ignore[attr-defined]
     )
     if held is None:
@@ -88,9 +87,8 @@ def loss_panel(opened: Opened, fits: Sequence[Fit]) -> Panel:
     first = fits[0]
     caption = (
         "The objective with its penalty λ Σ 1/ℓ; values of different λ can't be compared. Collapsed: the "
-        "median "
-        f"exponent between tokens fell below 0.05, so that the kernel sees one point. {setting(first)}"
-        "The curve has no interval; what it found is judged on held-out problems below."
+        "median exponent between tokens fell below 0.05, so that the kernel sees one point. "
+        f"{setting(first)}The curve has no interval; what it found is judged on held-out problems below."
     )
     return Panel("ard-loss", title, table, draw, _trace_code(opened, fits), caption, _models(first), False)
 
@@ -139,10 +137,9 @@ def spectrum_panel(opened: Opened, fit: Fit, selection: Selection) -> Panel:
     told = f"BIC {one:.0f} with one Gaussian, {two:.0f} with two, Ashman's D {shape.ashman_d:.1f}"
     caption = (
         "A small ℓ: the objective needs the dimension. Bimodal: BIC prefers two Gaussians and D > 2 "
-        f"({told if np.isfinite(one) else 'all alike'}). Fits of noise are bimodal too, for a few "
-        "dimensions lower the objective of any sample: the null is the pairing of held-out problems. The "
-        f"title counts dimensions {words.RULES['outlier']}, whatever threshold is drawn. "
-        f"{setting(fit)}"
+        f"({told if np.isfinite(one) else 'all alike'}). Fits of noise are bimodal too, for a few dimensions "
+        "lower the objective of any sample: the null is the pairing of held-out problems. The title counts "
+        f"dimensions {words.RULES['outlier']}, whatever threshold is drawn. {setting(fit)}"
     )
     apart = int(surviving(fit.log_lengthscales)[0].sum())
     title = words.spectrum_title(where(fit), fit.found(), fit.row, apart, len(values))
@@ -237,11 +234,10 @@ def layers_panel(opened: Opened, fits: Sequence[Fit], penalty: float, selection:
         return layer_curve(curve if curve.height else frame, look, palette)
 
     caption = (
-        f"Dimensions under the threshold ({words.RULES[own.rule]}). A point stands only where the "
-        "fitted kernel pairs held-out problems (p < 0.05, Holm-adjusted over the blocks of one λ) and did "
-        "not collapse; without "
-        "held-out problems nothing is tested. The null is that pairing; |Z| itself has no interval. A click "
-        f"selects a block. {setting(fits[0])}"
+        f"Dimensions under the threshold ({words.RULES[own.rule]}). A point stands only where the fitted "
+        "kernel pairs held-out problems (p < 0.05, Holm-adjusted over the blocks of one λ) and did not "
+        "collapse; without held-out problems nothing is tested. The null is that pairing; |Z| itself has no "
+        f"interval. A click selects a block. {setting(fits[0])}"
     )
     title = words.layers_title(f"{where(fits[0], block=False)}, λ = {penalty:g}", mine, own.rule)
     code = _layers_code(opened, fits, selection)

@@ -190,7 +190,7 @@ def overlap_table(
         if found in ("collapsed", "nothing found") or not kept.any():
             continue
         model, joined, layer = fit.condition["model"], selection.joined, fit.layer
-        basis = geometry_queries.bases(opened, model, joined, layer)[selection.k]
+        basis = geometry_queries.bases(opened.store, model, joined, layer)[selection.k]
         started = fit.condition["start"] == "svd"
         one = ard_spectrum.overlap(kept, basis, warm_started=started)
         row = {"layer": layer, "survivors": int(kept.sum()), "shared": one.shared, "energy": one.energy}

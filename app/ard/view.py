@@ -37,15 +37,12 @@ PENALTY_NAMES = {text: f"λ = {text}" for text in LINKED}
 LAYERS = {"one": "this block", "every": "every block"}
 OBJECTIVE_HELP = (
     "contrastive: MMD² of the same problem in two languages minus that of different problems in one "
-    "language, "
-    "plus λ Σ 1/ℓ. paired: without the second part; nothing in it rewards a finite lengthscale, so that "
-    "it runs "
-    "off: kept to be seen."
+    "language, plus λ Σ 1/ℓ. paired: without the second part; nothing in it rewards a finite lengthscale, so "
+    "that it runs off: kept to be seen."
 )
 START_HELP = (
-    "Where the descent begins. From Z of the block its overlap with Z is circular; the random subspaces "
-    "are the "
-    "null of that: how much any fit keeps of what it was started with."
+    "Where the descent begins. From Z of the block its overlap with Z is circular; the random subspaces are "
+    "the null of that: how much any fit keeps of what it was started with."
 )
 FITTED = {"train": "train problems", "all": "all problems"}
 FITTED_HELP = "Fitted on all problems, nothing is held out: whether anything was found is then not tested."
@@ -58,7 +55,12 @@ WHY_EMPTY = (
 
 def available(opened: Opened) -> bool:
     """Whether problems come in two languages and a site as wide as the stream is known."""
-    return geometry_queries.languages(opened) is not None and bool(sites(opened))
+    return geometry_queries.languages(opened.store) is not None and bool(sites(opened))
+
+
+def empty(opened: Opened) -> tuple[str, str] | None:
+    """Why there is nothing to fit; None where there is."""
+    return None if available(opened) else WHY_EMPTY
 
 
 def sites(opened: Opened) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def sites(opened: Opened) -> tuple[str, ...]:
 
 def ranks(opened: Opened) -> tuple[int, ...]:
     """Ranks of Z offered; none without head kernels."""
-    return geometry_queries.ranks(opened) if geometry.available(opened) else ()
+    return geometry_queries.ranks(opened.store) if geometry.available(opened) else ()
 
 
 def effective(opened: Opened, selection: Selection) -> Selection:
@@ -97,7 +99,7 @@ def experiment_of(
         PatchError: the prompts don't come in two languages.
     """
     own = ArdFields.of(selection)
-    pair = geometry_queries.languages(opened)
+    pair = geometry_queries.languages(opened.store)
     if pair is None:
         raise PatchError(WHY_EMPTY[0] + ".", expected="pair_id and language", given="one language")
     begin = own.start if start is None else start
@@ -177,10 +179,8 @@ def not_run(selection: Selection) -> tuple[str, str]:
     return (
         f"Block {selection.layer} has not been fitted under these settings",
         "**Fit** runs the train problems of both languages through the model, fits one lengthscale per "
-        "dimension "
-        f"of {selection.site} for every λ, and asks validation problems whether anything was found. Each "
-        "(block, "
-        "λ) is kept as it ends, so that a stopped grid goes on where it was.",
+        f"dimension of {selection.site} for every λ, and asks validation problems whether anything was "
+        "found. Each (block, λ) is kept as it ends, so that a stopped grid goes on where it was.",
     )
 
 
@@ -241,13 +241,8 @@ def growing(jobs: Sequence[JobStatus]) -> tuple[str, pl.DataFrame] | None:
     return None
 
 
-def watch_fit() -> None:
-    """The loss curve of the running fit, drawn again without rerunning the page."""
-    if any(isinstance(job.condition, Ard) for job in live_view.active()):
-        st.fragment(run_every=1.0)(_so_far)()
-
-
 def _so_far() -> None:
+    """The loss curve of the running fit."""
     found = growing(live_view.active())
     if found is None or not found[1].height:
         return
@@ -259,7 +254,48 @@ def _so_far() -> None:
         st.vega_lite_chart(spec=spec, width="stretch", key="chart-ard-so-far", alt="objective over steps")
 
 
-def settings() -> None:
+def settings(opened: Opened) -> None:
+    """Place and model, what is minimised from where, and at which blocks."""
+    controls.across(
+        lambda: controls.slide("layer", "Block ℓ"),
+        lambda: controls.choose("site", "Site", only=sites(opened)),
+        _rare,
+        vertical_alignment="bottom",
+    )
+    with controls.row():
+        controls.switch("model", "Model", geometry.model_names(controls.current()))
+        controls.switch("objective", "Objective", OBJECTIVES, help=OBJECTIVE_HELP)
+        starts = list(STARTS) if ranks(opened) else ["cold"]
+        controls.switch("start", "Start", STARTS, only=starts, help=START_HELP)
+        controls.switch("layers", "Fit", LAYERS)
+
+
+def show(opened: Opened, selection: Selection) -> None:
+    """What runs the fits, the one that runs, and stored ones under controls of what is shown of them."""
+    chosen = effective(opened, selection)
+    wanted = grid(opened, chosen)
+    left = missing(opened, wanted)
+    live_view.run_button(opened, left, run_text(wanted, left), done=not left)
+    live_view.watch()
+    live_view.watch_partial(Ard, _so_far, 1.0)
+    fits = fits_of(opened, chosen)
+    if not any(layer == chosen.layer for layer, _ in fits) and not live_view.active():
+        components.empty(*not_run(chosen))
+    if not fits:
+        return
+    with controls.row():
+        controls.switch("penalty", "Penalty shown", PENALTY_NAMES)
+        controls.switch("rule", "Threshold", RULES)
+    if ArdFields.of(chosen).rule == "fixed":
+        controls.slide("cut", "Threshold, log₁₀ ℓ", step=0.05)
+    if ranks(opened):
+        controls.steps("k", "Rank k of Z", ranks(opened))
+    for panel in panels(opened, chosen, fits):
+        with components.guard(f"ard: {panel.name}"):
+            components.show(opened, panel)
+
+
+def _rare() -> None:
     """Steps and tokens: what is rarely changed."""
     with screen.popover("Fit settings", icon=":material/settings:", key="ard-settings"):
         controls.slide("steps", "Steps at most")

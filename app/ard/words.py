@@ -8,7 +8,7 @@ from typing import Any
 
 from app.frame.words import blocks, number
 from app.geometry.words import p_text
-from engine.ard.spectrum import LEVEL, OUTLYING, Found, Overlap, judged
+from engine.ard.spectrum import LEVEL, OUTLYING, Found, judged
 
 RULES = {
     "outlier": f"{OUTLYING} robust sd below the median",
@@ -150,9 +150,8 @@ def overlap_title(where: str, k: int, rows: Sequence[Mapping[str, Any]], start: 
     tested = [r for r in rows if r["p_adjusted"] is not None]
     if start == "svd" and not tested:
         return (
-            f"{where}: started from Z, so that its overlap with Z proves nothing; compare with a cold "
-            "start, or "
-            "run the random starts as its null"
+            f"{where}: started from Z, so that its overlap with Z proves nothing; compare with a cold start, "
+            "or run the random starts as its null"
         )
     found = [r["layer"] for r in tested if r["p_adjusted"] < LEVEL]
     if start == "svd":
@@ -172,11 +171,3 @@ def _kept(k: int, tested: Sequence[Mapping[str, Any]], found: Sequence[int]) -> 
     if starts < needed:
         return f"{starts} random starts are too few to tell what a start from Z keeps: {needed} are needed"
     return f"a start from Z (k = {k}) is not shown to keep more of itself than random starts do"
-
-
-def overlap_text(found: Overlap) -> str:
-    """One overlap for a caption."""
-    return (
-        f"{found.shared} shared where {number(found.chance, 1)} are expected; survivors hold "
-        f"{100 * found.energy:.0f} % of Z's energy"
-    )

@@ -6,8 +6,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from app.behaviour import view
+from app.behaviour import corrections, view
 from app.behaviour.fields import BehaviourFields
+from app.frame import controls
+from app.frame import parts as components
+from app.frame import running as live_view
 from app.frame.analysis import Analysis, Blocks, Headline, Kind, Planned, Term
 from app.frame.blocks import Block, Text
 from app.frame.chapters import of_kind
@@ -19,12 +22,42 @@ from engine.behaviour.spec import Behaviour
 TERMS = (
     Term(
         "soft refusal, multiple choice, agreement",
-        "Differences of length-normalised log-probabilities of given continuations: refusal openings "
-        "against neutral ones, the right choice against the wrong ones, Yes against No over all surface "
-        "forms.",
+        "Differences of length-normalised log-probabilities of given continuations: refusal openings against "
+        "neutral ones, the right choice against the wrong ones, Yes against No over all surface forms.",
         "mean log p per token, log-mean-exp over openings or forms",
     ),
 )
+
+
+def settings(opened: Opened) -> None:
+    """Figure, patches that are put in, and prompts."""
+    offered = view.offered_interventions(opened, controls.current())
+    controls.across(lambda: view.figure_control(opened), lambda: view.intervention_control(offered))
+    if view.chosen_interventions(controls.current(), offered):
+        controls.slide("alpha", "Amplitude α of the patches", step=0.05)
+    controls.filter_controls("report")
+
+
+def show(opened: Opened, selection: Selection) -> None:
+    """What runs both models and the patches, their stored results side by side, and answers to correct."""
+    patches = view.chosen_interventions(selection, view.offered_interventions(opened, selection))
+    wanted = view.wanted(selection, patches, view.lead_of(opened), view.wording_of(opened))
+    wanted = corrections.applied(opened, selection, wanted)
+    runs = view.found_runs(opened, wanted)
+    missing = [one for name, one in view.named(wanted).items() if name not in runs]
+    live_view.run_button(opened, missing, done=not missing)
+    live_view.watch()
+    if missing and not live_view.active():
+        components.empty(*view.not_run(missing))
+    if runs:
+        shown = view.panels(opened, runs, selection)
+        components.show_all(opened, shown)
+        if not shown:
+            components.empty(*view.WHY_NO_FIGURE)
+        corrections.show(opened, runs, view.named(wanted))
+        view.answers(runs)
+        view.show_wording(opened)
+        live_view.notes(*runs.values())
 
 
 def chapter(_kind: Kind, opened: Opened, selection: Selection, found: Sequence[Asked]) -> Blocks:
@@ -116,5 +149,7 @@ BEHAVIOUR = Analysis(
     chapters=(of_kind(MEASURED, chapter),),
     terms=TERMS,
     headline=headline,
+    controls=settings,
+    body=show,
     fields=BehaviourFields,
 )

@@ -1,5 +1,4 @@
-"""Answers that were read wrongly, corrected by hand and kept as such: runs of their own beside the "
-"first ones."""
+"""Answers that were read wrongly, corrected by hand and kept as such: runs of their own beside the first."""
 
 from __future__ import annotations
 

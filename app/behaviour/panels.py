@@ -11,7 +11,7 @@ from app.behaviour import words as say
 from app.charts.intervals import interval_dots
 from app.charts.palette import Palette
 from app.charts.template import Chart
-from app.frame import noise
+from app.frame import noise, words
 from app.frame.panel import Panel
 from app.live.jobs import JobResult
 from engine.behaviour.report import corrected_note, differences, levels, on_shared
@@ -157,7 +157,7 @@ def shared_panel(runs: Runs, figure: Figure, path: str) -> Panel | None:
 def prompts(runs: Runs, table: pl.DataFrame) -> str:
     """How many prompts have a value, of how many, and which they are."""
     run = next(iter(runs.values()))
-    where = [f"{k} {v}" for k, v in (run.condition.get("where") or {}).items() if v is not None]
+    where = words.limits_said(run.condition)
     chosen = ", ".join([f"split: {run.condition['split']}", *where])
     known, every = max(table["n"].to_list(), default=0), int(run.summary["n_prompts"])
     count = f"{known} of {every} prompts have a value" if known < every else f"{every} prompts"

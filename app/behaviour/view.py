@@ -16,10 +16,9 @@ from app.behaviour.panels import Runs
 from app.escape import plain
 from app.frame import controls
 from app.frame import running as live_view
-from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection, listed
+from app.frame.selection import Selection, listed, where_changes, where_of
 from app.frame.words import label
 from app.live.jobs import JobResult
 from engine.behaviour.report import side_by_side
@@ -244,13 +243,13 @@ def _shown(opened: Opened, runs: Runs, selection: Selection) -> Figure | None:
 def figure_control(opened: Opened) -> None:
     """What is measured."""
     offered = offered_figures(wording_of(opened))
-    st.session_state["behaviour-measure"] = figure_of(controls.current(), offered).name
-    screen.selectbox(
+    controls.bound(
+        "measure",
+        "behaviour-measure",
         "Measure",
         list(offered),
-        key="behaviour-measure",
+        figure_of(controls.current(), offered).name,
         format_func=lambda name: offered[name].title,
-        on_change=lambda: controls.change(measure=st.session_state["behaviour-measure"]),
         help="The first four score given texts; the others read generated answers, which take longer.",
     )
 
@@ -260,14 +259,13 @@ def intervention_control(offered: Mapping[str, Intervention]) -> None:
     if not offered:
         screen.caption("Patches run on the Patching page can be put in here while the model answers.")
         return
-    chosen = listed(controls.current().contrast, offered, 4)
-    st.session_state["behaviour-contrast"] = chosen
-    screen.multiselect(
+    controls.several(
+        "contrast",
+        "behaviour-contrast",
         "Under stored patches",
         list(offered),
-        key="behaviour-contrast",
+        listed(controls.current().contrast, offered, 4),
         format_func=lambda key: _short(offered[key]),
-        on_change=lambda: controls.change(contrast=",".join(st.session_state["behaviour-contrast"])),
         placeholder="none",
         max_selections=4,
     )

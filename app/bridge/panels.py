@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from app.bridge import snippets, spaces, words
+from app.bridge import spaces, words
 from app.bridge import tables as bq
 from app.bridge.fields import BridgeFields
 from app.charts.bins import counts, histogram
@@ -16,6 +16,7 @@ from app.charts.lines import numeric_lines, value_dots
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
+from app.frame.call import Call
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
@@ -57,19 +58,19 @@ def available(opened: Opened) -> bool:
 
 def ways(opened: Opened) -> dict[str, str]:
     """Names for the control of `way`."""
-    one, two = geometry_queries.languages(opened) or ("", "")
+    one, two = geometry_queries.languages(opened.store) or ("", "")
     return {"forth": f"{one} → {two}", "back": f"{two} → {one}"}
 
 
 def warning(opened: Opened, selection: Selection) -> str | None:
     """What to keep in mind with as many coordinates as problems; None with fewer."""
-    found = bq.fitted(opened, selection)
+    found = bq.fitted(opened.store, **spaces.at_block(opened, selection))
     return words.underdetermined(found) if found.underdetermined else None
 
 
 def panels(opened: Opened, selection: Selection) -> list[Panel]:
     """All panels of the selected block; the profile over blocks where it is shown."""
-    found = bq.fitted(opened, selection)
+    found = bq.fitted(opened.store, **spaces.at_block(opened, selection))
     made = [_scores(opened, selection, found)]
     if selection.parts == "shown":
         made.append(_profile(opened, selection))
@@ -80,7 +81,7 @@ def panels(opened: Opened, selection: Selection) -> list[Panel]:
 
 
 def _where(opened: Opened, selection: Selection, block: bool = True) -> str:
-    start, end = bq.spoken(opened, selection)
+    start, end = spaces.spoken(opened, selection)
     at = f", block {selection.layer}" if block else ""
     return f"{geometry.model_of(selection)}{at}, {start} → {end}"
 
@@ -88,13 +89,14 @@ def _where(opened: Opened, selection: Selection, block: bool = True) -> str:
 def _setting(opened: Opened, selection: Selection, blocks: Sequence[int] = ()) -> str:
     """What is mapped to what, on which problems; in a subspace of which making, by default at the selected
     block."""
-    start, end = bq.spoken(opened, selection)
+    start, end = spaces.spoken(opened, selection)
     if BridgeFields.of(selection).space == "heads":
         made = geometry.what(selection).rstrip()
     else:
         made = spaces.settings(opened, selection, blocks or [selection.layer])
+    count = geometry_queries.problem_count(opened.store, selection.split, selection.category, bq.MOST)
     return (
-        f"{geometry_queries.problem_count(opened, selection, bq.MOST)}, coordinates of {selection.site} at "
+        f"{count}, coordinates of {selection.site} at "
         f"{position_said(selection.position)} in {_space(selection)}, {end} ≈ {start} W{_shift(selection)}. "
         f"{made}"
     )
@@ -111,31 +113,18 @@ def _shift(selection: Selection) -> str:
 
 
 def _permuted(opened: Opened, selection: Selection, draws: int) -> str:
-    own, kept = BridgeFields.of(selection), bq.within(opened, selection)
+    own, kept = BridgeFields.of(selection), spaces.within(opened, selection)
     among = "problems of its category, so that sharing a category is not enough" if kept else "all problems"
     chooses = "; each chooses its own λ" if own.fit == "ridge" else ""
     return f"Null: {draws} times each problem is paired with another of {among}{chooses}."
 
 
 def _scores(opened: Opened, selection: Selection, found: Bridge) -> Panel:
-    low, high = np.quantile(found.null, [0.025, 0.975])
-    table = pl.DataFrame(
-        [
-            {"name": "fitted problems", "value": found.r2_train},
-            {
-                "name": "left-out problems",
-                "value": found.r2_loo,
-                "null_low": low,
-                "null_high": high,
-                "p": found.p,
-            },
-            {"name": "left out, best rotation", "value": found.r2_procrustes},
-        ],
-        schema=["name", "value", "null_low", "null_high", "p"],
-    )
+    call = Call(bq.scores, opened.store, **spaces.at_block(opened, selection))
     short = pl.col("value").map_elements(words.signed, pl.String)
-    shown = table.with_columns(low=pl.lit(None), high=pl.lit(None), short=short)
-    least = min(-0.1, *(v for v in (*table["value"], low) if np.isfinite(v)))
+    shown = call.table.with_columns(low=pl.lit(None), high=pl.lit(None), short=short)
+    lowest = (*call.table["value"], *call.table["null_low"].drop_nulls())
+    least = min(-0.1, *(value for value in lowest if np.isfinite(value)))
 
     def draw(palette: Palette) -> Chart:
         return value_dots(shown, x_title="R²", palette=palette, limits=(max(least, -1.0), 1.0))
@@ -152,22 +141,14 @@ def _scores(opened: Opened, selection: Selection, found: Bridge) -> Panel:
         "given: resampled problems would predict their own copies. Only the best rotation's left-out R² "
         "above 0.8 is called rotation-like."
     )
-    title = words.scores_title(_where(opened, selection), found, bq.across(opened, selection))
-    code = snippets.scores(opened, selection)
-    return Panel("bridge-scores", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+    title = words.scores_title(_where(opened, selection), found, spaces.across(opened, selection))
+    return Panel.of(call, "bridge-scores", title, draw, caption, (geometry.model_of(selection),), False)
 
 
 def _profile(opened: Opened, selection: Selection) -> Panel:
-    blocks, found = bq.along(opened, selection)
-    table = pl.DataFrame(
-        {
-            "layer": blocks,
-            "value": found.r2_loo,
-            "null_low": found.null_low,
-            "null_high": found.null_high,
-            "p": found.p,
-        }
-    )
+    asked = spaces.over_blocks(opened, selection)
+    call, found = Call(bq.profile, opened.store, **asked), bq.along(opened.store, **asked)
+    table, blocks = call.table, call.table["layer"].to_list()
     model = geometry.model_of(selection)
     curve = table.select("layer", "value", series=pl.lit(model))
     null = table.select("layer", pl.col("null_low").alias("low"), pl.col("null_high").alias("high"))
@@ -184,13 +165,12 @@ def _profile(opened: Opened, selection: Selection) -> Panel:
         f"A click selects a block. {_setting(opened, selection, blocks)}"
     )
     where = _where(opened, selection, block=False)
-    title = words.profile_title(where, blocks, found, bq.across(opened, selection))
-    code = snippets.profile(opened, selection)
-    return Panel("bridge-profile", title, table, draw, code, caption, (model,))
+    title = words.profile_title(where, blocks, found, spaces.across(opened, selection))
+    return Panel.of(call, "bridge-profile", title, draw, caption, (model,))
 
 
 def _null(opened: Opened, selection: Selection, found: Bridge) -> Panel:
-    table = pl.DataFrame({"r2": found.null})
+    call = Call(bq.null, opened.store, **spaces.at_block(opened, selection))
     finite = found.null[np.isfinite(found.null)]
     least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     bars = counts(finite, least, most, 24).with_columns(series=pl.lit("permuted pairs"))
@@ -206,14 +186,13 @@ def _null(opened: Opened, selection: Selection, found: Bridge) -> Panel:
         )
 
     caption = f"{_permuted(opened, selection, bq.DRAWS)} {_setting(opened, selection)}".strip()
-    title = words.null_title(found, bq.within(opened, selection))
-    code = snippets.null(opened, selection)
-    return Panel("bridge-null", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+    title = words.null_title(found, spaces.within(opened, selection))
+    return Panel.of(call, "bridge-null", title, draw, caption, (geometry.model_of(selection),), False)
 
 
 def _path(opened: Opened, selection: Selection, found: Bridge) -> Panel:
-    table = pl.DataFrame({"penalty": found.alphas, "r2": found.r2_path})
-    line = table.select(
+    call = Call(bq.path, opened.store, **spaces.at_block(opened, selection))
+    line = call.table.select(
         pl.col("penalty").alias("x"), pl.col("r2").alias("value"), series=pl.lit("left-out problems")
     )
 
@@ -234,21 +213,13 @@ def _path(opened: Opened, selection: Selection, found: Bridge) -> Panel:
         "λ multiplies ‖W‖² beside the summed squared error. Exact without refitting (hat matrix). λ is "
         f"chosen on this very path; {_permuted(opened, selection, bq.DRAWS)} {_setting(opened, selection)}"
     )
-    code = snippets.path(opened, selection)
     title = words.path_title(found)
-    return Panel("bridge-path", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+    return Panel.of(call, "bridge-path", title, draw, caption, (geometry.model_of(selection),), False)
 
 
 def _spectrum(opened: Opened, selection: Selection, found: Bridge) -> Panel:
-    low, high = np.linalg.norm(found.w) * bq.random_spectrum(found.k)
-    table = pl.DataFrame(
-        {
-            "number": np.arange(1, found.k + 1),
-            "value": found.spectrum,
-            "random_low": low,
-            "random_high": high,
-        }
-    )
+    call = Call(bq.spectrum, opened.store, **spaces.at_block(opened, selection))
+    table = call.table
     line = table.select(pl.col("number").alias("x"), "value", series=pl.lit("W"))
     null = table.select(
         pl.col("number").alias("x"), pl.col("random_low").alias("low"), pl.col("random_high").alias("high")
@@ -272,20 +243,17 @@ def _spectrum(opened: Opened, selection: Selection, found: Bridge) -> Panel:
         "the same sum of squares (null of no preferred direction). Orthogonality error: ‖WᵀW − I‖ / k. "
         f"{_setting(opened, selection)}"
     )
-    code = snippets.spectrum(opened, selection)
     title = words.spectrum_title(found)
-    return Panel("bridge-spectrum", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+    return Panel.of(call, "bridge-spectrum", title, draw, caption, (geometry.model_of(selection),), False)
 
 
 def _matrix(opened: Opened, selection: Selection, found: Bridge) -> Panel:
-    w = found.w[:MOST_SHOWN, :MOST_SHOWN]
-    start, end = np.indices(w.shape) + 1
-    table = pl.DataFrame({"start": start.ravel(), "end": end.ravel(), "weight": w.ravel()})
-    one, two = bq.spoken(opened, selection)
+    call = Call(bq.matrix, opened.store, most=MOST_SHOWN, **spaces.at_block(opened, selection))
+    one, two = spaces.spoken(opened, selection)
 
     def draw(palette: Palette) -> Chart:
         return matrix(
-            table,
+            call.table,
             x="end",
             y="start",
             value="weight",
@@ -294,7 +262,7 @@ def _matrix(opened: Opened, selection: Selection, found: Bridge) -> Panel:
             value_title="W",
             palette=palette,
             diverging=True,
-            labels=len(w) <= 6,
+            labels=found.k <= 6,
         )
 
     cut = f" The leading {MOST_SHOWN} of {found.k} coordinates are drawn." if found.k > MOST_SHOWN else ""
@@ -302,6 +270,5 @@ def _matrix(opened: Opened, selection: Selection, found: Bridge) -> Panel:
         "Coordinates by their importance in Z. W by itself has no interval: its predictions are judged."
         f"{cut} {_setting(opened, selection)}"
     )
-    code = snippets.matrix(opened, selection, MOST_SHOWN)
     title = words.map_title(found.w)
-    return Panel("bridge-map", title, table, draw, code, caption, (geometry.model_of(selection),), False)
+    return Panel.of(call, "bridge-map", title, draw, caption, (geometry.model_of(selection),), False)

@@ -1,19 +1,18 @@
-"""The subspaces that a bridge is fitted in: Z of a block's heads, or the dimensions that a stored "
-"fit names."""
+"""What a selection asks of the bridge: settings, and subspaces: Z of a block's heads, or the dimensions that
+a stored fit names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from app.ard.fields import ArdFields
-from app.ard.tables import opened_fit
+from app.bridge import tables
 from app.bridge.fields import BridgeFields
 from app.frame import running as live_view
+from app.frame.call import Progress
 from app.frame.opened import Opened
-from app.frame.selection import Selection
+from app.frame.selection import Selection, changed
 from app.geometry import tables as geometry_queries
 from app.geometry import weights as geometry
 from engine.ard.spec import Ard
@@ -27,7 +26,7 @@ def _found(opened: Opened, selection: Selection) -> dict[int, tuple[str, dict[st
         "component": selection.site,
         "penalty": float(ArdFields.of(selection).penalty),
     }
-    pair = set(geometry_queries.languages(opened) or ())
+    pair = set(geometry_queries.languages(opened.store) or ())
     found: dict[int, tuple[str, dict[str, Any]]] = {}
     for condition, summary in live_view.runs_of(opened, "ard"):
         mine = all(condition.get(key) == value for key, value in wanted.items())
@@ -66,12 +65,14 @@ def blocks(opened: Opened, selection: Selection) -> list[int]:
     return [block for block in every if block in known]
 
 
-def dimensions(opened: Opened, selection: Selection, layer: int) -> np.ndarray:
-    """Dimensions of the stream by lengthscale at a block, the smallest first, (d,).
+def space_of(opened: Opened, selection: Selection, layer: int) -> str:
+    """What `tables` calls the subspace at a block.
 
     Raises:
         AnalysisError: no fit of that block is stored, or it collapsed.
     """
+    if BridgeFields.of(selection).space == "heads":
+        return selection.joined
     run_id = fits(opened, selection).get(layer)
     if run_id is None:
         raise AnalysisError(
@@ -81,25 +82,79 @@ def dimensions(opened: Opened, selection: Selection, layer: int) -> np.ndarray:
             given=f"blocks {', '.join(map(str, fits(opened, selection))) or 'none'}",
             next_step="fit it on the page of ARD-MMD, or choose Z of the heads.",
         )
-    return np.argsort(opened_fit(opened.path, run_id).log_lengthscales, kind="stable")
+    return run_id
 
 
-def relevant(opened: Opened, selection: Selection) -> tuple[Any, ...]:
-    """What a bridge depends on besides the selection: which runs gave its dimensions."""
-    if BridgeFields.of(selection).space == "heads":
-        return ()
-    return "ard", *sorted(fits(opened, selection).items())
+def effective(opened: Opened, selection: Selection) -> Selection:
+    """The selection with a site, a position, a k, a block and a null that this page can show."""
+    ks, sites = geometry_queries.ranks(opened.store), geometry.sites(opened)
+    positions = opened.facts.positions
+    layers = blocks(opened, selection) or opened.store.layers(geometry.model_of(selection))
+    return changed(
+        selection,
+        site=selection.site if selection.site in sites else sites[0],
+        position=selection.position if selection.position in positions else positions[0],
+        k=min(ks, key=lambda k: abs(k - selection.k)),
+        layer=min(layers, key=lambda block: abs(block - selection.layer)),
+    )
 
 
-def coordinates(
-    opened: Opened, selection: Selection, layer: int, both: list[np.ndarray]
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """k → the two languages' coordinates (n, k), from their activations (n, d)."""
-    if BridgeFields.of(selection).space == "ard":
-        order = dimensions(opened, selection, layer)
-        return {k: (both[0][:, order[:k]], both[1][:, order[:k]]) for k in geometry_queries.ranks(opened)}
-    bases = geometry_queries.bases(opened, geometry.model_of(selection), selection.joined, layer)
-    return {k: (both[0] @ basis, both[1] @ basis) for k, basis in bases.items()}
+def spoken(opened: Opened, selection: Selection) -> tuple[str, str]:
+    """(language the map starts from, language it leads to)."""
+    return tables.spoken(opened.store, BridgeFields.of(selection).way)
+
+
+def within(opened: Opened, selection: Selection) -> bool:
+    """Whether the null exchanges problems of one category only."""
+    many = tables.several(opened.store, selection.category)
+    return many and BridgeFields.of(selection).pairing != "across"
+
+
+def across(opened: Opened, selection: Selection) -> bool:
+    """Whether it exchanges problems of several categories with each other."""
+    return tables.several(opened.store, selection.category) and not within(opened, selection)
+
+
+def place(selection: Selection) -> dict[str, Any]:
+    """Where coordinates are read, but for block and space."""
+    names = ("site", "position", "split", "category")
+    return {"model": geometry.model_of(selection)} | {name: getattr(selection, name) for name in names}
+
+
+def asked(opened: Opened, selection: Selection) -> dict[str, Any]:
+    """What a bridge is asked by, but for the block."""
+    own = BridgeFields.of(selection)
+    how = {"way": own.way, "method": own.fit, "intercept": own.intercept == "yes"}
+    return place(selection) | {"k": selection.k} | how | {"within": within(opened, selection)}
+
+
+def at_block(opened: Opened, selection: Selection) -> dict[str, Any]:
+    """What the bridge at the selected block is asked by."""
+    where = {"layer": selection.layer, "space": space_of(opened, selection, selection.layer)}
+    return asked(opened, selection) | where
+
+
+def over_blocks(opened: Opened, selection: Selection) -> dict[str, Any]:
+    """What the profile over blocks is asked by."""
+    each = tuple((block, space_of(opened, selection, block)) for block in blocks(opened, selection))
+    return asked(opened, selection) | {"spaces": each}
+
+
+def prepare(opened: Opened, selection: Selection, progress: Progress) -> None:
+    """Read and project what the selection needs and is not kept yet, behind a progress bar."""
+    every = blocks(opened, selection)
+    wanted = every if selection.parts == "shown" else [selection.layer]
+    bar: list[Callable[[int, int], None]] = []
+
+    def begin() -> None:
+        if not bar:
+            bar.append(progress("Projecting activations onto Z…"))
+
+    for done, block in enumerate(wanted):
+        space = space_of(opened, selection, block)
+        tables.coordinates(opened.store, **place(selection), layer=block, space=space, making=begin)
+        if bar:
+            bar[0](done + 1, len(wanted))
 
 
 def hint(opened: Opened, selection: Selection) -> str | None:

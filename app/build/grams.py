@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from app.build.progress import Progress
-from app.frame.grams import sampling, width
+from app.frame.prompts import sampling
 from engine.similarity.cka import gram
 from engine.similarity.sampling import keeps_grams, sample_prompts
 from store.layout import gram_name
@@ -35,7 +35,7 @@ def derive(store: Store, writer: StoreWriter, say: Progress = QUIET) -> None:
         for position in store.positions(model)
         for component in store.components(model)
         if store.position_kind(position) != "many"
-        and keeps_grams(store.n_prompts, width(store, model, component), most)
+        and keeps_grams(store.n_prompts, _width(store, model, component), most)
     ]
     rows = sample_prompts(store.prompts, None, most, seed)
     sampled = rows.size < store.n_prompts
@@ -54,3 +54,9 @@ def derive(store: Store, writer: StoreWriter, say: Progress = QUIET) -> None:
                 grams[number] = gram(found)
                 advance()
             writer.write_grams(model, position, component, grams)
+
+
+def _width(store: Store, model: str, component: str) -> int:
+    """Features of one site."""
+    info = store.model_info(model)
+    return int(info["n_heads"]) * int(info["head_dim"]) if component == "head_z" else int(info["d"])

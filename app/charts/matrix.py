@@ -157,9 +157,14 @@ def _order(column: pl.Series, upwards: bool = False) -> list[Any]:
     return (found.sort(descending=upwards) if found.dtype.is_numeric() else found).to_list()
 
 
+def _written(value: float, format: str) -> str:
+    """About what d3 writes: its `~` and `r` (as many significant digits, no exponent) are not Python's."""
+    return f"{value:{format.replace('~', '').replace('r', 'g')}}"
+
+
 def _fitting(found: pl.Series, format: str, columns: int, rows: int) -> dict[str, str]:
     """Opacity of the values written in cells: none where the longest doesn't fit into a cell."""
-    longest = max(len(f"{value:{format.replace('~', '')}}") for value in found.to_list())
+    longest = max(len(_written(value, format)) for value in found.to_list())
     fits = f"width / {columns} >= {LETTER * longest + 4} && height / {rows} >= {LINE}"
     return {"expr": f"{fits} ? 1 : 0"}
 
@@ -182,7 +187,8 @@ def robust_ends(found: pl.Series) -> tuple[float, float]:
 def legend_of(
     found: pl.Series, domain: Sequence[float], format: str, middle: float | None = None
 ) -> dict[str, Any]:
-    """Holes of `heat`: ends and middle are written; an end that cells lie beyond has ≤ or ≥ before it.
+    """Holes of `heat`: the ends are written, and the middle unless it reads like an end; an end that cells
+    lie beyond has ≤ or ≥ before it.
 
     Args:
         middle: the value whose colour is half way; None: the mean of the ends.
@@ -194,7 +200,10 @@ def legend_of(
         said = f"(datum.value <= {low} ? '≤ ' : '') + {said}"
     if (known > high).any():
         said = f"(datum.value >= {high} ? '≥ ' : '') + {said}"
-    return {"written": [low, (low + high) / 2 if middle is None else middle, high], "said": said}
+    half = (low + high) / 2 if middle is None else middle
+    low_text, half_text, high_text = (_written(value, format) for value in (low, half, high))
+    between = [] if half_text in (low_text, high_text) else [half]
+    return {"written": [low, *between, high], "said": said}
 
 
 def heat(field: str, title: str, scale: alt.Scale) -> alt.Color:

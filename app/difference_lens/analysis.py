@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from app.difference_lens import panels, view
 from app.difference_lens.fields import DifferenceLensFields
 from app.frame.analysis import Analysis, Kind, Planned, Term
 from app.frame.chapters import first_of, of_kind
+from app.frame.stored import Asked
 
 TITLE = "Difference lens"
 QUESTION = "Which tokens does the change from one model to the other speak about?"
@@ -20,6 +23,12 @@ KIND = Kind(
     asked=view.asked,
     not_run=view.not_run,
 )
+
+
+def _prompts_first(runs: Sequence[Asked]) -> list[Asked]:
+    return sorted(runs, key=lambda run: run[0]["over"] == "texts")
+
+
 DIFFERENCE_LENS = Analysis(
     "difference_lens",
     TITLE,
@@ -34,7 +43,7 @@ DIFFERENCE_LENS = Analysis(
     kinds=(KIND,),
     planned=(Planned("difference_lens", TITLE, view.planned, alike=("d", "n_layers")),),
     chapters=(of_kind(KIND),),
-    headline=first_of(KIND),
+    headline=first_of(KIND, _prompts_first, panel=1),
     terms=(
         Term(
             "difference lens",

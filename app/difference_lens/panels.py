@@ -57,7 +57,7 @@ def _limited(tokens: pl.DataFrame) -> bool:
 
 def _measured(result: JobResult) -> bool:
     """Whether the rounding noise of both models was measured."""
-    known = all(model in result.summary["rounding"] for model in _models(result))
+    known = all(model in result.summary["rounding"] for model in result.models)
     return bool(result.summary.get("measured", known))
 
 
@@ -89,8 +89,8 @@ def bars_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
         )
 
     code = read_run(opened, result, f"table = run.table.filter(position={position!r}, layer={layer})")
-    title = words.bars_title(_models(result), at, table, _units(result), _limited(table))
-    return Panel("difference-lens", title, table, draw, code, _caption(result, at), _models(result), False)
+    title = words.bars_title(result.models, at, table, _units(result), _limited(table))
+    return Panel("difference-lens", title, table, draw, code, _caption(result, at), result.models, False)
 
 
 def _hues(palette: Palette) -> dict[str, str]:
@@ -99,7 +99,7 @@ def _hues(palette: Palette) -> dict[str, str]:
 
 def _caption(result: JobResult, at: dict[str, Any]) -> str:
     """What a bar is; what its line and the dashed ones are; what of it is rounding."""
-    summary, (target, source) = result.summary, _models(result)
+    summary, (target, source) = result.summary, result.models
     exact = result.condition["reading"] == "difference"
     how = "" if exact else " by the norm's derivative"
     count, name = _units(result)
@@ -167,14 +167,13 @@ def map_panel(opened: Opened, result: JobResult, at: dict[str, Any]) -> Panel:
 
     code = read_run(opened, result, 'table = run.tables["places"]')
     caption = (
-        f"Tokens beyond {_bar(result)} that are moved further than 95 % of random directions of that "
-        "length move their foremost token. Empty: equal in both models, no more than rounding apart, or too "
-        "few different beginnings. "
-        "A click shows a block's tokens. How many tokens exceed chance alone grows with the number of "
-        "prompts: any mean difference moves most logits a little."
+        f"Tokens beyond {_bar(result)} that are moved further than 95 % of random directions of that length "
+        "move their foremost token. Empty: equal in both models, no more than rounding apart, or too few "
+        "different beginnings. A click shows a block's tokens. How many tokens exceed chance alone grows "
+        "with the number of prompts: any mean difference moves most logits a little."
     )
-    title = words.map_title(_models(result), places, _units(result), result.summary["up"] is not None)
-    return Panel("difference-lens-map", title, result.tables["places"], draw, code, caption, _models(result))
+    title = words.map_title(result.models, places, _units(result), result.summary["up"] is not None)
+    return Panel("difference-lens-map", title, result.tables["places"], draw, code, caption, result.models)
 
 
 STATES = {
@@ -183,10 +182,6 @@ STATES = {
     "rounding": "differ by no more than rounding",
     "alike": "of texts that are the same so far",
 }
-
-
-def _models(result: JobResult) -> tuple[str, str]:
-    return result.condition["target"], result.condition["source"]
 
 
 def _bar(result: JobResult) -> str:

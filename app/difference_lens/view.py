@@ -9,9 +9,8 @@ import streamlit as st
 
 from app.difference_lens.fields import DifferenceLensFields
 from app.frame import controls
-from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
-from app.frame.selection import Selection
+from app.frame.selection import Selection, where_changes, where_of
 from engine.difference_lens.spec import DifferenceLens
 
 __all__ = ["asked", "not_run", "planned", "selection_of", "settings"]

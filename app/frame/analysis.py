@@ -141,8 +141,10 @@ class Analysis:
         headline: what it says first of a pair, from the store or a stored run, and the selection of its page
             that shows it; None where there is nothing.
         tuned: the two models that its numbers presuppose to be a base and its fine-tune, where they do.
-        empty, controls, panels: for `app.frame.page.show`: why a store has nothing for it (title, text), its
-            controls, and panels that need no run, or what makes them.
+        blocking: whether failed self-checks stop its page.
+        empty, controls, body, panels: for `app.frame.page.show`: why a store has nothing for it (title,
+            text), its controls, what is neither a run of one kind nor a panel, and panels that need no run,
+            or what makes them.
     """
 
     name: str
@@ -151,6 +153,7 @@ class Analysis:
     section: str = ""
     icon: str = ""
     pair: bool = True
+    blocking: bool = True
     fields: type[Fields] | None = None
     answers: str = ""
     null: str = "–"
@@ -164,6 +167,7 @@ class Analysis:
     tuned: Callable[[Opened, Selection], tuple[str, str]] | None = None
     empty: Callable[[Opened], tuple[str, str] | None] = lambda _opened: None
     controls: Callable[[Opened], None] = lambda _opened: None
+    body: Callable[[Opened, Selection], None] = lambda _opened, _selection: None
     panels: Callable[[Opened, Selection], Iterable[Panel | Make]] = lambda _opened, _selection: ()
 
 

@@ -33,11 +33,6 @@ def plain(why: tuple[str, str]) -> str:
     return f"{why[0]}. {why[1]}".replace("`", "").replace("**", "")
 
 
-def quiet(_text: str) -> Callable[[int, int], None]:
-    """Progress that nobody watches."""
-    return lambda done, total: None
-
-
 Shown = Callable[[Kind, Opened, Selection, Sequence[Asked]], Blocks]
 """What a chapter shows of the stored runs of a kind, newest first; there is at least one."""
 
@@ -51,11 +46,12 @@ def newest(kind: Kind, opened: Opened, selection: Selection, found: Sequence[Ask
 Order = Callable[[Sequence[Asked]], Sequence[Asked]]
 
 
-def first_of(kind: Kind, order: Order = list) -> Callable[[Opened, Selection], Headline]:
-    """What a kind says first: the first panel of the first stored run of the pair that says something.
+def first_of(kind: Kind, order: Order = list, panel: int = 0) -> Callable[[Opened, Selection], Headline]:
+    """What a kind says first: a panel of the first stored run of the pair that says something.
 
     Args:
         order: of the runs, which come newest first.
+        panel: which of its panels.
     """
 
     def headline(opened: Opened, selection: Selection) -> Headline:
@@ -67,7 +63,7 @@ def first_of(kind: Kind, order: Order = list) -> Callable[[Opened, Selection], H
             except PatchbayError:  # damaged, or of a model that is no longer there: its page says so
                 continue
             if panels:
-                return panels[0], seen
+                return panels[panel], seen
         return None
 
     return headline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -150,6 +150,32 @@ def write(name: str, text: str, placeholder: str = "", help: str | None = None) 
     screen.text_input(text, key=key, placeholder=placeholder, help=help, on_change=changed)
 
 
+def across(*draw: Callable[[], object], **look: Any) -> None:
+    """Draws things side by side; `look` as of `st.columns`."""
+    for place, one in zip(st.columns(len(draw), **look), draw, strict=True):
+        with place:
+            one()
+
+
+def bound(name: str, key: str, text: str, options: Sequence[str], value: str | None, **more: Any) -> None:
+    """A select box, showing `value`, bound to a field of the selection that is free text."""
+    st.session_state[key] = value
+    screen.selectbox(text, options, key=key, on_change=_changed, args=(name, key), **more)
+
+
+def several(
+    name: str, key: str, text: str, options: Sequence[Any], values: Iterable[Any], **more: Any
+) -> None:
+    """A choice of several, showing `values`, bound to a field that has them with commas; numbers ascend."""
+    st.session_state[key] = list(values)
+
+    def changed() -> None:
+        found = st.session_state[key]
+        change(**{name: ",".join(map(str, sorted(found) if isinstance(options, range) else found))})
+
+    screen.multiselect(text, options, key=key, on_change=changed, **more)
+
+
 def steps(
     name: str,
     text: str,
@@ -190,6 +216,13 @@ def more() -> DeltaGenerator:
 def read_at() -> None:
     """Where a patch's effect is read."""
     switch("read_at", "Read at", {"patched": "patched token", "decision": "decision token"})
+
+
+def direction() -> None:
+    """Which model of the pair is the target."""
+    now = current()
+    names = {"a": f"{now.a} ← {now.b}", "b": f"{now.b} ← {now.a}"}
+    choose("target", "Direction (target ← source)", names=names.__getitem__)
 
 
 def has_pairs() -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import streamlit as st
 
 from app.escape import given
+from app.frame.prompts import values
 from app.frame.selection import SITES, Facts
 from engine.errors import PatchbayError, StoreError
 from engine.study.roots import allow_roots
@@ -165,13 +166,6 @@ def read_facts(store: Store) -> Facts:
     if "head_z" in captured:
         sites.add("head_out")  # for live patches; it is not captured by itself
     single = [p for p in store.positions() if store.position_kind(p) != "many"]
-    prompts = store.prompts
-
-    def found(column: str) -> tuple[str, ...]:
-        if column not in prompts.columns:
-            return ()
-        return tuple(sorted(str(v) for v in prompts[column].drop_nulls().unique()))
-
     return Facts(
         models=models,
         n_layers={name: int(info[name]["n_layers"]) for name in models},
@@ -179,9 +173,9 @@ def read_facts(store: Store) -> Facts:
         sites=tuple(s for s in SITES if s in sites),
         positions=tuple(single),
         averages=tuple(p for p in single if store.position_kind(p) == "mean"),
-        languages=found("language"),
-        categories=found("category"),
-        splits=found("split"),
+        languages=values(store, "language"),
+        categories=values(store, "category"),
+        splits=values(store, "split"),
         large=any(int(i["n_layers"]) * store.n_prompts * int(i["d"]) > LARGE for i in info.values()),
         width=min(int(i["d"]) for i in info.values()),
         captured=tuple(sorted(set.intersection(*(set(store.layers(name)) for name in models)))),

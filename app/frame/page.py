@@ -1,6 +1,10 @@
-"""A page from what its analysis declares; one that needs more brings a page of its own."""
+"""A page from what its analysis declares; what else it shows is its `body`."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -11,12 +15,20 @@ from app.frame import parts as components
 from app.frame import running as live_view
 from app.frame.analysis import Analysis, Kind, caution
 from app.frame.opened import Opened
-from app.frame.selection import Selection
+from app.frame.selection import Selection, update
+from app.frame.stored import describe, of_pair
+from engine.errors import PatchbayError
+from engine.lab.experiment import experiment_from_json
+
+OTHERS = 5
+"""Stored runs under other settings that a page without a result of its own offers."""
 
 
 def show(analysis: Analysis) -> None:
-    """Heading, why there is nothing or else controls, the runs that are asked for, and panels."""
-    opened = components.begin(analysis.title, analysis.question, pair=analysis.pair)
+    """Heading, why there is nothing or else controls, the runs that are asked for, body and panels."""
+    opened = components.begin(
+        analysis.title, analysis.question, blocking=analysis.blocking, pair=analysis.pair
+    )
     why = analysis.empty(opened)
     if why is not None:
         components.empty(*why)
@@ -28,6 +40,7 @@ def show(analysis: Analysis) -> None:
         with components.guard(f"{analysis.name}: {kind.name}"):
             live(opened, kind, chosen)
     with components.guard(f"{analysis.name}: panels"):
+        analysis.body(opened, chosen)
         for number, made in enumerate(analysis.panels(opened, chosen)):
             with components.guard(f"{analysis.name}: panel {number}"):
                 panel = made() if callable(made) else made
@@ -55,9 +68,43 @@ def live(opened: Opened, kind: Kind, chosen: Selection) -> None:
     if found is None:
         if opened.can_run and not live_view.active():
             components.empty(*kind.not_run(wanted))
+        offer(opened, kind, chosen)
         return
-    for panel in kind.panels(opened, found, chosen):
-        components.show(opened, panel)
+    components.show_all(opened, kind.panels(opened, found, chosen))
     kind.below(found, chosen)
-    for note in found.summary.get("notes", []):
-        screen.caption(plain(note))
+    live_view.notes(found)
+
+
+def leads_back(opened: Opened, kind: Kind, condition: Mapping[str, Any], seen: Selection) -> bool:
+    """Whether the run's page asks it again under a selection, as far as the page is known to ask one."""
+    if kind.asked is None:
+        return True
+    try:
+        return kind.asked(opened, seen) == experiment_from_json(condition)
+    except PatchbayError:
+        return False
+
+
+def offer(opened: Opened, kind: Kind, chosen: Selection) -> None:
+    """The pair's newest stored runs of a kind: their settings at a click, or the page that shows any run."""
+    found = of_pair(opened, chosen, kind.jobs)[:OTHERS]
+    if found:
+        screen.markdown("##### Run before under other settings")
+    for condition, summary in found:
+        made = str(summary["created"])[:16].replace("T", " ")
+        words = plain(f"{describe(condition)} ({made})")
+        try:
+            changes = kind.selection_of(condition, chosen)
+            back = leads_back(opened, kind, condition, update(chosen, opened.facts, **changes))
+        except (KeyError, ValueError, PatchbayError):  # of an earlier version: the page Runs says so
+            back = False
+        if not back:
+            components.page_link("runs", words, controls.link(run=summary["run_id"]))
+            continue
+        screen.button(
+            words,
+            icon=":material/history:",
+            type="tertiary",
+            key=f"other-{summary['run_id']}",
+            on_click=partial(controls.change, **changes),
+        )

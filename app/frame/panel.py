@@ -11,6 +11,7 @@ import polars as pl
 
 from app.charts.palette import LIGHT, Palette
 from app.charts.template import Chart
+from app.frame.call import Call
 
 THINGS = (
     *("answer", "block", "candidate", "cell", "component", "dimension", "direction", "draw", "head", "layer"),
@@ -77,6 +78,20 @@ class Panel:
     def __post_init__(self) -> None:
         for words in ("title", "caption"):
             object.__setattr__(self, words, typeset(getattr(self, words)))
+
+    @classmethod
+    def of(
+        cls,
+        call: Call,
+        name: str,
+        title: str,
+        draw: Callable[[Palette], Chart],
+        caption: str,
+        models: tuple[str, ...],
+        clickable: bool = True,
+    ) -> Panel:
+        """A finding about the table of a call, whose code is that very call."""
+        return cls(name, title, call.table, draw, call.code, caption, models, clickable)
 
     @property
     def heading(self) -> str:

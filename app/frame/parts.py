@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import streamlit as st
 
 from app import screen
 from app.charts.palette import LIGHT, Palette, palette
-from app.charts.template import Chart
+from app.charts.template import Chart, Spec
 from app.escape import plain
-from app.frame import controls, export
+from app.frame import controls, export, pins
 from app.frame.opened import Opened, device, failed_checks, identity, is_expected, open_store, report
 from app.frame.panel import Panel
 from engine.errors import PatchbayError
@@ -246,7 +246,9 @@ def show(opened: Opened, panel: Panel) -> None:
     """Draw a panel with its chart, exports and provenance."""
     with st.container(border=True, key=f"panel-{panel.name}"):
         screen.markdown(f"#### {plain(panel.heading)}")
-        spec = panel.draw(colors()).spec()
+        own = panel.draw(colors()).spec()
+        shown = pins.added(opened, panel)
+        spec = own if shown is panel else shown.draw(colors()).spec()
         # A new key for each layer and candidate: a chart that is drawn again forgets its click, so that the
         # same one can be clicked once more after another control moved the selection elsewhere.
         chosen = controls.current()
@@ -262,11 +264,19 @@ def show(opened: Opened, panel: Panel) -> None:
             )
         else:
             st.vega_lite_chart(spec=spec, width="stretch", key=key, alt=panel.title)
-        reading(opened, panel)
+        pins.listed(opened, panel, own)
+        reading(opened, shown, own)
 
 
-def reading(opened: Opened, panel: Panel) -> None:
-    """Below a chart or a table: its caption's beginning, the whole of it on request, and the exports."""
+def show_all(opened: Opened, panels: Iterable[Panel | None]) -> None:
+    """Draw those panels that there are."""
+    for panel in panels:
+        if panel is not None:
+            show(opened, panel)
+
+
+def reading(opened: Opened, panel: Panel, spec: Spec | None = None) -> None:
+    """Below a chart or a table: its caption's beginning, the whole on request, exports, a chart's pin."""
     st.session_state.setdefault(_SHOWN, {})[panel.name] = (panel.title, panel.caption, panel.code)
     screen.caption(led(panel.said))
     with st.container(horizontal=True, gap="small"):
@@ -274,6 +284,8 @@ def reading(opened: Opened, panel: Panel) -> None:
             screen.caption(panel.said)
             screen.caption(provenance(opened, panel.models))
         exports(panel)
+        if spec is not None:
+            pins.button(opened, panel, spec)
 
 
 def led(caption: str) -> str:
@@ -366,34 +378,8 @@ def no_position(opened: Opened) -> tuple[str, str] | None:
     )
 
 
-def need_position(opened: Opened) -> None:
-    """Stops a page that compares prompts by one row each, in a store that has none."""
-    why = no_position(opened)
-    if why is not None:
-        empty(*why)
-        st.stop()
-
-
 def page_link(name: str, text: str, params: dict[str, str]) -> None:
     """A link to another page that carries a selection."""
     screen.page_link(
         PAGES_DIR / f"{name}.py", label=text, icon=":material/arrow_forward:", query_params=params
     )
-
-
-def tokens(table: pl.DataFrame) -> None:
-    """Per-prompt table: prompt, KL and the most likely next tokens before and after."""
-    with st.container(border=True, key="panel-tokens"):
-        screen.markdown("#### Prompt by prompt, the most moved first")
-        screen.dataframe(
-            table,
-            hide_index=True,
-            width="stretch",
-            height=360,
-            column_config={
-                "kl": st.column_config.NumberColumn("KL, nats", format="%.3g"),
-                "text": st.column_config.TextColumn("prompt", width="medium"),
-                "before": st.column_config.TextColumn("next token before", width="medium"),
-                "after": st.column_config.TextColumn("next token after", width="medium"),
-            },
-        )

@@ -40,6 +40,17 @@ WHY_NO_TOKEN = (
 )
 
 
+def no_token(opened: Opened) -> tuple[str, str] | None:
+    """Why a page that patches one token has nothing to patch; None where it has."""
+    return None if opened.facts.tokens else WHY_NO_TOKEN
+
+
+def notes(*results: JobResult) -> None:
+    """What runs note about themselves, each note once."""
+    for note in dict.fromkeys(note for one in results for note in one.summary.get("notes", [])):
+        screen.caption(plain(note))
+
+
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
     """The one worker of this server; its processes start at the first job."""
@@ -214,6 +225,12 @@ def watch() -> None:
         return
     _draw_ends(now)
     st.fragment(run_every=None if all(job.over for job in now) else POLL_SECONDS)(_progress)()
+
+
+def watch_partial(kind: type, draw: Callable[..., None], every: float, *given: Any) -> None:
+    """While this session runs a kind of experiment: what it has so far, drawn each `every` seconds."""
+    if any(isinstance(job.condition, kind) for job in active()):
+        st.fragment(run_every=every)(draw)(*given)
 
 
 def _draw_ends(now: Sequence[JobStatus]) -> None:

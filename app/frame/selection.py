@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from app.frame.fields import Facts, Rule, choice, is_text, listed, number, rules, start, text, whole
+from engine.lab.experiment import Where
 
 __all__ = ["Facts", "Fields", "Selection", "listed", "parse", "to_params", "update", "whole"]
+__all__ += ["place_changes", "place_of", "where_changes", "where_of"]
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out")
 MOST_NOTICES = 8
@@ -252,3 +254,39 @@ def offered(facts: Facts, name: str, only: Sequence[str] | None = None) -> tuple
     if allowed is None:
         raise KeyError(name)
     return tuple(v for v in allowed(facts) if only is None or v in only)
+
+
+def where_of(selection: Selection) -> Where:
+    """The selected language and category."""
+    chosen = {name: getattr(selection, name) for name in Where.model_fields}
+    return Where(**{name: None if value == "all" else value for name, value in chosen.items()})
+
+
+def where_changes(condition: Mapping[str, Any]) -> dict[str, str]:
+    """Changes to a selection under which `where_of` gives a stored condition's prompts again."""
+    where = condition.get("where") or {}
+    return {name: where.get(name) or "all" for name in Where.model_fields}
+
+
+def place_of(selection: Selection) -> dict[str, Any]:
+    """The selected models, direction and place, as an experiment names them."""
+    target, source = pair_of(selection)
+    return {
+        "target": target,
+        "source": source,
+        "component": selection.site,
+        "layer": selection.layer,
+        "position": selection.position,
+        "read_at": selection.read_at,
+    }
+
+
+def place_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
+    """Changes to a selection under which `place_of` gives a stored condition's models and place again."""
+    return {
+        **pair_changes(condition, selection),
+        "site": condition["component"],
+        "layer": condition["layer"],
+        "position": condition["position"],
+        "read_at": condition["read_at"],
+    }

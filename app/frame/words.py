@@ -45,6 +45,16 @@ def position_said(name: str) -> str:
     return f"the {LABELS[name]}" if name in LABELS else name
 
 
+def limits_said(condition: Mapping[str, Any]) -> list[str]:
+    """The languages and categories that a stored condition keeps to, "language zh" each."""
+    return [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
+
+
+def read_said(condition: Mapping[str, Any]) -> str:
+    """At which token a patch's effect is read, for a sentence that named the patched one."""
+    return "there" if condition["read_at"] == "patched" else "at the decision token"
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number for a sentence: fixed digits near 1, scientific when tiny, never '−0.00'."""
     if math.isnan(value):

@@ -8,44 +8,17 @@ import polars as pl
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
+from app.frame.call import Call
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
 from app.frame.words import label
-from app.geometry import snippets
-from app.geometry import tables as gq
-from app.geometry.weights import model_of, what
+from app.geometry import compared
+from app.geometry.tables import Measured
+from app.geometry.weights import model_of, place, what
 
 LEVEL = 0.05
 EVERY = "the leading k key-side directions, of all heads together or of one head"
-SCHEMA = {
-    "layer": pl.Int64,
-    "part": pl.String,
-    "k": pl.Int64,
-    "value": pl.Float64,
-    "random": pl.Float64,
-    "p_random": pl.Float64,
-    "below": pl.Boolean,
-}
-
-
-def rows(blocks: dict[int, gq.Measured]) -> pl.DataFrame:
-    """One row per block, part ("all heads", "head 3") and k.
-
-    value: ratio of distances; random: the median of random subspaces of the same k; p_random against these,
-    one-sided; below: whether the ratio is below their median.
-    """
-    found = []
-    for layer, one in blocks.items():
-        whole = one.separation
-        middle = np.median(whole.random, axis=0)
-        parts = [("all heads", whole.inside.estimate, whole.p_random)]
-        parts += [(f"head {i}", one.heads[i], one.p_heads[i]) for i in range(len(one.heads))]
-        for part, ratio, p in parts:
-            for at, k in enumerate(whole.ks):
-                value, mid = float(ratio[at]), float(middle[at])
-                found.append((layer, part, k, value, mid, float(p[at]), value < mid))
-    return pl.DataFrame(found, schema=SCHEMA, orient="row")
 
 
 def counts(table: pl.DataFrame) -> dict[str, tuple[int, int, int]]:
@@ -57,7 +30,7 @@ def counts(table: pl.DataFrame) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def drawn_range(blocks: dict[int, gq.Measured]) -> tuple[int, int]:
+def drawn_range(blocks: dict[int, Measured]) -> tuple[int, int]:
     """Central 95 % of how many configurations of all heads lie below the median when a random subspace,
     nested in k, stands for Z at every block."""
     below = [one.separation.random < np.median(one.separation.random, axis=0) for one in blocks.values()]
@@ -69,10 +42,9 @@ def drawn_range(blocks: dict[int, gq.Measured]) -> tuple[int, int]:
 def configurations_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     """In how many configurations problems lie closer across languages than in random subspaces."""
     model = model_of(selection)
-    blocks = {
-        layer: gq.measured(opened, model, selection, layer, pooling) for layer in opened.store.layers(model)
-    }
-    table = rows(blocks)
+    asked = place(selection, pooling)
+    call = Call(compared.configurations, opened.store, **asked)
+    table = call.table
     shown = table.filter(pl.col("part") == "all heads").with_columns(
         (pl.col("value") / pl.col("random")).log(2).alias("drawn")
     )
@@ -91,7 +63,7 @@ def configurations_panel(opened: Opened, selection: Selection, pooling: str) -> 
             selected={"layer": selection.layer, "k": selection.k},
         )
 
-    low, high = drawn_range(blocks)
+    low, high = drawn_range(compared.every(opened.store, **asked))
     caption = (
         "A configuration is a block with a k, of all heads together or of one head alone. "
         f"{what(selection, EVERY)}"
@@ -104,8 +76,7 @@ def configurations_panel(opened: Opened, selection: Selection, pooling: str) -> 
         "blocks read alike subspaces: counts are no tests. Single heads are in the data."
     )
     title = configurations_title(f"{model}, {label(pooling)}", table)
-    code = snippets.configurations(opened, model, selection, pooling)
-    return Panel(f"z-configurations-{pooling}", title, table, draw, code, caption, (model,))
+    return Panel.of(call, f"z-configurations-{pooling}", title, draw, caption, (model,))
 
 
 def configurations_title(where: str, table: pl.DataFrame) -> str:

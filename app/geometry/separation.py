@@ -11,14 +11,15 @@ from app.charts.curves import Look, layer_curve
 from app.charts.lines import numeric_lines, value_dots
 from app.charts.palette import Palette
 from app.charts.template import Chart
+from app.frame.call import Call
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
 from app.frame.words import label, number
-from app.geometry import snippets, words
+from app.geometry import compared, words
 from app.geometry import tables as gq
 from app.geometry.configurations import configurations_panel
-from app.geometry.weights import model_of, what
+from app.geometry.weights import model_of, place, what
 
 BOTH = (
     "The words also ask it of subspaces with Z's own share of every coordinate (p_scales), so that a few "
@@ -42,37 +43,23 @@ def _where(opened: Opened, selection: Selection, pooling: str) -> str:
 
 
 def _problems(opened: Opened, selection: Selection) -> str:
-    names = gq.languages(opened) or ("", "")
-    return f"{gq.problem_count(opened, selection)} in {names[0]} and {names[1]}, {selection.site}. "
+    names = gq.languages(opened.store) or ("", "")
+    count = gq.problem_count(opened.store, selection.split, selection.category)
+    return f"{count} in {names[0]} and {names[1]}, {selection.site}. "
 
 
 def separation_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     """Ratios in Z, outside it and in the whole space over k, with random subspaces."""
     model = model_of(selection)
-    found = gq.measured(opened, model, selection, selection.layer, pooling).separation
-    parts = [
-        pl.DataFrame(
-            {"x": found.ks, "series": name, "value": value.estimate, "low": value.low, "high": value.high}
-        )
-        for name, value in (("Z", found.inside), ("outside Z", found.outside))
-    ]
-    full = found.full
-    whole = {"value": full.estimate, "low": full.low, "high": full.high}
-    parts.append(
-        pl.DataFrame({"x": found.ks, "series": "whole space"}).with_columns(
-            pl.lit(v).alias(n) for n, v in whole.items()
-        )
-    )
-    tests = pl.DataFrame(
-        {"x": found.ks, "p_random": found.p_random, "p_pairing": found.p_pairing, "p_scales": found.p_scales}
-    ).with_columns(pl.col("p_scales").fill_nan(None))
+    asked = place(selection, pooling) | {"layer": selection.layer}
+    found = gq.measured(opened.store, **asked).separation
+    call = Call(compared.separation, opened.store, **asked)
     low, middle, high = np.quantile(found.random, [0.05, 0.5, 0.95], axis=0)
     null = pl.DataFrame({"x": found.ks, "low": low, "high": high})
-    table = pl.concat(parts)
 
     def draw(palette: Palette) -> Chart:
         return numeric_lines(
-            _banded(table),
+            _banded(call.table),
             x_title="Rank k of Z",
             y_title="ratio of distances",
             colors=_colors(palette),
@@ -95,24 +82,20 @@ def separation_panel(opened: Opened, selection: Selection, pooling: str) -> Pane
         + "p_random, p_scales and p_pairing are in the data."
     )
     title = words.separation_title(_where(opened, selection, pooling), found, selection.k)
-    code = snippets.separation(opened, model, selection, pooling)
-    name = f"z-separation-{pooling}"
-    return Panel(name, title, table.join(tests, on="x"), draw, code, caption, (model,), clickable=False)
+    return Panel.of(call, f"z-separation-{pooling}", title, draw, caption, (model,), clickable=False)
 
 
 def energy_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     """Share of the language shift in Z over chance, over k, with random subspaces."""
     model = model_of(selection)
-    found = gq.measured(opened, model, selection, selection.layer, pooling).energy
-    ratio = found.ratio
-    table = pl.DataFrame(
-        {"x": found.ks, "series": "Z", "value": ratio.estimate, "low": ratio.low, "high": ratio.high}
-    ).with_columns(p_random=pl.Series(found.p), p_scales=pl.Series(found.p_scales))
+    asked = place(selection, pooling) | {"layer": selection.layer}
+    found = gq.measured(opened.store, **asked).energy
+    call = Call(compared.energy, opened.store, **asked)
     null = pl.DataFrame({"x": found.ks, "low": found.low, "high": found.high})
 
     def draw(palette: Palette) -> Chart:
         return numeric_lines(
-            table,
+            call.table,
             x_title="Rank k of Z",
             y_title="language shift in Z ÷ (k/d)",
             colors={"Z": palette.pair},
@@ -122,42 +105,29 @@ def energy_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
             null=null,
         )
 
-    names = gq.languages(opened) or ("", "")
+    names = gq.languages(opened.store) or ("", "")
     caption = (
         _problems(opened, selection) + f"Mean share of ‖{names[1]} − {names[0]}‖² inside Z, over k/d. Band: "
         "bootstrap over problems, 95 %; it says nothing of other subspaces. Grey: 95 % of random subspaces "
         "(exact moments, Beta), wide where all problems shift alike. " + BOTH + LOOKED
     )
     title = words.energy_title(_where(opened, selection, pooling), found, selection.k, names)
-    code = snippets.energy(opened, model, selection, pooling)
-    return Panel(f"z-energy-{pooling}", title, table, draw, code, caption, (model,), clickable=False)
+    return Panel.of(call, f"z-energy-{pooling}", title, draw, caption, (model,), clickable=False)
 
 
 def heads_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     """Ratio of every head's own k directions, beside all heads together and random subspaces."""
     model = model_of(selection)
-    found = gq.measured(opened, model, selection, selection.layer, pooling)
+    asked = place(selection, pooling) | {"layer": selection.layer}
+    found = gq.measured(opened.store, **asked)
+    call = Call(compared.heads, opened.store, **asked, k=selection.k)
     at = found.separation.ks.index(selection.k)
-    multi = float(found.separation.inside.estimate[at])
-    values = found.heads[:, at]
-    low, middle, high = np.quantile(found.separation.random[:, at], [0.05, 0.5, 0.95])
-    table = pl.DataFrame(
-        {
-            "name": ["all heads", *(f"head {i}" for i in range(len(values)))],
-            "value": [multi, *values.tolist()],
-            "low": [float(found.separation.inside.low[at])] + [None] * len(values),
-            "high": [float(found.separation.inside.high[at])] + [None] * len(values),
-            "null_low": float(low),
-            "null_high": float(high),
-            "p_random": [float(found.separation.p_random[at]), *found.p_heads[:, at].tolist()],
-        },
-        schema_overrides={"low": pl.Float64, "high": pl.Float64},
-    )
+    multi, middle = call.table["value"][0], np.median(found.separation.random[:, at])
 
     def draw(palette: Palette) -> Chart:
         ends = pl.max_horizontal(pl.col("value", "high", "null_high").fill_nan(None))
-        most = 1.05 * float(table.select(ends.max()).item() or 1.0)
-        dots = table.with_columns(short=pl.col("value").round(2).cast(pl.String))
+        most = 1.05 * float(call.table.select(ends.max()).item() or 1.0)
+        dots = call.table.with_columns(short=pl.col("value").round(2).cast(pl.String))
         return value_dots(
             dots, x_title="ratio of distances in its own k directions", palette=palette, limits=(0.0, most)
         )
@@ -169,32 +139,23 @@ def heads_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
         "key head read one span, so they are not independent. " + LOOKED
     )
     title = words.heads_title(_where(opened, selection, pooling), found.p_heads[:, at], multi, selection.k)
-    code = snippets.heads(opened, model, selection, pooling)
-    return Panel(f"z-heads-{pooling}", title, table, draw, code, caption, (model,), clickable=False)
+    return Panel.of(call, f"z-heads-{pooling}", title, draw, caption, (model,), clickable=False)
 
 
 def every_separation_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     """Ratios of every block at the selected k."""
     model = model_of(selection)
-    layers = list(opened.store.layers(model))
-    found = [gq.measured(opened, model, selection, layer, pooling).separation for layer in layers]
+    asked = place(selection, pooling)
+    call = Call(compared.every_separation, opened.store, **asked, k=selection.k)
+    blocks = compared.every(opened.store, **asked)
+    layers, found = list(blocks), [one.separation for one in blocks.values()]
     at = found[0].ks.index(selection.k)
-    rows, null = [], []
-    for layer, one in zip(layers, found, strict=True):
-        for name, part in (
-            ("Z", one.inside.at(at)),
-            ("outside Z", one.outside.at(at)),
-            ("whole space", one.full),
-        ):
-            rows.append((layer, name, part.estimate, part.low, part.high, float(one.p_random[at])))
-        low, high = np.quantile(one.random[:, at], [0.05, 0.95])
-        null.append((layer, float(low), float(high)))
-    table = pl.DataFrame(rows, schema=["layer", "series", "value", "low", "high", "p_random"], orient="row")
-    band = pl.DataFrame(null, schema=["layer", "low", "high"], orient="row")
+    low, high = np.transpose([np.quantile(one.random[:, at], [0.05, 0.95]) for one in found])
+    band = pl.DataFrame({"layer": layers, "low": low, "high": high})
 
     def draw(palette: Palette) -> Chart:
         look = Look("ratio of distances", _colors(palette), selected=selection.layer)
-        return layer_curve(_banded(table), look, palette, band)
+        return layer_curve(_banded(call.table), look, palette, band)
 
     said = [layer for layer, one in zip(layers, found, strict=True) if one.separates[at]]
     caption = (
@@ -203,27 +164,17 @@ def every_separation_panel(opened: Opened, selection: Selection, pooling: str) -
         "is not adjusted for their number. A click selects the block."
     )
     title = words.every_title(f"{model}, {label(pooling)}", said, len(layers), selection.k)
-    code = snippets.every_separation(opened, model, selection, pooling)
-    return Panel(f"z-every-separation-{pooling}", title, table, draw, code, caption, (model,))
+    return Panel.of(call, f"z-every-separation-{pooling}", title, draw, caption, (model,))
 
 
 def every_energy_panel(opened: Opened, selection: Selection, pooling: str) -> Panel:
     """Language energy of every block at the selected k."""
     model = model_of(selection)
-    layers = list(opened.store.layers(model))
-    found = [gq.measured(opened, model, selection, layer, pooling).energy for layer in layers]
+    asked = place(selection, pooling)
+    call = Call(compared.every_energy, opened.store, **asked, k=selection.k)
+    blocks = compared.every(opened.store, **asked)
+    layers, found = list(blocks), [one.energy for one in blocks.values()]
     at = found[0].ks.index(selection.k)
-    table = pl.DataFrame(
-        {
-            "layer": layers,
-            "series": "Z",
-            "value": [float(e.ratio.estimate[at]) for e in found],
-            "low": [float(e.ratio.low[at]) for e in found],
-            "high": [float(e.ratio.high[at]) for e in found],
-            "p_random": [float(e.p[at]) for e in found],
-            "p_scales": [float(e.p_scales[at]) for e in found],
-        }
-    )
     null = pl.DataFrame(
         {
             "layer": layers,
@@ -239,17 +190,16 @@ def every_energy_panel(opened: Opened, selection: Selection, pooling: str) -> Pa
             references={"chance": 1.0},
             selected=selection.layer,
         )
-        return layer_curve(table, look, palette, null)
+        return layer_curve(call.table, look, palette, null)
 
     p, p_low = (np.array([getattr(e, name)[at] for e in found]) for name in ("more", "less"))
-    values = table["value"].to_numpy()
+    values = call.table["value"].to_numpy()
     caption = (
         _problems(opened, selection) + what(selection) + "Band: bootstrap over problems, 95 %. Grey: 95 % of "
         f"random subspaces (exact moments, Beta). {BOTH}Named blocks: Holm over blocks, 2.5 % on each side."
     )
     title = words.energy_every_title(f"{model}, {label(pooling)}", values, p, p_low, layers)
-    code = snippets.every_energy(opened, model, selection, pooling)
-    return Panel(f"z-every-energy-{pooling}", title, table, draw, code, caption, (model,))
+    return Panel.of(call, f"z-every-energy-{pooling}", title, draw, caption, (model,))
 
 
 Make = Callable[[Opened, Selection, str], Panel]

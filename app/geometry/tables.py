@@ -1,24 +1,25 @@
-"""Measurements behind the page of Z's geometry: slow once for each block, after which sliders only look up.
+"""Z, what a block's heads read, and whether it holds what two languages share about a problem.
 
 Everything comes from stored factors of the weights and stored activations. What is kept for a block and a
-pooling holds every offered k at once, so that a move of k reads and computes nothing.
+pooling holds every offered k at once, so that another k reads and computes nothing. Every table is a function
+of the store and of: a model; `joined`, "blocks" where every head counts alike, "kernels" by energy; k; and
+where problems are compared, a site of the stream, a `pooling` (a captured position), and the `split` and
+`category` of the problems, "all" or a value of that column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 import numpy as np
 import polars as pl
-import streamlit as st
 
-from app.frame import grams
-from app.frame.opened import Key, Opened
-from app.frame.prompts import LEVEL, SEED, require, rows
-from app.frame.selection import Selection
-from app.residual_updates import tables as update_queries
+from app.frame.call import Progress, kept, quiet
+from app.frame.prompts import LEVEL, SEED, require, rows, sampling
+from app.residual_updates.tables import kernel_name, key_heads, most_k, offered_ranks
 from engine.errors import AnalysisError
 from engine.geometry import layers as subspace_layers
 from engine.geometry import separation as sep
@@ -26,6 +27,7 @@ from engine.geometry import z as subspace
 from engine.geometry.language_energy import LanguageEnergy, language_energy
 from engine.similarity.sampling import sample_prompts
 from store.layout import slug
+from store.reader import Store
 
 DRAWS, RESAMPLES = sep.DRAWS, 500
 LEAST = 8
@@ -36,60 +38,40 @@ WIDER = (96, 128, 192, 256)
 STEPS = 5
 """Progress steps of one block and pooling: bases, random subspaces (two), ratios, heads."""
 
-Progress = Callable[[str], Callable[[int, int], None]]
 Method = Literal["blocks", "kernels"]
+Steps = Callable[[int, int], None]
+"""Told (done, total)."""
+unwatched: Steps = quiet("")
 
 
-def ranks(opened: Opened) -> tuple[int, ...]:
+def ranks(store: Store) -> tuple[int, ...]:
     """Every k that the slider offers, from 1 to the width of a head."""
-    most = opened.facts.max_k
-    found = {*update_queries.offered_ranks(most), *(k for k in WIDER if k < most), most}
-    return tuple(sorted(found))
+    most = most_k(store)
+    return tuple(sorted({*offered_ranks(most), *(k for k in WIDER if k < most), most}))
 
 
-def sigma(opened: Opened, model: str) -> np.ndarray:
+@kept(most=8)
+def sigma(store: Store, model: str) -> np.ndarray:
     """Singular values of every head kernel, (block, head, d_h)."""
-    return _sigma(opened.key, opened, model)
+    return store.array(f"weights/{slug(model)}/kernel_sigma")
 
 
-@st.cache_resource(show_spinner=False, max_entries=8)
-def _sigma(key: Key, _opened: Opened, model: str) -> np.ndarray:
-    return _opened.store.array(f"weights/{slug(model)}/kernel_sigma")
+def width(store: Store, model: str) -> int:
+    return int(store.model_info(model)["d"])
 
 
-def width(opened: Opened, model: str) -> int:
-    return int(opened.store.model_info(model)["d"])
-
-
-@st.cache_data(show_spinner=False, max_entries=16)
+@lru_cache(maxsize=16)
 def random_ranks(d: int, d_h: int) -> np.ndarray:
     """Effective ranks of head kernels of random weights of this size."""
     return subspace_layers.random_effective_ranks(d, d_h, draws=DRAWS, seed=SEED)
 
 
-@st.cache_resource(show_spinner=False)
-def _kept() -> update_queries.Kept:
-    return update_queries.Kept(256)
-
-
-@st.cache_resource(show_spinner=False)
-def _kept_bases() -> update_queries.Kept:
-    return update_queries.Kept(4)
-
-
-def bases(opened: Opened, model: str, joined: str, layer: int) -> dict[int, np.ndarray]:
+@kept(most=4)
+def bases(store: Store, model: str, joined: str, layer: int) -> dict[int, np.ndarray]:
     """Z of all heads of a block for every offered k, each (d, k)."""
-    key = ("bases", opened.key, model, joined, layer)
-
-    def make() -> dict[int, np.ndarray]:
-        right = opened.store.array(update_queries.kernel_name(model), first=layer)
-        heads = update_queries.key_heads(opened, model)
-        method = cast(Method, joined)
-        return subspace.multi_head_bases(
-            right, sigma(opened, model)[layer], ranks(opened), method, kv_heads=heads
-        )
-
-    return cast(dict[int, np.ndarray], _kept_bases().get(key, make))
+    right, heads = store.array(kernel_name(model), first=layer), key_heads(store, model)
+    method = cast(Method, joined)
+    return subspace.multi_head_bases(right, sigma(store, model)[layer], ranks(store), method, kv_heads=heads)
 
 
 @dataclass(frozen=True)
@@ -108,51 +90,96 @@ class Structure:
     shares: dict[int, np.ndarray]
 
 
-def structure(opened: Opened, model: str, joined: str, progress: Progress | None = None) -> Structure:
-    """Every block's Z against every other's and against its gate; behind a progress bar the first time."""
-    key = ("structure", opened.key, model, joined)
-    return cast(Structure, _kept().get(key, lambda: _structure(opened, model, joined, progress)))
-
-
-def _structure(opened: Opened, model: str, joined: str, progress: Progress | None) -> Structure:
-    blocks, ks = opened.facts.n_layers[model], ranks(opened)
-    advance = progress("Comparing the subspaces of all blocks…") if progress else _silent
-    gated = f"weights/{slug(model)}/gate_gram" in opened.store.array_names()
+@kept()
+def structure(store: Store, model: str, joined: str, progress: Progress = quiet) -> Structure:
+    """Every block's Z against every other's and against its gate."""
+    blocks, ks = int(store.model_info(model)["n_layers"]), ranks(store)
+    advance = progress("Comparing the subspaces of all blocks…")
+    gated = f"weights/{slug(model)}/gate_gram" in store.array_names()
     found: list[dict[int, np.ndarray]] = []
     energy: list[list[float]] = []
     for block in range(blocks):
-        mine = bases(opened, model, joined, block)
+        mine = bases(store, model, joined, block)
         found.append({k: basis.astype(np.float32) for k, basis in mine.items()})
         if gated:
-            energy.append(_gate_energy(opened, model, block, mine))
+            energy.append(_gate_energy(store, model, block, mine))
         advance(block + 1, blocks + 1)
     similarity = {k: subspace.grassmann_matrix(np.stack([f[k] for f in found])) for k in ks}
-    moments = opened.store.array(f"weights/{slug(model)}/gate_moments") if gated else np.empty((0, 2))
+    moments = store.array(f"weights/{slug(model)}/gate_moments") if gated else np.empty((0, 2))
     advance(1, 1)
     shares = {k: np.stack([np.vecdot(f[k], f[k]) for f in found], axis=1) for k in ks}
     gates = dict(zip(ks, np.array(energy).T, strict=True)) if gated else {}
     return Structure(similarity, gates, moments, shares)
 
 
-def _gate_energy(opened: Opened, model: str, block: int, mine: dict[int, np.ndarray]) -> list[float]:
-    gram = opened.store.array(f"weights/{slug(model)}/gate_gram", first=block)
+def _gate_energy(store: Store, model: str, block: int, mine: dict[int, np.ndarray]) -> list[float]:
+    gram = store.array(f"weights/{slug(model)}/gate_gram", first=block)
     frame = None
-    if gram.shape[0] < width(opened, model):
-        right = opened.store.array(update_queries.kernel_name(model), first=block)
-        heads = update_queries.key_heads(opened, model)
-        frame = subspace.key_frame(right, heads or right.shape[0])
+    if gram.shape[0] < width(store, model):
+        right = store.array(kernel_name(model), first=block)
+        frame = subspace.key_frame(right, key_heads(store, model) or right.shape[0])
     each = subspace_layers.energy_in(np.concatenate(list(mine.values()), axis=1), gram, frame)
     ends = np.cumsum([basis.shape[1] for basis in mine.values()])
     return [float(part.sum()) for part in np.split(each, ends[:-1])]
 
 
-def _silent(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+def effective_ranks(store: Store, model: str) -> pl.DataFrame:
+    """Effective rank of every head's kernel, and its variation within the block: layer, head, value,
+    variation."""
+    found = subspace.effective_rank(sigma(store, model))
+    layer, head = np.indices(found.shape)
+    variation = np.repeat(subspace_layers.variation(found), found.shape[1])
+    columns = {"layer": layer.ravel(), "head": head.ravel(), "value": found.ravel()}
+    return pl.DataFrame(columns | {"variation": variation})
 
 
-def languages(opened: Opened) -> tuple[str, str] | None:
+def similarity(store: Store, model: str, joined: str, k: int) -> pl.DataFrame:
+    """Similarity of every block's Z to every other's: layer, other, value."""
+    values = structure(store, model, joined).similarity[k]
+    layer, other = np.indices(values.shape)
+    columns = {"layer": layer.ravel(), "other": other.ravel(), "value": values.ravel().astype(float)}
+    return pl.DataFrame(columns)
+
+
+def convergence(store: Store, model: str, joined: str, k: int, ref: int) -> pl.DataFrame:
+    """Similarity of every block's Z to that of block `ref`: layer, series, value, p_random, p_scales."""
+    found = structure(store, model, joined)
+    values, shares = found.similarity[k][ref], found.shares[k]
+    p, p_scales = subspace_layers.resemblance_p(shares[:, ref], shares, values)
+    columns = {"layer": range(len(values)), "series": model, "value": values.astype(float)}
+    return pl.DataFrame(columns | {"p_random": p, "p_scales": p_scales})
+
+
+def alignment(store: Store, model: str, joined: str, k: int) -> subspace_layers.Alignment | None:
+    """How far gates read the same block's Z; None where no gate is known."""
+    found = structure(store, model, joined)
+    if not found.energy or not np.isfinite(found.moments).all(axis=1).any():
+        return None
+    mean, square = found.moments.T
+    return subspace_layers.weight_alignment(found.energy[k], mean, square, width(store, model), k)
+
+
+def gates(store: Store, model: str, joined: str, k: int) -> pl.DataFrame:
+    """Energy of every gate in the same block's Z over k/d: layer, series, value, p_random.
+
+    Raises:
+        AnalysisError: no gate of the model is known.
+    """
+    found = alignment(store, model, joined, k)
+    if found is None:
+        raise AnalysisError(
+            f"Nothing is known of the gates of {model}.",
+            expected="a gate projection, one for each block",
+            given="none in this store",
+            next_step="run precompute.py on the study into a new folder, if the model has gates.",
+        )
+    columns = {"layer": range(len(found.ratio)), "series": model, "value": found.ratio}
+    return pl.DataFrame(columns | {"p_random": found.p})
+
+
+def languages(store: Store) -> tuple[str, str] | None:
     """The two languages compared: the two that most pairs have; None without pairs in two languages."""
-    prompts = opened.store.prompts
+    prompts = store.prompts
     if not {"pair_id", "language"} <= set(prompts.columns):
         return None
     known = prompts.drop_nulls(["pair_id", "language"]).group_by("language").agg(pl.col("pair_id").n_unique())
@@ -160,7 +187,7 @@ def languages(opened: Opened) -> tuple[str, str] | None:
     return (min(top), max(top)) if len(top) == 2 else None
 
 
-def problem_rows(opened: Opened, selection: Selection, most: int = MOST) -> tuple[np.ndarray, np.ndarray]:
+def problem_rows(store: Store, split: str, category: str, most: int = MOST) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the first and of the second language, problem by problem.
 
     A problem counts when exactly one prompt of each language has its pair_id.
@@ -169,33 +196,33 @@ def problem_rows(opened: Opened, selection: Selection, most: int = MOST) -> tupl
         most: a random sample of so many where there are more.
 
     Raises:
-        AnalysisError: fewer than 8 such problems under the filters.
+        AnalysisError: fewer than 8 such problems.
     """
-    one, two, seen = _problem_rows(opened.key, opened, selection.split, selection.category, most)
+    one, two, seen = _problem_rows(store, split, category, most)
     return one[seen], two[seen]
 
 
-def problem_count(opened: Opened, selection: Selection, most: int = MOST) -> str:
+def problem_count(store: Store, split: str, category: str, most: int = MOST) -> str:
     """How many problems are compared, in words."""
-    seen = _problem_rows(opened.key, opened, selection.split, selection.category, most)[2]
+    seen = _problem_rows(store, split, category, most)[2]
     sample = "" if seen.all() else f", a random sample of {seen.size:,},"
     return f"{seen.sum():,} problems{sample}"
 
 
-@st.cache_data(show_spinner=False, max_entries=16)
+@kept(most=16)
 def _problem_rows(
-    key: Key, _opened: Opened, split: str, category: str, most: int
+    store: Store, split: str, category: str, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of every problem in both languages, and which of the problems are in the sample."""
-    pair = languages(_opened)
-    kept = rows(_opened, (split, "all", category))
+    pair = languages(store)
+    chosen = rows(store, (split, "all", category))
     if pair is None:
         return (
             require(np.empty(0, dtype=np.int64), LEAST),
             np.empty(0, dtype=np.int64),
             np.empty(0, dtype=bool),
         )
-    table = _opened.store.prompts.with_row_index("row")[kept].filter(pl.col("language").is_in(pair))
+    table = store.prompts.with_row_index("row")[chosen].filter(pl.col("language").is_in(pair))
     each = table.group_by("pair_id", maintain_order=True).agg(
         *(pl.col("row").filter(pl.col("language") == spoken).alias(spoken) for spoken in pair)
     )
@@ -208,16 +235,9 @@ def _problem_rows(
             given=f"{one.size}",
             next_step="widen split or category.",
         )
-    _, seed = grams.sampling(_opened.store)
+    _, seed = sampling(store)
     both_rows = np.sort(np.concatenate([one, two]))
-    return one, two, np.isin(one, sample_prompts(_opened.store.prompts, both_rows, 2 * most, seed))
-
-
-def poolings(opened: Opened, selection: Selection) -> tuple[str, ...]:
-    """The token position chosen, and the mean over tokens: as far as they were captured."""
-    tokens, means = opened.facts.tokens, opened.facts.averages
-    token = selection.position if selection.position in tokens else next(iter(tokens), "")
-    return tuple(p for p in (token, next(iter(means), "")) if p)
+    return one, two, np.isin(one, sample_prompts(store.prompts, both_rows, 2 * most, seed))
 
 
 @dataclass(frozen=True)
@@ -234,104 +254,50 @@ class Measured:
     p_heads: np.ndarray
 
 
-def _data_key(
-    opened: Opened, model: str, selection: Selection, layer: int, pooling: str
-) -> tuple[object, ...]:
-    return opened.key, model, selection.site, layer, pooling, selection.split, selection.category
-
-
-def problems(opened: Opened, model: str, selection: Selection, layer: int, pooling: str) -> sep.Problems:
+@kept(most=2)
+def problems(
+    store: Store, model: str, site: str, layer: int, pooling: str, split: str, category: str
+) -> sep.Problems:
     """Both languages' activations of every problem at a block."""
-    one, two = problem_rows(opened, selection)
+    one, two = problem_rows(store, split, category)
     order = np.argsort(np.concatenate([one, two]))
-    both = opened.store.activations(
-        model, selection.site, layer, pooling, rows=np.concatenate([one, two])[order]
-    )
+    both = store.activations(model, site, layer, pooling, rows=np.concatenate([one, two])[order])
     back = np.empty_like(order)
     back[order] = np.arange(order.size)
     return sep.Problems.of(both[back[: one.size]], both[back[one.size :]])
 
 
+@kept(most=256)
+def _random(
+    store: Store, model: str, site: str, layer: int, pooling: str, split: str, category: str, step: Steps
+) -> np.ndarray:
+    """Ratios in random subspaces, which no Z enters."""
+    found = problems(store, model, site, layer, pooling, split, category)
+    return sep.random_ratios(found, ranks(store), draws=DRAWS, seed=SEED, advance=step)
+
+
+@kept(most=256)
 def measured(
-    opened: Opened,
+    store: Store,
     model: str,
-    selection: Selection,
+    site: str,
     layer: int,
     pooling: str,
-    progress: Callable[[int, int], None] | None = None,
+    split: str,
+    category: str,
+    joined: str,
+    step: Steps = unwatched,
 ) -> Measured:
-    """Separation and language energy of a block, kept for the next look.
-
-    Args:
-        progress: told (done, total) steps when something has to be computed.
-    """
-    key = ("measured", selection.joined, *_data_key(opened, model, selection, layer, pooling))
-    tell = progress or _silent
-    return cast(Measured, _kept().get(key, lambda: _measure(opened, model, selection, layer, pooling, tell)))
-
-
-def _measure(
-    opened: Opened,
-    model: str,
-    selection: Selection,
-    layer: int,
-    pooling: str,
-    tell: Callable[[int, int], None],
-) -> Measured:
-    ks = ranks(opened)
-    mine = bases(opened, model, selection.joined, layer)
-    tell(1, STEPS)
-    found = problems(opened, model, selection, layer, pooling)
-    key = ("random", *_data_key(opened, model, selection, layer, pooling))
-
-    def draw() -> np.ndarray:
-        def half(done: int, total: int) -> None:
-            tell(1 + 2 * done // total, STEPS)
-
-        return sep.random_ratios(found, ks, draws=DRAWS, seed=SEED, advance=half)
-
-    random = cast(np.ndarray, _kept().get(key, draw))
+    """Separation and language energy of a block; `step` is told (done, total)."""
+    ks, where = ranks(store), (store, model, site, layer, pooling, split, category)
+    mine = bases(store, model, joined, layer)
+    step(1, STEPS)
+    found = problems(*where)
+    random = _random(*where, lambda done, total: step(1 + 2 * done // total, STEPS))
     whole = sep.separation(found, mine, random, n_boot=RESAMPLES, level=LEVEL, seed=SEED)
     energy = language_energy(found, mine, n_boot=RESAMPLES, level=LEVEL, seed=SEED)
-    tell(4, STEPS)
-    right = opened.store.array(update_queries.kernel_name(model), first=layer)
+    step(4, STEPS)
+    right = store.array(kernel_name(model), first=layer)
     heads = np.array([sep.inside_ratios(found, head[:, : max(ks)], ks) for head in right])
-    tell(STEPS, STEPS)
+    step(STEPS, STEPS)
     return Measured(whole, energy, heads, sep.rank_p(heads, random))
-
-
-def prepare(opened: Opened, model: str, selection: Selection, progress: Progress) -> None:
-    """Do the slow parts that the selection needs and that are not there yet, behind a progress bar."""
-    structure(opened, model, selection.joined, progress)
-    if languages(opened) is None:
-        return
-    wanted = [
-        (layer, p) for layer in shown_blocks(opened, model, selection) for p in poolings(opened, selection)
-    ]
-    _run(opened, model, selection, wanted, progress)
-
-
-def shown_blocks(opened: Opened, model: str, selection: Selection) -> Sequence[int]:
-    """Blocks that are measured: the selected one, or every captured one."""
-    return opened.store.layers(model) if selection.layers == "every" else [selection.layer]
-
-
-def _run(
-    opened: Opened,
-    model: str,
-    selection: Selection,
-    wanted: Sequence[tuple[int, str]],
-    progress: Progress,
-) -> None:
-    advance: list[Callable[[int, int], None]] = []
-    total = STEPS * len(wanted)
-    for number, (layer, pooling) in enumerate(wanted):
-
-        def step(done: int, _: int, before: int = number) -> None:
-            if not advance:
-                advance.append(progress("Comparing problems and random subspaces…"))
-            advance[0](min(STEPS * before + done, total - 1), total)
-
-        measured(opened, model, selection, layer, pooling, step)
-    if advance:
-        advance[0](total, total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,16 +14,16 @@ from app.charts.grids import layer_heatmap
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
+from app.frame.call import Call, Progress
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.prompts import SEED
 from app.frame.selection import Selection
 from app.frame.words import number
-from app.geometry import snippets, words
 from app.geometry import tables as gq
-from app.residual_updates import tables as update_queries
+from app.geometry import words
+from app.residual_updates.tables import kernel_name
 from engine.geometry import layers as subspace_layers
-from engine.geometry import z as subspace
 from engine.stats.uncertainty import energy_range, random_subspace_moments
 
 SITES = ("resid_post", "resid_pre")
@@ -50,12 +51,12 @@ WHAT += "folded in). "
 def available(opened: Opened) -> bool:
     """Whether the store holds every model's head kernels."""
     names = opened.store.array_names()
-    return all(update_queries.kernel_name(model) in names for model in opened.facts.models)
+    return all(kernel_name(model) in names for model in opened.facts.models)
 
 
 def comparable(opened: Opened) -> bool:
     """Whether problems come in two languages and the stream was captured."""
-    return gq.languages(opened) is not None and bool(sites(opened)) and bool(opened.facts.positions)
+    return gq.languages(opened.store) is not None and bool(sites(opened)) and bool(opened.facts.positions)
 
 
 def sites(opened: Opened) -> tuple[str, ...]:
@@ -80,13 +81,48 @@ def model_names(selection: Selection) -> dict[str, str]:
 
 def effective(opened: Opened, selection: Selection) -> Selection:
     """The selection with a site, a position and a k that this page can show."""
-    places, offered, ks = sites(opened), tokens(opened), gq.ranks(opened)
+    places, offered, ks = sites(opened), tokens(opened), gq.ranks(opened.store)
     return dataclasses.replace(
         selection,
         site=selection.site if selection.site in places else (places or SITES)[0],
         position=selection.position if selection.position in offered else offered[0],
         k=min(ks, key=lambda k: abs(k - selection.k)),
     )
+
+
+def place(selection: Selection, pooling: str) -> dict[str, Any]:
+    """What every table about problems is asked by, but for the block."""
+    names = {name: getattr(selection, name) for name in ("site", "split", "category", "joined")}
+    return {"model": model_of(selection), "pooling": pooling} | names
+
+
+def poolings(opened: Opened, selection: Selection) -> tuple[str, ...]:
+    """The token position chosen, and the mean over tokens: as far as they were captured."""
+    tokens, means = opened.facts.tokens, opened.facts.averages
+    token = selection.position if selection.position in tokens else next(iter(tokens), "")
+    return tuple(p for p in (token, next(iter(means), "")) if p)
+
+
+def prepare(opened: Opened, selection: Selection, progress: Progress) -> None:
+    """Do the slow parts that the selection needs and that are not there yet, behind a progress bar."""
+    store, model = opened.store, model_of(selection)
+    gq.structure(store, model, selection.joined, progress)
+    if gq.languages(store) is None:
+        return
+    layers = store.layers(model) if selection.layers == "every" else [selection.layer]
+    wanted = [(layer, pooling) for layer in layers for pooling in poolings(opened, selection)]
+    advance: list[Callable[[int, int], None]] = []
+    total = gq.STEPS * len(wanted)
+    for at, (layer, pooling) in enumerate(wanted):
+
+        def step(done: int, _: int, before: int = at) -> None:
+            if not advance:
+                advance.append(progress("Comparing problems and random subspaces…"))
+            advance[0](min(gq.STEPS * before + done, total - 1), total)
+
+        gq.measured(store, **place(selection, pooling), layer=layer, step=step)
+    if advance:
+        advance[0](total, total)
 
 
 def what(selection: Selection, directions: str = "{k} key-side directions of all heads of a block") -> str:
@@ -98,24 +134,13 @@ def what(selection: Selection, directions: str = "{k} key-side directions of all
 def ranks_panel(opened: Opened, selection: Selection) -> Panel:
     """Effective rank of every head of every block, against random weights."""
     model = model_of(selection)
-    sigma = gq.sigma(opened, model)
-    ranks = subspace.effective_rank(sigma)
-    variation = subspace_layers.variation(ranks)
-    d, d_h = gq.width(opened, model), sigma.shape[-1]
-    random = gq.random_ranks(d, d_h)
-    layer, head = np.indices(ranks.shape)
-    table = pl.DataFrame(
-        {
-            "layer": layer.ravel(),
-            "head": head.ravel(),
-            "value": ranks.ravel(),
-            "variation": np.repeat(variation, ranks.shape[1]),
-        }
-    )
+    call = Call(gq.effective_ranks, opened.store, model=model)
+    ranks, d_h = call.table["value"].to_numpy(), gq.sigma(opened.store, model).shape[-1]
+    random = gq.random_ranks(gq.width(opened.store, model), d_h)
 
     def draw(palette: Palette) -> Chart:
         return matrix(
-            table,
+            call.table,
             x="head",
             y="layer",
             value="value",
@@ -133,8 +158,8 @@ def ranks_panel(opened: Opened, selection: Selection) -> Panel:
         f"Independent random weights of this size give {number(low)} to {number(high)} ({gq.DRAWS} draws, "
         "95 %). variation in the data: standard deviation over the heads of a block, over their mean."
     )
-    title = words.ranks_title(model, ranks, variation, random, d_h)
-    return Panel("z-ranks", title, table, draw, snippets.ranks(opened, model), caption, (model,))
+    title = words.ranks_title(model, ranks, call.table["variation"].to_numpy(), random, d_h)
+    return Panel.of(call, "z-ranks", title, draw, caption, (model,))
 
 
 def _unrelated(d: int, k: int) -> tuple[float, float]:
@@ -147,18 +172,15 @@ def _unrelated(d: int, k: int) -> tuple[float, float]:
 def structure_panel(opened: Opened, selection: Selection) -> Panel | None:
     """Similarity of every block's Z to every other's; None with fewer than three blocks."""
     model = model_of(selection)
-    values = gq.structure(opened, model, selection.joined).similarity[selection.k]
+    values = gq.structure(opened.store, model, selection.joined).similarity[selection.k]
     if len(values) < 3:
         return None
-    d = gq.width(opened, model)
+    call = Call(gq.similarity, opened.store, model=model, joined=selection.joined, k=selection.k)
+    d = gq.width(opened.store, model)
     found = subspace_layers.layer_structure(values, d, selection.k, seed=SEED)
-    layer, other = np.indices(values.shape)
-    table = pl.DataFrame(
-        {"layer": layer.ravel(), "other": other.ravel(), "value": values.ravel().astype(float)}
-    )
 
     def draw(palette: Palette) -> Chart:
-        apart = table.with_columns(
+        apart = call.table.with_columns(
             value=pl.when(pl.col("layer") == pl.col("other")).then(None).otherwise(pl.col("value"))
         )
         return layer_heatmap(
@@ -178,28 +200,17 @@ def structure_panel(opened: Opened, selection: Selection) -> Panel | None:
         "orders of the blocks (999). Distant: at least half the depth apart."
     )
     title = words.structure_title(model, found)
-    code = snippets.structure(opened, model, selection)
-    return Panel("z-structure", title, table, draw, code, caption, (model,))
+    return Panel.of(call, "z-structure", title, draw, caption, (model,))
 
 
 def convergence_panel(opened: Opened, selection: Selection) -> Panel:
     """Similarity of every block's Z to the reference block's, with the range of unrelated subspaces."""
     model = model_of(selection)
-    held = gq.structure(opened, model, selection.joined)
-    values = held.similarity[selection.k][selection.ref]
-    d = gq.width(opened, model)
+    asked = {"model": model, "joined": selection.joined, "k": selection.k}
+    call = Call(gq.convergence, opened.store, **asked, ref=selection.ref)
+    values = call.table["value"].to_numpy()
+    d = gq.width(opened.store, model)
     low, high = _unrelated(d, selection.k)
-    shares = held.shares[selection.k]
-    p, p_scales = subspace_layers.resemblance_p(shares[:, selection.ref], shares, values)
-    table = pl.DataFrame(
-        {
-            "layer": range(len(values)),
-            "series": model,
-            "value": values.astype(float),
-            "p_random": p,
-            "p_scales": p_scales,
-        }
-    )
     null = pl.DataFrame({"layer": range(len(values)), "low": low, "high": high})
 
     def draw(palette: Palette) -> Chart:
@@ -212,7 +223,7 @@ def convergence_panel(opened: Opened, selection: Selection) -> Panel:
             height=300,
         )
         itself = pl.when(pl.col("layer") == selection.ref).then(None).otherwise(pl.col("value"))
-        return layer_curve(table.with_columns(value=itself), look, palette, null)
+        return layer_curve(call.table.with_columns(value=itself), look, palette, null)
 
     caption = (
         what(selection)
@@ -222,32 +233,22 @@ def convergence_panel(opened: Opened, selection: Selection) -> Panel:
         "may read a few large coordinates; Holm over blocks of the larger p. Weights are given: no sampling "
         "error."
     )
-    title = words.convergence_title(model, selection.ref, values, np.maximum(p, p_scales))
-    code = snippets.convergence(opened, model, selection)
-    return Panel("z-convergence", title, table, draw, code, caption, (model,))
+    larger = np.maximum(*(call.table[name].to_numpy() for name in ("p_random", "p_scales")))
+    title = words.convergence_title(model, selection.ref, values, larger)
+    return Panel.of(call, "z-convergence", title, draw, caption, (model,))
 
 
 def gates_panel(opened: Opened, selection: Selection) -> Panel | None:
     """Energy of every gate in the same block's Z over chance; None where no gate is known."""
     model = model_of(selection)
-    found = gq.structure(opened, model, selection.joined)
-    if not found.energy or not np.isfinite(found.moments).all(axis=1).any():
+    asked: dict[str, Any] = {"model": model, "joined": selection.joined, "k": selection.k}
+    aligned = gq.alignment(opened.store, **asked)
+    if aligned is None:
         return None
-    d = gq.width(opened, model)
-    aligned = subspace_layers.weight_alignment(
-        found.energy[selection.k], found.moments[:, 0], found.moments[:, 1], d, selection.k
-    )
+    call, d = Call(gq.gates, opened.store, **asked), gq.width(opened.store, model)
     chance = selection.k / d
     low, high = energy_range(np.full(len(aligned.ratio), chance), (aligned.sd * chance) ** 2, 0.95)
-    table = pl.DataFrame(
-        {
-            "layer": range(len(aligned.ratio)),
-            "series": model,
-            "value": aligned.ratio,
-            "p_random": aligned.p,
-        }
-    )
-    null = pl.DataFrame({"layer": table["layer"], "low": low / chance, "high": high / chance})
+    null = pl.DataFrame({"layer": call.table["layer"], "low": low / chance, "high": high / chance})
 
     def draw(palette: Palette) -> Chart:
         color = palette.a if selection.model == "a" else palette.b
@@ -258,7 +259,7 @@ def gates_panel(opened: Opened, selection: Selection) -> Panel | None:
             selected=selection.layer,
             height=300,
         )
-        return layer_curve(table, look, palette, null)
+        return layer_curve(call.table, look, palette, null)
 
     caption = (
         what(selection) + "Share of ‖W_gate‖² inside Z of the same block, over k/d. Grey: 95 % of random "
@@ -266,7 +267,7 @@ def gates_panel(opened: Opened, selection: Selection) -> Panel | None:
         "given: no sampling error."
     )
     title = words.gates_title(model, aligned.ratio, aligned.p, aligned.p_low)
-    return Panel("z-gates", title, table, draw, snippets.gates(opened, model, selection), caption, (model,))
+    return Panel.of(call, "z-gates", title, draw, caption, (model,))
 
 
 WEIGHTS: tuple[Callable[[Opened, Selection], Panel | None], ...] = (

@@ -28,7 +28,7 @@ def ranks_title(model: str, ranks: np.ndarray, variation: np.ndarray, random: np
     Rule: below means under the 2.5 % quantile of random weights of the same size; by chance 2.5 % of heads.
 
     Args:
-        ranks: (block, head). variation: (block,). random: (draws,).
+        ranks: of every head. variation: of its block's heads. random: (draws,).
     """
     below = int((ranks < np.quantile(random, TAIL)).sum())
     chance = number(TAIL * ranks.size, 1)

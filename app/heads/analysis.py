@@ -63,6 +63,9 @@ HEADS = Analysis(
     ),
     chapters=(of_kind(SUBSETS),),
     terms=TERMS,
+    empty=lambda opened: None if opened.facts.tokens else view.WHY_EMPTY,
+    controls=view.settings,
+    body=view.show,
     headline=first_of(SUBSETS),
     fields=HeadFields,
 )

@@ -39,15 +39,11 @@ def cells_chart(cells: pl.DataFrame, value: str, title: str, layer: int, palette
     )
 
 
-def _models(result: JobResult) -> tuple[str, str]:
-    return str(result.condition["target"]), str(result.condition["source"])
-
-
 def prompts(result: JobResult) -> str:
     """Which prompts, and what was put in."""
     condition, summary = result.condition, result.summary
-    chosen = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
-    read = "there" if condition["read_at"] == "patched" else "at the decision token"
+    chosen = words.limits_said(condition)
+    read = words.read_said(condition)
     return (
         f"{summary['n_validation']} validation prompts{''.join(f', {c}' for c in chosen)}; "
         f"{condition['component']} of {condition['source']}, {VECTORS[condition['vectors']]}, put in at "
@@ -61,8 +57,7 @@ def _base(result: JobResult) -> str:
     return (
         f"100 %: all heads together, KL {words.nats_span(effect)}. Null: the own activation put back gives "
         f"at most {words.nats(result.summary['self_check']['value'])} nats. Intervals: "
-        f"{interval['level']:.0%} paired bootstrap over {interval['unit']}s."
-        f"{noise.note(result.summary)}"
+        f"{interval['level']:.0%} paired bootstrap over {interval['unit']}s.{noise.note(result.summary)}"
     )
 
 
@@ -94,7 +89,7 @@ def singles_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
         f"{prompts(result)} {_base(result)} Ranked on {result.summary['n_train']} train prompts. KL isn't "
         "additive: coverages need not sum to 100."
     )
-    return Panel("heads-alone", title, table, draw, code("table"), caption, _models(result), False)
+    return Panel("heads-alone", title, table, draw, code("table"), caption, result.models, False)
 
 
 def curve_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
@@ -126,7 +121,7 @@ def curve_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
         "where there are fewer)."
     )
     title = say.curve_title(curve, result.condition, result.summary)
-    return Panel("heads-sets", title, curve, draw, code("curve"), caption, _models(result), False)
+    return Panel("heads-sets", title, curve, draw, code("curve"), caption, result.models, False)
 
 
 def without_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
@@ -155,7 +150,7 @@ def without_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
     caption = (
         f"{prompts(result)} {_base(result)} A low bar: the head is needed; no other head stands in for it."
     )
-    return Panel("heads-without", title, table, draw, code("table"), caption, _models(result), False)
+    return Panel("heads-without", title, table, draw, code("table"), caption, result.models, False)
 
 
 def _pair_grid(pairs: pl.DataFrame, value: str, title: str, palette: Palette, diverging: bool) -> Chart:
@@ -186,7 +181,7 @@ def pairs_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
     few = len(summary["pair_heads"]) < summary["n_heads"]
     which = f"Pairs of the first {len(summary['pair_heads'])} heads of the train ranking. " if few else ""
     caption = f"{which}{prompts(result)} {_base(result)}"
-    return Panel("heads-pairs", title, pairs, draw, code("pairs"), caption, _models(result), False)
+    return Panel("heads-pairs", title, pairs, draw, code("pairs"), caption, result.models, False)
 
 
 def interaction_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
@@ -202,7 +197,7 @@ def interaction_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
         "KL grows like the square of a small change, so heads that push the same way interact positively."
     )
     title = say.pairs_title(pairs, result.condition, result.summary)
-    return Panel("heads-interaction", title, pairs, draw, code("pairs"), caption, _models(result), False)
+    return Panel("heads-interaction", title, pairs, draw, code("pairs"), caption, result.models, False)
 
 
 def predictors_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
@@ -239,7 +234,7 @@ def predictors_panel(result: JobResult, code: Callable[[str], str]) -> Panel:
         f"{result.summary['n_heads']} heads; null: heads in random order."
     )
     title = say.predictors_title(result.summary)
-    return Panel("heads-predicted", title, table, draw, code("table"), caption, _models(result), False)
+    return Panel("heads-predicted", title, table, draw, code("table"), caption, result.models, False)
 
 
 def map_panel(result: JobResult, selection: Selection, code: Callable[[str], str]) -> Panel:
@@ -253,11 +248,10 @@ def map_panel(result: JobResult, selection: Selection, code: Callable[[str], str
         f"{prompts(result)} 100 %: all heads of the same block. Empty: all heads together do nothing beyond "
         f"rounding, {words.nats(result.summary['self_check']['value'])} nats with the own activation put "
         f"back. Intervals: {interval['level']:.0%} paired bootstrap over {interval['unit']}s. Ranked on "
-        f"{result.summary['n_train']} train prompts. A click selects the block."
-        f"{noise.note(result.summary)}"
+        f"{result.summary['n_train']} train prompts. A click selects the block.{noise.note(result.summary)}"
     )
     title = say.map_title(table, result.condition, result.summary)
-    return Panel("heads-map", title, table, draw, code("table"), caption, _models(result))
+    return Panel("heads-map", title, table, draw, code("table"), caption, result.models)
 
 
 def cells_panel(result: JobResult, selection: Selection, code: Callable[[str], str]) -> Panel:
@@ -270,11 +264,10 @@ def cells_panel(result: JobResult, selection: Selection, code: Callable[[str], s
     caption = (
         f"{prompts(result)} Null: 0; the own activation put back gives at most "
         f"{words.nats(result.summary['self_check']['value'])} nats. Intervals: {interval['level']:.0%} "
-        f"bootstrap over {interval['unit']}s. A click selects the block."
-        f"{noise.note(result.summary)}"
+        f"bootstrap over {interval['unit']}s. A click selects the block.{noise.note(result.summary)}"
     )
     title = say.cells_title(table, result.condition, result.summary)
-    return Panel("heads-map-nats", title, table, draw, code("table"), caption, _models(result))
+    return Panel("heads-map-nats", title, table, draw, code("table"), caption, result.models)
 
 
 def kl_panel(result: JobResult, selection: Selection, code: Callable[[str], str]) -> Panel:
@@ -301,4 +294,4 @@ def kl_panel(result: JobResult, selection: Selection, code: Callable[[str], str]
         f"{noise.note(result.summary)}"
     )
     title = say.kl_title(blocks, result.condition, floor)
-    return Panel("heads-blocks", title, blocks, draw, code("blocks"), caption, _models(result))
+    return Panel("heads-blocks", title, blocks, draw, code("blocks"), caption, result.models)

@@ -9,12 +9,12 @@ import polars as pl
 import streamlit as st
 
 from app import screen
+from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
-from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection, pair_changes, pair_of
+from app.frame.selection import Selection, pair_changes, pair_of, where_changes, where_of
 from app.frame.snippets import read_run
 from app.heads import panels as heads_panels
 from app.heads.fields import HeadFields
@@ -37,7 +37,8 @@ __all__ = [
     "nothing",
     "run_panels",
     "selection_of",
-    "watch_map",
+    "settings",
+    "show",
 ]
 
 PAGE = "heads"
@@ -56,6 +57,45 @@ WHY_EMPTY = (
     "This store was captured at averaged positions only. Add `last_content` or `decision` to the study's "
     "positions and run precompute.py again.",
 )
+
+
+def settings(opened: Opened) -> None:
+    """Direction, what is put in and where; behind "More" how vectors are made and what is read."""
+    controls.across(
+        controls.direction,
+        lambda: controls.choose("substitute", "Substitute", None, SUBSTITUTES.__getitem__, HELP),
+        lambda: controls.choose("position", "Patched token", only=opened.facts.tokens),
+        lambda: controls.slide("layer", "Block ℓ"),
+    )
+    with controls.row():
+        controls.filter_controls(None)
+        with controls.more():
+            controls.switch("vectors", "Vectors", VECTORS)
+            controls.read_at()
+
+
+def show(opened: Opened, selection: Selection) -> None:
+    """One block in depth and the map of every block: what runs them, and their stored results."""
+    block, every = experiment_of(selection), map_of(selection)
+    found, mapped = live_view.stored(opened, block), live_view.stored(opened, every)
+    controls.across(
+        lambda: live_view.run_button(opened, [block], "Run this block", done=found is not None),
+        lambda: live_view.run_button(
+            opened, [every], "Run every block's map", done=mapped is not None, key="run-map"
+        ),
+    )
+    live_view.watch()
+    live_view.watch_partial(HeadMap, _so_far, 2.0, selection.layer)
+    if found is None and not live_view.active():
+        components.empty(*not_run(selection))
+    if found is not None:
+        why = nothing(found)
+        if why is not None:
+            components.empty(*why)
+        components.show_all(opened, run_panels(opened, found, selection))
+        live_view.notes(found)
+    if mapped is not None:
+        components.show_all(opened, run_panels(opened, mapped, selection))
 
 
 def experiment_of(selection: Selection, layer: int | None = None) -> HeadSubsets:
@@ -153,12 +193,6 @@ def growing(jobs: Sequence[JobStatus]) -> pl.DataFrame | None:
         if isinstance(job.condition, HeadMap) and job.partial and job.partial.get("cells"):
             return pl.DataFrame(job.partial["cells"], infer_schema_length=None)
     return None
-
-
-def watch_map(layer: int) -> None:
-    """The map as far as it is, while this session runs one; drawn again without rerunning the page."""
-    if any(isinstance(job.condition, HeadMap) for job in live_view.active()):
-        st.fragment(run_every=2.0)(_so_far)(layer)
 
 
 def _so_far(layer: int) -> None:

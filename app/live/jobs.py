@@ -89,6 +89,11 @@ class JobResult:
         """The main table."""
         return self.tables["table"]
 
+    @property
+    def models(self) -> tuple[str, str]:
+        """(target, source) of an experiment that has both."""
+        return self.condition["target"], self.condition["source"]
+
 
 @dataclass(frozen=True)
 class Outcome:

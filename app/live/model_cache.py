@@ -80,11 +80,6 @@ class ModelCache:
         self._engines.move_to_end(key)
         return self._engines[key]
 
-    def forget_engines(self) -> None:
-        """Drops the cached runs, keeping the models; frees their memory."""
-        self._engines.clear()
-        free()
-
     def _keep(self, count: int) -> None:
         """Drops the least recently used models until `count` are left."""
         while len(self._models) > count:

@@ -119,9 +119,8 @@ class Process:
 
     def _death_text(self, when: str) -> str:
         return (
-            f"The worker process for {self.device} {self._bury()} {when}. "
-            "It is started again for the next job. Next: run the condition again, with fewer prompts "
-            "or a smaller model if memory ran out."
+            f"The worker process for {self.device} {self._bury()} {when}. It is started again for the next "
+            "job. Next: run the condition again, with fewer prompts or a smaller model if memory ran out."
         )
 
     def _send(self, message: Any) -> None:

@@ -14,6 +14,7 @@ from app.frame.opened import Opened
 from app.frame.selection import Selection, values
 from app.frame.stored import describe
 from app.overview import panels as overview
+from app.overview import view
 from store.runs import RunLog
 
 SETTINGS = {
@@ -95,6 +96,7 @@ OVERVIEW = Analysis(
     "What differs between the two models, and how sure is that?",
     section="Study",
     icon="dashboard",
+    blocking=False,
     answers="what was found about a pair, in a sentence each; what has not been run; what the store holds",
     chapters=(
         Chapter(
@@ -111,6 +113,9 @@ ABOUT = Analysis(
     "How these numbers were made, and how to read the same store without this dashboard.",
     section="Study",
     icon="article",
+    pair=False,
+    blocking=False,
+    body=view.about,
     answers="provenance, versions, self-checks with their values",
     chapters=(
         Chapter(

@@ -24,6 +24,8 @@ from engine.lab.experiment import Experiment
 
 FIRST = ("weights", "similarity", "behaviour", "patching", "heads", "weight_steering")
 """The order in which a fine-tune is looked at: what changed, where, what it does, what carries it."""
+SHOWN = 6
+"""Findings that are seen at once; the others are folded."""
 SMALL = 150
 """Height of a small chart in pixels."""
 
@@ -104,7 +106,16 @@ def _writes(part: Spec) -> bool:
     return (mark.get("type") if isinstance(mark, dict) else mark) == "text"
 
 
-def show(opened: Opened, finding: Answer) -> None:
+def cards(opened: Opened, found: Sequence[Answer]) -> None:
+    """Findings, two in a row."""
+    for number, one in enumerate(found):
+        if number % 2 == 0:
+            columns = st.columns(2, gap="small")
+        with columns[number % 2], components.guard(f"overview: {one.analysis.name}"):
+            _card(opened, one)
+
+
+def _card(opened: Opened, finding: Answer) -> None:
     """Which analysis, the finding in words, its chart, and the way to its page."""
     one, panel = finding.analysis, finding.panel
     with st.container(border=True, height="stretch", key=f"finding-{one.name}"):

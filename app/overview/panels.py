@@ -29,27 +29,22 @@ MEANINGS = (
     ),
     (
         "CKA",
-        "Linear centred kernel alignment of two sets of activations of the same prompts: 1 is the "
-        "same geometry "
-        "up to rotation and scale. The biased estimator (Kornblith et al. 2019) rises towards 1 as "
-        "width exceeds "
-        "the number of prompts, even for unrelated data; the debiased one (Song et al. 2012) does "
-        "not, and can "
-        "be slightly negative.",
+        "Linear centred kernel alignment of two sets of activations of the same prompts: 1 is the same "
+        "geometry up to rotation and scale. The biased estimator (Kornblith et al. 2019) rises towards 1 as "
+        "width exceeds the number of prompts, even for unrelated data; the debiased one (Song et al. 2012) "
+        "does not, and can be slightly negative.",
     ),
     (
         "R(ℓ)",
         "Each block's update of the residual stream is split into a part inside the subspace Z and a part "
-        "outside; R is the ratio of their mean lengths. Z is spanned by the leading key-side "
-        "directions of the "
-        "attention heads of a reference block (query-key kernels at relative position 0). Chance is what an "
-        "update that knows nothing of Z would give; it is not 1.",
+        "outside; R is the ratio of their mean lengths. Z is spanned by the leading key-side directions of "
+        "the attention heads of a reference block (query-key kernels at relative position 0). Chance is what "
+        "an update that knows nothing of Z would give; it is not 1.",
     ),
     (
         "Patch and KL",
         "The target model runs with one activation replaced at one site of one token; KL(patched ‖ "
-        "unpatched) of "
-        "its next-token distribution is in nats. Patching its own activation must give 0.",
+        "unpatched) of its next-token distribution is in nats. Patching its own activation must give 0.",
     ),
     (
         "Intervals",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
 from app.charts.curves import Look, layer_curve
@@ -75,7 +73,7 @@ def map_panel(opened: Opened, result: JobResult, site: str, value: str) -> Panel
 
     caption = f"{_meaning(result, value)} {_null(result, value, nulls)}{noise.log_note(summary)}"
     code = read_run(opened, result, f"table = run.table.filter(site={site!r})")
-    return Panel(f"patch-map-{site}", title, table, draw, code, caption, _models(result), False)
+    return Panel(f"patch-map-{site}", title, table, draw, code, caption, result.models, False)
 
 
 def profile_panel(opened: Opened, result: JobResult, site: str) -> Panel:
@@ -109,7 +107,7 @@ def profile_panel(opened: Opened, result: JobResult, site: str) -> Panel:
     )
     nulls = result.tables["nulls"].filter(site=site).select(value="recovery_last")
     title = words.profile_title(site, _taken(result, site), nulls, summary)
-    return Panel("patch-map-profile", title, table, draw, code, caption, _models(result), False)
+    return Panel("patch-map-profile", title, table, draw, code, caption, result.models, False)
 
 
 def _taken(result: JobResult, site: str) -> tuple[int, float] | None:
@@ -163,8 +161,3 @@ def _null(result: JobResult, value: str, nulls: pl.DataFrame) -> str:
         "in these cells" if compared == patched else f"at the last {compared} tokens, which all of them have"
     )
     return f"Null: {len(known)} unrelated prompts put in instead give at most {shown} {where}{less}."
-
-
-def _models(result: JobResult) -> tuple[str, ...]:
-    said: Any = result.condition
-    return tuple(dict.fromkeys((said["target"], said["source"])))

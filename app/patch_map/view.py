@@ -123,18 +123,17 @@ def settings(opened: Opened) -> None:
     """The two prompts, who gives, what cells show; behind "More" what is seldom changed."""
     texts = dict(zip(opened.store.prompts["id"], opened.store.prompts["text"], strict=True))
     now = asked(opened, _readable(controls.current()))
-    left, right = st.columns(2)
-    with left:
-        _prompt("receiving", "Prompt that is run", now.prompt, texts)
-    with right:
-        _prompt("donor", "Prompt whose activations are put in", now.donor, texts, DONOR_HELP)
+    controls.across(
+        lambda: _prompt("receiving", "Prompt that is run", now.prompt, texts),
+        lambda: _prompt("donor", "Prompt whose activations are put in", now.donor, texts, DONOR_HELP),
+    )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if len(opened.facts.models) > 1:
             controls.switch("giver", "They come from", GIVERS)
         controls.switch("coloured", "Cells show", COLOURED)
         screen.button("Swap", icon=":material/swap_horiz:", key="patch-map-swap", on_click=_swap, args=(now,))
         with controls.more():
-            _sites(now)
+            controls.several("mapped", "patch-map-sites", "Sites", MAPPED, now.sites, format_func=label)
             controls.write("compared", "Answers", "the runs' own next tokens", COMPARED_HELP)
             controls.slide("unrelated", "Unrelated prompts")
             controls.slide("ending", "Last tokens, at most")
@@ -146,27 +145,11 @@ def _readable(selection: Selection) -> Selection:
 
 
 def _prompt(name: str, label: str, now: str, texts: Mapping[str, Any], help: str | None = None) -> None:
-    key = f"patch-map-{name}"
-    st.session_state[key] = now
-
     def named(prompt: str) -> str:
         text = " ".join(str(texts[prompt] or "").split())
         return f"{prompt}: {text[:SHOWN]}{'…' if len(text) > SHOWN else ''}"
 
-    def changed() -> None:
-        controls.change(**{name: st.session_state[key]})
-
-    screen.selectbox(label, list(texts), key=key, format_func=named, on_change=changed, help=help)
-
-
-def _sites(now: PatchMap) -> None:
-    key = "patch-map-sites"
-    st.session_state[key] = list(now.sites)
-
-    def changed() -> None:
-        controls.change(mapped=",".join(st.session_state[key]))
-
-    screen.multiselect("Sites", list(MAPPED), key=key, format_func=label, on_change=changed)
+    controls.bound(name, f"patch-map-{name}", label, list(texts), now, format_func=named, help=help)
 
 
 def _swap(now: PatchMap) -> None:

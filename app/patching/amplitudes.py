@@ -119,7 +119,7 @@ def _spans(
     }
     less: Sequence[Reduction | None] = [None] * count
     if kl["raw"] is not None and kl["mapped"] is not None:
-        less = reductions(kl["raw"], kl["mapped"], limit, how, floor)
+        less = reductions(kl["raw"], kl["mapped"], limit, how, floor, bands["kl_raw"])
     found = []
     for at, one in enumerate(less):
         spans: dict[str, Any] = {name: band.at((at,)) for name, band in bands.items()}
@@ -159,12 +159,10 @@ def amplitudes_panel(opened: Opened, result: JobResult, alpha: float) -> Panel |
 
     raw = "stays at α = 1" if condition["raw_alpha"] == "fixed" else "has the same α"
     caption = (
-        f"α, {say.amplitude(condition)}; raw {raw}. {say.reading(condition)}. “auto” gives mapped "
-        "train vectors "
-        "the target's median length, “best” is the α with the smallest KL on train; the others are "
-        "as they were "
-        "asked for. Each interval is of one α by itself: the α with the largest value here is no choice made "
-        f"on other prompts. {say.null_note(result.summary)}"
+        f"α, {say.amplitude(condition)}; raw {raw}. {say.reading(condition)}. “auto” gives mapped train "
+        "vectors the target's median length, “best” is the α with the smallest KL on train; the others are "
+        "as they were asked for. Each interval is of one α by itself: the α with the largest value here is "
+        f"no choice made on other prompts. {say.null_note(result.summary)}"
     )
     models = (str(condition["target"]), str(condition["source"]))
     code = read_run(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import polars as pl
 
+from app.frame import running as live_view
 from app.frame.analysis import Analysis, Chapter, Headline, Kind, Planned, Term
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
 from app.frame.selection import Selection
 from app.frame.stored import per_prompt
 from app.live.jobs import JobResult
-from app.patching import chapters, summary
+from app.patching import chapters, summary, view
 from app.patching import replacement as patch_view
 from app.patching import table as patch_table
 from app.patching import words as say
@@ -136,6 +137,8 @@ PATCHING = Analysis(
         of_kind(PATCHES, chapters.patches),
     ),
     terms=TERMS,
+    empty=live_view.no_token,
+    body=view.show,
     deepest=summary.strongest,
     headline=headline,
     fields=PatchFields,

@@ -72,8 +72,7 @@ def asymmetry_panel(opened: Opened, result: JobResult, back: JobResult) -> Panel
     caption = (
         f"{say.site(condition)}, {say.reading(condition)}; α = {alphas}, each chosen on train. The same "
         f"{table['n'][0]} validation prompts in both directions, paired. The models' next-token "
-        "distributions "
-        "differ, so that an equal disturbance need not be an equal change of what they hold. "
+        "distributions differ, so that an equal disturbance need not be an equal change of what they hold. "
         f"{say.null_note(result.summary)} {noise.note(back.summary)}".rstrip()
     )
     ids = back.condition

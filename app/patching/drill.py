@@ -38,10 +38,6 @@ def categories_panel(opened: Opened, result: JobResult) -> Panel | None:
     return categories.categories_panel(opened, result, "prompts", chosen, f"kl_{kind}", what, about)
 
 
-def _models(result: JobResult) -> tuple[str, str]:
-    return str(result.condition["target"]), str(result.condition["source"])
-
-
 def colours(palette: Palette) -> dict[str, str]:
     """A colour for each curve; in this order four names fit side by side on a phone."""
     controls: dict[str, str] = dict(zip(CONTROLS, palette.series[2:6], strict=True))
@@ -89,7 +85,7 @@ def alpha_panel(opened: Opened, result: JobResult) -> Panel:
     )
     lines = read_run(opened, result, "table = run.tables['curve']")
     return Panel(
-        "patch-alphas", say.verdict(condition, summary), curve, draw, lines, caption, _models(result), False
+        "patch-alphas", say.verdict(condition, summary), curve, draw, lines, caption, result.models, False
     )
 
 
@@ -119,7 +115,7 @@ def cosine_panel(opened: Opened, result: JobResult) -> Panel | None:
         series=pl.col("language") if has_language else pl.lit("prompt"),
     )
     names = drawn["series"].unique(maintain_order=True).sort().to_list()
-    target, source = _models(result)
+    target, source = result.models
 
     def draw(palette: Palette) -> Chart:
         return scatter(

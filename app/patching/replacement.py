@@ -13,10 +13,17 @@ from app.charts.grids import histogram
 from app.charts.palette import Palette
 from app.charts.template import Chart
 from app.frame import noise, words
-from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection, pair_changes, pair_of, whole
+from app.frame.selection import (
+    Selection,
+    changed,
+    place_changes,
+    place_of,
+    where_changes,
+    where_of,
+    whole,
+)
 from app.live.jobs import JobResult
 from app.patching import amplitudes, categories, literal
 from app.patching.fields import PatchFields
@@ -44,19 +51,14 @@ def condition_of(selection: Selection, layer: int | None = None) -> Condition:
         PatchError: the selection's position is not one token, or its heads are no numbers.
     """
     own = PatchFields.of(selection)
-    target, source = pair_of(selection)
     everything = own.kind == "self"
+    at = selection if layer is None else changed(selection, layer=layer)
     return Condition(
-        target=target,
-        source=source,
-        component=selection.site,  # type: ignore[arg-type]
-        layer=selection.layer if layer is None else layer,
+        **place_of(at),
         heads=chosen_heads(selection),
-        position=selection.position,
         kind=own.kind,  # type: ignore[arg-type]
         alphas=(1.0,) if everything else _curve(own) if own.alphas == "curve" else (selection.alpha,),
         scale=selection.amplitude,  # type: ignore[arg-type]
-        read_at=selection.read_at,  # type: ignore[arg-type]
         split=selection.report,  # type: ignore[arg-type]
         where=where_of(selection),
     )
@@ -105,18 +107,14 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
     """Changes to a selection under which `condition_of` gives this stored condition again."""
     alphas = [float(a) for a in condition["alphas"]]
     return {
-        **pair_changes(condition, selection),
-        "site": condition["component"],
-        "layer": condition["layer"],
+        **place_changes(condition, selection),
         "heads": ",".join(map(str, condition.get("heads") or ())),
-        "position": condition["position"],
         "patch": "one",
         "kind": condition["kind"],
         "alphas": "curve" if len(alphas) > 1 else "one",
         "grid": amplitudes.written(alphas, ALPHAS) if len(alphas) > 1 else "",
         "alpha": alphas[0] if len(alphas) == 1 else selection.alpha,
         "amplitude": condition["scale"],
-        "read_at": condition["read_at"],
         "report": condition["split"],
         **where_changes(condition),
     }
@@ -206,11 +204,10 @@ def histogram_panel(result: JobResult, alpha: float, code: str, also: str = "") 
     rounding = f"{words.nats(check['value'])} (limit {words.nats(check['limit'])})"
     interval = result.summary["interval"]
     caption = (
-        f"α = {row['alpha']:g} {amplitude(result.condition)}; {reading(result.condition)}. "
-        f"{row['n']} prompts ({reported(result.condition)}). Dashed: mean; "
-        f"interval: {interval['level']:.0%} {_method(interval)} over {interval['unit']}s. "
-        f"Null: patching the model's own activation in the same batches gives a KL of {rounding} nats."
-        f"{noise.note(result.summary)}"
+        f"α = {row['alpha']:g} {amplitude(result.condition)}; {reading(result.condition)}. {row['n']} "
+        f"prompts ({reported(result.condition)}). Dashed: mean; interval: {interval['level']:.0%} "
+        f"{_method(interval)} over {interval['unit']}s. Null: patching the model's own activation in the "
+        f"same batches gives a KL of {rounding} nats.{noise.note(result.summary)}"
     )
     models = (str(result.condition["target"]), str(result.condition["source"]))
     keep = [c for c in ("id", "pair_id", "language", "category", "alpha", "kl") if c in shown.columns]
@@ -380,20 +377,13 @@ def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[
     return [panel for panel in (first, split, curve) if panel is not None]
 
 
-def directions(selection: Selection) -> Any:
-    """Names of the two directions of a pair, for the control of `target`."""
-    names = {"a": f"{selection.a} ← {selection.b}", "b": f"{selection.b} ← {selection.a}"}
-    return names.__getitem__
-
-
 def not_run(condition: Condition, manifest: Mapping[str, Any]) -> tuple[str, str]:
     """Title and text of the page before a condition was run."""
     device = manifest.get("device", "the attached device")
     prompts = "all prompts" if condition.split == "all" else f"the {condition.split} prompts"
     return (
         "Not run yet",
-        f"**{condition.describe()}** over {prompts} has no stored result. Run loads "
-        f"{condition.target} in the worker process (the store was made on {device}), patches every "
-        f"prompt and keeps "
-        "the result in the store, so that this link shows it from then on.",
+        f"**{condition.describe()}** over {prompts} has no stored result. Run loads {condition.target} in "
+        f"the worker process (the store was made on {device}), patches every prompt and keeps the result in "
+        "the store, so that this link shows it from then on.",
     )

@@ -40,9 +40,8 @@ def shared_panel(opened: Opened, result: JobResult) -> Panel | None:
 
     caption = (
         "Over shared tokens: both distributions cut to the tokens whose string both tokenizers have, and "
-        "renormalised. A diagnostic: what happens on other tokens is left out of it, and a "
-        "renormalised KL can be "
-        f"larger or smaller than the whole one. {say.null_note(result.summary)}"
+        "renormalised. A diagnostic: what happens on other tokens is left out of it, and a renormalised KL "
+        f"can be larger or smaller than the whole one. {say.null_note(result.summary)}"
     )
     code = read_run(
         opened,

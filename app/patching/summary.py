@@ -12,7 +12,6 @@ from typing import Any
 import polars as pl
 
 from app.frame import noise, words
-from app.frame import prompts as queries
 from app.frame.analysis import Blocks
 from app.frame.blocks import Block, Table, Text
 from app.frame.opened import Opened
@@ -21,6 +20,7 @@ from app.frame.stored import Asked, of_pair, opened_run
 from app.patching import table as patch_table
 from app.patching import words as say
 from app.similarity import panels as similarity
+from app.similarity.tables import cka_curve
 from app.transport import places as transport_table
 from app.transport import tables as tq
 from engine.errors import PatchbayError
@@ -87,7 +87,7 @@ def best_first(selection: Selection) -> Callable[[Sequence[Asked]], list[Asked]]
 
 def one_shot(opened: Opened, selection: Selection, place: tq.Place, runs: Sequence[Asked]) -> Table:
     """One line per block and hook of one direction."""
-    known = transport_table.known(opened, place, tq.spec_of(selection))
+    known = transport_table.known(opened.store, place, tq.spec_of(selection))
     rows = patch_table.table(runs).drop("direction", "settings", "controls")
     fits = [s["map"]["r2_validation"] for _, s in runs]
     rows = rows.with_columns(pl.Series("r2_validation", fits, dtype=pl.Float64))
@@ -123,7 +123,8 @@ def _with_cka(opened: Opened, selection: Selection, frame: pl.DataFrame) -> pl.D
     wanted = set(frame["hook"]) if frame.height else set(similarity.SITES) - {"resid_pre"}
     for site in [s for s in similarity.SITES if s in opened.facts.sites and s in wanted]:
         try:
-            curve = queries.cka_curve(opened, selection, site).filter(series="debiased")
+            asked = similarity.place(selection) | {"site": site, "interval": selection.interval}
+            curve = cka_curve(opened.store, **asked).filter(series="debiased")
         except PatchbayError:
             continue
         parts.append(curve.select("layer", hook=pl.lit(site), cka_raw_debiased="value"))

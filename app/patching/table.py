@@ -13,10 +13,16 @@ from app.charts.palette import Palette
 from app.charts.scatter import forest
 from app.charts.template import Chart
 from app.frame import noise, words
-from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection, pair_changes
+from app.frame.selection import (
+    Selection,
+    changed,
+    place_changes,
+    place_of,
+    where_changes,
+    where_of,
+)
 from app.live.jobs import JobResult
 from app.patching import amplitudes, asymmetry, shared_tokens
 from app.patching import drill as patch_drill
@@ -47,23 +53,22 @@ def experiment_of(
     Raises:
         PatchError: the selection's position is not one token, or its amplitudes can't be read.
     """
-    side = selection.target if target is None else target
-    to, source = (selection.a, selection.b) if side == "a" else (selection.b, selection.a)
+    at = changed(
+        selection,
+        site=component or selection.site,
+        layer=selection.layer if layer is None else layer,
+        target=target or selection.target,
+    )
     alphas = amplitudes.read(PatchFields.of(selection).grid) or ALPHAS
     grids.check({*alphas, 1.0})
     return MappedPatch(
-        target=to,
-        source=source,
-        component=selection.site if component is None else component,  # type: ignore[arg-type]
-        layer=selection.layer if layer is None else layer,
-        position=selection.position,
+        **place_of(at),
         map=spec_of(selection),
         alphas=alphas,
         scale=selection.amplitude,  # type: ignore[arg-type]
         raw_alpha=selection.raw_alpha,  # type: ignore[arg-type]
         shared=PatchFields.of(selection).vocabulary == "shared",
         fitted_at=spelled(PatchFields.of(selection).fitted_at),
-        read_at=selection.read_at,  # type: ignore[arg-type]
         where=where_of(selection),
     )
 
@@ -85,17 +90,13 @@ def experiments(opened: Opened, selection: Selection) -> list[MappedPatch]:
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
     """Changes to a selection under which `experiment_of` gives this stored condition again."""
     return {
-        **pair_changes(condition, selection),
+        **place_changes(condition, selection),
         "patch": "table",
-        "site": condition["component"],
-        "layer": condition["layer"],
-        "position": condition["position"],
         "grid": amplitudes.written(condition["alphas"], ALPHAS),
         "amplitude": condition["scale"],
         "raw_alpha": condition["raw_alpha"],
         "vocabulary": "shared" if condition.get("shared") else "whole",
         "fitted_at": condition.get("fitted_at", ""),
-        "read_at": condition["read_at"],
         **map_changes(condition["map"]),
         **where_changes(condition),
     }
@@ -177,7 +178,7 @@ def _ends(name: str, value: Mapping[str, float] | None) -> dict[str, float | Non
 
 def settings(condition: Mapping[str, Any]) -> str:
     """What else a run was made with, in one line."""
-    chosen = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
+    chosen = words.limits_said(condition)
     parts = [_map_words(condition["map"]), condition["position"], f"read {condition['read_at']}"]
     parts += [f"α × {condition['scale']}", f"raw α {condition['raw_alpha']}", *chosen]
     parts += [f"fitted at {condition['fitted_at']}"] if condition.get("fitted_at") else []

@@ -11,7 +11,6 @@ import polars as pl
 import streamlit as st
 
 from app import screen
-from app.escape import plain
 from app.frame import again as rerun
 from app.frame import controls
 from app.frame import parts as components
@@ -44,9 +43,8 @@ COLUMNS = {
     "reason": st.column_config.TextColumn("why no drop"),
 }
 GRID_HELP = (
-    "Numbers with commas between, e.g. 0.3, 0.5, 0.7. 1 and the α that gives mapped train vectors "
-    "the target's "
-    "length are always among them. Empty: 0.2 to 2 in steps of 0.2."
+    "Numbers with commas between, e.g. 0.3, 0.5, 0.7. 1 and the α that gives mapped train vectors the "
+    "target's length are always among them. Empty: 0.2 to 2 in steps of 0.2."
 )
 FITTED_HELP = (
     "A sample of tokens, sample(k=16,skip_last=4): the map is fitted on 16 words of each train prompt, "
@@ -58,6 +56,14 @@ VOCABULARY_HELP = (
     "renormalised. A diagnostic beside the whole KL, with how much probability these tokens have."
 )
 SPANS = {"kl_raw": "KL_raw", "kl_mapped": "KL_mapped", "gain": "ΔKL", "drop": "drop"}
+
+
+def show(opened: Opened, _selection: Selection) -> None:
+    """The view that is chosen."""
+    if controls.switch("patch", "View", {"table": "Raw vs mapped", "one": "One replacement"}) == "table":
+        table(opened)
+    else:
+        one(opened)
 
 
 def one(opened: Opened) -> None:
@@ -75,23 +81,20 @@ def one(opened: Opened) -> None:
         if result is None and not live_view.active():
             components.empty(*patch_view.not_run(condition, opened.store.manifest))
         if result is not None:
-            for panel in patch_view.run_panels(opened, result, chosen):
-                components.show(opened, panel)
-            _notes(result)
+            components.show_all(opened, patch_view.run_panels(opened, result, chosen))
+            live_view.notes(result)
         profile = patch_view.profile(live_view.runs_of(opened), condition, chosen.alpha)
         code = patch_view.code(opened.path, condition)
-        layers = patch_view.layer_panel(profile, condition, chosen.alpha, code)
-        if layers is not None:
-            components.show(opened, layers)
+        components.show_all(opened, [patch_view.layer_panel(profile, condition, chosen.alpha, code)])
         if result is not None:
-            components.tokens(patch_view.token_table(result.table, chosen.alpha))
+            _tokens(patch_view.token_table(result.table, chosen.alpha))
             rerun.show(opened, result.condition)
 
 
 def _one_controls(opened: Opened) -> None:
     first, second, third = st.columns(3)
     with first:
-        _direction()
+        controls.direction()
         controls.choose("site", "Site", only=SITES)
     with second:
         _position(opened)
@@ -120,21 +123,10 @@ def _heads(opened: Opened) -> None:
     chosen = controls.current()
     models = (chosen.a, chosen.b)
     count = min(int(opened.store.model_info(model)["n_heads"]) for model in models)
-
-    def changed() -> None:
-        controls.change(heads=",".join(map(str, sorted(st.session_state["patch-heads"]))))
-
     with components.guard("patching: heads"):
         shown = [head for head in patch_view.chosen_heads(chosen) or () if head < count]
-        st.session_state["patch-heads"] = shown
-        screen.multiselect(
-            "Heads", range(count), key="patch-heads", on_change=changed, placeholder="all heads together"
-        )
-
-
-def _direction() -> None:
-    names = patch_view.directions(controls.current())
-    controls.choose("target", "Direction (target ← source)", names=names)
+        every = range(count)
+        controls.several("heads", "patch-heads", "Heads", every, shown, placeholder="all heads together")
 
 
 def _position(opened: Opened) -> None:
@@ -180,7 +172,7 @@ def _key(condition: Mapping[str, Any]) -> str:
 def _table_controls(opened: Opened) -> None:
     first, second, third = st.columns(3)
     with first:
-        _direction()
+        controls.direction()
         controls.slide("layer", "Block ℓ")
     with second:
         controls.choose("site", "Site", only=SITES)
@@ -285,18 +277,15 @@ def _frame(rows: pl.DataFrame, key: str, picked: Callable[[], None]) -> None:
 
 
 def _detail(opened: Opened, result: JobResult, selected: MappedPatch, rows: pl.DataFrame) -> None:
-    for panel in patch_table.run_panels(opened, result, controls.current()):
-        components.show(opened, panel)
-    _notes(result)
+    components.show_all(opened, patch_table.run_panels(opened, result, controls.current()))
+    live_view.notes(result)
     condition = result.condition
     mine = rows.filter(
         (pl.col("hook") == condition["component"]) & (pl.col("direction") == say.direction(condition))
     )
     code = patch_table.code(opened.path, controls.current())
     code += f"\ntable = table.filter(pl.col('hook') == {condition['component']!r})"
-    profile = patch_drill.profile_panel(mine, condition, "import polars as pl\n" + code)
-    if profile is not None:
-        components.show(opened, profile)
+    components.show_all(opened, [patch_drill.profile_panel(mine, condition, "import polars as pl\n" + code)])
     with st.container(border=True, key="panel-patch-drill"):
         screen.markdown(
             f"#### Prompt by prompt at α = {result.summary['best']['alpha']:g}, the most moved first"
@@ -322,9 +311,8 @@ def _every_amplitude(opened: Opened, runs: list[patch_table.Run]) -> None:
         screen.markdown("#### Every site at every amplitude, fixed and automatic")
         screen.dataframe(table, hide_index=True, width="stretch")
         screen.caption(
-            "which: “auto” gives mapped train vectors the target's median length, “best” has the "
-            "smallest KL on "
-            "train. Each interval is of one row by itself; all rows share their prompts."
+            "which: “auto” gives mapped train vectors the target's median length, “best” has the smallest KL "
+            "on train. Each interval is of one row by itself; all rows share their prompts."
         )
 
 
@@ -365,6 +353,19 @@ def _everything(opened: Opened, runs: list[tuple[dict[str, Any], dict[str, Any]]
         screen.caption("Select a row to open that run with its settings; there it can be run again.")
 
 
-def _notes(result: JobResult) -> None:
-    for note in result.summary.get("notes", []):
-        screen.caption(plain(note))
+def _tokens(table: pl.DataFrame) -> None:
+    """Per-prompt table: prompt, KL and the most likely next tokens before and after."""
+    with st.container(border=True, key="panel-tokens"):
+        screen.markdown("#### Prompt by prompt, the most moved first")
+        screen.dataframe(
+            table,
+            hide_index=True,
+            width="stretch",
+            height=360,
+            column_config={
+                "kl": st.column_config.NumberColumn("KL, nats", format="%.3g"),
+                "text": st.column_config.TextColumn("prompt", width="medium"),
+                "before": st.column_config.TextColumn("next token before", width="medium"),
+                "after": st.column_config.TextColumn("next token after", width="medium"),
+            },
+        )

@@ -29,13 +29,13 @@ def amplitude(condition: Mapping[str, Any]) -> str:
 
 def reading(condition: Mapping[str, Any]) -> str:
     """Which token is patched, and at which the next token is read, in words."""
-    where = "there" if condition["read_at"] == "patched" else "at the decision token"
+    where = words.read_said(condition)
     return f"patched at {words.position_said(condition['position'])}, read {where}"
 
 
 def reported(condition: Mapping[str, Any]) -> str:
     """Which prompts a result is about, in words."""
-    chosen = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
+    chosen = words.limits_said(condition)
     return ", ".join([f"split: {condition.get('split', 'validation')}", *chosen])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
 
 from app.charts.grids import stacked_bars
@@ -10,7 +9,8 @@ from app.charts.palette import Palette
 from app.charts.steps import remaining_curve
 from app.charts.template import Chart
 from app.frame import prompts as queries
-from app.frame import snippets, words
+from app.frame import words
+from app.frame.call import Call
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
@@ -28,18 +28,22 @@ THRESHOLD_HELP = (
     "Prompts are kept whose content tokens are in both vocabularies to at least this share, in both models' "
     "own tokens. 0 keeps all."
 )
-MOST_LINES, MOST_TOKENS = 6, 16
+MOST_TOKENS = 16
+
+
+def kept(opened: Opened, selection: Selection) -> pl.DataFrame:
+    """The prompts that a selection keeps; columns as in `tables.kept_prompts`."""
+    which, own = queries.chosen_filter(selection), PromptFields.of(selection)
+    return asked.kept_prompts(opened.store, selection.a, selection.b, which, own.threshold)
 
 
 def shared_panel(opened: Opened, selection: Selection) -> Panel:
     """Which share of every category remains at each least shared-vocabulary ratio."""
     a, b = selection.a, selection.b
-    keep = queries.rows(opened, queries.chosen_filter(selection))
-    queries.require(keep, 1)
-    ratio = asked.ratios(opened.key, opened, a, b)["ratio"].gather(keep)
-    series, named = _categories(opened, keep, ratio)
-    every = remaining(ratio, pl.Series(["all"] * len(ratio)), asked.THRESHOLDS)
-    table = every if series is None else pl.concat([every, remaining(ratio, series, asked.THRESHOLDS)])
+    store, which = opened.store, queries.chosen_filter(selection)
+    call = Call(asked.remaining_shared, store, a=a, b=b, which=which)
+    table, keep = call.table, queries.rows(store, which)
+    ratio, series = asked.ratios(store, a, b)["ratio"].gather(keep), asked.categories(store, a, b, keep)
 
     def draw(palette: Palette) -> Chart:
         names = [name for name in table["series"].unique(maintain_order=True) if name != "all"]
@@ -55,7 +59,7 @@ def shared_panel(opened: Opened, selection: Selection) -> Panel:
             dashed="all",
         )
 
-    sizes = asked.vocabulary(opened, a, b)
+    sizes = asked.vocabulary(store, a, b)
     caption = (
         f"Ratio: the smaller, over {a} and {b}, of a prompt's content tokens whose string both vocabularies "
         f"have; by string, never by id. Vocabularies: {sizes['n_a']:,} and {sizes['n_b']:,} tokens, "
@@ -63,35 +67,7 @@ def shared_panel(opened: Opened, selection: Selection) -> Panel:
         "with one vocabulary would have 1 everywhere. Counts of these prompts, not estimates: no interval."
     )
     title = shared_title(ratio, series, selection, sizes)
-    return Panel(
-        "shared",
-        title,
-        table,
-        draw,
-        _shared_code(opened, selection, series is not None, named),
-        caption,
-        (a, b),
-        False,
-    )
-
-
-def _categories(opened: Opened, keep: np.ndarray, ratio: pl.Series) -> tuple[pl.Series | None, list[str]]:
-    """Each prompt's category, those with the highest mean ratio joined to "others", and the names kept.
-
-    None with fewer than two categories or nothing to lose; no names when nothing was joined.
-    """
-    if "category" not in opened.store.prompts.columns or ratio.min() == 1.0:
-        return None, []
-    series = opened.store.prompts["category"].gather(keep).fill_null("none")
-    by = pl.DataFrame({"ratio": ratio, "series": series}).group_by("series")
-    means = by.agg(pl.col("ratio").mean()).sort("ratio", "series")
-    if means.height < 2:
-        return None, []
-    if means.height <= MOST_LINES:
-        return series, []
-    named = means["series"].head(MOST_LINES - 1).to_list()
-    joined = pl.when(pl.col("category").is_in(named)).then("category").otherwise(pl.lit("others"))
-    return series.to_frame().select(joined)["category"], named
+    return Panel.of(call, "shared", title, draw, caption, (a, b), False)
 
 
 def shared_title(
@@ -118,31 +94,11 @@ def shared_title(
     return text + f"; of {name}, {left} of {of}"
 
 
-def _shared_code(opened: Opened, selection: Selection, by_category: bool, named: list[str]) -> str:
-    a, b = selection.a, selection.b
-    lines = snippets.prompts_lines(opened, queries.chosen_filter(selection))
-    lines += [
-        "from engine.prompts.overlap import remaining, shared_ratios",
-        "",
-        f"tokens = {{model: store.tokens(model) for model in ({a!r}, {b!r})}}",
-        "known = {model: store.table(f'vocabulary-{model}') for model in tokens}",
-        f"ratio = shared_ratios(tokens, known, {a!r}, {b!r})['ratio'].gather(keep)",
-        "thresholds = [step / 100 for step in range(101)]",
-        "table = remaining(ratio, pl.Series(['all'] * len(ratio)), thresholds)",
-    ]
-    if by_category:
-        lines.append("category = store.prompts['category'].gather(keep).fill_null('none')")
-    if named:
-        lines.append(f"category = pl.Series([c if c in {named!r} else 'others' for c in category])")
-    if by_category:
-        lines.append("table = pl.concat([table, remaining(ratio, category, thresholds)])")
-    return "\n".join(lines)
-
-
 def unshared_panel(opened: Opened, selection: Selection) -> Panel | None:
     """The tokens that one vocabulary lacks; None when there are none in these prompts."""
     a, b = selection.a, selection.b
-    found = asked.unshared(opened.key, opened, a, b, queries.chosen_filter(selection))
+    call = Call(asked.unshared, opened.store, a=a, b=b, which=queries.chosen_filter(selection))
+    found = call.table
     if not found.height:
         return None
     told = pl.when(pl.col("text").str.contains("�") | (pl.col("text") == "")).then("token").otherwise("text")
@@ -165,24 +121,15 @@ def unshared_panel(opened: Opened, selection: Selection) -> Panel | None:
         f"{found.height}; the table under Data has them all, with the model that lacks each and the number "
         "of prompts it stands in. Counts, no interval; two models with one vocabulary would have none."
     )
-    code = "\n".join(
-        [
-            *snippets.prompts_lines(opened, queries.chosen_filter(selection)),
-            "from engine.prompts.overlap import unshared_tokens",
-            "",
-            f"tokens = {{model: store.tokens(model)[keep] for model in ({a!r}, {b!r})}}",
-            "known = {model: store.table(f'vocabulary-{model}') for model in tokens}",
-            f"table = unshared_tokens(tokens, known, {a!r}, {b!r})",
-        ]
-    )
-    return Panel("unshared", title, found, draw, code, caption, (a, b), False)
+    return Panel.of(call, "unshared", title, draw, caption, (a, b), False)
 
 
 def lengths_panel(opened: Opened, selection: Selection) -> Panel:
     """Share of prompts with at least so many tokens, for each model of the pair."""
     a, b, which = selection.a, selection.b, queries.chosen_filter(selection)
-    queries.require(queries.rows(opened, which), 1)
-    table = asked.lengths(opened, (a, b), which)
+    queries.require(queries.rows(opened.store, which), 1)
+    call = Call(asked.lengths, opened.store, models=(a, b), which=which)
+    table = call.table
     longest = int(table["value"].max())  # type: ignore[arg-type]
     curve = remaining(table["value"], table["series"], [float(n) for n in range(longest + 2)])
 
@@ -201,23 +148,14 @@ def lengths_panel(opened: Opened, selection: Selection) -> Panel:
         f"{model} {words.number(float(table.filter(series=model)['value'].median()), 0)}"  # type: ignore[arg-type]
         for model in dict.fromkeys((a, b))
     )
-    ratio = asked.length_ratio(opened, a, b, which) if a != b else None
+    ratio = asked.length_ratio(opened.store, a, b, which) if a != b else None
     caption = f"Tokens with the chat template, as they were run. Medians: {medians}. " + (
         ""
         if ratio is None
         else f"Ratio of the means, bootstrap over groups, {100 * asked.LEVEL:.0f} %; 1 = no difference."
     )
-    code = "\n".join(
-        [
-            *snippets.prompts_lines(opened, which),
-            "",
-            "table = pl.concat(store.tokens(model)[keep].select(row=pl.Series(keep), series=pl.lit(model),",
-            "    value=pl.col('token_ids').list.len().cast(pl.Float64))",
-            f"    for model in {tuple(dict.fromkeys((a, b)))!r})",
-        ]
-    )
     title = lengths_title(table, selection, ratio)
-    return Panel("lengths", title, table, draw, code, caption, (a, b), False)
+    return Panel.of(call, "lengths", title, draw, caption, (a, b), False)
 
 
 def lengths_title(table: pl.DataFrame, selection: Selection, ratio: Interval | None) -> str:

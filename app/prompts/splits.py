@@ -10,53 +10,28 @@ from app.charts.grids import stacked_bars
 from app.charts.palette import Palette
 from app.charts.steps import remaining_curve
 from app.charts.template import Chart
+from app.frame.call import Call
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.prompts import tables as asked
-from engine.prompts.overlap import remaining
 from engine.stats.uncertainty import Interval
-
-MOST_ROWS = 40
 
 
 def balance_panel(opened: Opened) -> Panel:
     """Prompts per category, language and split."""
-    prompts = opened.store.prompts
-    by = [
-        c for c in ("category", "language") if c in prompts.columns and prompts[c].null_count() < len(prompts)
-    ]
-    if len(by) == 2 and prompts.select(by).unique().height > MOST_ROWS:
-        by = by[:1]
-    named = [pl.col(c).fill_null("none") for c in by] or [pl.lit("prompts")]
-    table = (
-        prompts.group_by(pl.concat_str(named, separator=" · ").alias("name"), pl.col("split").alias("series"))
-        .agg(value=pl.len())
-        .sort("name", "series")
-    )
+    call = Call(asked.balance, opened.store)
 
     def draw(palette: Palette) -> Chart:
         shown, hues = ["train", "validation"], [palette.series[4], palette.series[5]]
-        return stacked_bars(table, x_title="prompts", y_title=None, colors=hues, series=shown)
+        return stacked_bars(call.table, x_title="prompts", y_title=None, colors=hues, series=shown)
 
-    code = "\n".join(
-        [
-            "import polars as pl",
-            "from store.reader import Store",
-            "",
-            f"prompts = Store({opened.path!r}).prompts",
-            f"name = pl.concat_str([pl.col(c).fill_null('none') for c in {by!r}], separator=' · ')"
-            if by
-            else "name = pl.lit('prompts')",
-            "table = prompts.group_by(name.alias('name'), pl.col('split').alias('series'))",
-            "table = table.agg(value=pl.len()).sort('name', 'series')",
-        ]
-    )
     caption = (
         "Splits are made by group (pair_id, else id) inside every category, so that every category gives the "
         "same share up to one group; a group in both splits is refused when prompts are read. Counts, not "
         "estimates: nothing to compare with and no interval."
     )
-    return Panel("balance", balance_title(table, by), table, draw, code, caption, (), False)
+    title = balance_title(call.table, asked.parted_by(opened.store))
+    return Panel.of(call, "balance", title, draw, caption, (), False)
 
 
 def balance_title(table: pl.DataFrame, by: Sequence[str]) -> str:
@@ -80,17 +55,16 @@ def balance_title(table: pl.DataFrame, by: Sequence[str]) -> str:
 
 def leakage_panel(opened: Opened) -> Panel | None:
     """How near validation texts are to train texts, beside how near train texts are to each other."""
-    found = asked.overlaps(opened.key, opened)
+    found = asked.overlaps(opened.store)
     across = found.filter(series="validation to train")
     if not across["nearest"].drop_nulls().len():
         return None
-    known = found.drop_nulls("overlap")
-    table = remaining(known["overlap"], known["series"], asked.THRESHOLDS)
+    call = Call(asked.leakage, opened.store)
 
     def draw(palette: Palette) -> Chart:
         colors = {"validation to train": palette.pair, "within train": palette.null}
         return remaining_curve(
-            table,
+            call.table,
             x_title="overlap with the nearest train prompt",
             y_title="prompts",
             colors=colors,
@@ -111,18 +85,7 @@ def leakage_panel(opened: Opened) -> Panel | None:
         f"against the others. Wilson intervals over groups, {100 * asked.LEVEL:.0f} %. A group in both "
         "splits is impossible: splits are made by group, and given ones that overlap are refused."
     )
-    code = "\n".join(
-        [
-            "from engine.prompts.overlap import remaining, split_overlaps",
-            "from store.reader import Store",
-            "",
-            f"found = split_overlaps(Store({opened.path!r}).prompts, seed={asked.SEED})",
-            "found = found.drop_nulls('overlap')",
-            "thresholds = [step / 100 for step in range(101)]",
-            "table = remaining(found['overlap'], found['series'], thresholds)",
-        ]
-    )
-    return Panel("leakage", leakage_title(across, near), table, draw, code, caption, (), False)
+    return Panel.of(call, "leakage", leakage_title(across, near), draw, caption, (), False)
 
 
 def _share(interval: Interval | None) -> str:
@@ -158,7 +121,7 @@ def leakage_title(across: pl.DataFrame, near: dict[str, Interval | None]) -> str
 
 def worst_pairs(opened: Opened, most: int = 200) -> pl.DataFrame:
     """The validation prompts nearest to train, with both texts: overlap, validation, train, texts."""
-    found = asked.overlaps(opened.key, opened).filter(series="validation to train").drop_nulls("nearest")
+    found = asked.overlaps(opened.store).filter(series="validation to train").drop_nulls("nearest")
     texts = opened.store.prompts.select("id", "text")
     return (
         found.head(most)

@@ -30,16 +30,12 @@ def all_panels(opened: Opened, result: JobResult, alpha: float) -> list[Panel]:
     return made + [spectrum_panel(opened, result, name) for name in result.summary["spectra"]]
 
 
-def _models(result: JobResult) -> tuple[str, str]:
-    return str(result.condition["target"]), str(result.condition["source"])
-
-
 def _setting(result: JobResult) -> str:
     """Where, which map, on which prompts."""
     condition, summary = result.condition, result.summary
-    where = [f"{k} {v}" for k, v in (condition.get("where") or {}).items() if v is not None]
+    where = words.limits_said(condition)
     amplitude = "the deviation from the train mean" if condition["scale"] == "deviation" else "the vector"
-    read = "there" if condition["read_at"] == "patched" else "at the decision token"
+    read = words.read_said(condition)
     return (
         f"{condition['component']} of block {condition['layer']}, {summary['map']}; α scales {amplitude}; "
         f"put in at {words.position_said(condition['position'])}, read {read}; {', '.join([*where, ''])}"
@@ -88,12 +84,11 @@ def map_panel(opened: Opened, result: JobResult, alpha: float) -> Panel:
 
     caption = (
         "Outlined: the best cell on train. Colours follow the logarithm beyond ±10 %; −100 % is twice the "
-        "disturbance. "
-        f"{_drop(result)} {_setting(result)} {_how(result)}"
+        f"disturbance. {_drop(result)} {_setting(result)} {_how(result)}"
     )
     code = read_run(opened, result, f"table = run.table.filter({keep})")
     title = say.map_title(result.table, result.summary)
-    return Panel("rank-map", title, table, draw, code, caption, _models(result), False)
+    return Panel("rank-map", title, table, draw, code, caption, result.models, False)
 
 
 def path_panel(opened: Opened, result: JobResult, alpha: float) -> Panel:
@@ -123,7 +118,7 @@ def path_panel(opened: Opened, result: JobResult, alpha: float) -> Panel:
     )
     title = say.path_title(result.table, result.summary)
     code = _path_code(opened, result, "truncated", alpha)
-    return Panel("rank-drop", title, table, draw, code, caption, _models(result), False)
+    return Panel("rank-drop", title, table, draw, code, caption, result.models, False)
 
 
 def projector_panel(opened: Opened, result: JobResult, alpha: float) -> Panel:
@@ -158,7 +153,7 @@ def projector_panel(opened: Opened, result: JobResult, alpha: float) -> Panel:
     )
     title = say.projector_title(result.table, summary, alpha)
     code = _path_code(opened, result, "projector", alpha)
-    return Panel("rank-swap", title, table, draw, code, caption, _models(result), False)
+    return Panel("rank-swap", title, table, draw, code, caption, result.models, False)
 
 
 def spectrum_panel(opened: Opened, result: JobResult, name: str) -> Panel:
@@ -208,7 +203,7 @@ def spectrum_panel(opened: Opened, result: JobResult, name: str) -> Panel:
     title = say.spectrum_title(table, result.summary["spectra"][name], what, chance)
     more = f"table = run.tables['spectrum'].filter(pl.col('series') == {name!r})"
     code = read_run(opened, result, more)
-    return Panel(f"rank-spectrum-{name}", title, table, draw, code, how, _models(result), False)
+    return Panel(f"rank-spectrum-{name}", title, table, draw, code, how, result.models, False)
 
 
 def _lines(table: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:

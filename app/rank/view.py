@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import streamlit as st
-
 from app import screen
 from app.frame import controls
-from app.frame.asked import where_changes, where_of
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection, pair_changes, pair_of, whole
+from app.frame.selection import (
+    Selection,
+    pair_of,
+    place_changes,
+    place_of,
+    where_changes,
+    where_of,
+    whole,
+)
 from app.live.jobs import JobResult
 from app.patching import amplitudes
 from app.rank import panels as rank_panels
@@ -64,15 +69,9 @@ def experiment_of(selection: Selection) -> RankSweep:
         PatchError: the selection's position is not one token, or its amplitudes or ranks can't be read.
     """
     own = RankFields.of(selection)
-    target, source = pair_of(selection)
     offered = bases(selection)
     return RankSweep(
-        target=target,
-        source=source,
-        component=selection.site,  # type: ignore[arg-type]
-        layer=selection.layer,
-        position=selection.position,
-        read_at=selection.read_at,  # type: ignore[arg-type]
+        **place_of(selection),
         map=spec_of(selection),
         alphas=amplitudes.read(own.tried) or ALPHAS,
         ks=ranks_of(own.ranks),
@@ -86,17 +85,6 @@ def experiment_of(selection: Selection) -> RankSweep:
 def experiments(selection: Selection) -> list[RankSweep]:
     """What one click runs."""
     return [experiment_of(selection)]
-
-
-def place_changes(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
-    """Changes that make a condition's models and site the selected ones."""
-    return {
-        **pair_changes(condition, selection),
-        "site": condition["component"],
-        "layer": condition["layer"],
-        "position": condition["position"],
-        "read_at": condition["read_at"],
-    }
 
 
 def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
@@ -127,11 +115,10 @@ def not_run(selection: Selection) -> tuple[str, str]:
 
 def rank_controls() -> None:
     """Map, basis, and what α does."""
-    left, right = st.columns(2)
-    with left:
-        controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__)
-    with right:
-        controls.slide("alpha", "Amplitude α shown", step=0.25, help=ALPHA_HELP)
+    controls.across(
+        lambda: controls.choose("method", "Transport map", names=METHOD_NAMES.__getitem__),
+        lambda: controls.slide("alpha", "Amplitude α shown", step=0.25, help=ALPHA_HELP),
+    )
     with controls.row():
         controls.filter_controls(None)
         map_rare.popover()

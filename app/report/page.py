@@ -1,4 +1,4 @@
-"""What the report page keeps of a session: the report that was made, and what it was made of."""
+"""The report page, and what it keeps of a session: the report that was made, and what it was made of."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import streamlit as st
 
 from app import screen
 from app.escape import plain
+from app.frame import controls, words
 from app.frame import parts as components
 from app.frame import running as live_view
-from app.frame import words
+from app.frame.analysis import Analysis
 from app.frame.blocks import Report, Table, Text
 from app.frame.opened import Opened
 from app.frame.panel import Panel
@@ -115,3 +116,52 @@ def command(opened: Opened, selection: Selection) -> str:
     target, source = pair_of(selection)
     pair = "" if (source, target) == (start.a, start.b) else f" --pair {shlex.quote(f'{target},{source}')}"
     return f"python precompute.py report {shlex.quote(opened.path)}{pair}"
+
+
+def show(opened: Opened, selection: Selection) -> None:
+    """The button that makes the report; then its files, first tables and contents, and the command."""
+    screen.caption(about(selection))
+    found = made(opened, selection)
+    text = "Make the report" if found is None else "Make it again"
+    if screen.button(text, icon=":material/summarize:", type="primary", key="make-report", width="stretch"):
+        found = make(opened, selection)
+    if found is None:
+        components.empty(*NOT_MADE)
+        return
+    journal = "Markdown with figures and data (zip)"
+    controls.across(
+        lambda: _download(f"HTML, {found.size}", found.html, f"{found.name}.html", "text/html"),
+        lambda: _download(journal, found.journal, f"{found.name}.zip", "application/zip"),
+    )
+    screen.caption(plain(found.said))
+    for table in found.previews:
+        screen.markdown(f"#### {plain(table.title)}")
+        screen.dataframe(table.read, hide_index=True, width="stretch")
+        screen.caption(plain(table.caption))
+    screen.markdown("#### Contents")
+    screen.markdown(contents(found.report))
+    screen.caption("Without a browser, for this pair under the usual settings:")
+    st.code(command(opened, selection), language="bash", wrap_lines=True)
+
+
+def _download(text: str, data: bytes, name: str, mime: str) -> None:
+    screen.download_button(
+        text,
+        data,
+        file_name=name,
+        mime=mime,
+        icon=":material/download:",
+        key=f"report-{name.rpartition('.')[2]}",
+        on_click="ignore",
+        width="stretch",
+    )
+
+
+REPORT = Analysis(
+    "report",
+    "Report",
+    "Everything that this store says about a pair, as one file to keep, to print and to paste from.",
+    section="Study",
+    icon="summarize",
+    body=show,
+)

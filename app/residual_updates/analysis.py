@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-import streamlit as st
-
 from app.frame import controls
 from app.frame import parts as components
 from app.frame.analysis import Analysis, Blocks, Chapter, Make, Term, pair_of
@@ -34,13 +32,11 @@ def empty(opened: Opened) -> tuple[str, str] | None:
 
 def settings(opened: Opened) -> None:
     """Controls of the page."""
-    left, middle, right = st.columns(3)
-    with left:
-        controls.choose("position", "Token position", only=updates.positions(opened))
-    with middle:
-        controls.steps("k", "Rank k of Z", updates.ranks(opened))
-    with right:
-        controls.slide("ref", "Reference block of Z")
+    controls.across(
+        lambda: controls.choose("position", "Token position", only=updates.positions(opened)),
+        lambda: controls.steps("k", "Rank k of Z", updates.ranks(opened)),
+        lambda: controls.slide("ref", "Reference block of Z"),
+    )
     with controls.row():
         controls.switch("model", "Model", updates.model_names(controls.current()))
         controls.filter_controls()

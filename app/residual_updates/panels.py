@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 import polars as pl
 
 from app.charts.curves import Look, layer_curve
 from app.charts.palette import Palette
 from app.charts.template import Chart
-from app.frame import snippets, store_rounding, words
+from app.frame import store_rounding, words
+from app.frame.call import Call, Progress
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.prompts import chosen_filter, unit_said
 from app.frame.selection import Selection
-from app.residual_updates import tables as update_queries
+from app.residual_updates import tables
 from engine.residual_updates.numbers import ROUNDED, ResidualUpdates, chance_ratio, update_label
 
 WHY_EMPTY = (
@@ -37,7 +38,7 @@ def available(opened: Opened) -> bool:
     """Whether the store holds what R needs."""
     store, names = opened.store, opened.store.array_names()
     return "resid" in store.components() and all(
-        update_queries.kernel_name(model) in names for model in opened.facts.models
+        tables.kernel_name(model) in names for model in opened.facts.models
     )
 
 
@@ -48,7 +49,7 @@ def positions(opened: Opened) -> tuple[str, ...]:
 
 def ranks(opened: Opened) -> tuple[int, ...]:
     """Ranks of Z that the slider offers."""
-    return update_queries.offered_ranks(opened.facts.max_k)
+    return tables.offered_ranks(opened.facts.max_k)
 
 
 def model_names(selection: Selection) -> dict[str, str]:
@@ -71,15 +72,20 @@ def _model(selection: Selection) -> str:
     return selection.a if selection.model == "a" else selection.b
 
 
-def prepare(
-    opened: Opened, selection: Selection, progress: Callable[[str], Callable[[int, int], None]]
-) -> None:
+def lengths_of(selection: Selection) -> dict[str, Any]:
+    """What lengths inside and outside Z are asked by."""
+    where = {"model": _model(selection), "position": selection.position, "which": chosen_filter(selection)}
+    return where | {"ref": selection.ref}
+
+
+def asked(selection: Selection) -> dict[str, Any]:
+    """What R is asked by."""
+    return lengths_of(selection) | {"k": selection.k, "mean": selection.mean}
+
+
+def prepare(opened: Opened, selection: Selection, progress: Progress) -> None:
     """Do the slow part, once for each (model, reference block, position, filter), behind a progress bar."""
-    update_queries.norms(opened, _model(selection), selection, progress)
-
-
-def _scaled(values: np.ndarray, found: ResidualUpdates, selection: Selection) -> np.ndarray:
-    return values / found.chance if selection.scale == "r_over_chance" else values
+    tables.norms(opened.store, **lengths_of(selection), progress=progress)
 
 
 def _look(selection: Selection, found: ResidualUpdates, colors: Mapping[str, str], height: int = 340) -> Look:
@@ -96,7 +102,7 @@ def _look(selection: Selection, found: ResidualUpdates, colors: Mapping[str, str
 
 
 def _caption(opened: Opened, selection: Selection, method: str) -> str:
-    unit = unit_said(opened, chosen_filter(selection))
+    unit = unit_said(opened.store, chosen_filter(selection))
     return CAPTION.format(
         k=selection.k, ref=selection.ref, method=method.split(" over ", maxsplit=1)[0], unit=unit
     )
@@ -125,126 +131,79 @@ def _steps(every: int, found: ResidualUpdates) -> str:
 def curve_panel(opened: Opened, selection: Selection) -> Panel:
     """R of every block with band and chance; the verdict is the title."""
     model = _model(selection)
-    found = update_queries.result(opened, model, selection)
-    table = pl.DataFrame(
-        {
-            "layer": found.blocks,
-            "update": found.labels,
-            "series": model,
-            "value": _scaled(found.ratio.estimate, found, selection),
-            "low": _scaled(found.ratio.low, found, selection),
-            "high": _scaled(found.ratio.high, found, selection),
-            "chance": found.chance,
-            "p_random": found.p_random,
-            "mean_length": found.norm,
-            "rounding": found.rounding,
-        }
-    )
+    found = tables.result(opened.store, **asked(selection))
+    call = Call(tables.curve, opened.store, **asked(selection), scale=selection.scale)
 
     def draw(palette: Palette) -> Chart:
         color = palette.a if selection.model == "a" else palette.b
-        return layer_curve(table, _look(selection, found, {model: color}), palette)
+        return layer_curve(call.table, _look(selection, found, {model: color}), palette)
 
     caption = _caption(opened, selection, found.ratio.method) + (
         " p_random in the data: energy in Z against random subspaces of the same rank, and against those "
         "with its own share of every coordinate: the larger p, Holm-adjusted."
         f"{_rounding(opened, selection, found)}"
     )
-    code = snippets.updates(opened, model, selection)
-    return Panel("updates", words.verdict_title(model, found.verdict), table, draw, code, caption, (model,))
+    return Panel.of(call, "updates", words.verdict_title(model, found.verdict), draw, caption, (model,))
 
 
 def language_panel(opened: Opened, selection: Selection) -> Panel | None:
     """R in each language with chance and band; None with fewer than two languages."""
     model = _model(selection)
-    found = update_queries.result(opened, model, selection)
+    found = tables.result(opened.store, **asked(selection))
     if len(found.languages) < 2:
         return None
-    parts = []
-    for language, band in found.languages.items():
-        ends = {
-            n: _scaled(v, found, selection)
-            for n, v in (("value", band.estimate), ("low", band.low), ("high", band.high))
-        }
-        parts.append(pl.DataFrame({"layer": found.blocks, "series": language, **ends}))
-    table = pl.concat(parts)
+    call = Call(tables.by_language, opened.store, **asked(selection), scale=selection.scale)
 
     def draw(palette: Palette) -> Chart:
         hues = dict(zip(found.languages, palette.series[2:], strict=False))
-        return layer_curve(table, _look(selection, found, hues, 300), palette)
+        return layer_curve(call.table, _look(selection, found, hues, 300), palette)
 
     caption = _caption(opened, selection, found.ratio.method) + " The next panel says where languages differ."
     chance = 1.0 if selection.scale == "r_over_chance" else found.chance
-    title = words.languages_title(table, model, chance)
+    title = words.languages_title(call.table, model, chance)
     if selection.scale == "r_over_chance":
         title = title.replace(": R is", ": R ÷ chance is")
-    code = snippets.updates(opened, model, selection, languages=True)
-    return Panel("updates-language", title, table, draw, code, caption, (model,))
+    return Panel.of(call, "updates-language", title, draw, caption, (model,))
 
 
 def asymmetry_panel(opened: Opened, selection: Selection) -> Panel | None:
     """R of one language minus R of the other; None with fewer than two languages."""
     model = _model(selection)
-    found = update_queries.result(opened, model, selection)
+    found = tables.result(opened.store, **asked(selection))
     if not found.differences:
         return None
-    (one, two), apart = next(iter(found.differences.items()))
-    low, high = found.differences_all[one, two]
-    name = f"{one} − {two}"
-    table = pl.DataFrame(
-        {"layer": found.blocks, "series": name, "value": apart.estimate, "low": low, "high": high}
-    )
+    one, two = next(iter(found.differences))
+    call = Call(tables.asymmetry, opened.store, **asked(selection))
 
     def draw(palette: Palette) -> Chart:
         look = dataclasses.replace(
-            _look(selection, found, {name: palette.pair}, 300),
+            _look(selection, found, {f"{one} − {two}": palette.pair}, 300),
             y_title=f"R in {one} − R in {two}",
             references={"no difference": 0.0},
         )
-        return layer_curve(table, look, palette)
+        return layer_curve(call.table, look, palette)
 
     what = _caption(opened, selection, found.ratio.method).split(" Band")[0]
     caption = (
         "Differences of R itself, paired: the same resampled prompts serve both languages. The limits hold "
         f"for all blocks together (95 %, largest |t| over blocks). {what}"
     )
-    title = words.difference_title(table, [one, two], model)
-    code = snippets.asymmetry(opened, model, selection)
-    return Panel("updates-asymmetry", title, table, draw, code, caption, (model,))
+    title = words.difference_title(call.table, [one, two], model)
+    return Panel.of(call, "updates-asymmetry", title, draw, caption, (model,))
 
 
 def norms_panel(opened: Opened, selection: Selection) -> Panel:
     """Mean lengths of every block's update: whole, inside Z, outside, and inside if it were unrelated."""
     model = _model(selection)
-    found = update_queries.result(opened, model, selection)
-    lengths = update_queries.lengths(opened, model, selection)
+    found = tables.result(opened.store, **asked(selection))
+    call = Call(tables.lengths, opened.store, **lengths_of(selection), k=selection.k)
     chance = chance_ratio(found.d, found.k)
-    rows = [
-        pl.DataFrame(
-            {
-                "layer": found.blocks,
-                "update": found.labels,
-                "series": name,
-                "value": band.estimate * by,
-                "low": band.low * by,
-                "high": band.high * by,
-            }
-        )
-        for name, band, by in (
-            ("whole", lengths.total, 1.0),
-            ("outside Z", lengths.outside, 1.0),
-            ("in Z", lengths.inside, 1.0),
-            ("in Z by chance", lengths.outside, chance),
-        )
-    ]
-    table = pl.concat(rows)
 
     def draw(palette: Palette) -> Chart:
         hues = {"whole": palette.mark, "outside Z": palette.series[5], "in Z": palette.pair}
         look = _look(selection, found, {**hues, "in Z by chance": palette.null}, 300)
-        return layer_curve(
-            table, dataclasses.replace(look, y_title="mean length of the update", references=None), palette
-        )
+        look = dataclasses.replace(look, y_title="mean length of the update", references=None)
+        return layer_curve(call.table, look, palette)
 
     what = _caption(opened, selection, found.ratio.method).split(" Dashed")[0]
     caption = (
@@ -253,9 +212,8 @@ def norms_panel(opened: Opened, selection: Selection) -> Panel:
         f"{_rounding(opened, selection, found)}"
     )
     told = [b for b, share in zip(found.blocks, found.rounding, strict=True) if share <= ROUNDED]
-    title = words.lengths_title(table.filter(pl.col("layer").is_in(told)), model)
-    code = snippets.lengths(opened, model, selection)
-    return Panel("updates-norms", title, table, draw, code, caption, (model,))
+    title = words.lengths_title(call.table.filter(pl.col("layer").is_in(told)), model)
+    return Panel.of(call, "updates-norms", title, draw, caption, (model,))
 
 
 def split_panel(opened: Opened, selection: Selection) -> Panel | None:
@@ -264,29 +222,12 @@ def split_panel(opened: Opened, selection: Selection) -> Panel | None:
     if selection.parts == "hidden" or not {"attn_out", "mlp_out"} <= captured:
         return None
     model = _model(selection)
-    found = update_queries.result(opened, model, selection)
-    split = update_queries.split(opened, model, selection)
-    table = pl.concat(
-        pl.DataFrame(
-            {
-                "layer": found.blocks,
-                "series": name,
-                "value": _scaled(band.estimate, found, selection),
-                "low": _scaled(band.low, found, selection),
-                "high": _scaled(band.high, found, selection),
-                "share_in_z": share,
-                "p": split.p_apart,
-            }
-        )
-        for name, band, share in (
-            ("attention", split.attn, split.attn_share_z.estimate),
-            ("MLP", split.mlp, 1 - split.attn_share_z.estimate),
-        )
-    )
+    found = tables.result(opened.store, **asked(selection))
+    call = Call(tables.split, opened.store, **asked(selection), scale=selection.scale)
 
     def draw(palette: Palette) -> Chart:
         hues = {"attention": palette.series[4], "MLP": palette.series[5]}
-        return layer_curve(table, _look(selection, found, hues, 300), palette)
+        return layer_curve(call.table, _look(selection, found, hues, 300), palette)
 
     caption = (
         "R of the two contributions by themselves; their sum is the update. share_in_z in the "
@@ -294,9 +235,8 @@ def split_panel(opened: Opened, selection: Selection) -> Panel | None:
         "signed share of the update's energy inside Z; p: how often a random subspace of Z's dimension tells "
         f"the two apart as much. Selected: {update_label(selection.layer)}."
     )
-    title = words.split_title(table, model, selection.layer)
-    code = snippets.split(opened, model, selection)
-    return Panel("updates-split", title, table, draw, code, caption, (model,))
+    title = words.split_title(call.table, model, selection.layer)
+    return Panel.of(call, "updates-split", title, draw, caption, (model,))
 
 
 PANELS: tuple[Callable[[Opened, Selection], Panel | None], ...] = (

@@ -15,15 +15,16 @@ from app.frame import again as rerun
 from app.frame import controls
 from app.frame import parts as components
 from app.frame import running as live_view
-from app.frame.analysis import Kind
+from app.frame.analysis import Analysis
 from app.frame.export import csv_bytes
 from app.frame.opened import Opened, report
+from app.frame.page import leads_back
 from app.frame.panel import typeset
 from app.frame.selection import Selection, defaults, update
 from app.frame.stored import describe, opened_run
 from app.live.jobs import JobResult
+from app.runs import compare, notes
 from engine.errors import PatchbayError
-from engine.lab.experiment import experiment_from_json
 from engine.lab.repeat import Repeat
 
 WHY_EMPTY = (
@@ -88,16 +89,6 @@ def asked(opened: Opened, run: JobResult, selection: Selection) -> Selection:
     """The selection under which the run's page asks it again."""
     changes = run_kinds.kind_of(run.condition).selection_of(run.condition, selection)
     return update(selection, opened.facts, **changes)
-
-
-def _leads_back(opened: Opened, kind: Kind, run: JobResult, seen: Selection) -> bool:
-    """Whether the run's page asks it again under a selection, as far as the page is known to ask one."""
-    if kind.asked is None:
-        return True
-    try:
-        return kind.asked(opened, seen) == experiment_from_json(run.condition)
-    except PatchbayError:
-        return False
 
 
 def ids(run: str) -> list[str]:
@@ -181,7 +172,7 @@ def show(opened: Opened, run: JobResult, selection: Selection) -> None:
     kind = run_kinds.kind_of(run.condition)
     seen = asked(opened, run, selection)
     screen.markdown(f"##### {kind.title}: {plain(describe(run.condition))}")
-    if _leads_back(opened, kind, run, seen):
+    if leads_back(opened, kind, run.condition, seen):
         changes = kind.selection_of(run.condition, selection)
         link = controls.link(**changes, run="")
         components.page_link(kind.page, "Open on its page, to run or change it", link)
@@ -190,9 +181,38 @@ def show(opened: Opened, run: JobResult, selection: Selection) -> None:
     reason = kind.nothing(run)
     if reason is not None:
         components.empty(*reason)
-    for panel in kind.panels(opened, run, seen):
-        components.show(opened, panel)
-    for note in run.summary.get("notes", []):
-        screen.caption(plain(note))
+    components.show_all(opened, kind.panels(opened, run, seen))
+    live_view.notes(run)
     rerun.show(opened, run.condition)
     live_view.watch()
+
+
+def listing(opened: Opened, selection: Selection) -> None:
+    """The list, and what is chosen of it: one run, or several side by side."""
+    selected = ids(selection.run)
+    notes.show(opened, selected[0] if len(selected) == 1 else "")
+    listed = table(opened)
+    if not listed.height:
+        components.empty(*WHY_EMPTY)
+        return
+    pick(narrowed(listed), selected)
+    if not selected:
+        screen.caption("Select a row to open the run; several of one kind to compare them.")
+        return
+    with components.guard("runs: open"):
+        runs = [opened_run(opened, run_id) for run_id in selected]
+        if len(runs) == 1:
+            show(opened, runs[0], selection)
+        else:
+            compare.show(opened, selected, runs)
+
+
+RUNS = Analysis(
+    "runs",
+    "Runs",
+    "Every live experiment of this study, kept in the store; opening one needs no model.",
+    section="Live",
+    icon="history",
+    pair=False,
+    body=listing,
+)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-import streamlit as st
-
 from app.frame import controls
 from app.frame import parts as components
 from app.frame.analysis import Analysis, Blocks, Chapter, Headline, Make, Term
@@ -38,13 +36,11 @@ TERMS = (
 
 def settings(opened: Opened) -> None:
     """Controls of the page."""
-    left, middle, right = st.columns(3)
-    with left:
-        controls.choose("site", "Site", only=similarity.SITES)
-    with middle:
-        controls.choose("position", "Token position")
-    with right:
-        controls.slide("layer", "Block ℓ")
+    controls.across(
+        lambda: controls.choose("site", "Site", only=similarity.SITES),
+        lambda: controls.choose("position", "Token position"),
+        lambda: controls.slide("layer", "Block ℓ"),
+    )
     with controls.row():
         controls.filter_controls()
         contrast.choose(opened)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import polars as pl
 
@@ -12,11 +13,12 @@ from app.charts.grids import layer_heatmap
 from app.charts.palette import Palette
 from app.charts.template import Chart
 from app.frame import prompts as queries
-from app.frame import snippets, words
+from app.frame import words
+from app.frame.call import Call
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
-from app.similarity import contrast
+from app.similarity import contrast, tables
 from app.similarity import noise as cka_noise
 from app.similarity.fields import SimilarityFields
 
@@ -27,7 +29,7 @@ TOO_WIDE = "too wide near CKA 0, as it says from about 0.2 on"
 
 
 def _interval(opened: Opened, selection: Selection) -> str:
-    unit = f"{queries.unit_said(opened, queries.chosen_filter(selection))}s"
+    unit = f"{queries.unit_said(opened.store, queries.chosen_filter(selection))}s"
     if selection.interval == "jackknife":
         return f"jackknife over {unit}, {queries.LEVEL:.0%}; {TOO_WIDE}"
     return f"bootstrap over {unit}, {queries.LEVEL:.0%}; {TOO_WIDE} (debiased)"
@@ -35,9 +37,9 @@ def _interval(opened: Opened, selection: Selection) -> str:
 
 def _counted(opened: Opened, which: queries.Filter, shown: pl.DataFrame) -> str:
     """How many prompts were looked at; for a sample with its error, half the width of the widest band."""
-    text = queries.counted(opened, which)
+    text = queries.counted(opened.store, which)
     half = (shown["high"] - shown["low"]).drop_nulls().drop_nans() / 2
-    sampled = shown["n"][0] < queries.rows(opened, which).size and len(half)
+    sampled = shown["n"][0] < queries.rows(opened.store, which).size and len(half)
     return f"{text} (sampling error at most ±{words.number(half.max())}, in the band)" if sampled else text  # type: ignore[arg-type]
 
 
@@ -50,13 +52,19 @@ def site_of(selection: Selection) -> str:
     return selection.site if selection.site in SITES else "head_z"
 
 
+def place(selection: Selection) -> dict[str, Any]:
+    """What every table of similarity is asked by: pair, site, position, prompts."""
+    where = {"site": site_of(selection), "position": selection.position}
+    return {"a": selection.a, "b": selection.b, **where, "which": queries.chosen_filter(selection)}
+
+
 def curve_panel(opened: Opened, selection: Selection) -> Panel:
     """CKA of the pair in every block, both estimators, interval of the chosen one, permuted-pairing null."""
-    site, head = site_of(selection), selection.estimator
-    table = queries.cka_curve(opened, selection, site)
-    null = queries.cka_null(opened, selection, site)
-    shown = cka_noise.with_noise(opened, selection, site, table.filter(pl.col("series") == head))
-    banded = table.with_columns(
+    store, head, asked = opened.store, selection.estimator, place(selection)
+    call = Call(tables.cka_with_null, store, **asked, estimator=head, interval=selection.interval)
+    null = tables.cka_null(store, **asked, estimator=head)
+    shown = cka_noise.with_noise(store, call.table.filter(series=head), **asked, estimator=head)
+    banded = call.table.with_columns(
         pl.when(pl.col("series") == head).then(pl.col(c)).otherwise(None).alias(c) for c in ("low", "high")
     )
 
@@ -80,20 +88,17 @@ def curve_panel(opened: Opened, selection: Selection) -> Panel:
         "Biased CKA rises towards 1 when there are fewer prompts than dimensions; the debiased one does not."
         f"{cka_noise.note(shown)}"
     )
-    title = words.cka_title(shown, null, selection.a, selection.b, site)
-    joined = table.join(
-        null.rename({"low": "null_low", "high": "null_high"}).drop("draws", "within"), on="layer", how="left"
-    )
-    pair = (selection.a, selection.b)
-    return Panel("cka", title, joined, draw, snippets.cka_curve(opened, selection, site), caption, pair)
+    title = words.cka_title(shown, null, selection.a, selection.b, site_of(selection))
+    return Panel.of(call, "cka", title, draw, caption, (selection.a, selection.b))
 
 
 def language_panel(opened: Opened, selection: Selection) -> Panel | None:
     """The chosen estimator's curve for each language; None with fewer than two."""
     if selection.language != "all" or len(opened.facts.languages) < 2:
         return None
-    site = site_of(selection)
-    table = cka_noise.with_noise(opened, selection, site, queries.cka_by_language(opened, selection, site))
+    how = {"estimator": selection.estimator, "interval": selection.interval}
+    call = Call(tables.cka_by_language, opened.store, **place(selection), **how)
+    table = call.table
 
     def draw(palette: Palette) -> Chart:
         names = table["series"].unique().sort().to_list()
@@ -103,27 +108,23 @@ def language_panel(opened: Opened, selection: Selection) -> Panel | None:
 
     split, _, category = queries.chosen_filter(selection)
     counts = "; ".join(
-        f"{s}: {queries.counted(opened, (split, s, category))}" for s in table["series"].unique().sort()
+        f"{s}: {queries.counted(opened.store, (split, s, category))}" for s in table["series"].unique().sort()
     )
     caption = (
         f"{counts}. Bands as above. Centred within each language, so a shift between them counts for "
         f"nothing.{cka_noise.note(table)}"
     )
     title = words.language_title(table, selection.a, selection.b)
-    pair = (selection.a, selection.b)
-    return Panel(
-        "cka-language", title, table, draw, snippets.cka_by_language(opened, selection, site), caption, pair
-    )
+    return Panel.of(call, "cka-language", title, draw, caption, (selection.a, selection.b))
 
 
 def heatmap_panel(opened: Opened, selection: Selection) -> Panel:
     """Every block of one model against every block of the other."""
-    site = site_of(selection)
-    table = queries.cka_grid(opened, selection, site)
+    call = Call(tables.cka_grid, opened.store, **place(selection), estimator=selection.estimator)
 
     def draw(palette: Palette) -> Chart:
         return layer_heatmap(
-            table,
+            call.table,
             x_title=f"Block of {selection.b}",
             y_title=f"Block of {selection.a}",
             value_title=f"{selection.estimator} CKA",
@@ -131,14 +132,13 @@ def heatmap_panel(opened: Opened, selection: Selection) -> Panel:
             palette=palette,
         )
 
-    title = words.heatmap_title(table, selection.a, selection.b)
+    title = words.heatmap_title(call.table, selection.a, selection.b)
     caption = (
-        f"{site} at {words.position_said(selection.position)}, "
-        f"{queries.counted(opened, queries.chosen_filter(selection))}. "
+        f"{site_of(selection)} at {words.position_said(selection.position)}, "
+        f"{queries.counted(opened.store, queries.chosen_filter(selection))}. "
         f"Outlined: block {selection.layer} of {selection.a}. Null as above."
     )
-    pair = (selection.a, selection.b)
-    return Panel("cka-grid", title, table, draw, snippets.cka_grid(opened, selection, site), caption, pair)
+    return Panel.of(call, "cka-grid", title, draw, caption, (selection.a, selection.b))
 
 
 def panels(selection: Selection) -> tuple[Callable[[Opened, Selection], Panel | None], ...]:

@@ -34,7 +34,7 @@ def _models(result: JobResult) -> tuple[str, ...]:
 def _setting(result: JobResult) -> str:
     """What v is, where it is added, what the words stand for, on which prompts."""
     condition, summary = result.condition, result.summary
-    read = "there" if condition["read_at"] == "patched" else "at the decision token"
+    read = words.read_said(condition)
     wanted, neutral = (
         f"{summary['counts'][role]['validation']} validation prompts ({say.named(condition[group])})"
         for role, group in (("wanted", "where"), ("neutral", "neutral"))
@@ -42,9 +42,8 @@ def _setting(result: JobResult) -> str:
     return (
         f"v: {summary['direction']}, from train prompts, length 1; α in units of the site's mean norm "
         f"({summary['norm']:.3g}). {condition['component']} of block {condition['layer']} at "
-        f"{words.position_said(condition['position'])}, read {read}. "
-        f"Wanted: {summary['wanted']}; others: {summary['against']}. "
-        f"Shift on {wanted}, side effect on {neutral}."
+        f"{words.position_said(condition['position'])}, read {read}. Wanted: {summary['wanted']}; others: "
+        f"{summary['against']}. Shift on {wanted}, side effect on {neutral}."
     )
 
 
@@ -172,8 +171,7 @@ def frontier_panel(opened: Opened, result: JobResult) -> Panel:
     caption = (
         "One point per α and sign; up and to the left is better. √KL grows about evenly with α. taken away: "
         f"own − (own·v)v; to its mean: own − ((own − μ)·v)v, μ the train mean.{_span_note(result)} "
-        f"{_setting(result)} "
-        f"{_how(result)}"
+        f"{_setting(result)} {_how(result)}"
     )
     code = read_run(opened, result, VALIDATION.format(table="run.table"))
     title = say.ablation_title(table, result.condition, result.summary)
@@ -185,9 +183,8 @@ def _span_note(result: JobResult) -> str:
     if dims == 1:
         return ""
     return (
-        f" Here the part inside {dims} directions B, own − B Bᵀ own, and inside random spans of "
-        f"{dims} (mean over "
-        f"{result.condition['draws']} draws); v is the mean difference's part inside B."
+        f" Here the part inside {dims} directions B, own − B Bᵀ own, and inside random spans of {dims} (mean "
+        f"over {result.condition['draws']} draws); v is the mean difference's part inside B."
     )
 
 

@@ -82,13 +82,10 @@ def spans_panel(opened: Opened, result: JobResult) -> Panel | None:
 
     condition = result.condition
     caption = (
-        f"own − B Bᵀ own, B the first k leading directions of {condition['source']} − "
-        f"{condition['target']} from "
-        f"{condition['leading']} on. Shift: change of log p(wanted) − log p(others); side effect: KL "
-        "on the prompts "
-        f"that should stay. Random: mean over {condition['draws']} random spans of k. Each k is a run "
-        "of its own; "
-        "bootstrap intervals of each by itself."
+        f"own − B Bᵀ own, B the first k leading directions of {condition['source']} − {condition['target']} "
+        f"from {condition['leading']} on. Shift: change of log p(wanted) − log p(others); side effect: KL on "
+        f"the prompts that should stay. Random: mean over {condition['draws']} random spans of k. Each k is "
+        "a run of its own; bootstrap intervals of each by itself."
     )
     code = "\n".join(
         (

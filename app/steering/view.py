@@ -11,9 +11,8 @@ from app import screen
 from app.frame import controls
 from app.frame.opened import Opened
 from app.frame.panel import Panel
-from app.frame.selection import Selection, pair_of
+from app.frame.selection import Selection, pair_of, place_changes, place_of
 from app.live.jobs import JobResult
-from app.rank.view import place_changes
 from app.steering import panels as steering_panels
 from app.steering import spans
 from app.steering.fields import SteeringFields
@@ -24,9 +23,8 @@ PAGE = "rank"
 WORDS = "Yes / No"
 SPANS = range(1, 9)
 SPAN_HELP = (
-    "1: one direction is added and taken away. More: the part of the activation inside all k is "
-    "taken away, beside "
-    "random spans of k; what is added is the mean difference's part inside them."
+    "1: one direction is added and taken away. More: the part of the activation inside all k is taken away, "
+    "beside random spans of k; what is added is the mean difference's part inside them."
 )
 COLUMNS = ("language", "category", "label")
 MOST_CONTRASTS = 6
@@ -88,15 +86,9 @@ def words_of(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def experiment_of(selection: Selection) -> Steering:
     """The steering that a selection describes; PatchError for a part that can't be read."""
     own = SteeringFields.of(selection)
-    target, source = pair_of(selection)
     wanted, against = words_of(own.words)
     return Steering(
-        target=target,
-        source=source,
-        component=selection.site,  # type: ignore[arg-type]
-        layer=selection.layer,
-        position=selection.position,
-        read_at=selection.read_at,  # type: ignore[arg-type]
+        **place_of(selection),
         wanted=wanted,
         against=against,
         where=group_of(own.steered),
@@ -162,8 +154,7 @@ def steering_controls(opened: Opened) -> None:
         screen.text_input(
             "Words wanted / others",
             key="steer-words",
-            on_change=_changed,
-            args=("words", "steer-words"),
+            on_change=_said,
             help="Words parted by commas, a slash, other words. Each stands for all its forms that are one "
             "token of the target's tokenizer; the result lists them.",
         )
@@ -176,16 +167,14 @@ def steering_controls(opened: Opened) -> None:
 
 
 def _pick(name: str, text: str, options: Mapping[str, str]) -> None:
-    key, value = f"steer-{name}", controls.setting(name)
-    st.session_state[key] = value if value in options else ""
-    screen.selectbox(
-        text, list(options), key=key, format_func=options.__getitem__, on_change=_changed, args=(name, key)
-    )
+    value = controls.setting(name)
+    shown = value if value in options else ""
+    controls.bound(name, f"steer-{name}", text, list(options), shown, format_func=options.__getitem__)
 
 
-def _changed(name: str, key: str) -> None:
-    value = str(st.session_state[key]).strip()
-    controls.change(**{name: "" if name == "words" and value == WORDS else value})
+def _said() -> None:
+    value = str(st.session_state["steer-words"]).strip()
+    controls.change(words="" if value == WORDS else value)
 
 
 def not_run(selection: Selection) -> tuple[str, str]:
@@ -194,10 +183,9 @@ def not_run(selection: Selection) -> tuple[str, str]:
     wanted, against = ("/".join(side) for side in (spec.wanted, spec.against))
     return (
         "This direction has not been steered along",
-        f"**Run** adds the {spec.direction_text()} to {spec.target}'s {spec.component} of block "
-        f"{spec.layer} at growing amplitudes and takes it away, and reads how far log p({wanted}) − "
-        f"log p({against}) moves and what it costs elsewhere, beside random directions as long and "
-        "as costly.",
+        f"**Run** adds the {spec.direction_text()} to {spec.target}'s {spec.component} of block {spec.layer} "
+        f"at growing amplitudes and takes it away, and reads how far log p({wanted}) − log p({against}) "
+        "moves and what it costs elsewhere, beside random directions as long and as costly.",
     )
 
 

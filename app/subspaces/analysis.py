@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from app.frame import parts as components
+from app.frame import running as live_view
 from app.frame.analysis import Analysis, Headline, Kind, Planned, Term, pair_of
 from app.frame.chapters import first_of, of_kind
 from app.frame.opened import Opened
@@ -40,6 +42,23 @@ def planned(opened: Opened, selection: Selection) -> list[SubspaceScores]:
     return [view.experiment_of(opened, selection)] if view.can_score(opened) else []
 
 
+def show(opened: Opened, selection: Selection) -> None:
+    """What runs the scores, and the stored ones: of another run alike where the selected one isn't stored."""
+    wanted = view.experiment_of(opened, selection)
+    found = view.stored(opened, wanted, selection.run)
+    if found is None:
+        live_view.rejoin(opened, wanted)
+    done = view.is_stored(opened, wanted)
+    live_view.run_button(opened, [wanted], "Score all candidates", done=done)
+    live_view.watch()
+    if found is None and not live_view.active():
+        components.empty(*view.not_run(opened, wanted))
+    if found is not None:
+        view.score_controls(found)
+        view.show(opened, view.shown_of(opened, found, selection))
+        live_view.notes(found)
+
+
 SCORES = Kind(
     "subspaces",
     TITLE,
@@ -65,6 +84,7 @@ SUBSPACES = Analysis(
     "subspaces",
     TITLE,
     QUESTION,
+    pair=False,
     tuned=pair_of,
     section="Weights",
     icon="join_inner",
@@ -81,5 +101,7 @@ SUBSPACES = Analysis(
     chapters=(of_kind(SCORES, chapter.shown, chapter.empty),),
     terms=TERMS,
     headline=headline,
+    controls=view.broad_control,
+    body=show,
     fields=SubspaceFields,
 )

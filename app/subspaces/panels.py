@@ -203,9 +203,8 @@ def profile_panel(opened: Opened, shown: Shown) -> Panel:
         more = f" Its leading principal cosine: {', '.join(say.figure(value) for value in first[:8])}."
     note = f" It is of the read side: a high R_w is {say.READ_SIDE}." if entry.axis_kind == "read" else ""
     caption = (
-        f"{entry.name} ({entry.family}, {entry.axis_kind}): {entry.definition}.{note}{more} "
-        f"Dashed: the most that a subspace of its rank can have there. Shaded: averaged blocks. "
-        f"{method(shown)}."
+        f"{entry.name} ({entry.family}, {entry.axis_kind}): {entry.definition}.{note}{more} Dashed: the most "
+        f"that a subspace of its rank can have there. Shaded: averaged blocks. {method(shown)}."
     )
     title = say.profile_title(shown.scores, shown.candidate)
     code = code_of(opened, shown, f"q.profile(scores, {shown.candidate!r})")
@@ -333,9 +332,8 @@ def stability_panel(opened: Opened, shown: Shown) -> Panel:
     tested = say.agreement_figures(agreement)
     where = "the blocks that it changes" if shown.layers is None else shown.averaged
     caption = (
-        f"Each weight change is averaged over {where}. "
-        f"Kendall's W of all candidates but ceilings, 1 where the orders are the same: {tested}. Null: "
-        f"independent orders, by χ². {setting(shown)}."
+        f"Each weight change is averaged over {where}. Kendall's W of all candidates but ceilings, 1 where "
+        f"the orders are the same: {tested}. Null: independent orders, by χ². {setting(shown)}."
     )
     code = code_of(opened, shown, "q.by_change(changes)", every=True)
     title = say.stability_title(agreement, len(names))

@@ -70,11 +70,6 @@ def group_of(axis_kind: str) -> int:
     return next(number for number, kinds in enumerate(GROUPS) if axis_kind in kinds)
 
 
-def kinds_of(scores: Scores) -> dict[str, str]:
-    """Candidate -> axis kind."""
-    return {entry.name: entry.axis_kind for entry in scores.candidates}
-
-
 @lru_cache(maxsize=64)
 def summary(scores: Scores) -> pl.DataFrame:
     """One row for each candidate: write and mixed by place, then read, then ceilings."""

@@ -32,11 +32,9 @@ PROMPTS = "subspace-prompts"
 """Stored table of the prompts that were used."""
 GAINS = {"folded": "folded in", "stored": "left out"}
 GAINS_HELP = (
-    "folded in: what reads the stream is taken with the gain of the norm before it, the unembedding "
-    "with the final "
-    "norm's: what these weights do to the normalised stream. left out: the weights as they are "
-    "stored. It is part "
-    "of a run."
+    "folded in: what reads the stream is taken with the gain of the norm before it, the unembedding with the "
+    "final norm's: what these weights do to the normalised stream. left out: the weights as they are stored. "
+    "It is part of a run."
 )
 NOTHING = (
     "This store holds nothing to score subspaces with",
@@ -196,20 +194,27 @@ def scored(opened: Opened, fold_norm: bool | None = None) -> list[int]:
 
 
 def broad_control(opened: Opened) -> None:
-    """The broad rank: stored ones open at once, others offer the job; and which of several runs."""
+    """The broad rank: stored ones open at once, others offer the job; and which of several runs.
+
+    Stops the page of a store that has nothing to score with, and says what its study lacks.
+    """
+    if not can_score(opened):
+        components.empty(*NOTHING)
+        if opened.can_run:
+            st.code(SNIPPET, language="toml", wrap_lines=True)
+        st.stop()
     held = scored(opened, SubspaceFields.of(controls.current()).gains == "folded")
-    left, right = st.columns(2)
-    with left:
-        controls.steps(
+    controls.across(
+        lambda: controls.steps(
             "broad",
             "Broad rank",
             broads(opened),
             help="Dimensions of what some candidates are taken away from, as in write_not_global_read. "
             "It is part of a run: another value scores all candidates anew.",
             names=lambda value: str(value) if value in held else f"{value} (not scored)",
-        )
-    with right:
-        controls.switch("gains", "Norm gains of what reads", GAINS, help=GAINS_HELP)
+        ),
+        lambda: controls.switch("gains", "Norm gains of what reads", GAINS, help=GAINS_HELP),
+    )
     own = SubspaceFields.of(controls.current())
     known = runs_at(opened, own.broad, own.gains == "folded")
     if len(known) > 1:
@@ -240,23 +245,19 @@ def score_controls(result: JobResult) -> None:
 
 
 def _bound(name: str, text: str, options: list[str], value: str, **more: Any) -> None:
-    """A select box bound to a field of the selection that is free text."""
-    key = f"subspaces-{name}"
-    st.session_state[key] = value
-    change = lambda: controls.change(**{name: st.session_state[key]})  # noqa: E731
-    screen.selectbox(text, options, key=key, on_change=change, **more)
+    controls.bound(name, f"subspaces-{name}", text, options, value, **more)
 
 
 def _averaged(summary: Mapping[str, Any], delta: str, chosen: Selection) -> None:
     changed = words.blocks([int(layer) for layer in summary["changed"].get(delta, [])])
-    key, count = "subspaces-averaged", int(summary["n_layers"])
-    st.session_state[key] = list(layers_of(SubspaceFields.of(chosen).averaged, count) or ())
-    screen.multiselect(
+    count = int(summary["n_layers"])
+    controls.several(
+        "averaged",
+        "subspaces-averaged",
         "Averaged blocks",
         range(count),
-        key=key,
+        layers_of(SubspaceFields.of(chosen).averaged, count) or (),
         placeholder=f"where ΔW ≠ 0: {changed}",
-        on_change=lambda: controls.change(averaged=",".join(map(str, sorted(st.session_state[key])))),
         help="Over which blocks scores are averaged, and Holm's adjustment runs.",
     )
 
@@ -314,11 +315,7 @@ def show(opened: Opened, shown: Shown) -> None:
     for text in substituted(shown, controls.current()):
         screen.warning(plain(text), icon=":material/link_off:")
     write, read = panels.maps(opened, shown)
-    left, right = st.columns(2)
-    with left:
-        components.show(opened, write)
-    with right:
-        components.show(opened, read)
+    controls.across(lambda: components.show(opened, write), lambda: components.show(opened, read))
     controls.switch("hues", "Points coloured by", {"side": "side", "family": "family"})
     parts.conclusion(opened, shown)
     candidate_control(shown)

@@ -16,9 +16,11 @@ from app.ard import tables as ard_queries
 from app.ard import view as ard_view
 from app.ard import words as ard_words
 from app.ard.fields import ArdFields
+from app.bridge import spaces as bridge_spaces
 from app.bridge import tables as bridge_queries
 from app.frame import running as live_view
 from app.frame import words
+from app.frame.call import Progress
 from app.frame.opened import Opened
 from app.frame.prompts import rows
 from app.frame.selection import Selection, changed
@@ -121,21 +123,23 @@ def each(opened: Opened, selection: Selection, read: Callable[[int], Finding | N
     return found
 
 
-def prepare(opened: Opened, selection: Selection, progress: geometry_queries.Progress) -> None:
+def prepare(opened: Opened, selection: Selection, progress: Progress) -> None:
     """Do what is slow and not there yet, behind progress bars."""
     for block in blocks(opened, selection):
         at = dataclasses.replace(selection, layer=block, ref=block)
-        geometry_queries.prepare(opened, geometry.model_of(at), at, progress)
+        geometry.prepare(opened, at, progress)
         if updates.available(opened):
             updates.prepare(opened, updates.effective(opened, at), progress)
 
 
 def geometry_part(opened: Opened, selection: Selection) -> Part:
     """Whether Z separates."""
-    model, pooling = geometry.model_of(selection), geometry_queries.poolings(opened, selection)[-1]
+    model, pooling = geometry.model_of(selection), geometry.poolings(opened, selection)[-1]
 
     def read(block: int) -> Finding:
-        found = geometry_queries.measured(opened, model, selection, block, pooling).separation
+        found = geometry_queries.measured(
+            opened.store, **geometry.place(selection, pooling), layer=block
+        ).separation
         at = found.ks.index(selection.k)
         words = geometry_words.separation_title(f"{model}, block {block}, {pooling}", found, selection.k)
         return Finding("separates" if found.separates[at] else "not shown", words, found.n)
@@ -147,12 +151,12 @@ def geometry_part(opened: Opened, selection: Selection) -> Part:
 
 def update_of(opened: Opened, selection: Selection, block: int) -> ResidualUpdates:
     chosen = updates.effective(opened, dataclasses.replace(selection, ref=block))
-    return update_queries.result(opened, geometry.model_of(chosen), chosen)
+    return update_queries.result(opened.store, **updates.asked(chosen))
 
 
 def _prompts(opened: Opened, selection: Selection) -> int:
     which = (selection.split, selection.language, selection.category)
-    return len(rows(opened, which))
+    return len(rows(opened.store, which))
 
 
 def updates_part(opened: Opened, selection: Selection) -> Part:
@@ -318,11 +322,11 @@ def _overlap(fit: ard_queries.Fit, row: Mapping[str, Any], k: int) -> Finding:
 
 
 def bridges(opened: Opened, selection: Selection) -> dict[int, Finding]:
-    chosen = bridge_queries.effective(opened, selection)
+    chosen = bridge_spaces.effective(opened, selection)
 
     def read(block: int) -> Finding:
         at = dataclasses.replace(chosen, layer=block)
-        found = bridge_queries.fitted(opened, at)
+        found = bridge_queries.fitted(opened.store, **bridge_spaces.at_block(opened, at))
         words = f"Block {block}, k = {at.k}: {found.words.rstrip('.')}"
         return Finding(found.words.split(":")[0].split(" (")[0], words, found.n)
 

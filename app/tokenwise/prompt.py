@@ -68,13 +68,13 @@ def _shortened(text: str) -> str:
 
 def _list(opened: Opened, own: TokenwiseFields) -> None:
     texts = dict(zip(opened.store.prompts["id"], opened.store.prompts["text"], strict=True))
-    st.session_state["tokenwise-prompt"] = of_the_study(opened, own)
-    screen.selectbox(
+    controls.bound(
+        "prompt",
+        "tokenwise-prompt",
         "Prompt",
         list(texts),
-        key="tokenwise-prompt",
+        of_the_study(opened, own),
         format_func=lambda name: f"{name}: {_shortened(str(texts[name] or ''))}",
-        on_change=lambda: controls.change(prompt=st.session_state["tokenwise-prompt"]),
     )
 
 

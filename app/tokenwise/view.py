@@ -183,15 +183,11 @@ def states_panel(opened: Opened, result: JobResult) -> Panel | None:
 
 def _least(opened: Opened, result: JobResult, state: int) -> float:
     """Rounding noise of either model's stream at a state, relative; of the run where the store has none."""
-    models = _models(result)
+    models = result.models
     known = [store_rounding.relative_noise(opened.store, model, "resid_pre", state) for model in models]
     measured = result.summary.get("rounding") or {}
     whole = [float(measured.get(model, {}).get("relative", 0.0)) for model in models]
     return max(*(one or other for one, other in zip(known, whole, strict=True)), LEAST)
-
-
-def _models(result: JobResult) -> tuple[str, ...]:
-    return result.condition["target"], result.condition["source"]
 
 
 def _panel(
@@ -205,5 +201,5 @@ def _panel(
     """A panel by (name, title, caption); `read`: what of `run.tables` its table is."""
     name, title, caption = said
     code = read_run(opened, result, f"table = run.tables{read}")
-    models = _models(result)
+    models = result.models
     return Panel(f"tokenwise-{name}", title, table, draw, code, caption, models, False)

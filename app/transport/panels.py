@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from app.charts.lines import numeric_lines, value_dots
 from app.charts.matrix import matrix
 from app.charts.palette import Palette
 from app.charts.template import Chart
+from app.frame.call import Call
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.prompts import paired
 from app.frame.selection import Selection, changed
 from app.frame.words import sentence
 from app.similarity import noise as cka_noise
-from app.transport import snippets, words
+from app.transport import places, scored, words
 from app.transport import tables as tq
 from app.transport.fields import MapFields
-from engine.transport import DEFAULT_ALPHAS, TransportScores
+from engine.transport import TransportScores
 from engine.transport.named import USES, MapSpec
 
 METHOD_NAMES = {
@@ -45,18 +44,18 @@ FLOOR = -0.5
 
 def ranks(opened: Opened) -> tuple[int, ...]:
     """Ranks that the slider offers: a growing grid, then 0 for the full rank."""
-    return rank_grid(min(opened.facts.width, len(tq.splits(opened)["train"]) - 1))
+    return rank_grid(min(opened.facts.width, len(tq.splits(opened.store)["train"]) - 1))
 
 
 def rank_grid(most: int) -> tuple[int, ...]:
     """Ranks below `most`, ever further apart, then 0 for the full rank."""
-    return (*_grid(most - 1), 0)
+    return (*scored.ranks(most - 1), 0)
 
 
 def directions(opened: Opened, selection: Selection) -> tuple[int, ...]:
     """Sizes of the logit subspace that the slider offers."""
-    most = tq.most_directions(opened, tq.Place.of(selection))
-    return tuple(sorted({*_grid(most), most}))
+    most = tq.most_directions(opened.store, tq.Place.of(selection))
+    return tuple(sorted({*scored.ranks(most), most}))
 
 
 def rank_name(k: int) -> str:
@@ -66,8 +65,8 @@ def rank_name(k: int) -> str:
 
 def check(opened: Opened, selection: Selection) -> None:
     """Raises AnalysisError, which says why, when the selected map can't be fitted at the selected place."""
-    tq.splits(opened)
-    tq.check(opened, tq.Place.of(selection), tq.spec_of(selection))
+    tq.splits(opened.store)
+    tq.check(opened.store, tq.Place.of(selection), tq.spec_of(selection))
 
 
 def effective(opened: Opened, selection: Selection) -> Selection:
@@ -82,11 +81,6 @@ def effective(opened: Opened, selection: Selection) -> Selection:
     return changed(selection, **changes)
 
 
-def _grid(most: int) -> list[int]:
-    doubling = [k * 2**n for n in range(12) for k in (8, 12)]
-    return [k for k in sorted({*range(1, 9), *doubling}) if k <= most]
-
-
 def uses(selection: Selection) -> tuple[str, ...]:
     """Parameters that the selected map has: rank, shrinkage, penalty, directions, clusters."""
     return USES[MapFields.of(selection).method]
@@ -98,24 +92,24 @@ def _context(opened: Opened, selection: Selection) -> tuple[tq.Place, MapSpec, t
 
 
 def _choice(opened: Opened, spec: MapSpec) -> str:
-    unit = "leave-one-pair-out" if paired(opened) else "leave-one-out"
+    unit = "leave-one-pair-out" if paired(opened.store) else "leave-one-out"
     return unit if spec.penalty is None else f"set by hand ({unit} is the alternative)"
 
 
 def _units(opened: Opened) -> str:
-    return "pairs" if paired(opened) else "prompts"
+    return "pairs" if paired(opened.store) else "prompts"
 
 
 def scores_panel(opened: Opened, selection: Selection) -> Panel:
     """Every score of the selected map at the selected place, with the range of chance."""
     place, spec, names = _context(opened, selection)
-    found, both = tq.scores(opened, place, spec), tq.pair(opened, place)
-    table = score_table(found)
-    low = min(-0.25, *(max(v, -1.0) for v in table["value"].drop_nulls().to_list()))
+    found, both = tq.scores(opened.store, place, spec), tq.pair(opened.store, place)
+    call = Call(scored.scores, opened.store, **scored.asked(place, spec))
+    low = min(-0.25, *(max(v, -1.0) for v in call.table["value"].drop_nulls().to_list()))
 
     def draw(palette: Palette) -> Chart:
         title = "R², CKA or cosine (1 = the target itself)"
-        return value_dots(table, x_title=title, palette=palette, limits=(low, 1.02))
+        return value_dots(call.table, x_title=title, palette=palette, limits=(low, 1.02))
 
     constant = next(
         (n for n, side in zip(names[::-1], (both.train.y, both.train.x), strict=True) if not side.span.rank),
@@ -123,12 +117,11 @@ def scores_panel(opened: Opened, selection: Selection) -> Panel:
     )
     caption = _score_caption(opened, place, spec, found)
     title = words.map_title(found, *names, place.words, constant)
-    code = snippets.scores(opened, place, spec)
-    return Panel("map-scores", title, table, draw, code, caption, names, clickable=False)
+    return Panel.of(call, "map-scores", title, draw, caption, names, clickable=False)
 
 
 def _score_caption(opened: Opened, place: tq.Place, spec: MapSpec, found: TransportScores) -> str:
-    both = tq.pair(opened, place)
+    both = tq.pair(opened.store, place)
     repeated, compared = both.repeated, both.validation.compared.size
     sampled = f" CKA: a random sample of {compared:,} of these." if compared < found.n_validation else ""
     parts = [
@@ -137,8 +130,8 @@ def _score_caption(opened: Opened, place: tq.Place, spec: MapSpec, found: Transp
         f"Grey: {_null(opened, found)}for the mapped CKA, the central 95 % of {tq.PAIRINGS} wrong pairings."
         f"{sampled}",
         "α that restores the target's length, from train: "
-        f"{_number(found.alpha_vector)} for the vector, {_number(found.alpha_deviation)} for its deviation "
-        "from the target's mean.",
+        f"{scored.number(found.alpha_vector)} for the vector, {scored.number(found.alpha_deviation)} for its "
+        "deviation from the target's mean.",
         _penalty_note(opened, place, spec),
         _cluster_note(opened, place, spec),
         words.constant_note(*(int((side.moments[1] == 0).sum()) for side in (both.train.x, both.train.y))),
@@ -157,48 +150,14 @@ def _null(opened: Opened, found: TransportScores) -> str:
     )
 
 
-def score_table(found: TransportScores) -> pl.DataFrame:
-    """One row per score: name, value, low, high, null_low, null_high."""
-    null_r2 = (None, found.r2_shuffled_max)
-    rows: list[tuple[str, float, float | None, float | None, float | None, float | None]] = [
-        ("R², train", found.r2_train, None, None, None, None),
-        ("R², validation", found.r2_validation, found.r2_low, found.r2_high, *null_r2),
-        ("CKA of the models, debiased", found.cka_raw_debiased, None, None, None, None),
-        (
-            "CKA after mapping, debiased",
-            found.cka_mapped_debiased,
-            None,
-            None,
-            found.cka_null_low,
-            found.cka_null_high,
-        ),
-        ("CKA after mapping, biased", found.cka_mapped, None, None, None, None),
-        ("cosine of deviations", found.cosine_deviation, None, None, None, None),
-        ("cosine", found.cosine, None, None, None, None),
-    ]
-    names = ("name", "value", "low", "high", "null_low", "null_high")
-    schema = {"name": pl.String, **dict.fromkeys(names[1:], pl.Float64)}
-    table = pl.DataFrame(rows, schema=schema, orient="row").fill_nan(None)
-    # the mean of refits on wrong pairs starts the grey bar of R²
-    start = pl.when(pl.col("name") == "R², validation").then(pl.lit(found.r2_shuffled))
-    table = table.with_columns(start.otherwise(pl.col("null_low")).fill_nan(None).alias("null_low"))
-    return table.with_columns(pl.col("value").map_elements(_number, pl.String).alias("short"))
-
-
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "undefined"
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.1e}"
-
-
 def _penalty_note(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
     if "penalty" not in USES[spec.method]:
         return ""
     if spec.clusters > 1:
         return f"λ of every cluster: {_choice(opened, spec)}."
-    made: Any = tq.fitted(opened, place, spec)
+    made: Any = tq.fitted(opened.store, place, spec)
     ridge = made.ridge_ if spec.method == "LogitSubspaceRidge" else made
-    each = f"{ridge.alpha_ / len(tq.splits(opened)['train']):.3g}"
+    each = f"{ridge.alpha_ / len(tq.splits(opened.store)['train']):.3g}"
     return (
         f"λ = {ridge.alpha_:.4g} beside the errors' sum, {each} beside their mean over prompts, "
         f"{_choice(opened, spec)}."
@@ -208,8 +167,8 @@ def _penalty_note(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
 def _cluster_note(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
     if spec.clusters == 1:
         return ""
-    made: Any = tq.fitted(opened, place, spec)
-    rows = tq.pair(opened, place).validation.x.rows
+    made: Any = tq.fitted(opened.store, place, spec)
+    rows = tq.pair(opened.store, place).validation.x.rows
     sizes = ", ".join(map(str, made.sizes_))
     return (
         f"Clusters of {sizes} train prompts; those below {made.min_size} fall back to the one map for all: "
@@ -223,7 +182,10 @@ def path_panel(opened: Opened, selection: Selection) -> Panel | None:
     used = USES[spec.method]
     if not {"penalty", "rank"} & set(used):
         return None
-    table, null, marks, title = (_penalty_path if "penalty" in used else _rank_path)(opened, place, spec)
+    call = Call(scored.path, opened.store, **scored.asked(place, spec))
+    table = call.table
+    null = _null_of(table)
+    marks, title = (_penalty_path if "penalty" in used else _rank_path)(opened, place, spec, table)
     log = "penalty" in used
 
     def draw(palette: Palette) -> Chart:
@@ -241,16 +203,21 @@ def path_panel(opened: Opened, selection: Selection) -> Panel | None:
         )
 
     caption = _path_caption(opened, table, null, log)
-    joined = table if null is None else table.join(_named(null), on="x", how="left")
-    code = snippets.path(opened, place, spec, table["x"].unique().sort().to_list())
-    return Panel("map-path", title, joined, draw, code, caption, names, clickable=False)
+    return Panel.of(call, "map-path", title, draw, caption, names, clickable=False)
+
+
+def _null_of(table: pl.DataFrame) -> pl.DataFrame | None:
+    """The range of refits on wrong pairs, where it is known."""
+    if "null_low" not in table.columns:
+        return None
+    return table.filter(series="validation").select("x", low="null_low", high="null_high")
 
 
 def _path_caption(opened: Opened, table: pl.DataFrame, null: pl.DataFrame | None, penalty: bool) -> str:
     parts = ["The validation line is the test: a value picked from it is no finding."]
     if penalty:
         parts.insert(0, "λ is chosen on the train prompts, each pair left out in turn.")
-        if not paired(opened):
+        if not paired(opened.store):
             parts[0] = "λ is chosen on the train prompts, each left out in turn."
     if null is not None:
         parts.insert(0, "One decomposition serves the whole path.")
@@ -263,54 +230,32 @@ def _path_caption(opened: Opened, table: pl.DataFrame, null: pl.DataFrame | None
     return " ".join(parts)
 
 
-def _named(null: pl.DataFrame) -> pl.DataFrame:
-    return null.rename({"low": "null_low", "high": "null_high"})
+Told = tuple[dict[str, float], str]
+"""Marks on a path, and its finding."""
 
 
-def _path_table(opened: Opened, place: tq.Place, spec: MapSpec, grid: list[float]) -> Any:
-    """R² of train and validation over a grid, and the null's range (None where refits are dear)."""
-    road = tq.paths(opened, place, spec)
-    lines: dict[str, Any]
-    if road is not None:
-        lines = {"train": road.train.r2(grid), "validation": road.validation.r2(grid)}
-        wrong = np.array([p.r2(grid) for p in road.shuffled])
-        null = pl.DataFrame({"x": grid, "low": wrong.min(0), "high": wrong.max(0)}) if len(wrong) else None
-    else:
-        lines, null = tq.path_by_prediction(opened, place, spec, tuple(grid)), None
-    parts = [pl.DataFrame({"x": grid, "series": name, "value": list(line)}) for name, line in lines.items()]
-    return pl.concat(parts).fill_nan(None), null
-
-
-def _penalty_path(opened: Opened, place: tq.Place, spec: MapSpec) -> tuple[Any, Any, dict[str, float], str]:
-    road = tq.paths(opened, place, spec)
-    grid = sorted({*DEFAULT_ALPHAS, *spec.penalties})
-    table, null = _path_table(opened, place, spec, grid)
-    how = "leave-one-pair-out" if paired(opened) else "leave-one-out"
+def _penalty_path(opened: Opened, place: tq.Place, spec: MapSpec, table: pl.DataFrame) -> Told:
+    road = tq.paths(opened.store, place, spec)
+    how = "leave-one-pair-out" if paired(opened.store) else "leave-one-out"
     if road is None:
         title = "R² over one λ for all clusters" + ("" if spec.penalty else "; each cluster chose its own")
-        return table, null, {} if spec.penalty is None else {"set": spec.penalty}, title
+        return {} if spec.penalty is None else {"set": spec.penalty}, title
     used = road.chosen if spec.penalty is None else spec.penalty
     marks = {f"{how}: {road.chosen:.4g}": road.chosen}
     if spec.penalty is not None:
         marks[f"set: {used:.4g}"] = used
     value = float(road.validation.r2([used])[0])
-    return table, null, marks, words.penalty_title(table, road.chosen, how, value, used)
+    return marks, words.penalty_title(table, road.chosen, how, value, used)
 
 
-def _rank_path(opened: Opened, place: tq.Place, spec: MapSpec) -> tuple[Any, Any, dict[str, float], str]:
-    made: Any = tq.fitted(opened, place, spec.model_copy(update={"rank": 0}))
-    single = made.global_ if spec.clusters > 1 else made
-    values = single.singular_values_
-    full = len(values)
+def _rank_path(opened: Opened, place: tq.Place, spec: MapSpec, table: pl.DataFrame) -> Told:
+    store = opened.store
+    full = len(scored.singular_values(store, place, spec))
     rank = min(spec.rank or full, full)
-    closed = tq.paths(opened, place, spec) is not None
-    some = range(1, full + 1) if closed and full <= 64 else _grid(full)
-    grid = sorted({*some, full, rank}) if full else []
-    table, null = _path_table(opened, place, spec, [float(k) for k in grid])
-    widths = [tq.width(opened, model, place.site) for model in (place.source, place.target)]
-    few = len(tq.splits(opened)["train"]) <= max(widths) + 1
+    widths = [tq.width(store, model, place.site) for model in (place.source, place.target)]
+    few = len(tq.splits(store)["train"]) <= max(widths) + 1
     tied = spec.method == "ScaledProcrustes" and spec.shrinkage == 0 and few
-    return table, null, {f"k = {rank}": float(rank)}, words.rank_title(table, rank, full, tied)
+    return {f"k = {rank}": float(rank)}, words.rank_title(table, rank, full, tied)
 
 
 def spectrum_panel(opened: Opened, selection: Selection) -> Panel | None:
@@ -318,15 +263,8 @@ def spectrum_panel(opened: Opened, selection: Selection) -> Panel | None:
     place, spec, names = _context(opened, selection)
     if not {"penalty", "rank"} & set(USES[spec.method]):
         return None
-    made: Any = tq.fitted(opened, place, spec.model_copy(update={"rank": 0}))
-    single = made.global_ if spec.clusters > 1 else made
-    single = single.ridge_ if spec.method == "LogitSubspaceRidge" else single
-    ridge = "penalty" in USES[spec.method]
-    values = (single.sigma_ if ridge else single.singular_values_).tolist()
-    table = pl.DataFrame(
-        {"x": [float(i + 1) for i in range(len(values))], "series": "singular value", "value": values},
-        schema={"x": pl.Float64, "series": pl.String, "value": pl.Float64},
-    )
+    call = Call(scored.spectrum, opened.store, **scored.asked(place, spec))
+    values, ridge = call.table["value"].to_list(), "penalty" in USES[spec.method]
     what = {
         "ScaledProcrustes": "Singular values of the whitened cross-product",
         "PCAProcrustes": "Singular values between principal-component scores",
@@ -335,9 +273,10 @@ def spectrum_panel(opened: Opened, selection: Selection) -> Panel | None:
     def draw(palette: Palette) -> Chart:
         marks = {}
         if ridge and spec.clusters == 1 and values:
-            marks = {"σ² = λ": float(max(1, sum(v * v >= single.alpha_ for v in values)))}
+            alpha = scored.single(opened.store, place, spec).alpha_
+            marks = {"σ² = λ": float(max(1, sum(v * v >= alpha for v in values)))}
         return numeric_lines(
-            table,
+            call.table,
             x_title="index",
             y_title="singular value",
             colors={"singular value": palette.pair},
@@ -353,13 +292,15 @@ def spectrum_panel(opened: Opened, selection: Selection) -> Panel | None:
     if ridge:
         caption += " Directions to the right of σ² = λ are shrunk by more than half."
     title = words.spectrum_title(values, what)
-    code = snippets.spectrum(opened, place, spec)
-    return Panel("map-spectrum", title, table, draw, code, caption, names, clickable=False)
+    return Panel.of(call, "map-spectrum", title, draw, caption, names, clickable=False)
 
 
-def table_panel(opened: Opened, selection: Selection, table: pl.DataFrame) -> Panel:
-    """Validation R² of the map at every site and block; a click selects the block."""
+def table_panel(opened: Opened, selection: Selection) -> Panel:
+    """Validation R² of the map at every site and block, which takes long where it is not known yet; a click
+    selects the block."""
     place, spec, names = _context(opened, selection)
+    call = Call(places.every_place, opened.store, **places.asked(place, spec))
+    table = call.table
     shown = table.select("site", "layer", pl.col("r2_validation").clip(0.0, None).alias("value"))
 
     def draw(palette: Palette) -> Chart:
@@ -382,9 +323,9 @@ def table_panel(opened: Opened, selection: Selection, table: pl.DataFrame) -> Pa
         "an empty cell has no score and the table says why. The table has every score, interval and null; "
         f"intervals are bootstraps over {_units(opened)}, nulls {tq.SHUFFLES} refits with them exchanged."
     )
-    noisy = cka_noise.with_shares(opened, place.target, place.position, table)
+    noisy = cka_noise.with_shares(opened.store, place.target, place.position, table)
     title = words.table_title(noisy, *names)
-    return Panel("map-places", title, table, draw, snippets.table(opened, place, spec), caption, names)
+    return Panel.of(call, "map-places", title, draw, caption, names)
 
 
 PANELS: tuple[Callable[[Opened, Selection], Panel | None], ...] = (scores_panel, path_panel, spectrum_panel)

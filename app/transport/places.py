@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
-import streamlit as st
 from polars.exceptions import PolarsError
 
-from app.frame.opened import Opened
+from app.frame.call import Progress, kept, quiet
+from app.transport import scored
 from app.transport import tables as tq
 from engine.errors import PatchbayError, StoreError
 from engine.transport.named import MapSpec
 from store.maps import MapLog
+from store.reader import Store
 
 CONSTANT = "One model has the same activation for every train prompt here: there is nothing to map."
 COLUMNS = (
@@ -46,85 +47,76 @@ SCHEMA: dict[str, Any] = {
     "n_validation": pl.Int64,
     "words": pl.String,
 }
-NAMES = {
-    "r2_train": "R² train",
-    "r2_validation": "R² validation",
-    "r2_low": "95 % from",
-    "r2_high": "to",
-    "r2_shuffled": "R² wrong pairs",
-    "r2_shuffled_max": "largest",
-    "cka_raw": "CKA raw",
-    "cka_raw_debiased": "CKA raw, debiased",
-    "cka_mapped": "CKA mapped",
-    "cka_mapped_debiased": "CKA mapped, debiased",
-    "cka_null_low": "null from",
-    "cka_null_high": "null to",
-    "cosine": "cosine",
-    "cosine_deviation": "cosine of deviations",
-    "alpha_vector": "α, vector",
-    "alpha_deviation": "α, deviation",
-    "fallback_rate": "fallback",
-}
-CONFIG: dict[str, Any] = {
-    name: st.column_config.NumberColumn(text, format="%.3f") for name, text in NAMES.items()
-}
-"""How the page shows the columns."""
-
-Progress = Callable[[str], Callable[[int, int], None]]
 
 
-def _name(opened: Opened, place: tq.Place, spec: MapSpec) -> str:
+def asked(place: tq.Place, spec: MapSpec) -> dict[str, Any]:
+    """What the table of this map is asked by: as one at a place, without site and block."""
+    values = scored.asked(place, spec)
+    return {name: values[name] for name in ("source", "target", "position", "spec")}
+
+
+def every_place(
+    store: Store, source: str, target: str, position: str, spec: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Scores of a map, the fields of `MapSpec` by name, fitted anew at every site and block that both models
+    have; read where it was computed before. Columns as in `SCHEMA`."""
+    place, wanted = tq.Place(source, target, "", 0, position), MapSpec.model_validate(spec)
+    found = known(store, place, wanted)
+    return compute(store, place, wanted) if found is None else found
+
+
+def _name(store: Store, place: tq.Place, spec: MapSpec) -> str:
     which = (place.source, place.target, place.position, tq.SHUFFLES, tq.PAIRINGS, tq.SEED)
-    text = repr(("table-1", opened.store.fingerprint, *which, spec.model_dump_json()))
+    text = repr(("table-1", store.fingerprint, *which, spec.model_dump_json()))
     return f"table-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
 
-@st.cache_resource(show_spinner=False)
-def _tables() -> dict[tuple[tq.Key, str], pl.DataFrame]:
+@kept()
+def _tables(store: Store) -> dict[str, pl.DataFrame]:
+    """What was computed or read, by name."""
     return {}
 
 
-def known(opened: Opened, place: tq.Place, spec: MapSpec) -> pl.DataFrame | None:
+def known(store: Store, place: tq.Place, spec: MapSpec) -> pl.DataFrame | None:
     """The table when it was computed before, by this process or another."""
-    name = _name(opened, place, spec)
-    found = _tables().get((opened.key, name))
+    name = _name(store, place, spec)
+    found = _tables(store).get(name)
     if found is None:
         with contextlib.suppress(StoreError, KeyError, TypeError, ValueError, PolarsError):
-            rows = MapLog(opened.path, kept=True).open(name).description["rows"]
-            found = pl.DataFrame(rows, schema=SCHEMA)
-            _tables()[opened.key, name] = found
+            rows = MapLog(str(store.path), kept=True).open(name).description["rows"]
+            found = _tables(store)[name] = pl.DataFrame(rows, schema=SCHEMA)
     return found
 
 
-def compute(opened: Opened, place: tq.Place, spec: MapSpec, progress: Progress | None = None) -> pl.DataFrame:
+def compute(store: Store, place: tq.Place, spec: MapSpec, progress: Progress = quiet) -> pl.DataFrame:
     """Scores of the map, fitted anew at every site and block; kept for the next time."""
-    every = tq.places(opened, place)
-    advance = progress("Fitting the map at every site and block…") if progress else (lambda done, total: None)
+    every = tq.places(store, place)
+    advance = progress("Fitting the map at every site and block…")
     rows = []
     for done, there in enumerate(every):
         advance(done, len(every))
-        rows.append(_row(opened, there, spec))
+        rows.append(_row(store, there, spec))
     advance(len(every), len(every))
-    name = _name(opened, place, spec)
+    name = _name(store, place, spec)
     with contextlib.suppress(StoreError):
-        log = MapLog(opened.path, kept=True)
+        log = MapLog(str(store.path), kept=True)
         log.save(name, {"kept": "table", "rows": rows}, {}, {"map": spec.model_dump()}, overwrite=True)
     table = pl.DataFrame(rows, schema=SCHEMA)
-    _tables()[opened.key, name] = table
+    _tables(store)[name] = table
     return table
 
 
-def _row(opened: Opened, place: tq.Place, spec: MapSpec) -> dict[str, Any]:
+def _row(store: Store, place: tq.Place, spec: MapSpec) -> dict[str, Any]:
     """One line; where there is no score, `words` says why."""
     where = {"site": place.site, "layer": place.layer}
-    why = tq.unusable(opened, place, spec)
+    why = tq.unusable(store, place, spec)
     if why:
         return {**where, "words": why}
     try:
-        both = tq.pair(opened, place, keep=False)
+        both = tq.pair(store, place, keep=False)
         if not (both.train.x.span.rank and both.train.y.span.rank):
             return {**where, "words": CONSTANT}
-        made = tq.build(opened, place, spec)
+        made = tq.build(store, place, spec)
         made.fit_sides(both.train.x, both.train.y, both.train.groups)
         found = tq.evaluate(made, both).to_json()
     except PatchbayError as error:

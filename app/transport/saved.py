@@ -29,12 +29,12 @@ Provenance = dict[str, Any]
 def provenance(opened: Opened, selection: Selection) -> Provenance:
     """Where the map in view comes from and how it scores."""
     place, spec = tq.Place.of(selection), tq.spec_of(selection)
-    scores = tq.scores(opened, place, spec).to_json()
+    scores = tq.scores(opened.store, place, spec).to_json()
     return {
         "fingerprint": opened.store.fingerprint,
         "study": components.study_name(opened),
         **place.__dict__,
-        "widths": [tq.width(opened, model, place.site) for model in (place.source, place.target)],
+        "widths": [tq.width(opened.store, model, place.site) for model in (place.source, place.target)],
         "fitted_on": "train",
         "spec": spec.model_dump(),
         "description": spec.describe(),
@@ -44,7 +44,7 @@ def provenance(opened: Opened, selection: Selection) -> Provenance:
 
 def made(opened: Opened, selection: Selection) -> TransportMap:
     """The fitted map in view."""
-    return tq.fitted(opened, tq.Place.of(selection), tq.spec_of(selection))
+    return tq.fitted(opened.store, tq.Place.of(selection), tq.spec_of(selection))
 
 
 def suggested(selection: Selection) -> str:
@@ -101,7 +101,7 @@ def check_fits(saved: SavedMap, opened: Opened) -> tq.Place:
             given=f"this store has no {missing}",
             next_step="Open it on a store that captured that place.",
         )
-    here = [tq.width(opened, model, place.site) for model in (place.source, place.target)]
+    here = [tq.width(opened.store, model, place.site) for model in (place.source, place.target)]
     if here != widths:
         raise StoreError(
             f"Map {saved.name!r} is for activations of another width.",
@@ -119,7 +119,7 @@ def opened_map(saved: SavedMap, opened: Opened) -> tuple[tq.Place, float]:
         StoreError: see `check_fits`. AnalysisError: it is of an unknown kind.
     """
     place = check_fits(saved, opened)
-    both = tq.pair(opened, place).validation
+    both = tq.pair(opened.store, place).validation
     try:
         predicted = import_map(saved.description, saved.arrays).predict(both.x.rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

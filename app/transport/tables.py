@@ -1,4 +1,4 @@
-"""Fits behind the transport page: each side decomposed once, everything else from products of what it kept.
+"""Transport maps of a store: each side decomposed once, everything else from products of what it kept.
 
 A side (one model's activations at one place) is decomposed once, kept in this process and in the store. Maps
 are fitted on sides, and λ, k, γ and q move on the fitted map: no slider reads activations again.
@@ -13,12 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import streamlit as st
 from sklearn.base import clone
 
+from app.frame.call import kept
 from app.frame.fields import power
-from app.frame.opened import Opened
-from app.frame.prompts import groups, require, roles, rows
+from app.frame.prompts import groups, require, roles, rows, shared_blocks, values
 from app.frame.selection import Selection
 from app.frame.words import label
 from app.transport.fields import MapFields
@@ -27,11 +26,9 @@ from engine.errors import AnalysisError, StoreError
 from engine.transport import Paired, PathErrors, Side, TransportMap, TransportScores
 from engine.transport.named import NAMES, SAME_WIDTH, USES, MapSpec
 from store.files import crc32c
-from store.layout import slug
+from store.layout import MANIFEST, slug
 from store.maps import MapLog
-from store.reader import STATES
-
-Key = tuple[str, str, float]
+from store.reader import STATES, Store
 
 SHUFFLES, PAIRINGS, SEED = 5, 199, 0
 LEAST = 8
@@ -89,14 +86,11 @@ class Pair:
         return transport.raw_alikeness(self.validation)
 
 
-def places(opened: Opened, place: Place) -> list[Place]:
+def places(store: Store, place: Place) -> list[Place]:
     """Every site and block that both models have, at the position of `place`."""
-    blocks = [
-        layer
-        for layer in opened.store.layers(place.source)
-        if layer in set(opened.store.layers(place.target))
-    ]
-    sites = [s for s in SITES if s in opened.facts.sites]
+    has = set.intersection(*(set(store.components(model)) for model in store.models))
+    sites = [s for s in SITES if s in has or (s in STATES and "resid" in has)]
+    blocks = shared_blocks(store, place.source, place.target)
     return [replace(place, site=s, layer=b) for s in sites for b in blocks]
 
 
@@ -117,26 +111,28 @@ def spec_of(selection: Selection) -> MapSpec:
     return MapSpec.model_validate(chosen)
 
 
-def splits(opened: Opened) -> dict[str, np.ndarray]:
+def splits(store: Store) -> dict[str, np.ndarray]:
     """Rows of the train and the validation prompts.
 
     Raises:
         AnalysisError: the study doesn't split its prompts, or a split is too small.
     """
-    if not {"train", "validation"} <= set(opened.facts.splits):
+    has = values(store, "split")
+    if not {"train", "validation"} <= set(has):
         raise AnalysisError(
             "A map is fitted on train prompts and judged on validation prompts; these have no such splits.",
             expected="splits train and validation",
-            given=", ".join(opened.facts.splits) or "no split column",
+            given=", ".join(has) or "no split column",
             next_step="set `validation` under [prompts] in the study file and run precompute.py again.",
         )
-    return {name: require(rows(opened, (name, "all", "all")), LEAST) for name in ("train", "validation")}
+    names = ("train", "validation")
+    return {name: require(rows(store, (name, "all", "all")), LEAST) for name in names}
 
 
-def _load(opened: Opened, model: str, place: Place, *, keep: bool) -> Halves:
+def _load(store: Store, model: str, place: Place, *, keep: bool) -> Halves:
     parts = []
-    for split in splits(opened).values():
-        part = opened.store.activations(model, place.site, place.layer, place.position, rows=split)
+    for split in splits(store).values():
+        part = store.activations(model, place.site, place.layer, place.position, rows=split)
         if not np.isfinite(part).all():
             raise AnalysisError(
                 f"Some activations of {model} here are not numbers.",
@@ -147,15 +143,15 @@ def _load(opened: Opened, model: str, place: Place, *, keep: bool) -> Halves:
         parts.append(part)
     train, validation = parts
     repeated = len(train) - len({row.tobytes() for row in train})
-    return Halves(_side(opened, model, place, train, keep=keep), Side(validation), repeated)
+    return Halves(_side(store, model, place, train, keep=keep), Side(validation), repeated)
 
 
-def _side(opened: Opened, model: str, place: Place, train: np.ndarray, *, keep: bool) -> Side:
+def _side(store: Store, model: str, place: Place, train: np.ndarray, *, keep: bool) -> Side:
     """Train rows with their decompositions: the kept ones when they belong to exactly these rows."""
     state = ("resid", place.layer + STATES[place.site]) if place.site in STATES else (place.site, place.layer)
     text = repr(("side-1", model, *state, place.position, train.shape, crc32c(train)))
     name = f"side-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
-    log = MapLog(opened.path, kept=True)
+    log = MapLog(str(store.path), kept=True)
     with contextlib.suppress(StoreError, AnalysisError, KeyError):
         return Side.restored(train, log.open(name).arrays)
     side = Side(train)
@@ -165,12 +161,12 @@ def _side(opened: Opened, model: str, place: Place, train: np.ndarray, *, keep: 
     return side
 
 
-@st.cache_resource(show_spinner="Decomposing activations…", max_entries=6)
-def _halves(key: Key, _opened: Opened, model: str, place: Place) -> Halves:
-    return _load(_opened, model, place, keep=True)
+@kept("Decomposing activations…", most=6)
+def _halves(store: Store, model: str, place: Place) -> Halves:
+    return _load(store, model, place, keep=True)
 
 
-def pair(opened: Opened, place: Place, *, keep: bool = True) -> Pair:
+def pair(store: Store, place: Place, *, keep: bool = True) -> Pair:
     """Activations of both models at a place.
 
     Args:
@@ -178,43 +174,40 @@ def pair(opened: Opened, place: Place, *, keep: bool = True) -> Pair:
     """
     models = (place.source, place.target)
     if keep:
-        one, two = (_halves(opened.key, opened, model, place) for model in models)
+        one, two = (_halves(store, model, place) for model in models)
     else:
-        one, two = (_load(opened, model, place, keep=False) for model in models)
-    train, validation = splits(opened).values()
-    return Pair(
-        Paired(one.train, two.train, groups(opened, train), roles(opened, train)),
-        Paired(one.validation, two.validation, groups(opened, validation), roles(opened, validation)),
-        one.repeated,
+        one, two = (_load(store, model, place, keep=False) for model in models)
+    sides = {"train": (one.train, two.train), "validation": (one.validation, two.validation)}
+    train, validation = (
+        Paired(*sides[split], groups(store, rows), roles(store, rows))
+        for split, rows in splits(store).items()
     )
+    return Pair(train, validation, one.repeated)
 
 
-def readout(opened: Opened, *models: str) -> tuple[np.ndarray, None]:
+@kept("Decomposing the unembedding…", most=4)
+def readout(store: Store, models: tuple[str, ...]) -> tuple[np.ndarray, None]:
     """Leading directions of the models' unembeddings, stacked, with the final norms' gains folded in, times
     their singular values (at most `MOST_DIRECTIONS`, d): what a logit subspace is made of, in few rows."""
-    return _readout(opened.key, opened, models), None
-
-
-@st.cache_resource(show_spinner="Decomposing the unembedding…", max_entries=4)
-def _readout(key: Key, _opened: Opened, models: tuple[str, ...]) -> np.ndarray:
     text = repr(("unembedding-2", models, MOST_DIRECTIONS))
     name = f"unembedding-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
-    log = MapLog(_opened.path, kept=True)
+    log = MapLog(str(store.path), kept=True)
+    stamp = [store.fingerprint, *(store.source.stamp(MANIFEST) or ())]
     with contextlib.suppress(StoreError, KeyError):
         found = log.open(name)
-        if found.provenance.get("stamp") == list(key[1:]):
-            return found.arrays["rows"]
+        if found.provenance.get("stamp") == stamp:
+            return found.arrays["rows"], None
     names = [f"weights/{slug(m)}/{n}" for m in models for n in ("unembedding", "final_norm_gain")]
-    unembedding, *others = map(_opened.store.array, names)
+    unembedding, *others = map(store.array, names)
     small = transport.compress_unembedding(unembedding, MOST_DIRECTIONS, *others)
     with contextlib.suppress(StoreError):
-        log.save(name, {"kept": "unembedding"}, {"rows": small}, {"stamp": list(key[1:])}, overwrite=True)
-    return small
+        log.save(name, {"kept": "unembedding"}, {"rows": small}, {"stamp": stamp}, overwrite=True)
+    return small, None
 
 
-def unusable(opened: Opened, place: Place, spec: MapSpec) -> str:
+def unusable(store: Store, place: Place, spec: MapSpec) -> str:
     """Why a map can't be fitted at a place, or ""."""
-    widths = [width(opened, model, place.site) for model in (place.source, place.target)]
+    widths = [width(store, model, place.site) for model in (place.source, place.target)]
     if not spec.fits(place.site):
         return "The unembedding reads the residual stream, not head values."
     if spec.method in SAME_WIDTH and widths[0] != widths[1]:
@@ -222,14 +215,14 @@ def unusable(opened: Opened, place: Place, spec: MapSpec) -> str:
     return ""
 
 
-def width(opened: Opened, model: str, site: str) -> int:
-    info = opened.store.model_info(model)
+def width(store: Store, model: str, site: str) -> int:
+    info = store.model_info(model)
     return int(info["n_heads"]) * int(info["head_dim"]) if site == "head_z" else int(info["d"])
 
 
-def check(opened: Opened, place: Place, spec: MapSpec) -> None:
+def check(store: Store, place: Place, spec: MapSpec) -> None:
     """Raises AnalysisError when a map can't be fitted at a place."""
-    why = unusable(opened, place, spec)
+    why = unusable(store, place, spec)
     if why:
         raise AnalysisError(
             "This map cannot be fitted here.",
@@ -239,13 +232,13 @@ def check(opened: Opened, place: Place, spec: MapSpec) -> None:
         )
 
 
-def build(opened: Opened, place: Place, spec: MapSpec) -> TransportMap:
+def build(store: Store, place: Place, spec: MapSpec) -> TransportMap:
     """The estimator of a spec, not fitted; raises AnalysisError when it can't be fitted at this place."""
-    check(opened, place, spec)
+    check(store, place, spec)
     models = (place.target, place.source) if spec.joint else (place.target,)
     if "directions" in USES[spec.method]:
         spec = spec.model_copy(update={"joint": False})  # the readout has both
-    return spec.build(lambda: readout(opened, *models), SEED)  # type: ignore[arg-type, return-value]
+    return spec.build(lambda: readout(store, models), SEED)  # type: ignore[arg-type, return-value]
 
 
 def _base(spec: MapSpec) -> MapSpec:
@@ -254,21 +247,21 @@ def _base(spec: MapSpec) -> MapSpec:
     return MapSpec.model_validate({**spec.model_dump(), **free})
 
 
-def most_directions(opened: Opened, place: Place) -> int:
+def most_directions(store: Store, place: Place) -> int:
     """Largest size of the logit subspace that is offered."""
-    return min(MOST_DIRECTIONS, width(opened, place.target, "resid"), len(readout(opened, place.target)[0]))
+    return min(MOST_DIRECTIONS, width(store, place.target, "resid"), len(readout(store, (place.target,))[0]))
 
 
-def _clipped(opened: Opened, place: Place, spec: MapSpec) -> MapSpec:
+def _clipped(store: Store, place: Place, spec: MapSpec) -> MapSpec:
     if "directions" not in USES[spec.method]:
         return spec
-    return spec.model_copy(update={"directions": min(spec.directions, most_directions(opened, place))})
+    return spec.model_copy(update={"directions": min(spec.directions, most_directions(store, place))})
 
 
-@st.cache_resource(show_spinner="Fitting the map…", max_entries=8)
-def _fitted(key: Key, _opened: Opened, place: Place, base: str) -> TransportMap:
-    both = pair(_opened, place).train
-    estimator = build(_opened, place, _clipped(_opened, place, MapSpec.model_validate_json(base)))
+@kept("Fitting the map…", most=8)
+def _fitted(store: Store, place: Place, base: MapSpec) -> TransportMap:
+    both = pair(store, place).train
+    estimator = build(store, place, _clipped(store, place, base))
     return clone(estimator).fit_sides(both.x, both.y, both.groups)
 
 
@@ -284,10 +277,10 @@ def at(fitted: Any, spec: MapSpec) -> Any:
     return fitted.at(spec.penalty) if "penalty" in uses and spec.penalty is not None else fitted
 
 
-def fitted(opened: Opened, place: Place, spec: MapSpec) -> TransportMap:
+def fitted(store: Store, place: Place, spec: MapSpec) -> TransportMap:
     """The map of a spec, fitted on the train prompts at a place."""
-    spec = _clipped(opened, place, spec)
-    found: TransportMap = at(_fitted(opened.key, opened, place, _base(spec).model_dump_json()), spec)
+    spec = _clipped(store, place, spec)
+    found: TransportMap = at(_fitted(store, place, _base(spec)), spec)
     return found
 
 
@@ -308,21 +301,21 @@ class Paths:
         return np.array([p.r2([c])[0] for p, c in zip(self.shuffled, at, strict=True)])
 
 
-def paths(opened: Opened, place: Place, spec: MapSpec) -> Paths | None:
+def paths(store: Store, place: Place, spec: MapSpec) -> Paths | None:
     """The λ or rank path of maps that have one in closed form; None for the others."""
-    spec = _clipped(opened, place, spec)
+    spec = _clipped(store, place, spec)
     if spec.clusters > 1 or spec.method not in ("ScaledProcrustes", "RidgeTransport", "LogitSubspaceRidge"):
         return None
     free = MapSpec.model_validate({**spec.model_dump(), "rank": 0, "penalty": None})
-    return _paths(opened.key, opened, place, free.model_dump_json())
+    return _paths(store, place, free)
 
 
-@st.cache_resource(show_spinner=False, max_entries=8)
-def _paths(key: Key, _opened: Opened, place: Place, free: str) -> Paths:
-    spec, both = MapSpec.model_validate_json(free), pair(_opened, place)
-    whole: Any = fitted(_opened, place, spec)
+@kept(most=8)
+def _paths(store: Store, place: Place, spec: MapSpec) -> Paths:
+    both = pair(store, place)
+    whole: Any = fitted(store, place, spec)
     wrong = [
-        clone(build(_opened, place, spec)).fit_sides(p.x, p.y, p.groups)
+        clone(build(store, place, spec)).fit_sides(p.x, p.y, p.groups)
         for p in both.train.shuffled(SHUFFLES, SEED)
     ]
     new = both.validation.x.rows, both.validation.y.rows
@@ -343,17 +336,17 @@ def _chosen(whole: Any) -> float:
     return float(whole.alpha_) if isinstance(whole, transport.RidgeTransport) else float(whole.rank_)
 
 
-def scores(opened: Opened, place: Place, spec: MapSpec) -> TransportScores:
+def scores(store: Store, place: Place, spec: MapSpec) -> TransportScores:
     """All scores of a map at a place."""
-    return _scores(opened.key, opened, place, _clipped(opened, place, spec).model_dump_json())
+    return _scores(store, place, _clipped(store, place, spec))
 
 
-@st.cache_data(show_spinner="Judging the map…", max_entries=256)
-def _scores(key: Key, _opened: Opened, place: Place, text: str) -> TransportScores:
-    spec, both = MapSpec.model_validate_json(text), pair(_opened, place)
-    road = paths(_opened, place, spec)
+@kept("Judging the map…", most=256)
+def _scores(store: Store, place: Place, spec: MapSpec) -> TransportScores:
+    both = pair(store, place)
+    road = paths(store, place, spec)
     if road is None or spec.method == "LogitSubspaceRidge":
-        estimator = build(_opened, place, spec)
+        estimator = build(store, place, spec)
         made = clone(estimator).fit_sides(both.train.x, both.train.y, both.train.groups)
         return evaluate(made, both)
     wanted = spec.penalty if "penalty" in USES[spec.method] else (spec.rank or None)
@@ -375,20 +368,13 @@ def evaluate(made: TransportMap, both: Pair) -> TransportScores:
     )
 
 
+@kept("Moving along the path…")
 def path_by_prediction(
-    opened: Opened, place: Place, spec: MapSpec, grid: tuple[float, ...]
+    store: Store, place: Place, spec: MapSpec, grid: tuple[float, ...]
 ) -> dict[str, list[float]]:
     """R² of train and validation over λ or k for maps without a closed path: the fitted map is moved, not
     refitted, and predicts at each value."""
-    return _path_by_prediction(opened.key, opened, place, spec.model_dump_json(), grid)
-
-
-@st.cache_data(show_spinner="Moving along the path…", max_entries=64)
-def _path_by_prediction(
-    key: Key, _opened: Opened, place: Place, text: str, grid: tuple[float, ...]
-) -> dict[str, list[float]]:
-    spec, both = MapSpec.model_validate_json(text), pair(_opened, place)
-    whole = _fitted(key, _opened, place, _base(spec).model_dump_json())
+    both, whole = pair(store, place), _fitted(store, place, _base(spec))
     field = "penalty" if "penalty" in USES[spec.method] else "rank"
     lines: dict[str, list[float]] = {"train": [], "validation": []}
     for value in grid:

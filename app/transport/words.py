@@ -31,7 +31,9 @@ def map_title(scores: TransportScores, source: str, target: str, place: str, con
     text = scores.words.rstrip(".")
     known = not math.isnan(scores.r2_low) and "within" not in text
     if known and text.startswith(("The map predicts", "The map carries")):
-        text += f"{span(scores.r2_low, scores.r2_high, decimals(scores.r2_validation))}"
+        digits = decimals(scores.r2_validation)
+        told = f"R² {scores.r2_validation:.{digits}f}"
+        text = text.replace(told, told + span(scores.r2_low, scores.r2_high, digits), 1)
     return start + text[0].lower() + text[1:]
 
 
@@ -145,8 +147,7 @@ def table_title(table: pl.DataFrame, source: str, target: str) -> str:
 
 
 def constant_note(source: int, target: int) -> str:
-    """How many dimensions don't vary on train, so that ridge drops them or predicts their mean; "" "
-    "for none."""
+    """How many dimensions don't vary on train, so that ridge drops them or predicts their mean, if any."""
     if not source and not target:
         return ""
     return f"{source} of the source's dimensions and {target} of the target's do not vary on train."

@@ -24,7 +24,7 @@ def planned(opened: Opened, selection: Selection) -> list[WeightSteering]:
     if len(others) != 1 or first not in (selection.a, selection.b) or not view.can_steer(opened):
         return []
     at = dataclasses.replace(selection, a=first, b=others[0])
-    return [view.experiment_of(at, view.lead(opened), wording_of(opened))]
+    return [view.fitted(opened, at, view.experiment_of(at, view.lead(opened), wording_of(opened)))]
 
 
 STEERED = Kind(

@@ -10,7 +10,8 @@ import streamlit as st
 from app import screen
 from app.behaviour.view import lead_of, wording_of
 from app.escape import plain
-from app.frame import controls
+from app.frame import controls, running
+from app.frame.durations import written
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection
@@ -22,6 +23,8 @@ from app.weight_steering.fields import WeightSteeringFields
 from app.weights import tables as weights_queries
 from engine.behaviour.spec import Wording
 from engine.errors import PatchError
+from engine.weight_steering.chosen import chosen, fewest
+from engine.weight_steering.sizing import BUDGET, Work, seconds, sized
 from engine.weight_steering.spec import ALPHAS, Contrast, WeightSteering
 
 MOST_DELTAS = 6
@@ -38,7 +41,11 @@ def _signed(alpha: float) -> str:
     return f"{alpha:g}".replace("-", "−")
 
 
-ALPHA_HELP = f"A run measures α = 0 and {', '.join(map(_signed, ALPHAS))}; the nearest is shown."
+ALPHA_HELP = f"A full run measures α = 0 and {', '.join(map(_signed, ALPHAS))}; the nearest is shown."
+EXTENT_HELP = (
+    f"By default a run is made to fit about {written(BUDGET)} of one CPU core, as far as 3 α, 12 answers and "
+    "24 prompts of each split allow: fewer α, then fewer and shorter answers, then fewer prompts."
+)
 
 
 def contrasts_of(selection: Selection) -> tuple[Contrast, ...]:
@@ -92,7 +99,41 @@ def selection_of(condition: Mapping[str, Any], selection: Selection) -> dict[str
         "deltas": "" if codes == [first] else ",".join(codes),
         "steered": code_of(condition["where"]),
         "neutral": code_of(condition["neutral"]),
+        "extent": "all" if _whole(condition) else "short",
     }
+
+
+def _whole(condition: Mapping[str, Any]) -> bool:
+    """Whether a stored run has every α, answer and prompt."""
+    usual = {
+        name: WeightSteering.model_fields[name].default for name in ("answers", "max_new_tokens", "prompts")
+    }
+    same = all(condition.get(name) == value for name, value in usual.items())
+    return same and tuple(condition["alphas"]) == ALPHAS
+
+
+def work_of(opened: Opened, spec: WeightSteering) -> Work | None:
+    """What a run is of on this store; None where that isn't known, or no prompt fits."""
+    info = (opened.store.manifest.get("models") or {}).get(spec.model) or {}
+    if not {"parameters", "vocab", "d"} <= info.keys():
+        return None
+    try:
+        parts = {part: len(rows) for part, rows in chosen(spec, opened.store.prompts).items()}
+    except PatchError:
+        return None
+    lengths = opened.store.tokens(spec.model)["token_ids"].list.len()
+    unembedding, same = int(info["vocab"]) * int(info["d"]), spec.where == spec.neutral
+    tokens = float(lengths.mean() or 0)  # type: ignore[arg-type]
+    least = fewest(spec, opened.store.prompts)
+    return Work(int(info["parameters"]), unembedding, tokens, parts, same, least)
+
+
+def fitted(opened: Opened, selection: Selection, spec: WeightSteering) -> WeightSteering:
+    """The run as it is where all of it is wanted, was stored or fits the usual time; else a smaller one."""
+    if WeightSteeringFields.of(selection).extent == "all" or running.find(opened, spec) is not None:
+        return spec
+    work = work_of(opened, spec)
+    return spec if work is None else sized(spec, work)
 
 
 def offered(opened: Opened, selection: Selection) -> dict[str, str]:
@@ -119,7 +160,7 @@ def asked(opened: Opened, selection: Selection) -> WeightSteering:
             given=", ".join(unknown),
             next_step="choose the differences again.",
         )
-    return wanted
+    return fitted(opened, selection, wanted)
 
 
 def can_steer(opened: Opened) -> bool:
@@ -142,7 +183,30 @@ def steering_controls(opened: Opened) -> None:
     with right:
         _deltas(opened, chosen)
         _pick("neutral", "KL and perplexity on", groups(opened))
+    _extent(opened, chosen)
     controls.slide("strength", "Amplitude α shown", step=0.5, help=ALPHA_HELP)
+
+
+def _extent(opened: Opened, chosen: Selection) -> None:
+    """What fits the usual time or everything, where that isn't the same."""
+    try:
+        spec = experiment_of(chosen)
+    except PatchError:
+        return
+    work = work_of(opened, spec)
+    if work is None or sized(spec, work) == spec:
+        return
+    names = {"short": told(sized(spec, work), work), "all": told(spec, work)}
+    controls.choose("extent", "How much is run", names=names.__getitem__, help=EXTENT_HELP)
+
+
+def told(spec: WeightSteering, work: Work) -> str:
+    """A run's extent and about how long it takes on one CPU core."""
+    most = "all prompts" if spec.prompts is None else f"at most {spec.prompts} prompts of each split"
+    return (
+        f"About {written(seconds(spec, work))} on one CPU core: {len(spec.alphas)} α, {most}, {spec.answers} "
+        f"answers of up to {spec.max_new_tokens} tokens"
+    )
 
 
 def _steerable(opened: Opened) -> list[str]:
@@ -190,9 +254,16 @@ def not_run(spec: WeightSteering) -> tuple[str, str]:
         f"**Run** gives {plain(spec.model)} the weights W + αΔW for {names} and a random difference of the "
         f"same size, at {len(spec.alphas)} values of α from {_signed(spec.alphas[0])} to "
         f"{_signed(spec.alphas[-1])}, without "
-        "copying the model. It reads agreement, refusal and answers on the prompts chosen, KL and perplexity "
-        "on those that should stay, and compares all differences where they cost the same KL.",
+        f"copying the model{_limits(spec)}. It reads agreement, refusal and answers on the prompts chosen, "
+        "KL and perplexity on those that should stay, and compares all differences where they cost the same "
+        "KL.",
     )
+
+
+def _limits(spec: WeightSteering) -> str:
+    if spec.prompts is None:
+        return ""
+    return f", on at most {spec.prompts} prompts of each split"
 
 
 def run_panels(opened: Opened, result: JobResult, selection: Selection) -> list[Panel]:

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from app.frame import noise, words
+from engine.stats.means import FEWEST
 from engine.weight_steering.spec import FIGURES, Figure
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
@@ -50,9 +51,16 @@ def floor_of(figure: Figure, summary: Mapping[str, Any]) -> float:
     return noise.log_floor(summary)
 
 
+def few(figure: Figure, row: Mapping[str, Any]) -> bool:
+    """Whether a mean is of fewer prompts (or pairs) than one is judged on; an older run doesn't say."""
+    return figure.kind != "rate" and int(row.get("units") or FEWEST) < FEWEST
+
+
 def moved(figure: Figure, row: Mapping[str, Any], floor: float = 0.0) -> int:
     """+1, −1 or 0: whether the paired change from α = 0 has an interval beyond no change, by `floor` or
-    more."""
+    more; 0 where there are too few to judge."""
+    if few(figure, row):
+        return 0
     low, high = row["change_low"], row["change_high"]
     if figure.kind == "perplexity":
         low, high = math.log(low), math.log(high)
@@ -69,8 +77,8 @@ def curve_title(
     """What a difference does to a figure at the measured α next to `alpha`; whether −α does the opposite.
 
     Rule: it rises or falls when the interval of the paired change from α = 0 excludes none, by more than
-    rounding does (of the run's summary); the opposite is told when the change at −α has the other sign by the
-    same rule. At α = 0 the value itself is told.
+    rounding does (of the run's summary), over at least 12 units; the opposite is told when the change at −α
+    has the other sign by the same rule. At α = 0 the value itself is told.
     """
     floor = floor_of(figure, summary or {})
     rows = rows_at(table, figure.name, series)
@@ -88,7 +96,8 @@ def curve_title(
     sign = moved(figure, here, floor)
     if sign == 0:
         both = f"{with_span(figure, here)} against {value_of(figure, zero['value'])} at α = 0"
-        return f"{series} at {here_text} is not shown to change {figure.said}; {both}"
+        judged = f"; {here['units']} units are too few to judge" if few(figure, here) else ""
+        return f"{series} at {here_text} is not shown to change {figure.said}; {both}{judged}"
     text = (
         f"{series} {'raises' if sign > 0 else 'lowers'} {figure.said} from {value_of(figure, zero['value'])} "
     )
@@ -123,9 +132,9 @@ def equal_title(
     for name in others:
         row = apart.get(name)
         if at.get(name) is None:
-            told.append(f"{name} never reaches it")
+            told.append(f"{name} doesn't reach it at any α that was run")
         elif row is not None:
-            sign = noise.exceeds(row["low"], row["high"], floor)
+            sign = 0 if few(figure, row) else noise.exceeds(row["low"], row["high"], floor)
             word = {1: "more", -1: "less", 0: "not told apart"}[sign]
             told.append(f"{name} {word}")
     return f"{text}; {', '.join(told)}" if told else text

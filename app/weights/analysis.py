@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-import streamlit as st
-
 from app.frame import controls
 from app.frame.analysis import Analysis, Blocks, Chapter, Headline, Term, pair_of
 from app.frame.blocks import Block, Text
@@ -41,11 +39,7 @@ def ends(opened: Opened, selection: Selection) -> tuple[str, str]:
 def settings(opened: Opened) -> None:
     """Controls of the page."""
     view.model_control(opened)
-    left, right = st.columns(2)
-    with left:
-        controls.slide("layer", "Block ℓ")
-    with right:
-        view.tensor_control(opened)
+    controls.across(lambda: controls.slide("layer", "Block ℓ"), lambda: view.tensor_control(opened))
     with controls.row():
         controls.switch("weights", "Shown per tensor", weights.MEASURES)
         controls.switch("head_part", "Heads of the projection", weights.PARTS)

@@ -105,8 +105,7 @@ def blocks_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     caption = (
         f"Frobenius norm of each difference over all tensors of a block, relative to that of {first}'s "
         "weights, of tensors that both models have in one shape; none, no point. Null: 0, and 0 means equal "
-        "bit by bit; nothing is estimated, so there is no interval. "
-        "Click a block to select it."
+        "bit by bit; nothing is estimated, so there is no interval. Click a block to select it."
     )
     named = [f"{q.label(opened, name)}." for name in models if name in q.contrasts(opened)]
     title = say.blocks_title(table, model, *q.ends(opened, model))
@@ -145,9 +144,8 @@ def grid_panel(opened: Opened, selection: Selection, model: str) -> Panel:
     more += f" Of other vocabularies the rows of shared token strings: {'; '.join(some)}." if some else ""
     caption = (
         f"{q.label(opened, model)}. {meaning} Null: 0 where both models are equal bit by bit, empty where "
-        "they can't be compared. Tensors "
-        f"outside the blocks are in the table of the store alone.{more} Click a cell to select its block. "
-        f"{say.rounding(q.tensors(opened, model))}"
+        f"they can't be compared. Tensors outside the blocks are in the table of the store alone.{more} "
+        f"Click a cell to select its block. {say.rounding(q.tensors(opened, model))}"
     ).rstrip()
     title = say.grid_title(q.tensors(opened, model), *q.ends(opened, model))
     code = _code(opened, f"q.grid(opened, {model!r}, {measure!r})")
@@ -183,10 +181,9 @@ def spectrum_panel(opened: Opened, selection: Selection, model: str, part: str) 
 
     caption = (
         f"Singular values of {'; '.join(q.label(opened, name) for name in models)}; at most "
-        f"{q.SHOWN_DIRECTIONS}. "
-        "Null: a random matrix of the same shape and norm (Marchenko-Pastur); a direction stands out above "
-        "the 99 % quantile of the largest singular value of one whose rows and columns have the norms that "
-        "the difference's have. Values of low-rank differences end at their rank."
+        f"{q.SHOWN_DIRECTIONS}. Null: a random matrix of the same shape and norm (Marchenko-Pastur); a "
+        "direction stands out above the 99 % quantile of the largest singular value of one whose rows and "
+        "columns have the norms that the difference's have. Values of low-rank differences end at their rank."
     )
     found = q.standing_out(opened, model, layer, part)
     title = say.spectrum_title(found, model, layer, part)

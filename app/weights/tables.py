@@ -15,8 +15,6 @@ from engine.stats.spectra import random_values
 from engine.stats.uncertainty import holm
 
 IN_BLOCK = re.compile(r"\.\d+\.(.+?)(?:\.weight)?$")
-OUTSIDE = "outside"
-"""The part of tensors that belong to no block, followed by their name."""
 SHOWN_DIRECTIONS = 64
 
 

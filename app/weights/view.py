@@ -42,10 +42,4 @@ def tensor_control(opened: Opened) -> None:
     if not offered:
         screen.caption(f"No matrix of block {chosen.layer} differs; pick another block for a spectrum.")
         return
-    st.session_state["weights-tensor"] = weights.part_of(opened, chosen)
-    screen.selectbox(
-        "Tensor",
-        offered,
-        key="weights-tensor",
-        on_change=lambda: controls.change(tensor=st.session_state["weights-tensor"]),
-    )
+    controls.bound("tensor", "weights-tensor", "Tensor", offered, weights.part_of(opened, chosen))

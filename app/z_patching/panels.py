@@ -62,9 +62,8 @@ def verdict_panel(
     like = ", ".join(f"{row['metric'][5:]} in {int(row['count'])}" for row in likes.iter_rows(named=True))
     caption = (
         f"{say.setup(result.condition, result.summary)} {say.verdict_caption(found, result.condition)} "
-        f"{say.transport_note(found, result.condition, transported)}"
-        f"Patching everything gives the same answer and language as {like} of {result.summary['n']}. "
-        f"{INTERVALS}"
+        f"{say.transport_note(found, result.condition, transported)}Patching everything gives the same "
+        f"answer and language as {like} of {result.summary['n']}. {INTERVALS}"
     )
     lines = (
         f"rates = run.tables['rates'].filter(pl.col('layer') == {found['layer']}, "

@@ -230,12 +230,6 @@ def not_run(experiment: ZPatching) -> tuple[str, str]:
     )
 
 
-def watch_rows(experiment: ZPatching) -> None:
-    """Outputs as far as they are, drawn again without rerunning the page."""
-    if any(isinstance(job.condition, ZPatching) for job in live_view.active()):
-        st.fragment(run_every=1.5)(_so_far)(experiment)
-
-
 def growing(jobs: list[JobStatus]) -> pl.DataFrame | None:
     """Rows of a running job, or None."""
     for job in jobs:
@@ -244,7 +238,8 @@ def growing(jobs: list[JobStatus]) -> pl.DataFrame | None:
     return None
 
 
-def _so_far(experiment: ZPatching) -> None:
+def so_far(experiment: ZPatching) -> None:
+    """Outputs of the running experiment."""
     rows = growing(live_view.active())
     if rows is None:
         return

@@ -77,8 +77,7 @@ def verdict_caption(found: CELL, condition: Mapping[str, Any]) -> str:
             f"outcomes); the stronger part ({stronger}) against random subspaces of its dimension "
             f"{100 * random['difference']:+.0f} points, {p_value(random['p'])} (exact sign flips against "
             f"{condition['draws']} averaged draws; a further draw stays below "
-            f"{percent(min(random['limit'], 1))}), "
-            f"against the own mean {p_value(own)}."
+            f"{percent(min(random['limit'], 1))}), against the own mean {p_value(own)}."
         )
     rest = [name for name, one in found["rest"].items() if not one["exceeds"]]
     if found["word"] == "double dissociation" and rest:
@@ -252,9 +251,8 @@ def tokens_title(
     here = (pl.col("condition") == least["condition"]) & (pl.col("step") == least["step"])
     other = kept.filter(here, pl.col("rank") == 1).row(0, named=True)
     return (
-        f"{where}: least certain under {least['condition']}, token {least['step'] + 1}: "
-        f"“{least['token']}” {percent(least['probability'])} before “{other['token']}” "
-        f"{percent(other['probability'])}"
+        f"{where}: least certain under {least['condition']}, token {least['step'] + 1}: “{least['token']}” "
+        f"{percent(least['probability'])} before “{other['token']}” {percent(other['probability'])}"
     )
 
 

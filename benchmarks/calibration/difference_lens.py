@@ -115,7 +115,7 @@ def across(rng: Rng) -> Seen:
     pair = [f"p{one}" for one in seen.unit]
     kinds = [f"{'claim' if row % 2 else 'doubt'} {row // 2}" for row in range(len(pair))]
     prompts = pl.DataFrame({"id": [str(row) for row in range(len(pair))], "pair_id": pair, "category": kinds})
-    return replace(seen, unit=units_of(SPEC, prompts)[0])
+    return replace(seen, unit=units_of(SPEC.unit, prompts)[0])
 
 
 def shapes(rng: Rng) -> Seen:

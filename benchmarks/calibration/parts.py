@@ -21,6 +21,7 @@ from engine.rank.report import RankData, choice, describe_spectra
 from engine.rank.report import table as rank_table
 from engine.rank.spec import RankSweep
 from engine.rank.vectors import Cell
+from engine.stats.means import bootstrap_means
 from engine.stats.uncertainty import Band
 
 Array = NDArray[np.float64]
@@ -131,7 +132,7 @@ def interact(given: Pushes) -> bool:
 
 def moves_most(given: Pushes) -> bool:
     at = validation(given)
-    found = heads.means(at.alone, n_boot=BOOT)
+    found = bootstrap_means(at.alone, n_boot=BOOT)
     places = {"layer": np.arange(len(at.push)) // 4, "head": np.arange(len(at.push)) % 4}
     cells = pl.DataFrame(places | {"kl": found.estimate, "kl_low": found.low, "kl_high": found.high})
     cells = cells.with_columns(kl_train=train(given).alone.mean(1))
@@ -140,7 +141,7 @@ def moves_most(given: Pushes) -> bool:
 
 def most_at_one_block(given: Pushes) -> bool:
     at = validation(given)
-    found = heads.means(at.alone, n_boot=BOOT)
+    found = bootstrap_means(at.alone, n_boot=BOOT)
     table = pl.DataFrame({"layer": sorted(at.every), "shown": True} | _ends(found, "kl"))
     table = table.with_columns(kl_train=train(given).alone.mean(1))
     title = heads_words.kl_title(table, WHERE)

@@ -42,6 +42,7 @@ from engine.rank.report import table as rank_table
 from engine.rank.vectors import Cell
 from engine.residual_updates.numbers import residual_updates, update_norms
 from engine.similarity import cka
+from engine.stats.means import bootstrap_means
 from engine.stats.rounding_error import cka_bound, cka_error, rounding_sd, sum_error
 from engine.transport import r2
 from engine.weight_steering.spec import FIGURES as WEIGHT_FIGURES
@@ -194,7 +195,7 @@ def heads_move(given: Pair) -> bool:
         kls.append(given.kl(given.own[AT], 2 + number, put))
     floor = noise.kl_floor(given.summary)
     whole = heads.effect(kls[0], floor, n_boot=BOOT)
-    means = heads.means(np.array(kls[1:]), n_boot=BOOT)
+    means = bootstrap_means(np.array(kls[1:]), n_boot=BOOT)
     cells = {"layer": 0, "head": np.arange(GROUPS), "kl": means.estimate, "kl_low": means.low}
     cells |= {"kl_high": means.high, "kl_train": means.estimate}
     top = [{"layer": 0, "head": 0}] if whole.shown else []

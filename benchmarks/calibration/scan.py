@@ -12,6 +12,10 @@ ENGINE_NAMES = {"words", "describe", "verdict", "_verdict", "conclusion", "concl
 Function = ast.FunctionDef
 
 
+TITLES = {"Panel": 1, "Panel.of": 2}
+"""Where the title stands among what makes a panel."""
+
+
 def speaking(root: Path = ROOT) -> set[str]:
     """Dotted names of all functions that word something.
 
@@ -77,8 +81,9 @@ def _titles_itself(function: Function) -> bool:
     for call in ast.walk(function):
         if isinstance(call, ast.Call) and _callee(call) == "Finding":
             return True
-        if isinstance(call, ast.Call) and _callee(call) == "Panel" and len(call.args) > 1:
-            title = call.args[1]
+        at = TITLES.get(ast.unparse(call.func)) if isinstance(call, ast.Call) else None
+        if isinstance(call, ast.Call) and at is not None and len(call.args) > at:
+            title = call.args[at]
             values = _assigned(function, title.id) if isinstance(title, ast.Name) else [title]
             if not all(isinstance(v, ast.Call) and _named(_callee(v)) for v in values):
                 return True

@@ -225,8 +225,8 @@ PHRASES = frozenset(
     (
         *_own("PHRASES"),
         *("app.tokenwise.view._panel", "app.tokenwise.words.token"),
-        *("app.frame.words.label", "app.frame.words.position_said"),
-        *("app.ard.words.overlap_text", "app.ard.words.reason", "app.behaviour.words.amount"),
+        *("app.frame.words.label", "app.frame.words.position_said", "app.frame.words.read_said"),
+        *("app.ard.words.reason", "app.behaviour.words.amount"),
         *("app.behaviour.words.interval", "app.bridge.words.signed", "app.bridge.words.underdetermined"),
         *("app.geometry.words.p_text", "app.heads.words.heads", "app.heads.words.percent"),
         *("app.heads.words.whole", "app.patching.words.amplitude", "app.patching.words.controls_note"),

@@ -197,9 +197,7 @@ def other_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe, pad_token=special[0], bos_token=special[1], eos_token=special[2]
     )
     found.chat_template = (
-        "{%- for message in messages %}"
-        "{{- '<|begin|>' + message['role'] + ': ' + message['content'] + '<|end|>' }}"
-        "{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- '<|begin|>assistant: ' }}{%- endif %}"
+        "{%- for message in messages %}{{- '<|begin|>' + message['role'] + ': ' + message['content'] + "
+        "'<|end|>' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|begin|>assistant: ' }}{%- endif %}"
     )
     return found

@@ -90,7 +90,7 @@ def mmd2(
     clouds = _Clouds.of([np.asarray(x), np.asarray(y)], torch.float64)
     logs = torch.as_tensor(np.asarray(log_lengthscales), dtype=torch.float64)
     with torch.no_grad():
-        return sum(float(part) for part in clouds.sums(_mmd2_terms([(0, 1)]), logs, size=1))
+        return sum(float(part.sum(logs)) for part in clouds.batches(_mmd2_terms([(0, 1)]), size=1))
 
 
 Terms = dict[tuple[int, int], float]
@@ -121,41 +121,70 @@ class _Clouds:
             values[index, : len(cloud)] = torch.as_tensor(cloud, dtype=dtype)
         return cls(values.to(device), counts.to(device))
 
-    def sums(self, terms: Terms, log_lengthscales: Tensor, size: int) -> Iterator[Tensor]:
-        """Weighted sums of mean kernels, over `size` pairs of clouds at a time.
-
-        Holds size × (n² + n d) numbers at a time, never n × n × d.
-        """
-        keys = sorted(
-            terms, key=lambda pair: int(self.counts[list(pair)].max())
-        )  # alike ones need no padding
-        for start in range(0, len(keys), size):
-            part = keys[start : start + size]
-            a, b = torch.tensor(part, device=self.counts.device).T
-            half, real = self._exponents(a, b, log_lengthscales)
-            means = (torch.exp(-half) * real).sum(dim=(1, 2)) / real.sum(dim=(1, 2))
-            yield (means * means.new_tensor([terms[key] for key in part])).sum()
+    def batches(self, terms: Terms, size: int) -> _Batches:
+        """The pairs of the terms, at most `size` at a time."""
+        counts = self.counts.tolist()
+        # alike ones need no padding
+        keys = sorted(terms, key=lambda key: max(counts[key[0]], counts[key[1]]))
+        parts = [keys[start : start + size] for start in range(0, len(keys), size)]
+        return _Batches(self, [(part, [terms[key] for key in part]) for part in parts])
 
     def exponent(self, pairs: Sequence[tuple[int, int]], log_lengthscales: Tensor) -> float:
         """Median of ½ Σ_j Δ_j²/ℓ_j² over pairs of tokens of different clouds."""
         found = []
         with torch.no_grad():
             for pair in pairs:
-                a, b = torch.tensor([pair], device=self.counts.device).T
-                half, real = self._exponents(a, b, log_lengthscales)
-                found.append(half[real])
+                batch = _Batch.of(self, [pair], [1.0])
+                found.append(batch.exponents(log_lengthscales)[batch.real])
         return float(torch.cat(found).median())
 
-    def _exponents(self, a: Tensor, b: Tensor, log_lengthscales: Tensor) -> tuple[Tensor, Tensor]:
-        """½ Σ_j Δ_j²/ℓ_j² through one product (pairs, n, n), and which entries are two different tokens."""
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pairs of clouds: x and y (pairs, n, d), which of their (pairs, n, n) entries are two different tokens,
+    how many these are, and a weight each."""
+
+    x: Tensor
+    y: Tensor
+    real: Tensor
+    number: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, clouds: _Clouds, pairs: Sequence[tuple[int, int]], weights: Sequence[float]) -> _Batch:
+        a, b = torch.tensor(pairs, device=clouds.counts.device).T
+        longest = int(torch.maximum(clouds.counts[a].max(), clouds.counts[b].max()))
+        tokens = torch.arange(longest, device=a.device)
+        real = (tokens < clouds.counts[a, None])[:, :, None] & (tokens < clouds.counts[b, None])[:, None]
+        real &= ~((a == b)[:, None, None] & (tokens[:, None] == tokens))
+        x, y = clouds.values[a, :longest], clouds.values[b, :longest]
+        return cls(x, y, real, real.sum(dim=(1, 2)), x.new_tensor(weights))
+
+    def exponents(self, log_lengthscales: Tensor) -> Tensor:
+        """½ Σ_j Δ_j²/ℓ_j² through one product (pairs, n, n)."""
         scale = torch.exp(-log_lengthscales)
-        longest = int(torch.maximum(self.counts[a].max(), self.counts[b].max()))
-        x, y = self.values[a, :longest] * scale, self.values[b, :longest] * scale
+        x, y = self.x * scale, self.y * scale
         sizes = (x**2).sum(-1)[:, :, None] + (y**2).sum(-1)[:, None]
-        half = (0.5 * sizes - x @ y.transpose(1, 2)).clamp_min(0.0)
-        tokens = torch.arange(longest, device=half.device)
-        real = (tokens < self.counts[a, None])[:, :, None] & (tokens < self.counts[b, None])[:, None]
-        return half, real & ~((a == b)[:, None, None] & (tokens[:, None] == tokens))
+        return (0.5 * sizes - x @ y.transpose(1, 2)).clamp_min(0.0)
+
+    def sum(self, log_lengthscales: Tensor) -> Tensor:
+        """Weighted sum of mean kernels."""
+        means = (torch.exp(-self.exponents(log_lengthscales)) * self.real).sum(dim=(1, 2)) / self.number
+        return (means * self.weights).sum()
+
+
+class _Batches:
+    """Pairs of clouds in batches, made anew at each turn; one that is all is kept.
+
+    Holds size × (n² + n d) numbers at a time, never n × n × d.
+    """
+
+    def __init__(self, clouds: _Clouds, parts: list[tuple[list[tuple[int, int]], list[float]]]) -> None:
+        self.clouds, self.parts = clouds, parts
+        self.kept = [_Batch.of(clouds, *parts[0])] if len(parts) == 1 else None
+
+    def __iter__(self) -> Iterator[_Batch]:
+        return iter(self.kept or (_Batch.of(self.clouds, *part) for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -175,19 +204,21 @@ class _Objective:
     center: Array
     scale: Array
 
-    @property
-    def terms(self) -> Terms:
+    def batches(self) -> _Batches:
+        """Its mean kernels but those that cancel."""
         terms = _mmd2_terms(self.same)
         for key, weight in _mmd2_terms(self.different).items():
             terms[key] = terms.get(key, 0.0) - weight
-        return {key: weight for key, weight in terms.items() if abs(weight) > 1e-12}
+        terms = {key: weight for key, weight in terms.items() if abs(weight) > 1e-12}
+        return self.clouds.batches(terms, self.size)
 
-    def descend(self, log_lengthscales: Tensor, terms: Terms) -> float:
+    def descend(self, log_lengthscales: Tensor, batches: _Batches) -> float:
         """The objective; its gradient is added to the lengthscales', a part at a time."""
         total = self.penalty * torch.exp(-log_lengthscales).sum()
         total.backward()
         value = float(total.detach())
-        for part in self.clouds.sums(terms, log_lengthscales, self.size):
+        for batch in batches:
+            part = batch.sum(log_lengthscales)
             part.backward()
             value += float(part.detach())
         return value
@@ -196,8 +227,8 @@ class _Objective:
         if not pairs:
             return float("nan")
         with torch.no_grad():
-            terms = _mmd2_terms(pairs)
-            return sum(float(part) for part in self.clouds.sums(terms, log_lengthscales, self.size))
+            batches = self.clouds.batches(_mmd2_terms(pairs), self.size)
+            return sum(float(batch.sum(log_lengthscales)) for batch in batches)
 
 
 def fit_ard(
@@ -262,14 +293,14 @@ def _descend(
     should_stop: Callable[[], bool] | None,
 ) -> tuple[list[float], str]:
     """Adam until the steps are over or nothing improves; the trace, and which of the two."""
-    optimiser, terms = torch.optim.Adam([logs], lr=rate), problem.terms
+    optimiser, batches = torch.optim.Adam([logs], lr=rate), problem.batches()
     trace: list[float] = []
     best, since = np.inf, 0
     for step in range(steps):
         if should_stop is not None and should_stop():
             raise JobError(f"Cancelled after {step} of {steps} steps.")
         optimiser.zero_grad()
-        trace.append(problem.descend(logs, terms))
+        trace.append(problem.descend(logs, batches))
         optimiser.step()
         if on_step is not None:
             on_step(step, trace[-1])

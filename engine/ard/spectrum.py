@@ -50,7 +50,10 @@ def spectrum(log_lengthscales: Float[np.ndarray, " d"], seed: int = 0) -> Spectr
     column = values[:, None]
     if values.std() < SPREAD:
         return Spectrum("nothing found", (float("nan"), float("nan")), 0.0, None)
-    one, two = (GaussianMixture(c, random_state=seed, n_init=5, reg_covar=1e-6).fit(column) for c in (1, 2))
+    one, two = (  # one Gaussian is the same from every start
+        GaussianMixture(c, random_state=seed, n_init=starts, reg_covar=1e-6).fit(column)
+        for c, starts in ((1, 1), (2, 5))
+    )
     low, high = np.argsort(two.means_[:, 0])
     means, variances = two.means_[[low, high], 0], two.covariances_[[low, high], 0, 0]
     distance = float(np.sqrt(2) * (means[1] - means[0]) / np.sqrt(variances.sum()))

@@ -10,16 +10,17 @@ import numpy as np
 import polars as pl
 
 from engine.behaviour import numbers as behaviour
+from engine.behaviour.claims import claim_prompts, column
 from engine.behaviour.report import corrected_note
 from engine.behaviour.spec import Behaviour, Lists
-from engine.behaviour.summary import column, figures_of, summary_of
+from engine.behaviour.summary import figures_of, summary_of
 from engine.errors import PatchError
 from engine.lab.experiment import ExperimentResult, Lab, chosen_rows
 from engine.lab.unknown import tell_unknown
 from engine.models.loading import LoadedModel
 from engine.passes.continuations import Scored, score, shared_ids, spelled, surface_forms
 from engine.passes.edits import Edit, replace_at
-from engine.passes.generate import generate
+from engine.passes.generate import Generated, generate
 from engine.patching.vectors import intervention
 from engine.texts import answers
 
@@ -113,7 +114,7 @@ def _series(name: str, values: list[Any]) -> pl.Series:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """The continuations of one prompt.
 
     Attributes:
@@ -136,11 +137,8 @@ def scored_columns(
 ) -> Columns:
     """Figures from log-probabilities; with the same on shared tokens and their coverage where asked for."""
     on_progress = on_progress or _telling(lab, f"Scoring {len(ids)} prompts with {experiment.model}.")
-    tokenizer = lab.tokenizer(experiment.model)
-    asked, lost = _questions(experiment, tokenizer, prompts)
-    _tell_lost(lab, experiment.model, lost)
-    other = experiment.shared_with
-    shared = None if other is None else shared_ids(tokenizer, lab.tokenizer(other))
+    asked, other = questions(experiment, lab, prompts), experiment.shared_with
+    shared = None if other is None else shared_ids(lab.tokenizer(experiment.model), lab.tokenizer(other))
     scored = score(
         lm,
         ids,
@@ -150,12 +148,25 @@ def scored_columns(
         on_progress=on_progress,
         should_stop=lab.should_stop,
     )
-    columns: Columns = {}
-    for one, log_probs in zip(asked, scored.log_probs[0], strict=True):
-        _append(columns, _figures_of(one, log_probs))
+    columns = score_columns(asked, scored.log_probs[0])
     if shared is not None:
         for row in _shared_rows(asked, scored, frozenset(shared)):
             _append(columns, row)
+    return columns
+
+
+def questions(experiment: Behaviour, lab: Lab, prompts: pl.DataFrame) -> list[Asked]:
+    """What each prompt is asked; a note tells of answers that can't be spelled."""
+    asked, lost = _questions(experiment, lab.tokenizer(experiment.model), prompts)
+    _tell_lost(lab, experiment.model, lost)
+    return asked
+
+
+def score_columns(asked: Sequence[Asked], log_probs: Sequence[Sequence[np.ndarray]]) -> Columns:
+    """Figures of each prompt from its continuations' log-probabilities, per token."""
+    columns: Columns = {}
+    for one, own in zip(asked, log_probs, strict=True):
+        _append(columns, _figures_of(one, own))
     return columns
 
 
@@ -169,9 +180,7 @@ def _append(columns: Columns, row: Mapping[str, float]) -> None:
         columns.setdefault(name, []).append(float(value))
 
 
-def _questions(
-    experiment: Behaviour, tokenizer: Any, prompts: pl.DataFrame
-) -> tuple[list[_Asked], list[str]]:
+def _questions(experiment: Behaviour, tokenizer: Any, prompts: pl.DataFrame) -> tuple[list[Asked], list[str]]:
     """What each prompt is asked, and the answers that can't be spelled.
 
     Forms and openings are tokenised once per language.
@@ -179,7 +188,7 @@ def _questions(
     words, measures = experiment.wording, experiment.measures
     languages = column(prompts, "language")
     choices, right = column(prompts, "choices"), column(prompts, "answer")
-    claims = claim_prompts(experiment, prompts)
+    claims = claim_prompts(experiment.wording, prompts)
     cache: dict[tuple[int, str | None], list[list[int]]] = {}
     lost: dict[str, None] = {}
 
@@ -209,7 +218,7 @@ def _questions(
                 correct = list(choices[i]).index(right[i])
         if "agreement" in measures and claims[i]:
             lists |= _both(yes=of(words.yes, language, True), no=of(words.no, language, True))
-        found.append(_asked(lists, correct))
+        found.append(asked_of(lists, correct))
     return found, list(lost)
 
 
@@ -228,32 +237,16 @@ def _tell_lost(lab: Lab, model: str, lost: Sequence[str]) -> None:
         lab.notes.extend([] if note in lab.notes else [note])
 
 
-def _asked(lists: dict[str, list[list[int]]], correct: int | None) -> _Asked:
+def asked_of(lists: dict[str, list[list[int]]], correct: int | None) -> Asked:
     ids: list[list[int]] = []
     parts = {}
     for name, own in lists.items():
         parts[name] = slice(len(ids), len(ids) + len(own))
         ids += own
-    return _Asked(ids, parts, correct)
+    return Asked(ids, parts, correct)
 
 
-def claim_prompts(experiment: Behaviour, prompts: pl.DataFrame) -> list[bool]:
-    """Whether each prompt is one to agree with: its choices are a yes and a no.
-
-    Where no prompt has such choices, every prompt counts.
-    """
-    words = experiment.wording
-    yes, no = (
-        {form.strip().casefold() for own in lists.values() for form in own} for lists in (words.yes, words.no)
-    )
-    found = []
-    for choices in column(prompts, "choices"):
-        said = {str(choice).strip().casefold() for choice in choices or ()}
-        found.append(len(said) == 2 and bool(said & yes) and bool(said & no))
-    return found if any(found) else [True] * len(found)
-
-
-def _figures_of(asked: _Asked, log_probs: Sequence[np.ndarray]) -> dict[str, float]:
+def _figures_of(asked: Asked, log_probs: Sequence[np.ndarray]) -> dict[str, float]:
     """The figures of one prompt from its continuations' log-probabilities; NaN where one doesn't apply."""
     means = behaviour.mean_log_probs(log_probs)
     totals = behaviour.total_log_probs(log_probs)
@@ -271,7 +264,7 @@ def _figures_of(asked: _Asked, log_probs: Sequence[np.ndarray]) -> dict[str, flo
     return found
 
 
-def _shared_rows(asked: Sequence[_Asked], scored: Scored, shared: frozenset[int]) -> list[dict[str, float]]:
+def _shared_rows(asked: Sequence[Asked], scored: Scored, shared: frozenset[int]) -> list[dict[str, float]]:
     """The same figures on shared tokens, "<figure> on shared", "coverage" and "left out"."""
     found = []
     masses = scored.log_mass[0] if scored.log_mass is not None else []
@@ -305,6 +298,11 @@ def text_columns(
         on_progress=on_progress,
         should_stop=lab.should_stop,
     )
+    return answer_columns(experiment, lab, prompts, made)
+
+
+def answer_columns(experiment: Behaviour, lab: Lab, prompts: pl.DataFrame, made: Generated) -> Columns:
+    """Answers that were generated under one condition, and what they say."""
     texts = made.texts(lab.tokenizer(experiment.model))[0]
     lengths = [len(tokens) for tokens in made.tokens[0]]
     columns: Columns = {"generated": texts, "tokens": lengths, "ended": made.ended[0]}
@@ -315,7 +313,7 @@ def read_answers(
     experiment: Behaviour, prompts: pl.DataFrame, texts: Sequence[str], lengths: Sequence[int]
 ) -> Columns:
     """What generated answers say: agrees, right, refused (1, 0, NaN where it doesn't apply), and style."""
-    words, claims = experiment.wording, claim_prompts(experiment, prompts)
+    words, claims = experiment.wording, claim_prompts(experiment.wording, prompts)
     columns: Columns = {}
     rows = zip(texts, lengths, column(prompts, "language"), column(prompts, "answer"), claims, strict=True)
     for text, length, language, answer, claim in rows:

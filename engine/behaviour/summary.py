@@ -8,17 +8,13 @@ import numpy as np
 import polars as pl
 
 from engine.behaviour import numbers as behaviour
+from engine.behaviour.claims import column
 from engine.behaviour.spec import Behaviour, Figure, figures
 from engine.lab.experiment import Lab, resampling_groups
 from engine.lab.noise import measured
 from engine.lab.units import resampling_units, unit_name
 from engine.models.loading import LoadedModel
 from engine.stats.uncertainty import Interval
-
-
-def column(prompts: pl.DataFrame, name: str) -> list[Any]:
-    """A column as a list; None of every prompt where the table has none."""
-    return prompts[name].to_list() if name in prompts.columns else [None] * prompts.height
 
 
 def figures_of(experiment: Behaviour, table: pl.DataFrame) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _rows(spec: DifferenceLens, lab: Lab, blocks: Sequence[int]) -> tuple[np.nda
         unit = opened_by(ids)
         return unit, "text", of_texts(spec, lab, ids, unit, blocks)
     rows = chosen_rows(lab.prompts, spec.split, spec.where)
-    unit, name = units_of(spec, lab.prompts[rows])
+    unit, name = units_of(spec.unit, lab.prompts[rows])
     return unit, name, of_prompts(spec, lab, rows, unit, blocks)
 
 

@@ -7,7 +7,7 @@ the draws (B, G) against that block (G, BLOCK), of which only the largest of eac
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,18 +137,23 @@ class Place:
     @classmethod
     def of(cls, readout: Readout, units: Float[np.ndarray, "g d"], prompts: int, draws: Draws) -> Place:
         """From the sums of each unit (G, d) of `prompts` rows of `differences`."""
-        count = len(units)
         rows = torch.as_tensor(units, dtype=torch.float32, device=readout.gain.device)
+        return cls.of_columns(readout.logits(rows), len(units), prompts, draws)
+
+    @classmethod
+    def of_columns(cls, blocks: Iterable[Float[Tensor, "g k"]], count: int, rows: int, draws: Draws) -> Place:
+        """From the sums of `count` units over `rows` rows, some tokens at a time."""
         means: list[Tensor] = []
         errors: list[Tensor] = []
-        ends = [torch.full((len(draws.flips),), end, device=rows.device) for end in (0.0, 0.0, 0.0)]
-        for logits in readout.logits(rows):
+        zeros = torch.zeros(len(draws.flips), device=draws.flips.device)
+        ends = [zeros, zeros, zeros]
+        for logits in blocks:
             mean = logits.mean(dim=0)
             left = logits - mean
             sd = left.square().sum(dim=0).div(count - 1).sqrt()
             sd = torch.maximum(sd, TINY * mean.abs()).clamp_min(1e-30)
-            means.append(mean * (count / prompts))
-            errors.append(sd * (count**0.5 / prompts))
+            means.append(mean * (count / rows))
+            errors.append(sd * (count**0.5 / rows))
             length = logits.square().sum(dim=0).sqrt().clamp_min(1e-30)
             share = (draws.flips @ (logits / length)).abs().amax(dim=1)
             t = _resampled(draws.counts, left / sd)

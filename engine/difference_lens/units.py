@@ -14,7 +14,7 @@ from jaxtyping import Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from engine.difference_lens.spec import DifferenceLens
+from engine.difference_lens.spec import DifferenceLens, Unit
 from engine.errors import PatchError
 from engine.lab.experiment import Lab, resampling_groups
 from engine.lab.units import CLUSTER, category_units, resampling_units, unit_name
@@ -23,15 +23,15 @@ from engine.stats.resampling import unit_index
 __all__ = ["ends_of", "opened_by", "told_apart", "units_of"]
 
 
-def units_of(spec: DifferenceLens, prompts: pl.DataFrame) -> tuple[Int[np.ndarray, " n"], str]:
+def units_of(unit: Unit, prompts: pl.DataFrame) -> tuple[Int[np.ndarray, " n"], str]:
     """The unit of each chosen prompt, 0 … G − 1, and what a unit is called.
 
     Raises:
         PatchError: categories are asked for, and there are none or a single one.
     """
-    if spec.unit == "auto":
+    if unit == "auto":
         return resampling_units(prompts), unit_name(prompts)
-    if spec.unit == "prompt":
+    if unit == "prompt":
         own = resampling_groups(prompts)
         return own, "pair" if np.unique(own).size < prompts.height else "prompt"
     known = prompts["category"].drop_nulls().n_unique() if "category" in prompts.columns else 0

@@ -336,11 +336,6 @@ def project(x: Float[np.ndarray, "*n d"], basis: Float[np.ndarray, "d k"]) -> Fl
     return (x @ basis) @ basis.T
 
 
-def complement(x: Float[np.ndarray, "*n d"], basis: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "*n d"]:
-    """P_Z⊥ x = x − P_Z x, row by row."""
-    return x - project(x, basis)
-
-
 def principal_angles(a: Float[np.ndarray, "d k1"], b: Float[np.ndarray, "d k2"]) -> Float[np.ndarray, " k"]:
     """Principal angles between two subspaces in radians, ascending (accurate for small ones too)."""
     return np.sort(linalg.subspace_angles(a, b))

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -109,25 +108,6 @@ def coverages(
     Raises:
         AnalysisError: the shapes differ, values are not finite, or KL_ALL sums to 0.
     """
-    options: dict[str, Any] = {"groups": groups, "n_boot": n_boot, "level": level, "seed": seed}
-    return _ratios(kl, kl_all, 100.0, together=together, **options)
-
-
-def means(
-    kl: Float[np.ndarray, "subsets n"],
-    *,
-    groups: Groups = None,
-    n_boot: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Band:
-    """Mean KL of many subsets in nats, with the same intervals as `coverages`."""
-    options: dict[str, Any] = {"groups": groups, "n_boot": n_boot, "level": level, "seed": seed}
-    return _ratios(kl, np.ones(np.shape(kl)[-1]), 1.0, **options)
-
-
-def _ratios(kl: np.ndarray, kl_all: np.ndarray, unit: float, **options: Any) -> Band:
-    """unit · Σ kl / Σ kl_all of every row, the same resamples on both sides."""
     parts, whole = np.asarray(kl, dtype=np.float64), np.asarray(kl_all, dtype=np.float64)
     if parts.ndim != 2 or whole.shape != parts.shape[1:]:
         raise AnalysisError(
@@ -142,7 +122,9 @@ def _ratios(kl: np.ndarray, kl_all: np.ndarray, unit: float, **options: Any) -> 
             given=f"a total of {whole.sum():g} nats",
             next_step="show why there is nothing to cover instead.",
         )
-    return bootstrap_ratios(unit * parts, whole, **options)
+    return bootstrap_ratios(
+        100 * parts, whole, groups=groups, n_boot=n_boot, level=level, seed=seed, together=together
+    )
 
 
 def ranking(singles: Float[np.ndarray, "heads n"]) -> list[int]:

@@ -16,6 +16,7 @@ from engine.lab.experiment import ExperimentResult, Lab
 from engine.lab.noise import kl_floor, measured
 from engine.models.sites import Site
 from engine.patching.run import self_check
+from engine.stats.means import bootstrap_means
 
 
 def run(wanted: HeadMap, lab: Lab) -> ExperimentResult:
@@ -84,7 +85,7 @@ def _cells(
     train, reported = prompts.train, ~prompts.train
     settings = prompts.settings(wanted)
     order = analysis.ranking(alone[:, train])
-    nats = analysis.means(alone[:, reported], **settings)
+    nats = bootstrap_means(alone[:, reported], **settings)
     covered = analysis.coverages(alone[:, reported], whole[reported], **settings) if shown else None
     rows: list[dict[str, Any]] = []
     for head in range(len(alone)):

@@ -1,12 +1,16 @@
-"""How much one run may be asked for. Results that were stored with more still open: only running asks."""
+"""Amplitudes and ranks of one run. Results that were stored with more than `MOST` open: only running asks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sized
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from engine.errors import PatchError
 
-__all__ = ["MOST", "check"]
+__all__ = ["MOST", "Amplitudes", "check"]
 
 MOST = 64
 """Amplitudes, and ranks, of one run."""
@@ -22,3 +26,15 @@ def check(alphas: Sized, ks: Sized = ()) -> None:
                 given=len(values),
                 next_step="leave some out, or ask for them in several runs.",
             )
+
+
+def _usable(alphas: tuple[float, ...]) -> tuple[float, ...]:
+    if not alphas or not all(map(math.isfinite, alphas)):
+        raise PatchError(
+            "The amplitudes α cannot be used.", expected="at least one, all finite", given=alphas
+        )
+    return tuple(sorted({alpha + 0.0 for alpha in alphas}))
+
+
+Amplitudes = Annotated[tuple[float, ...], AfterValidator(_usable)]
+"""At least one, all finite; ascending, each once."""

@@ -23,7 +23,7 @@ from engine.models.loading import LoadedModel
 from engine.passes.decoding import Decoder, Rows, in_batches
 from engine.passes.edits import Edit
 
-__all__ = ["Scored", "score", "shared_ids", "spelled", "surface_forms"]
+__all__ = ["Reader", "Scored", "follow_all", "score", "shared_ids", "spelled", "surface_forms"]
 
 Ragged = list[list[list[np.ndarray]]]
 """[condition][prompt][continuation] -> one number per token, float64 (tokens,)."""
@@ -116,13 +116,13 @@ def score(
         )
     longest = max((len(ids) for own in continuations for ids in own), default=1)
     decoder = Decoder(lm, token_ids, edits, longest - 1)
-    reader = _Reader(lm, None if shared is None else torch.tensor(sorted(shared), device=lm.device))
+    reader = Reader(decoder, None if shared is None else torch.tensor(sorted(shared), device=lm.device))
     log_probs: Ragged = [[[np.empty(0)] * len(own) for own in continuations] for _ in edits]
     mass: Ragged = [[[np.empty(0)] * len(own) for own in continuations] for _ in edits]
 
     def run(batch: list[int]) -> None:
         rows, logits = decoder.start(batch)
-        for place, (log_p, log_m) in _run(decoder, reader, rows, logits, continuations).items():
+        for place, (log_p, log_m) in follow_all(decoder, reader, rows, logits, continuations).items():
             condition, prompt, number = place
             log_probs[condition][prompt][number], mass[condition][prompt][number] = log_p, log_m
 
@@ -132,11 +132,11 @@ def score(
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """Turns logits into log-probabilities of wanted tokens, and of all shared ones together."""
 
-    lm: LoadedModel
-    shared: Tensor | None
+    decoder: Decoder
+    shared: Tensor | None = None
 
     def __call__(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """(N, V), (N,) -> (2, N) float64 on the CPU; the second row is 0 where no shared tokens are named."""
@@ -147,15 +147,15 @@ class _Reader:
             mass = log_probs[:, self.shared.to(logits.device)].logsumexp(-1)
         return torch.stack([chosen, mass]).cpu().double()  # not every device has float64
 
-    def of_states(self, hidden: Tensor, wanted: Tensor, chunk: int = 512) -> Tensor:
-        """(N, d), (N,) -> (2, N), some hundred rows of the vocabulary at a time."""
-        parts = zip(hidden.split(chunk), wanted.split(chunk), strict=True)
-        return torch.cat([self(self.lm.taps.logits(h), w) for h, w in parts], dim=1)
+    def of_states(self, hidden: Tensor, wanted: Tensor, conditions: Tensor, chunk: int = 512) -> Tensor:
+        """(N, d), (N,), (N,) -> (2, N), some hundred rows of the vocabulary at a time."""
+        parts = zip(*(each.split(chunk) for each in (hidden, wanted, conditions)), strict=True)
+        return torch.cat([self(self.decoder.logits(h, c), w) for h, w, c in parts], dim=1)
 
 
-def _run(
+def follow_all(
     decoder: Decoder,
-    reader: _Reader,
+    reader: Reader,
     rows: Rows,
     logits: Tensor,
     continuations: Sequence[Sequence[Sequence[int]]],
@@ -186,7 +186,7 @@ def _run(
             keep = [(n, t) for n, i in enumerate(longer) for t in range(len(texts[i]) - 1)]
             at = torch.tensor(keep, device=hidden.device).T
             wanted = torch.tensor([texts[longer[n]][t + 1] for n, t in keep], device=device)
-            values = reader.of_states(hidden[at[0], at[1]], wanted)
+            values = reader.of_states(hidden[at[0], at[1]], wanted, rows.conditions[at[0].to(device)])
             for (n, _), value in zip(keep, values.T, strict=True):
                 found[longer[n]].append(value)
     return {

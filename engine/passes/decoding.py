@@ -11,7 +11,7 @@ import copy
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,15 @@ from engine.models.rotary import check_one_side, turned
 from engine.models.sites import Site, first_tensor
 from engine.models.taps import ModelTaps
 from engine.passes.batching import batches
+from engine.passes.branches import Branches
 from engine.passes.edits import Edit, Share, Tokens, install
 from engine.passes.patch_engine import JobCancelled
 from engine.passes.shared_blocks import SharedBlocks, select_rows, unreached, watched
+from engine.weights.steer_rows import RowShifts
 
 Edits = Sequence[Edit | None]
 Shared = SharedBlocks | None
+Grown = Branches | None
 
 
 def decode_tokens(device: torch.device) -> int:
@@ -65,7 +68,7 @@ class Decoder:
     Args:
         lm: the model; its lock is held during each forward pass.
         token_ids: per prompt, BOS included if the model wants it. No padding.
-        edits: one condition each; None is the model as it is.
+        edits: one condition each; None is the model as it is. Or weights: conditions of shifted weights.
         room: tokens that may be read after a prompt. What the last of them, or the prompt itself, predicts is
             one more, and takes no position.
 
@@ -75,16 +78,23 @@ class Decoder:
     """
 
     def __init__(
-        self, lm: LoadedModel, token_ids: Sequence[Sequence[int]], edits: Sequence[Edit | None], room: int
+        self,
+        lm: LoadedModel,
+        token_ids: Sequence[Sequence[int]],
+        edits: Edits | RowShifts,
+        room: int,
     ) -> None:
-        self.lm, self.edits, self.room = lm, tuple(edits), room
+        self.weights = edits if isinstance(edits, RowShifts) else None
+        own = (None,) * len(edits.conditions) if isinstance(edits, RowShifts) else tuple(edits)
+        self.lm, self.edits, self.room = lm, own, room
         self.token_ids = [[int(token) for token in ids] for ids in token_ids]
         self._check()
         ends = [len(ids) - 1 for ids in self.token_ids]
         firsts = [ends, *(edit.first for edit in self.edits if edit is not None)]
         # not every recurrent block goes on from its state with several tokens at once
         self._recurrent = any(not layer.has_heads for layer in lm.taps.layers)
-        self._first = [0 if self._recurrent else min(column) for column in zip(*firsts, strict=True)]
+        whole = self._recurrent or self.weights is not None
+        self._first = [0 if whole else min(column) for column in zip(*firsts, strict=True)]
 
     def plan(self, batch_tokens: int | None, copies: int = 1) -> list[list[int]]:
         """Prompts that run together: as many tokens from the first edited one on, nearly equal lengths.
@@ -112,6 +122,19 @@ class Decoder:
         Returns:
             the rows, and the logits (B, V) of the token that follows each prompt.
         """
+        rows, hidden = self.begin(prompts)
+        return rows, self.logits(hidden[:, -1], rows.conditions)
+
+    def begin(self, prompts: Sequence[int], grown: Grown = None) -> tuple[Rows, Tensor]:
+        """As `start`, with the states of all tokens that every condition read, padded on the left.
+
+        Args:
+            grown: continuations that are read behind the prompts in the same pass, and leave nothing in the
+                cache; only where every prompt is read whole under every condition.
+
+        Returns:
+            the rows, and the states (B, T, d) after the final norm, continuations' tokens last.
+        """
         n, device = len(prompts), self.lm.device
         which = torch.tensor(list(prompts), device=device)
         rows = Rows(
@@ -126,24 +149,36 @@ class Decoder:
                 self._run(rows, [self.token_ids[p][: self._first[p]] for p in prompts], ())
             tails = [self.token_ids[p][self._first[p] :] for p in prompts]
             count = len(self.edits)
-            shared = self._shared_blocks(rows, tails) if count > 1 else None
+            shared = self._shared_blocks(rows, tails, grown) if count > 1 else None
             copies = torch.arange(n, device=device).repeat_interleave(count)
             rows.select(copies)
             rows.conditions = torch.arange(count, device=device).repeat(n)
             repeated = [tail for tail in tails for _ in range(count)]
             if shared is not None:
                 shared.select(copies)
-            hidden = self._run(rows, repeated, self.edits, shared)
-            return rows, self.lm.taps.logits(hidden[:, -1])
+            hidden = self._run(rows, repeated, self.edits, shared, grown and grown.select(copies))
+            if grown is not None:
+                grown.cut(rows.cache)
+            return rows, hidden
 
-    def _shared_blocks(self, rows: Rows, tails: Sequence[Sequence[int]]) -> SharedBlocks | None:
+    def logits(self, states: Tensor, conditions: Tensor) -> Tensor:
+        """Logits (N, V) of states (N, d), each under its condition."""
+        with self.lm.lock, torch.inference_mode(), self._shifted(conditions):
+            return self.lm.taps.logits(states)
+
+    def _shifted(self, conditions: Tensor) -> AbstractContextManager[None]:
+        return nullcontext() if self.weights is None else self.weights.on(conditions)
+
+    def _shared_blocks(self, rows: Rows, tails: Sequence[Sequence[int]], grown: Grown) -> SharedBlocks | None:
         """The blocks that no edit reaches, run once for all conditions of a prompt; `rows` stay the same."""
         count = unreached(self.lm.taps.n_layers, [e.site for e in self.edits if e is not None])
+        if self.weights is not None:
+            count = min(count, self.weights.first_block)
         if count == 0:
             return None
         once = dataclasses.replace(rows, cache=copy.deepcopy(rows.cache))
         with watched(self.lm.taps, count) as shared:
-            self._run(once, tails, ())
+            self._run(once, tails, (), None, grown)
         shared.cache = once.cache
         return shared
 
@@ -155,14 +190,27 @@ class Decoder:
             found = [self._forward(rows, part, torch.zeros_like(rows.lengths), edits) for part in parts]
         return torch.cat(found, dim=1)
 
-    def _run(self, rows: Rows, ids: Sequence[Sequence[int]], edits: Edits, shared: Shared = None) -> Tensor:
+    def _run(
+        self,
+        rows: Rows,
+        ids: Sequence[Sequence[int]],
+        edits: Edits,
+        shared: Shared = None,
+        grown: Grown = None,
+    ) -> Tensor:
         longest = max(map(len, ids))
         padding = torch.tensor([longest - len(row) for row in ids], device=self.lm.device)
         padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=self.lm.device)
-        return self._forward(rows, padded, padding, edits, shared)
+        return self._forward(rows, padded, padding, edits, shared, grown)
 
     def _forward(
-        self, rows: Rows, ids: Tensor, padding: Tensor, edits: Edits, shared: Shared = None
+        self,
+        rows: Rows,
+        ids: Tensor,
+        padding: Tensor,
+        edits: Edits,
+        shared: Shared = None,
+        grown: Grown = None,
     ) -> Tensor:
         """Runs ids (B, T), the first `padding` of each row being none, and moves the rows on."""
         steps = torch.arange(ids.shape[1], device=ids.device)
@@ -170,18 +218,22 @@ class Decoder:
         real = steps >= padding[:, None]
         rows.mask = torch.cat([rows.mask, real.long()], dim=1)
         index = torch.where(real, index, -1)
+        mask, count = rows.mask, real.sum(1)
+        if grown is not None:
+            ids, index, mask = grown.behind(ids, index, self.lm.dtype)
         standing = nullcontext() if shared is None else shared.standing_in(self.lm.taps, rows.cache)
         whole = len(self.token_ids[int(rows.prompts[0])])
         turns = turned(self.lm.model, self.lm.taps.rotary_switch, whole)
-        with self.lm.lock, standing, turns, edited(self.lm.taps, edits, rows, index):
+        steered = self._shifted(rows.conditions)
+        with self.lm.lock, standing, turns, edited(self.lm.taps, edits, rows, index), steered:
             output = self.lm.taps.decoder(
                 input_ids=ids,
-                attention_mask=rows.mask,
+                attention_mask=mask,
                 position_ids=index.clamp(min=0),
                 past_key_values=rows.cache,
                 use_cache=True,
             )
-        rows.lengths = rows.lengths + real.sum(1)
+        rows.lengths = rows.lengths + count
         return first_tensor(output[0])
 
     def _check(self) -> None:

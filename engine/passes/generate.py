@@ -10,7 +10,7 @@ where two tokens tie within rounding; in 16-bit dtypes one batch shape differs f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from engine.errors import PatchError
 from engine.models.loading import LoadedModel
-from engine.passes.decoding import Decoder, check_stop, in_batches
+from engine.passes.decoding import Decoder, Rows, check_stop, in_batches
 from engine.passes.edits import Edit, Tokens, replace_at
 
-__all__ = ["Edit", "Generated", "Tokens", "generate", "replace_at", "stop_tokens"]
+__all__ = ["Edit", "Generated", "Tokens", "generate", "keep", "replace_at", "steps", "stop_tokens"]
 
 
 @dataclass(frozen=True)
@@ -97,27 +97,58 @@ def generate(
         for prompt in batch:
             for condition in range(len(edits)):
                 tokens[condition][prompt], likeliest[condition][prompt] = [], []
-        for step in range(max_new_tokens):
-            check_stop(should_stop)
-            chosen = logits.argmax(-1).to(rows.prompts.device)
-            over = torch.isin(chosen, ends)
-            names = list(zip(rows.conditions.tolist(), rows.prompts.tolist(), strict=True))
-            for (condition, prompt), best in zip(names, _likeliest(logits, chosen, top), strict=False):
+        written = steps(decoder, rows, logits, ends, max_new_tokens, should_stop)
+        for names, chosen, over, predicted in written:
+            for (condition, prompt), best in zip(names, _likeliest(predicted, chosen, top), strict=False):
                 likeliest[condition][prompt].append(best)
-            for (condition, prompt), token, last in zip(names, chosen.tolist(), over.tolist(), strict=True):
-                if last:
-                    ended[condition][prompt] = True
-                else:
-                    tokens[condition][prompt].append(token)
-            going = torch.nonzero(~over)[:, 0]
-            if not len(going) or step == max_new_tokens - 1:
-                return
-            if len(going) < len(over):
-                rows.select(going)
-            logits = lm.taps.logits(decoder.follow(rows, chosen[going, None])[:, -1])
+            keep(names, chosen, over, tokens, ended)
 
     in_batches(decoder.plan(batch_tokens), run, on_progress, should_stop)
     return Generated(tokens, ended, likeliest if top else [])
+
+
+Names = list[tuple[int, int]]
+
+
+def steps(
+    decoder: Decoder,
+    rows: Rows,
+    logits: Tensor,
+    ends: Tensor,
+    limit: int,
+    should_stop: Callable[[], bool] | None = None,
+) -> Iterator[tuple[Names, Tensor, Tensor, Tensor]]:
+    """Writes the likeliest token of every row, at most `limit` of them; rows that ended are dropped.
+
+    Args:
+        rows, logits: as `Decoder.start` gives them, or some of them. ends: (E,) tokens that end a row.
+
+    Yields:
+        at each step (condition, prompt) of the rows, the tokens chosen (B,), whether they end a row (B,), and
+        the logits (B, V).
+    """
+    for step in range(limit):
+        check_stop(should_stop)
+        chosen = logits.argmax(-1).to(rows.prompts.device)
+        over = torch.isin(chosen, ends)
+        yield list(zip(rows.conditions.tolist(), rows.prompts.tolist(), strict=True)), chosen, over, logits
+        going = torch.nonzero(~over)[:, 0]
+        if not len(going) or step == limit - 1:
+            return
+        if len(going) < len(over):
+            rows.select(going)
+        logits = decoder.logits(decoder.follow(rows, chosen[going, None])[:, -1], rows.conditions)
+
+
+def keep(
+    names: Names, chosen: Tensor, over: Tensor, tokens: list[list[list[int]]], ended: list[list[bool]]
+) -> None:
+    """Puts a step's tokens where they belong, tokens[condition][prompt] and ended[condition][prompt]."""
+    for (condition, prompt), token, last in zip(names, chosen.tolist(), over.tolist(), strict=True):
+        if last:
+            ended[condition][prompt] = True
+        else:
+            tokens[condition][prompt].append(token)
 
 
 def _likeliest(logits: Tensor, chosen: Tensor, count: int) -> list[list[tuple[int, float]]]:

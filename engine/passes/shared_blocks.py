@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +82,23 @@ class SharedBlocks:
                 block.__dict__.pop("forward", None)
 
 
+class _Reached(Exception):
+    """The last block that is wanted has run."""
+
+
 @contextmanager
 def watched(taps: ModelTaps, count: int) -> Iterator[SharedBlocks]:
-    """Keeps what the first `count` blocks return in a forward pass run inside the block."""
+    """Keeps what the first `count` blocks return in a forward pass run inside the block, which ends there:
+    what comes above doesn't run."""
     found = SharedBlocks(count, slots=taps.layers[count - 1].slot + 1)
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         found.output = output
+        raise _Reached
 
     handle = taps.layers[count - 1].block.register_forward_hook(after)
     try:
-        yield found
+        with suppress(_Reached):
+            yield found
     finally:
         handle.remove()

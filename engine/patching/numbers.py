@@ -115,20 +115,25 @@ def reductions(
     floor: float,
     how: Resampling,
     noise: float = 0.0,
+    means: Band | None = None,
 ) -> list[Reduction]:
-    """`reduction` at every amplitude, on the same draws."""
+    """`reduction` at every amplitude, on the same draws; `means`: those of `kl_raw`, where they are known."""
     raw, mapped = np.asarray(kl_raw, dtype=np.float64), np.asarray(kl_mapped, dtype=np.float64)
     deltas = how.means(raw - mapped)
-    reasons = _undefined(raw, floor, how, noise)
+    lows = (means or how.means(raw)).low if noise else np.full(len(raw), np.inf)
+    reasons = _undefined(raw, lows, floor, how, noise)
     defined = [row for row, reason in enumerate(reasons) if not reason]
     drops = how.ratios(100 * (raw - mapped)[defined], raw[defined]) if defined else None
     told = {row: drops.at((number,)) for number, row in enumerate(defined) if drops is not None}
     return [Reduction(deltas.at((row,)), told.get(row), reason) for row, reason in enumerate(reasons)]
 
 
-def _undefined(raw: np.ndarray, floor: float, how: Resampling, noise: float) -> list[str]:
-    """Why there is no share of KL_raw to drop, at every amplitude; "" where there is."""
-    lows = how.means(raw).low if noise else np.full(len(raw), np.inf)
+def _undefined(raw: np.ndarray, lows: np.ndarray, floor: float, how: Resampling, noise: float) -> list[str]:
+    """Why there is no share of KL_raw to drop, at every amplitude; "" where there is.
+
+    Args:
+        lows: lower ends of the intervals of KL_raw.
+    """
     reasons = []
     for own, low in zip(raw, lows, strict=True):
         reason = ""

@@ -7,7 +7,6 @@ KL is KL(patched || unpatched) of the target's next-token distribution, in nats.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import PatchExperiment, Split
+from engine.lab.grids import Amplitudes
 
 Kind = Literal["raw", "literal", "self", "mean"]
 
@@ -38,7 +38,7 @@ class Condition(PatchExperiment):
     job: Literal["patch"] = "patch"
     heads: tuple[int, ...] | None = None
     kind: Kind = "raw"
-    alphas: tuple[float, ...] = (1.0,)
+    alphas: Amplitudes = (1.0,)
     scale: Literal["vector", "deviation"] = "vector"
     split: Split = "validation"
     top_k: int = Field(default=5, ge=0, le=50)
@@ -49,17 +49,6 @@ class Condition(PatchExperiment):
         if isinstance(data, Mapping) and data.get("kind") in ("self", "mean") and "target" in data:
             return {**data, "source": data["target"]}
         return data
-
-    @field_validator("alphas")
-    @classmethod
-    def _usable_alphas(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or not all(math.isfinite(alpha) for alpha in value):
-            raise PatchError(
-                "The amplitudes alpha cannot be used.",
-                expected="at least one, all finite",
-                given=value,
-            )
-        return tuple(sorted({alpha + 0.0 for alpha in value}))
 
     @field_validator("heads")
     @classmethod

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from engine.errors import PatchError
 from engine.lab.experiment import PatchExperiment
+from engine.lab.grids import Amplitudes
 from engine.transport.named import NAMES, MapSpec
 
 ALPHAS = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -37,22 +37,13 @@ class RankSweep(PatchExperiment):
 
     job: Literal["rank"] = "rank"
     map: MapSpec = MapSpec()
-    alphas: tuple[float, ...] = ALPHAS
+    alphas: Amplitudes = ALPHAS
     scale: Literal["vector", "deviation"] = "vector"
     raw_alpha: Literal["fixed", "scaled"] = "fixed"
     basis: Literal["map", "difference"] = "map"
     ks: tuple[int, ...] = ()
     draws: int = Field(default=4, ge=2, le=50)
     folds: int = Field(default=5, ge=2, le=20)
-
-    @field_validator("alphas")
-    @classmethod
-    def _usable_alphas(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or not all(math.isfinite(alpha) for alpha in value):
-            raise PatchError(
-                "The amplitudes α cannot be used.", expected="at least one, all finite", given=value
-            )
-        return tuple(sorted({alpha + 0.0 for alpha in value}))
 
     @field_validator("ks")
     @classmethod

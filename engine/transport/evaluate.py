@@ -366,8 +366,8 @@ def describe(r2_train: float, r2_validation: float, r2_shuffled: float, cka: flo
         return "The map does no better than one fitted on permuted pairs."
     if r2_train - r2_validation > 0.3:
         return (
-            f"The map carries over in part: R² {r2_validation:.2f} on new prompts, against {r2_train:.2f} on "
-            "the prompts that it was fitted on. More prompts or more regularisation would help."
+            f"The map carries over in part: R² {r2_validation:.2f} on new prompts; {r2_train:.2f} on those "
+            "that it was fitted on, so more prompts or more regularisation would help."
         )
     near = f"1 (within {EXACT:.0e})" if r2_validation > 1 - EXACT else ""
     return f"The map predicts new prompts: R² {near or f'{r2_validation:.{decimals(r2_validation)}f}'}."

@@ -49,7 +49,7 @@ def curves(bench: Bench, measured: Measured, keys: Sequence[Key]) -> pl.DataFram
     """One row per figure, split and (series, α); without figures that fewer than two prompts or pairs have.
 
     Columns series, alpha, split, figure, value, low, high, change, change_low, change_high (paired, from the
-    unsteered model; a factor for perplexity), n: prompts with a value.
+    unsteered model; a factor for perplexity), n: prompts with a value, units: what of them is drawn.
     """
     parts = []
     for figure in FIGURES:
@@ -81,6 +81,7 @@ def _figure(
         "figure": [figure.name] * len(keys),
         **dict(zip(names, ends, strict=True)),
         "n": [int(kept.sum())] * len(keys),
+        "units": [int(np.unique(bench.groups[kept]).size)] * len(keys),
     }
     schema = dict.fromkeys(names, pl.Float64)
     return pl.DataFrame(columns, schema_overrides=schema)
@@ -143,7 +144,7 @@ def prompt_table(bench: Bench, measured: Measured, prompts: pl.DataFrame) -> pl.
 def against_first(bench: Bench, measured: Measured, keys: Sequence[Key]) -> list[dict[str, Any]]:
     """Figures at equal KL, each difference minus the first one, paired, on validation.
 
-    Rows {series, figure, value, low, high}; the first of `keys` is compared with. The intervals of one
+    Rows {series, figure, value, low, high, units}; the first of `keys` is compared with. The intervals of one
     figure hold for all differences at once (Bonferroni): a title tells of all of them.
     """
     found = []
@@ -168,5 +169,6 @@ def against_first(bench: Bench, measured: Measured, keys: Sequence[Key]) -> list
                 seed=spec.seed,
             ).interval
             row = {"value": apart.estimate, "low": apart.low, "high": apart.high}
+            row["units"] = int(np.unique(bench.groups[kept]).size)
             found.append({"series": key[0], "figure": figure.name, **row})
     return found

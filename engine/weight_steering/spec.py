@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from engine.behaviour.spec import Wording
 from engine.errors import PatchError
 from engine.lab.experiment import Experiment
+from engine.spec import later
 from engine.steering.spec import Group
 
 ALPHAS = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
@@ -41,6 +42,7 @@ class WeightSteering(Experiment):
         draws: random differences of the control: tensors, norms and ranks of the first difference.
         answers: prompts of `where` in validation that are answered at every α; 0 generates nothing.
         max_new_tokens: longest answer.
+        prompts: at most so many of each role and split, whole pairs, evenly spread; None is all.
         lead, wording: as for `Behaviour`.
     """
 
@@ -58,6 +60,7 @@ class WeightSteering(Experiment):
     max_new_tokens: int = Field(default=48, ge=1, le=2000)
     lead: str = ""
     wording: Wording = Wording()
+    prompts: int | None = later(None, ge=4, le=100_000)
 
     @field_validator("alphas")
     @classmethod

@@ -31,17 +31,18 @@ from engine.errors import ModelError
 from engine.models.loading import LoadedModel
 from engine.models.taps import LayerTaps, ModelTaps
 from engine.models.tensor_parts import in_parts
+from engine.passes.wide import linear
 from engine.weights.deltas import WeightDelta
 from engine.weights.rounding import narrowest
 
-__all__ = ["WeightShift"]
+__all__ = ["Values", "WeightShift", "in_this_thread", "is_norm", "shifted_norm"]
 
 HELD = 1 << 16
 """Dense differences with at most so many numbers are held in any case."""
 
 
 @dataclass(frozen=True)
-class _Values:
+class Values:
     """A difference on the device: factors (out, rank), (rank, in), or one dense tensor.
 
     Attributes:
@@ -59,7 +60,7 @@ class _Values:
         x = x.to(self.dtype)
         if self.dense is not None:
             whole = self.dense().to(self.dtype)
-            return functional.linear(x, whole.T if transposed else whole)
+            return linear(x, whole.T if transposed else whole)
         assert self.left is not None
         assert self.right is not None
         first, second = (self.left.T, self.right.T) if transposed else (self.right, self.left)
@@ -93,6 +94,10 @@ class WeightShift:
     Raises:
         ModelError: a difference names a parameter that the model doesn't have, has another shape, is not
             finite, was not kept, or belongs to a kind of module whose output can't be shifted.
+
+    Attributes:
+        plan: module -> name of its parameter -> the difference, of modules whose output is shifted.
+        moved: module -> parameters that are W + αΔW themselves while it runs, with their differences.
     """
 
     def __init__(self, lm: LoadedModel, deltas: Iterable[WeightDelta] | Mapping[str, WeightDelta]) -> None:
@@ -104,8 +109,8 @@ class WeightShift:
                 next_step='leave out quantised = "live", so that the weights are unpacked.',
             )
         self.lm = lm
-        self._plan: dict[nn.Module, dict[str, _Values]] = {}
-        self._moved: dict[nn.Module, list[tuple[nn.Parameter, _Values]]] = {}
+        self.plan: dict[nn.Module, dict[str, Values]] = {}
+        self.moved: dict[nn.Module, list[tuple[nn.Parameter, Values]]] = {}
         owners, blocks = _owners(lm.model), _blocks(lm.taps)
         parameters = dict(lm.model.named_parameters(remove_duplicate=False))
         again = deltas if isinstance(deltas, Mapping) else None
@@ -120,10 +125,10 @@ class WeightShift:
             dtype = torch.float32 if lm.dtype == torch.float32 else parameter.dtype  # it may be widened there
             values = _on(delta, parameter, dtype, again)
             if holder is not None and (unknown or not (layer is None or layer.has_heads)):
-                self._moved.setdefault(holder, []).append((parameter, values))
+                self.moved.setdefault(holder, []).append((parameter, values))
                 continue
             for module, name in owners[id(parameter)]:
-                self._plan.setdefault(module, {})[name] = values
+                self.plan.setdefault(module, {})[name] = values
 
     @contextmanager
     def at(self, alpha: float) -> Iterator[None]:
@@ -136,11 +141,11 @@ class WeightShift:
             raise ModelError("The amplitude α is not finite.", expected="a number", given=alpha)
         with ExitStack() as stack:
             if alpha != 0.0:
-                for module, values in self._plan.items():
+                for module, values in self.plan.items():
                     hook = _hook(module, values, alpha)
-                    handle = module.register_forward_hook(_in_this_thread(hook), with_kwargs=True)
+                    handle = module.register_forward_hook(in_this_thread(hook), with_kwargs=True)
                     stack.callback(handle.remove)
-                for holder, moved in self._moved.items():
+                for holder, moved in self.moved.items():
                     for handle in _moving(holder, moved, alpha):
                         stack.callback(handle.remove)
             yield
@@ -149,7 +154,8 @@ class WeightShift:
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
-def _in_this_thread(hook: Hook) -> Hook:
+def in_this_thread(hook: Hook) -> Hook:
+    """A hook that other threads' passes don't see."""
     owner = threading.get_ident()
 
     def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -158,7 +164,7 @@ def _in_this_thread(hook: Hook) -> Hook:
     return run
 
 
-def _moving(holder: nn.Module, moved: list[tuple[nn.Parameter, _Values]], alpha: float) -> list[Any]:
+def _moving(holder: nn.Module, moved: list[tuple[nn.Parameter, Values]], alpha: float) -> list[Any]:
     """Hooks that put W + αΔW in the place of parameters while this thread runs what holds them."""
     owner, own = threading.get_ident(), list[Tensor]()
 
@@ -183,11 +189,11 @@ def _moving(holder: nn.Module, moved: list[tuple[nn.Parameter, _Values]], alpha:
     ]
 
 
-def _hook(module: nn.Module, values: dict[str, _Values], alpha: float) -> Hook:
+def _hook(module: nn.Module, values: dict[str, Values], alpha: float) -> Hook:
     """What becomes of a module's output."""
-    if _is_norm(module):
+    if is_norm(module):
         # made when it runs: its own parameters may be widened then
-        return lambda _module, args, kwargs, _output: _shifted_norm(module, values, alpha).forward(
+        return lambda _module, args, kwargs, _output: shifted_norm(module, values, alpha).forward(
             *args, **kwargs
         )
 
@@ -201,7 +207,7 @@ def _hook(module: nn.Module, values: dict[str, _Values], alpha: float) -> Hook:
     return add
 
 
-def _term(module: nn.Module, name: str, value: _Values, given: Tensor) -> Tensor:
+def _term(module: nn.Module, name: str, value: Values, given: Tensor) -> Tensor:
     """What a parameter's difference alone adds to the output."""
     if name == "bias":
         return value.whole()
@@ -210,7 +216,7 @@ def _term(module: nn.Module, name: str, value: _Values, given: Tensor) -> Tensor
     return value.times(given, isinstance(module, Conv1D))
 
 
-def _shifted_norm(module: nn.Module, values: dict[str, _Values], alpha: float) -> Any:
+def shifted_norm(module: nn.Module, values: dict[str, Values], alpha: float) -> Any:
     """The norm with shifted parameters, without anybody's hooks."""
     shifted: Any = copy.copy(module)
     parameters: dict[str, Any] = dict(module._parameters)
@@ -237,7 +243,8 @@ def _blocks(taps: ModelTaps) -> dict[int, LayerTaps]:
     return {id(parameter): layer for layer in taps.layers for parameter in layer.block.parameters()}
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm by itself."""
     return "norm" in type(module).__name__.lower() and not list(module.children())
 
 
@@ -245,7 +252,7 @@ def _known_kind(module: nn.Module) -> bool:
     """Whether what a module does with its parameters is known, so that its output can be shifted."""
     plain = type(module) in (nn.Linear, Conv1D, nn.Embedding)
     scaled = isinstance(module, nn.Embedding) and hasattr(module, "embed_scale")
-    return plain or scaled or _is_norm(module)
+    return plain or scaled or is_norm(module)
 
 
 def _refusal(module: nn.Module, name: str) -> ModelError:
@@ -282,7 +289,7 @@ def _on(
     parameter: nn.Parameter,
     dtype: torch.dtype,
     again: Mapping[str, WeightDelta] | None,
-) -> _Values:
+) -> Values:
     """The values where the parameter is; factors in float32.
 
     Args:
@@ -292,7 +299,7 @@ def _on(
     if delta.left is not None and delta.right is not None:
         left, right = (torch.from_numpy(side).to(parameter.device) for side in (delta.left, delta.right))
         _check_finite(delta.name, left, right)
-        return _Values(left, right, None, left.dtype)
+        return Values(left, right, None, left.dtype)
     whole = torch.from_numpy(delta.matrix())
     held = narrowest(whole) if dtype == torch.float32 else dtype
 
@@ -303,8 +310,8 @@ def _on(
     _check_finite(delta.name, dense)
     if again is not None and dense.numel() > HELD:
         known = again
-        return _Values(None, None, lambda: placed(known[delta.name]), dtype)
-    return _Values(None, None, lambda: dense, dtype)
+        return Values(None, None, lambda: placed(known[delta.name]), dtype)
+    return Values(None, None, lambda: dense, dtype)
 
 
 def _check_finite(name: str, *tensors: Tensor) -> None:

@@ -26,11 +26,7 @@ BASES: dict[Basis, str] = {
     "random": "a random subspace",
 }
 Source = Literal["pair", "other", "own"]
-SOURCES: dict[Source, str] = {
-    "pair": "the same problem in the source language",
-    "other": "another problem in the source language",
-    "own": "the prompt's own mean",
-}
+"""pair: the same problem in the source language; other: another problem in it; own: the prompt's own mean."""
 Which = Literal["Z", "Z⊥", "full"]
 
 

@@ -138,28 +138,19 @@ def object_errors(url: str, doing: str) -> Iterator[None]:
     _check_process(url)
     try:
         yield
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise UnreachableError(
-            f"The object store refused: could not {doing} at {url}.",
-            expected="keys that allow it",
-            given=_short(error),
-            next_step="Correct the keys in the environment, or choose another place.",
-        ) from error
-    except FileNotFoundError as error:
-        raise UnreachableError(
-            f"Could not {doing} at {url}: there is no such bucket.",
-            expected="a bucket that is there",
-            given=_short(error),
-            next_step="Make the bucket first, or correct its name.",
-        ) from error
     except (BaseError, OSError, TimeoutError) as error:
-        raise UnreachableError(
-            f"The object store did not answer as it should: could not {doing} at {url}.",
-            expected=f"an answer within {RETRY['retry_timeout'].total_seconds():.0f} s",
-            given=_short(error),
-            next_step="Look after the connection and the service, then run the same command again: what was "
-            "committed is kept.",
-        ) from error
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+            what, expected = f"The object store refused: could not {doing} at {url}.", "keys that allow it"
+            next_step = "Correct the keys in the environment, or choose another place."
+        elif isinstance(error, FileNotFoundError):
+            what, expected = f"Could not {doing} at {url}: there is no such bucket.", "a bucket that is there"
+            next_step = "Make the bucket first, or correct its name."
+        else:
+            what = f"The object store did not answer as it should: could not {doing} at {url}."
+            expected = f"an answer within {RETRY['retry_timeout'].total_seconds():.0f} s"
+            next_step = "Look after the connection and the service, then run the same command again: what "
+            next_step += "was committed is kept."
+        raise UnreachableError(what, expected=expected, given=_short(error), next_step=next_step) from error
 
 
 def _short(error: BaseException) -> str:

@@ -13,7 +13,6 @@ import pytest
 import streamlit as st
 from drawn_panels import drawn
 from planted_store import HEAD_DIM, LAYERS, PAIRS, prompts_table, streams
-from polars.testing import assert_frame_equal
 from streamlit.testing.v1 import AppTest
 
 from app.bridge import panels as bridge
@@ -25,6 +24,7 @@ from app.charts.palette import DARK, LIGHT
 from app.frame import export
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, changed, defaults
+from app.geometry import tables as geometry_queries
 from app.live.run import save
 from engine.ard.spec import Ard
 from engine.bridge.numbers import DEFAULT_ALPHAS, Profile, fit_bridge
@@ -53,7 +53,17 @@ def opened(planted: Path) -> Opened:
 
 def view(opened: Opened, name: str = "default", **more: Any) -> Selection:
     changes = {"layer": 1, "position": "mean", **VIEWS[name], **more}
-    return bridge_queries.effective(opened, changed(defaults(opened.facts), **changes))
+    return spaces.effective(opened, changed(defaults(opened.facts), **changes))
+
+
+def kinds(opened: Opened, selection: Selection) -> list[str] | None:
+    within = spaces.within(opened, selection)
+    return bridge_queries.kinds(opened.store, selection.split, selection.category, within)
+
+
+def profiled(opened: Opened, selection: Selection) -> tuple[list[int], Profile]:
+    found = bridge_queries.along(opened.store, **spaces.over_blocks(opened, selection))
+    return spaces.blocks(opened, selection), found
 
 
 def by_hand(opened: Opened, selection: Selection, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,16 +85,16 @@ def by_hand(opened: Opened, selection: Selection, layer: int) -> tuple[np.ndarra
 def test_figures_are_those_of_the_raw_activations(opened: Opened, name: str) -> None:
     selection = view(opened, name)
     x, y = by_hand(opened, selection, selection.layer)
-    found = bridge_queries.fitted(opened, selection)
+    found = bridge_queries.fitted(opened.store, **spaces.at_block(opened, selection))
     own = BridgeFields.of(selection)
     options: Any = {"method": own.fit, "center": own.intercept == "yes"}
-    wanted = fit_bridge(x, y, groups=bridge_queries.kinds(opened, selection), **options)
+    wanted = fit_bridge(x, y, groups=kinds(opened, selection), **options)
     assert (found.n, found.k) == x.shape
     # coordinates differ by float32 storage and by the order of sums
     assert found.r2_loo == pytest.approx(wanted.r2_loo, abs=1e-4)
     assert found.r2_train == pytest.approx(wanted.r2_train, abs=1e-4)
     np.testing.assert_allclose(found.null, wanted.null, atol=1e-3)
-    blocks, along = bridge_queries.along(opened, selection)
+    blocks, along = profiled(opened, selection)
     assert blocks == list(range(LAYERS))
     for block in blocks:
         one = fit_bridge(*by_hand(opened, selection, block), draws=1, **options)
@@ -100,8 +110,7 @@ def test_panels_draw_and_their_code_gives_their_tables(opened: Opened, name: str
     for panel in panels:
         scope: dict[str, Any] = {}
         exec(panel.code, scope)
-        # the code makes the basis for this k alone: the same up to rounding
-        assert_frame_equal(scope["table"], panel.table, check_dtypes=False, abs_tol=1e-6, rel_tol=1e-5)
+        assert panel.table.equals(scope["table"]), panel.name
         for palette in (LIGHT, DARK):
             drawn(panel, palette)
         assert panel.title in export.svg_bytes(panel.draw(LIGHT), panel.title).decode().replace("&apos;", "'")
@@ -123,7 +132,7 @@ def test_too_few_problems_for_so_many_coordinates_is_said(opened: Opened) -> Non
 
 def test_prepare_reports_only_what_it_computes(opened: Opened) -> None:
     told: list[tuple[int, int]] = []
-    prepare = bridge_queries.prepare
+    prepare = spaces.prepare
     prepare(opened, view(opened), lambda text: lambda done, total: told.append((done, total)))
     assert told == [(block + 1, LAYERS) for block in range(LAYERS)]
     prepare(opened, view(opened, k=2, way="back"), lambda text: pytest.fail("nothing to prepare"))
@@ -192,7 +201,7 @@ def test_the_page_on_a_store_with_pairs_and_on_one_without(
 
 
 def test_a_store_of_eight_pairs_at_least_is_bridged(opened: Opened) -> None:
-    found = bridge_queries.fitted(opened, view(opened))
+    found = bridge_queries.fitted(opened.store, **spaces.at_block(opened, view(opened)))
     assert found.n == PAIRS
     assert found.p < 0.05
 
@@ -209,7 +218,7 @@ def test_dimensions_of_a_stored_fit_stand_for_z(own_store: Path) -> None:
     assert said is not None
     assert "run one of them first" in said
     with pytest.raises(AnalysisError, match="No fit of lengthscales at block 1 is stored"):
-        spaces.dimensions(opened, selection, 1)
+        spaces.space_of(opened, selection, 1)
     d = store.model_info("base")["d"]
     logs = np.random.default_rng(0).normal(size=d)
     table = pl.DataFrame({"draw": 0, "dimension": range(d), "log10_lengthscale": logs, "start": 0.0})
@@ -226,14 +235,14 @@ def test_dimensions_of_a_stored_fit_stand_for_z(own_store: Path) -> None:
         for name in ("en", "zh")
     )
     w = np.linalg.lstsq(x, y, rcond=None)[0]
-    found = bridge_queries.fitted(opened, selection)
+    found = bridge_queries.fitted(opened.store, **spaces.at_block(opened, selection))
     np.testing.assert_allclose(found.w, w, rtol=1e-3, atol=1e-5)  # the store keeps bfloat16 or float32
     total = ((y - y.mean(axis=0)) ** 2).sum()
     assert found.r2_train == pytest.approx(1 - ((y - x @ w) ** 2).sum() / total, abs=1e-4)
     for panel in bridge.panels(opened, selection):
         scope: dict[str, Any] = {}
         exec(panel.code, scope)
-        assert_frame_equal(scope["table"], panel.table, check_dtypes=False, rel_tol=1e-4, abs_tol=1e-5)
+        assert panel.table.equals(scope["table"]), panel.name
         assert "dimensions of smallest lengthscale" in panel.caption or panel.name in ("bridge-path",)
 
 
@@ -263,21 +272,27 @@ def test_a_newer_fit_of_lengthscales_is_the_one_shown_and_told(own_store: Path) 
 
     choices: dict[str, Any] = {"k": 2, "intercept": "no", "fit": "minimum_norm"}
     heads = view(opened, **choices)
-    bridge_queries.fitted(opened, heads)
+    bridge_queries.fitted(opened.store, **spaces.at_block(opened, heads))
     selection = view(opened, space="ard", **choices)
     with pytest.raises(AnalysisError, match="No fit of lengthscales at block 1 is stored"):
-        bridge_queries.fitted(opened, selection)
+        bridge_queries.fitted(opened.store, **spaces.at_block(opened, selection))
     fit(1, (3, 0))
     np.testing.assert_allclose(
-        bridge_queries.fitted(opened, selection).w, by_lstsq(1, (3, 0)), rtol=1e-3, atol=1e-5
+        bridge_queries.fitted(opened.store, **spaces.at_block(opened, selection)).w,
+        by_lstsq(1, (3, 0)),
+        rtol=1e-3,
+        atol=1e-5,
     )
-    assert bridge_queries.along(opened, selection)[0] == [1]
+    assert profiled(opened, selection)[0] == [1]
     fit(0, (1, 2))
-    blocks, found = bridge_queries.along(opened, selection)
+    blocks, found = profiled(opened, selection)
     assert (blocks, found.r2_loo.shape) == ([0, 1], (2,))
     fit(1, (2, 4), objective="paired", start="svd", k=3, fitted="all", category="add")
     np.testing.assert_allclose(
-        bridge_queries.fitted(opened, selection).w, by_lstsq(1, (2, 4)), rtol=1e-3, atol=1e-5
+        bridge_queries.fitted(opened.store, **spaces.at_block(opened, selection)).w,
+        by_lstsq(1, (2, 4)),
+        rtol=1e-3,
+        atol=1e-5,
     )
     newer = "paired, λ = 0.01, warm start by Z (k = 3), fitted on all problems of add"
     scores, along, *_ = bridge.panels(opened, selection)
@@ -288,14 +303,12 @@ def test_a_newer_fit_of_lengthscales_is_the_one_shown_and_told(own_store: Path) 
 
 def test_by_default_pairs_keep_their_category(opened: Opened) -> None:
     usual, across, one = view(opened), view(opened, "across"), view(opened, category="add")
-    rows = bridge_queries.geometry_queries.problem_rows(opened, usual, bridge_queries.MOST)[0]
-    assert bridge_queries.kinds(opened, usual) == opened.store.prompts["category"].gather(rows).to_list()
-    assert bridge_queries.kinds(opened, across) is None
-    assert bridge_queries.kinds(opened, one) is None
+    rows = geometry_queries.problem_rows(opened.store, usual.split, usual.category, bridge_queries.MOST)[0]
+    assert kinds(opened, usual) == opened.store.prompts["category"].gather(rows).to_list()
+    assert kinds(opened, across) is None
+    assert kinds(opened, one) is None
     captions = [bridge.panels(opened, chosen)[0].caption for chosen in (usual, across)]
     assert "with another of problems of its category, so that sharing a category is not enough" in captions[0]
     assert "with another of all problems" in captions[1]
     assert view(opened, pairing="category") != usual  # an older link
-    assert bridge_queries.kinds(opened, view(opened, pairing="category")) == bridge_queries.kinds(
-        opened, usual
-    )
+    assert kinds(opened, view(opened, pairing="category")) == kinds(opened, usual)

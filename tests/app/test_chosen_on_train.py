@@ -103,6 +103,7 @@ NOT_CHOSEN = {
     ("weights", "relative"): "exact norms of given weights",
     ("frame", "value"): "lengths and distances: named only where intervals part them; nothing is fitted",
     ("difference_lens", "outstanding"): "a count of tokens whose error is held over all places together",
+    ("diff_mining", "topic"): "topics by size; they are named only where resamples find them again",
     ("z_patching", "probability"): "the least certain step is told, no choice",
 }
 """(folder of words.py, column) that titles may sort by, and why that is no choice on the reported prompts."""

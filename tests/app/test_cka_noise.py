@@ -13,6 +13,7 @@ from app.frame import store_rounding
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import defaults
 from app.similarity import noise as cka_noise
+from app.similarity.panels import place
 from engine.stats.rounding_error import cka_bound, cka_error, rounding_sd
 from store.reader import Store
 
@@ -35,7 +36,8 @@ def test_a_block_with_equal_inputs_has_storage_rounding_alone(opened: Opened) ->
     chosen = defaults(opened.facts)
     values = [1.0] * CHANGED + [0.5] * (LAYERS - CHANGED)
     curve = pl.DataFrame({"layer": range(LAYERS), "series": "debiased", "value": values})
-    found = cka_noise.with_noise(opened, chosen, "resid_post", curve)["noise"].to_list()
+    asked = place(chosen) | {"estimator": "debiased"}
+    found = cka_noise.with_noise(opened.store, curve, **asked)["noise"].to_list()
 
     def state(model: str, block: int) -> np.ndarray:
         return opened.store.activations(model, "resid_post", block, chosen.position).astype(np.float64)
@@ -46,7 +48,7 @@ def test_a_block_with_equal_inputs_has_storage_rounding_alone(opened: Opened) ->
         computed = max(cka_bound(both[0], RELATIVE), cka_bound(both[1], RELATIVE / 2))
         assert computed > storage
         assert found[block] == pytest.approx(storage if block <= CHANGED else computed, rel=1e-6)
-    later = cka_noise.with_noise(opened, chosen, "resid_post", curve.filter(pl.col("layer") > 0))
+    later = cka_noise.with_noise(opened.store, curve.filter(pl.col("layer") > 0), **asked)
     assert later["noise"][0] > found[1]  # what was before isn't known: it may have differed
 
 
@@ -75,7 +77,7 @@ def test_updates_are_sums_of_parts_where_these_are_stored(
 
 def test_places_of_a_map_have_the_share_of_their_variance_that_is_rounding(opened: Opened) -> None:
     places = pl.DataFrame({"site": ["resid_post", "mlp_out"], "layer": [1, 1]})
-    found = cka_noise.with_shares(opened, "base", "last_content", places)["noise"].to_list()
+    found = cka_noise.with_shares(opened.store, "base", "last_content", places)["noise"].to_list()
     x = opened.store.activations("base", "resid_post", 1, "last_content")
     assert found[0] == pytest.approx(cka_bound(x, RELATIVE), rel=1e-6)
     assert 0 < found[1] < 1e-3  # not measured there: storage's alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from app.charts.palette import DARK
 from app.frame.opened import Opened, other_stores, read_facts
 from app.frame.selection import changed, defaults
-from app.similarity import contrast
+from app.similarity import contrast, tables
 from engine.errors import AnalysisError
 from engine.similarity.cka import cka_difference, gram, linear_cka
 from store.reader import Store
@@ -134,15 +135,15 @@ def test_draws_of_two_seeds_are_not_the_same_tokens(opened: Opened, monkeypatch:
 def test_pairs_without_a_common_block_have_no_contrast(
     opened: Opened, planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curve, asked = contrast.queries.cka_curve, []
+    curve, asked = tables.cka_curve, []
 
-    def parted(at: Opened, selection: object, site: str) -> pl.DataFrame:
-        asked.append(site)
+    def parted(store: Store, *place: Any) -> pl.DataFrame:
+        asked.append(place)
         early = pl.col("layer") < 2
-        return curve(at, selection, site).filter(early if len(asked) == 1 else ~early)  # type: ignore[arg-type]
+        return curve(store, *place).filter(early if len(asked) == 1 else ~early)
 
     monkeypatch.setattr(contrast, "other_stores", lambda: [str(planted)])
-    monkeypatch.setattr(contrast.queries, "cka_curve", parted)
+    monkeypatch.setattr(tables, "cka_curve", parted)
     with pytest.raises(AnalysisError, match="no block was captured of both"):
         contrast.panel(opened, changed(defaults(opened.facts), split="all", against="1:base|tuned"))
 

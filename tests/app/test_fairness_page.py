@@ -128,10 +128,10 @@ def test_the_curve_counts_prompts_by_the_definition(opened: Opened, chosen: Sele
 
 
 def test_the_title_follows_the_threshold(opened: Opened, chosen: Selection) -> None:
-    ratio = asked.ratios(opened.key, opened, "base", "small")["ratio"]
+    ratio = asked.ratios(opened.store, "base", "small")["ratio"]
     middle = round(float(ratio.median()) + 0.005, 2)  # type: ignore[arg-type]
     title = fairness.shared_panel(opened, changed(chosen, threshold=middle)).title
-    kept = asked.kept(opened, changed(chosen, threshold=middle))
+    kept = fairness.kept(opened, changed(chosen, threshold=middle))
     assert title.startswith(f"{kept.height} of {2 * PAIRS} prompts remain at {middle:.2f}; of c")
     assert 0 < kept.height < 2 * PAIRS
     assert (kept["ratio"] >= middle).all()
@@ -208,7 +208,7 @@ def test_the_lines_for_the_study_keep_what_the_page_keeps(
     opened: Opened, made: Path, chosen: Selection, changes: dict[str, Any], search: str
 ) -> None:
     selection = changed(chosen, **changes)
-    shown = prompt_filter.found(asked.kept(opened, selection), search)
+    shown = prompt_filter.found(fairness.kept(opened, selection), search)
     assert 0 < shown.height < 2 * PAIRS
     lines = tomllib.loads(prompt_filter.study_lines(opened, selection, search))["prompts"]
     study = tomllib.loads((made / "study.toml").read_text(encoding="utf-8"))

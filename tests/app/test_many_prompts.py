@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from planted_store import CHANGED, LAYERS, build_store, prompts_table, streams
 
+from app.bridge import spaces
 from app.bridge import tables as bridge_queries
-from app.frame import grams
 from app.frame import prompts as queries
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, defaults
 from app.geometry import tables as geometry_queries
 from app.similarity import panels as similarity
+from app.similarity.tables import stack
 from engine.errors import AnalysisError
 from engine.similarity.cka import gram, linear_cka
 from store.manifest import verify
@@ -48,7 +48,7 @@ def chosen(opened: Opened) -> Selection:
 
 
 def most(opened: Opened) -> int:
-    return grams.sampling(opened.store)[0]
+    return queries.sampling(opened.store)[0]
 
 
 def test_grams_are_kept_where_they_are_smaller_than_the_features(opened: Opened) -> None:
@@ -67,11 +67,12 @@ def test_grams_are_kept_where_they_are_smaller_than_the_features(opened: Opened)
 
 
 def test_grams_of_the_sample_are_those_of_its_rows(opened: Opened) -> None:
-    rows, raw = queries.looked_at(opened, ("all",) * 3), streams()
+    everyone = ("all", "all", "all")
+    rows, raw = queries.looked_at(opened.store, everyone), streams()
     assert rows.size == most(opened)
     for model in ("base", "tuned"):
         for site, component, step in (("resid_post", "resid", 1), ("head_z", "head_z", 0)):
-            found = grams.grams(opened.store, model, site, "mean", rows)
+            found = stack(opened.store, model, site, "mean", everyone)
             for block in range(LAYERS):
                 exact = gram(raw[model][component, block + step][rows])
                 # float32 entries and sums of 24 products
@@ -79,7 +80,7 @@ def test_grams_of_the_sample_are_those_of_its_rows(opened: Opened) -> None:
 
 
 def test_samples_keep_pairs_whole_and_shares_fair(opened: Opened) -> None:
-    part = prompts_table()[queries.looked_at(opened, ("all",) * 3)]
+    part = prompts_table()[queries.looked_at(opened.store, ("all",) * 3)]
     assert set(part.group_by("pair_id").len()["len"]) == {2}
     share = most(opened) / 48
     for _, cell in prompts_table().group_by("split", "category"):
@@ -89,16 +90,16 @@ def test_samples_keep_pairs_whole_and_shares_fair(opened: Opened) -> None:
 
 def test_filters_pick_from_the_kept_sample_or_draw_anew(opened: Opened) -> None:
     zh = np.flatnonzero((prompts_table()["language"] == "zh").to_numpy())
-    found = queries.looked_at(opened, ("all", "zh", "all"))
+    found = queries.looked_at(opened.store, ("all", "zh", "all"))
     if most(opened) == KEPT:
-        everyone = queries.looked_at(opened, ("all",) * 3)
+        everyone = queries.looked_at(opened.store, ("all",) * 3)
         np.testing.assert_array_equal(found, np.intersect1d(zh, everyone))
     else:  # all 24 fit
         np.testing.assert_array_equal(found, zh)
 
 
 def test_curve_and_captions_are_those_of_the_sample(opened: Opened, chosen: Selection) -> None:
-    raw, rows = streams(), queries.looked_at(opened, ("all",) * 3)
+    raw, rows = streams(), queries.looked_at(opened.store, ("all",) * 3)
     panel = similarity.curve_panel(opened, chosen)
     table = panel.table.filter(series="debiased").sort("layer")
     wanted = [
@@ -125,49 +126,47 @@ def test_the_code_gives_the_numbers_again(
     for panel in (p for p in panels if p is not None):
         scope: dict[str, Any] = {}
         exec(panel.code, scope)
-        shown = panel.table
-        if panel.name == "cka":
-            shown = shown.filter(pl.col("series") == selection.estimator)
-        found = scope["table"]["value"].to_numpy()
-        np.testing.assert_allclose(found, shown["value"].to_numpy(), rtol=1e-5, atol=1e-6)
+        assert panel.table.equals(scope["table"])
 
 
 def test_too_few_of_the_sample_are_told_apart_from_too_few_prompts(opened: Opened) -> None:
     which = ("validation", "all", "add")
-    assert queries.rows(opened, which).size == 8
+    assert queries.rows(opened.store, which).size == 8
     if most(opened) == KEPT:
         with pytest.raises(AnalysisError, match=r"too few of the sampled prompts.*4 of 8"):
-            queries.looked_at(opened, which)
+            queries.looked_at(opened.store, which)
     else:
-        assert queries.looked_at(opened, which).size == 8
+        assert queries.looked_at(opened.store, which).size == 8
 
 
 def test_a_store_of_all_grams_is_sampled_when_its_study_asks(planted: Path) -> None:
     opened = at(planted)
     assert opened.store.gram_prompts() is None
-    whole = opened.store.grams("base", "resid_post")
-    rows = np.arange(3, 30, 3)
+    whole, which = opened.store.grams("base", "resid_post"), ("train", "en", "all")
+    rows = queries.rows(opened.store, which)
+    assert 8 <= rows.size < 48
     exact = gram(streams()["base"]["resid", 2][rows])
-    found = grams.grams(opened.store, "base", "resid_post", "last_content", rows)
+    found = stack(opened.store, "base", "resid_post", "last_content", which)
     np.testing.assert_allclose(found[1], exact, rtol=0, atol=1e-6 * exact.max())
     np.testing.assert_array_equal(
-        grams.grams(opened.store, "base", "resid_post", "last_content", np.arange(48)), whole
+        stack(opened.store, "base", "resid_post", "last_content", ("all", "all", "all")), whole
     )
 
 
 def test_many_problems_are_a_sample_and_it_is_said(
     opened: Opened, chosen: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = geometry_queries.problem_rows(opened, chosen)
+    every = geometry_queries.problem_rows(opened.store, chosen.split, chosen.category)
     assert every[0].size == 24
-    assert geometry_queries.problem_count(opened, chosen) == "24 problems"
-    one, two = geometry_queries.problem_rows(opened, chosen, 10)
+    assert geometry_queries.problem_count(opened.store, chosen.split, chosen.category) == "24 problems"
+    one, two = geometry_queries.problem_rows(opened.store, chosen.split, chosen.category, 10)
     pairs = prompts_table()["pair_id"]
     assert one.size == 10
     assert pairs.gather(one).to_list() == pairs.gather(two).to_list()
     assert set(one) < set(every[0])
-    said = geometry_queries.problem_count(opened, chosen, 10)
+    said = geometry_queries.problem_count(opened.store, chosen.split, chosen.category, 10)
     assert said == "10 problems, a random sample of 24,"
     monkeypatch.setattr(bridge_queries, "MOST", 10)
-    selection = bridge_queries.effective(opened, chosen)
-    assert len(bridge_queries.coordinates(opened, selection, 0)[selection.k][0]) == 10
+    selection = spaces.effective(opened, chosen)
+    found = bridge_queries.coordinates(opened.store, **spaces.place(selection), layer=0, space="blocks")
+    assert len(found[selection.k][0]) == 10

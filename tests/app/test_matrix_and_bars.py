@@ -56,6 +56,18 @@ def bars(palette: Palette = LIGHT) -> Chart:
     )
 
 
+@pytest.mark.parametrize(
+    ("most", "format", "ticks"),
+    [(1.0, ",.0f", [0.0, 1.0]), (4.0, ",.0f", [0.0, 2.0, 4.0]), (1.0, ".3g", [0.0, 0.5, 1.0])],
+)
+def test_no_number_stands_twice_in_a_legend(most: float, format: str, ticks: list[float]) -> None:
+    """Of counts from none to one the middle is no count."""
+    table = pl.DataFrame({"layer": range(4), "head": 0, "value": [0.0, 0.0, most, most]})
+    titles = {"x_title": "x", "y_title": "y", "value_title": "v", "palette": LIGHT}
+    chart = matrix(table, x="layer", y="head", value="value", format=format, **titles)
+    assert chart.spec()["layer"][0]["encoding"]["color"]["legend"]["values"] == ticks
+
+
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize(
     "more",

@@ -23,6 +23,7 @@ from app.overview import panels as overview
 from app.residual_updates import panels as updates
 from app.residual_updates import tables as update_queries
 from app.similarity import panels as similarity
+from app.similarity import tables
 from engine.geometry.z import multi_head_basis
 from engine.residual_updates.numbers import chance_ratio
 from engine.similarity.cka import gram, linear_cka, permutation_null
@@ -105,7 +106,7 @@ def test_only_the_changed_site_differs(opened: Opened, chosen: Selection) -> Non
 
 
 def test_unrelated_pairing_gives_the_null_not_one(opened: Opened, chosen: Selection) -> None:
-    null = queries.cka_null(opened, chosen, "resid_post")
+    null = tables.cka_null(opened.store, **similarity.place(chosen), estimator="debiased")
     assert (null["high"] < 0.8).all()
     assert (null["p"] <= 0.05).all()
 
@@ -125,11 +126,11 @@ def test_wrong_pairings_stay_within_language_and_category(opened: Opened, chosen
     loose = permutation_null(*grams, n_draws=199)
     assert loose.observed > loose.high  # where pairings cross categories, this is called shared
     prompts = pl.DataFrame({"category": [f"c{i}" for i in category], "language": ["en"] * n})
-    labels, within = queries.kinds(with_prompts(opened, "kinds", prompts), np.arange(n))
+    labels, within = queries.kinds(with_prompts(opened, "kinds", prompts).store, np.arange(n))
     assert within == "category"
     held = permutation_null(*grams, roles=labels, n_draws=199)
     assert held.low < held.observed < held.high
-    both = queries.kinds(opened, np.arange(2 * 24))
+    both = queries.kinds(opened.store, np.arange(2 * 24))
     assert both[1] == "language and category"
     table = prompts_table()
     wanted = table.select(pl.concat_str("language", "category", separator="\n"))[:, 0].to_list()
@@ -137,18 +138,18 @@ def test_wrong_pairings_stay_within_language_and_category(opened: Opened, chosen
     assert both[0].tolist() == wanted
     single = prompts.with_columns(category=pl.Series([f"c{i // 2}" for i in range(n)]))
     few = with_prompts(opened, "few", single[:4])
-    assert queries.kinds(few, np.arange(4))[1] == ""  # two categories of two: four orders tell nothing
+    assert queries.kinds(few.store, np.arange(4))[1] == ""  # two categories of two: four orders tell nothing
     assert "paired wrongly within their language and category" in make(opened, chosen, "cka").caption
 
 
 def test_many_categories_are_drawn_whole(opened: Opened, chosen: Selection) -> None:
     """Intervals of CKA and R draw categories of which there are 20, as those of patches do."""
-    assert queries.unit_said(opened, ("all", "all", "all")) == "pair"
+    assert queries.unit_said(opened.store, ("all", "all", "all")) == "pair"
     table = prompts_table()
     of = table.with_columns(category=pl.concat_str(pl.lit("t"), pl.int_range(pl.len()) // 2 % 22))
     clustered = with_prompts(opened, "clusters", of)
-    assert queries.unit_said(clustered, ("all", "all", "all")) == "category cluster"
-    drawn = queries.units(clustered, np.arange(of.height))
+    assert queries.unit_said(clustered.store, ("all", "all", "all")) == "category cluster"
+    drawn = queries.units(clustered.store, np.arange(of.height))
     assert drawn is not None
     assert len(set(drawn.tolist())) == 22
     assert [len(set(drawn[np.array(of["category"] == name)].tolist())) for name in ("t0", "t21")] == [1, 1]
@@ -162,10 +163,10 @@ def test_many_categories_are_drawn_whole(opened: Opened, chosen: Selection) -> N
 def test_a_block_without_a_null_does_not_hide_the_range_of_the_others(
     opened: Opened, chosen: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    null = queries.cka_null(opened, chosen, "resid_post")
+    null = tables.cka_null(opened.store, **similarity.place(chosen), estimator="debiased")
     first = pl.when(pl.col("layer") == 0).then(float("nan"))
     holed = null.with_columns(first.otherwise(pl.col(c)).alias(c) for c in ("low", "high"))
-    monkeypatch.setattr(queries, "cka_null", lambda *_: holed)
+    monkeypatch.setattr(tables, "cka_null", lambda *_, **__: holed)
     panel = make(opened, chosen, "cka")
     least, most = min(null["low"].to_list()[1:]), max(null["high"].to_list()[1:])
     assert f"here {words.number(least)} to {words.number(most)}." in panel.caption
@@ -178,7 +179,7 @@ def test_prompts_partly_in_pairs_are_called_paired(opened: Opened) -> None:
     for name, ids in pairs.items():
         table = pl.DataFrame({"pair_id": ids}, schema={"pair_id": pl.String})
         stub = Opened(opened.path, SimpleNamespace(prompts=table), opened.facts)  # type: ignore[arg-type]
-        found[name] = queries.paired(stub)
+        found[name] = queries.paired(stub.store)
     assert found == {"some": True, "none": False, "alone": False}
 
 
@@ -257,18 +258,7 @@ def test_the_code_of_a_panel_gives_its_numbers_again(
     panel = make(opened, selection, name)
     scope: dict[str, Any] = {}
     exec(panel.code, scope)
-    found: pl.DataFrame = scope["table"]
-    if name == "cka-grid":
-        wanted = panel.table["value"].to_numpy().reshape(LAYERS, LAYERS)
-        np.testing.assert_allclose(found.to_numpy(), wanted, rtol=ROUNDING)
-        return
-    shown = panel.table
-    if name == "cka":
-        shown = shown.filter(pl.col("series") == selection.estimator)
-    for column in set(found.columns) & {"value", "low", "high"}:
-        np.testing.assert_allclose(
-            found[column].to_numpy(), shown[column].to_numpy(), rtol=ROUNDING, atol=1e-7
-        )
+    assert panel.table.equals(scope["table"])
 
 
 @pytest.mark.parametrize("name", ["prompts", "disk"])

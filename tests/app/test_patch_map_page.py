@@ -9,39 +9,29 @@ from typing import Any
 import polars as pl
 import pytest
 from live_study import BLOCKS, CHANGED, PAIRS, make_store
-from planted_store import CHECKS
+from opened_study import chosen, opened_at, trusted
 from streamlit.testing.v1 import AppTest
 
 from app.charts.palette import DARK, LIGHT
 from app.escape import inert
-from app.frame.opened import Opened, read_facts
+from app.frame.opened import Opened
 from app.frame.panel import HEADING
-from app.frame.selection import Selection, changed, defaults, parse, to_params
+from app.frame.selection import Selection, changed, parse, to_params
 from app.live.jobs import JobResult
 from app.live.run import run_live
 from app.patch_map import panels, view, words
 from engine.errors import PatchError
 from engine.patch_map.spec import FEWEST_NULLS, MAPPED
-from store.files import seal, unseal
-from store.reader import Store
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = make_store(tmp_path_factory.mktemp("patch_map"))
-    manifest = unseal((store / "manifest.json").read_bytes(), "manifest")
-    (store / "manifest.json").write_bytes(seal(manifest | {"self_checks": CHECKS}))
-    return store
+    return trusted(make_store(tmp_path_factory.mktemp("patch_map")))
 
 
 @pytest.fixture(scope="module")
 def opened(path: Path) -> Opened:
-    found = Store(path)
-    return Opened(str(path), found, read_facts(found))
-
-
-def chosen(opened: Opened, **changes: object) -> Selection:
-    return changed(defaults(opened.facts), **({"a": "base", "b": "tuned"} | changes))
+    return opened_at(path)
 
 
 def ran(opened: Opened, selection: Selection) -> JobResult:

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from app.bridge import panels as bridge
-from app.bridge import tables as bridge_queries
+from app.bridge import spaces
 from app.frame.blocks import Attached, Section, Table, Text
 from app.frame.opened import Opened, open_at
 from app.frame.panel import Panel
 from app.frame.selection import Selection, defaults
 from app.geometry import separation as geometry_separation
-from app.geometry import tables as geometry_queries
 from app.geometry import weights as geometry
 from app.report.build import CHAPTERS, build, documents
 from app.report.build import section as made
@@ -56,7 +55,7 @@ def test_z_geometry_is_its_page(opened: Opened, chosen: Selection) -> None:
     at = geometry.effective(opened, chosen)
     pages = [
         make(opened, at, pooling)
-        for pooling in geometry_queries.poolings(opened, at)
+        for pooling in geometry.poolings(opened, at)
         for make in geometry_separation.makers(at)
     ]
     pages += [panel for make in geometry.WEIGHTS if (panel := make(opened, at)) is not None]
@@ -67,7 +66,7 @@ def test_z_geometry_is_its_page(opened: Opened, chosen: Selection) -> None:
 
 
 def test_the_bridge_is_its_page(opened: Opened, chosen: Selection) -> None:
-    at = bridge_queries.effective(opened, chosen)
+    at = spaces.effective(opened, chosen)
     same(panels(chapter("bridge", opened, chosen)), bridge.panels(opened, at))
 
 

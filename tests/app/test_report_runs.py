@@ -111,11 +111,11 @@ def test_the_one_shot_table_has_the_scores_of_the_transport_page(opened: Opened,
     place, spec = tq.Place.of(at), tq.spec_of(at)
     runs = tables.comparable(of_pair(opened, chosen, ("mapped",)), chosen)
     mine = [run for run in runs if run[0]["target"] == "tuned"]
-    assert transport_table.known(opened, place, spec) is None
+    assert transport_table.known(opened.store, place, spec) is None
     bare = tables.one_shot(opened, chosen, place, mine)
     assert bare.frame.height == len(SITES)
     assert bare.frame["cka_mapped_debiased"].null_count() == len(SITES)
-    known = transport_table.compute(opened, place, spec)
+    known = transport_table.compute(opened.store, place, spec)
     full = tables.one_shot(opened, chosen, place, mine).frame
     assert full.height == known.height
     both = full.join(known, left_on=["hook", "layer"], right_on=["site", "layer"], suffix="_page")

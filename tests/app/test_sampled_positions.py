@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from app.build.build import build
-from app.frame import prompts as queries
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import defaults, update
 from app.live.lab import StoreLab
 from app.live.model_cache import ModelCache
+from app.similarity.panels import place
+from app.similarity.tables import cka_curve
 from engine.errors import PatchError
 from engine.kinds import experiment_from_json
 from engine.lab.experiment import resampling_groups, train_rows
@@ -56,7 +57,8 @@ def test_rows_of_two_tokenizers_are_pairs(opened: Opened) -> None:
 
 def test_cka_maps_and_patches_take_a_draw(opened: Opened) -> None:
     chosen = update(defaults(opened.facts), opened.facts, a="base", b="other", position=DRAW, split="all")
-    curve = queries.cka_curve(opened, chosen, "resid_post").filter(series="debiased")
+    asked = place(chosen) | {"interval": chosen.interval}
+    curve = cka_curve(opened.store, **asked).filter(series="debiased")
     assert curve["value"].is_finite().all()
     x, y = (opened.store.activations(m, "resid_post", 3, DRAW).astype(float) for m in ("base", "other"))
     assert x.shape == y.shape

@@ -163,7 +163,7 @@ def test_points_are_the_scores_of_their_side(opened: Opened) -> None:
         assert set(named["place"]) == {1, 2, 3, 4}
         lost = set(q.undrawn(at.scores, kinds))
         assert lost | set(found.filter(pl.col("series") != "ceiling")["candidate"]) == {
-            name for name, kind in q.kinds_of(at.scores).items() if kind in kinds
+            one.name for one in at.scores.candidates if one.axis_kind in kinds
         }
     assert "qk_and_chars_clusters" in q.undrawn(at.scores, q.WRITE)  # an empty intersection has no score
 

@@ -13,6 +13,7 @@ import streamlit as st
 from planted_store import LAYERS
 from streamlit.testing.v1 import AppTest
 
+from app.bridge import spaces as bridge_spaces
 from app.bridge import tables as bridge_queries
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, changed, defaults
@@ -100,7 +101,8 @@ def test_findings_are_the_pages_own_words(opened: Opened) -> None:
         at = dataclasses.replace(selection, layer=block)
         own = geometry_separation.separation_panel(opened, geometry.effective(opened, at), "mean")
         assert own.title.split(": ", 1)[1] == found.words.split(": ", 1)[1]
-        bridge = bridge_queries.fitted(opened, bridge_queries.effective(opened, at))
+        own = bridge_spaces.at_block(opened, bridge_spaces.effective(opened, at))
+        bridge = bridge_queries.fitted(opened.store, **own)
         assert bridge.words.rstrip(".") in part(opened, "Bridge").findings[block].words
         assert found.n == 24
 

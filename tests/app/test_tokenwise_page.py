@@ -8,37 +8,27 @@ from pathlib import Path
 import polars as pl
 import pytest
 from live_study import BLOCKS, CHANGED, make_store
-from planted_store import CHECKS
+from opened_study import chosen, opened_at, trusted
 from streamlit.testing.v1 import AppTest
 
 from app.charts.palette import DARK, LIGHT
-from app.frame.opened import Opened, read_facts
-from app.frame.selection import Selection, changed, defaults, parse, to_params
+from app.frame.opened import Opened
+from app.frame.selection import changed, parse, to_params
 from app.live.jobs import JobResult
 from app.live.run import run_live
 from app.tokenwise import view, words
 from app.tokenwise.fields import broken, one_line
 from engine.tokenwise.spec import Tokenwise
-from store.files import seal, unseal
-from store.reader import Store
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = make_store(tmp_path_factory.mktemp("tokenwise"))
-    manifest = unseal((store / "manifest.json").read_bytes(), "manifest")
-    (store / "manifest.json").write_bytes(seal(manifest | {"self_checks": CHECKS}))
-    return store
+    return trusted(make_store(tmp_path_factory.mktemp("tokenwise")))
 
 
 @pytest.fixture(scope="module")
 def opened(path: Path) -> Opened:
-    found = Store(path)
-    return Opened(str(path), found, read_facts(found))
-
-
-def chosen(opened: Opened, **changes: object) -> Selection:
-    return changed(defaults(opened.facts), **({"a": "base", "b": "tuned"} | changes))
+    return opened_at(path)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +66,21 @@ def test_the_page_before_and_after(
         assert ("parts most from base" in said) == ran
         assert ("has not been read token by token" in said) != ran
         assert at.selectbox(key="tokenwise-prompt").value == prompt
+    back = next(one for one in at.button if result.condition["prompt"] in one.label)
+    back.click().run()
+    assert not at.exception
+    assert at.selectbox(key="tokenwise-prompt").value == result.condition["prompt"]
+    assert "parts most from base" in " ".join(text.value for text in at.markdown)
+
+
+def test_a_run_that_no_setting_asks_for_is_offered_by_its_link(
+    path: Path, result: JobResult, open_app: Callable[..., AppTest]
+) -> None:
+    """A text with a break of line of another machine fits into no control."""
+    run, _ = run_live(str(path), Tokenwise(target="tuned", source="base", typed="x\r\ny", raw=True))
+    at = open_app(path, "tokenwise", a="base", b="tuned", typed="never run")
+    assert not at.exception
+    assert any(f"run={run}" in one.proto.query_string for one in at.get("page_link"))
 
 
 def test_a_link_and_a_stored_condition_mean_the_same(opened: Opened, result: JobResult) -> None:

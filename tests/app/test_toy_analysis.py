@@ -23,7 +23,7 @@ LISTS = {
     ),
     "engine/kinds.py": (
         ("from engine.weight_steering", "from engine.toy.spec import Toy\nfrom engine.weight_steering"),
-        ("    DifferenceLens,\n)", "    DifferenceLens,\n    Toy,\n)"),
+        ("    DiffMining,\n)", "    DiffMining,\n    Toy,\n)"),
     ),
 }
 LINK = '{"job": "toy", "model": "base", "layer": 2, "grain": 2}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from streamlit.testing.v1 import AppTest
 from app.analyses import kind_of
 from app.build.build import build
 from app.charts.palette import DARK, LIGHT
+from app.frame import running
 from app.frame.opened import Opened, read_facts
 from app.frame.selection import Selection, defaults, update
 from app.live import headless
@@ -24,6 +26,7 @@ from app.live.run import run_live
 from app.weight_steering import panels, view
 from app.weight_steering import words as say
 from engine.errors import PatchError
+from engine.weight_steering import sizing
 from engine.weight_steering.spec import FIGURES, Contrast, WeightSteering
 from store.runs import RunLog
 
@@ -94,6 +97,33 @@ def test_a_stored_run_leads_back_to_the_same_experiment(opened: Opened, changes:
     assert kind_of(spec.to_json()).page == "weight_steering"
 
 
+def test_the_pages_run_fits_a_time_and_all_of_it_is_on_request(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a model too large for the usual time; the demo-sized one is run in full."""
+    full = view.experiment_of(chosen(opened), view.lead(opened))
+    work = view.work_of(opened, full)
+    assert work is not None
+    lengths = opened.store.tokens("base")["token_ids"].list.len().to_list()
+    assert work.tokens == pytest.approx(sum(lengths) / len(lengths))
+    assert sum(work.prompts.values()) == 2 * opened.store.n_prompts
+    assert view.asked(opened, chosen(opened)) == full
+    monkeypatch.setattr(view, "sized", partial(sizing.sized, budget=1e-9))
+    monkeypatch.setattr(running, "find", lambda *_: None)
+    short = view.asked(opened, chosen(opened))
+    assert (len(short.alphas), short.prompts, short.answers, short.max_new_tokens) == (3, 24, 12, 12)
+    assert view.asked(opened, chosen(opened, extent="all")) == full
+    for spec in (short, full):
+        back = update(chosen(opened), opened.facts, **view.selection_of(spec.to_json(), chosen(opened)))
+        assert view.asked(opened, back) == spec
+    assert view.told(short, work).endswith(
+        "on one CPU core: 3 α, at most 24 prompts of each split, 12 answers of up to 12 tokens"
+    )
+    assert "on at most 24 prompts of each split" in view.not_run(short)[1]
+    monkeypatch.setattr(running, "find", lambda *_: "stored")
+    assert view.asked(opened, chosen(opened)) == full, "a full run that is stored is shown"
+
+
 def test_differences_on_offer_are_those_that_exist(opened: Opened) -> None:
     assert view.offered(opened, chosen(opened)) == {"tuned": "tuned − base"}
     assert view.offered(opened, chosen(opened, a="tuned")) == {"base": "base − tuned"}
@@ -151,7 +181,7 @@ def test_equal_kl_ranks_only_what_is_told_apart() -> None:
     )
     assert title == (
         "At equal KL (0.5 nats on train), x − y brings log p(Yes) − log p(No) to 3.00 (2.50 to 3.50); "
-        "b more, c not told apart, d never reaches it, e less"
+        "b more, c not told apart, d doesn't reach it at any α that was run, e less"
     )
     none: dict[str, Any] = {"equal": {"level": None, "alpha": at, "apart": []}}
     assert "no KL to compare at" in say.equal_title(none, table, figure, "x − y", [])

@@ -8,6 +8,7 @@ import pytest
 
 from app.ard import view as ard_view
 from app.behaviour import view as behaviour_view
+from app.diff_mining import view as diff_mining_view
 from app.difference_lens import view as difference_lens_view
 from app.frame import selection
 from app.frame.opened import Opened, read_facts
@@ -60,5 +61,6 @@ def test_every_live_pages_first_question_is_in_the_file(opened: Opened) -> None:
         two_models,
         difference_lens_view.asked(opened, chosen),
         difference_lens_view.asked(opened, selection.changed(chosen, read_over="texts")),
+        diff_mining_view.asked(opened, chosen),
     ]
     assert listed == wanted

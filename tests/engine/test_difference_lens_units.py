@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from difference_lens_pair import PROMPTS, lab_of, pair, plain_lens
+from moved_pair import PROMPTS, lab_of, pair, plain_lens
 from pydantic import ValidationError
 
 from benchmarks.calibration import difference_lens as calibration
@@ -121,12 +121,12 @@ def test_units_are_those_of_every_other_analysis() -> None:
         [None if i < 4 else f"k{i}" for i in range(48)],
     ):
         prompts = table(48, category)
-        unit, name = units_of(spec, prompts)
+        unit, name = units_of(spec.unit, prompts)
         assert (unit.tolist(), name) == (resampling_units(prompts).tolist(), unit_name(prompts))
         assert (unit[::2] == unit[1::2]).all(), "no pair is parted"
-    assert units_of(spec, table(48, None))[1] == "pair", "no category is no category"
+    assert units_of(spec.unit, table(48, None))[1] == "pair", "no category is no category"
     asked = spec.model_copy(update={"unit": "prompt"})
-    assert units_of(asked, table(48, [f"k{i}" for i in range(48)]))[0].max() == 23
+    assert units_of(asked.unit, table(48, [f"k{i}" for i in range(48)]))[0].max() == 23
 
 
 def test_categories_are_units_where_they_are_asked_for() -> None:
@@ -136,7 +136,7 @@ def test_categories_are_units_where_they_are_asked_for() -> None:
     assert run(DifferenceLens(**asked), lab).summary["units"] == 26, "13 categories are not many"
     found = run(DifferenceLens(**asked, unit="category"), lab)
     assert (found.summary["units"], found.summary["unit"]) == (13, "category cluster")
-    by_pair = units_of(DifferenceLens(**asked, unit="category"), table(6, ["a", "b", "b", "c", "a", "c"]))
+    by_pair = units_of("category", table(6, ["a", "b", "b", "c", "a", "c"]))
     assert by_pair[0].tolist() == [0, 0, 1, 1, 0, 0], "a pair is in the category of its first prompt"
     for columns, given in (
         ({}, "none"),

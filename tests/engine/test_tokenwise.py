@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from memory_lab import MemoryLab
+from memory_lab import Letters, MemoryLab
+from moved_pair import pair
 from pydantic import ValidationError
-from tiny_models import random_tokens, tiny
+from tiny_models import VARIED, random_tokens
 
 from engine.errors import PatchError
-from engine.models.loading import LoadedModel, from_parts
+from engine.models.loading import LoadedModel
 from engine.tokenwise.run import run
 from engine.tokenwise.spec import Tokenwise
-
-FAMILIES = (
-    "qwen3",
-    "llama",
-    "gemma2",
-    "gpt2",
-    "gpt_neox",
-    "opt",
-    "olmo2",
-    "phi3",
-    "cohere",
-    "granite",
-    "bloom",
-)
-
-
-class Letters:
-    """A tokenizer that calls token 17 "t17"."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], **_how: bool) -> str:
-        return f"t{ids[0]}"
-
-
-def pair(family: str) -> tuple[LoadedModel, LoadedModel]:
-    """A model, and one whose weights were moved a little in block 1."""
-    base = tiny(family, seed=1)
-    tuned = copy.deepcopy(base)
-    with torch.no_grad():
-        for name, weight in tuned.named_parameters():
-            if ".1." in name and weight.ndim == 2:
-                weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
-    return from_parts(base), from_parts(tuned)
 
 
 def lab_of(models: dict[str, LoadedModel], lengths: tuple[int, ...] = (9, 5)) -> MemoryLab:
@@ -63,7 +29,7 @@ def lab_of(models: dict[str, LoadedModel], lengths: tuple[int, ...] = (9, 5)) ->
     return MemoryLab(models, dict.fromkeys(models, ids), at, prompts)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_numbers_are_those_of_plain_passes(family: str) -> None:
     base, tuned = pair(family)
     lab = lab_of({"base": base, "tuned": tuned})

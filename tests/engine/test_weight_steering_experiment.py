@@ -22,8 +22,9 @@ from engine.models.loading import from_parts, load
 from engine.passes.patch_engine import PatchEngine
 from engine.steering.spec import Group
 from engine.study.study import ModelSpec
+from engine.weight_steering.chosen import spread
 from engine.weight_steering.effects import effects
-from engine.weight_steering.run import delta_of, run, spread
+from engine.weight_steering.run import delta_of, run
 from engine.weight_steering.spec import Contrast, WeightSteering
 from engine.weights.deltas import weight_deltas
 from engine.weights.steer import WeightShift

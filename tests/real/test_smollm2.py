@@ -19,11 +19,12 @@ import pytest
 from opened_pages import open_page
 
 from app import main
-from app.frame import prompts as queries
 from app.frame.opened import Opened, open_at
 from app.frame.selection import Selection, defaults
 from app.live.headless import read_experiments
 from app.live.weight_tables import delta_table
+from app.similarity import panels as similarity
+from app.similarity.tables import cka_curve
 from demo.smollm2.finetune import ADAPTERS, BLOCKS, RANK
 from demo.smollm2.place import place
 from engine.lab.noise import kl_floor
@@ -130,7 +131,8 @@ def test_similarity_is_1_below_the_first_changed_block_and_less_from_there_on(
     selection = chosen(opened, model)
     below = opened.store.activations("base", "resid", FIRST, selection.position)
     assert (below == opened.store.activations(model, "resid", FIRST, selection.position)).all()
-    curve = queries.cka_curve(opened, selection, site).filter(series="biased").sort("layer")
+    asked = similarity.place(selection) | {"site": site, "interval": selection.interval}
+    curve = cka_curve(opened.store, **asked).filter(series="biased").sort("layer")
     value = dict(zip(curve["layer"], curve["value"], strict=True))
     assert all(abs(value[block] - 1) < 1e-6 for block in range(FIRST))
     assert all(value[block] < 1 - 1e-5 for block in range(FIRST + 1, 30))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -46,42 +48,36 @@ def qk_circuit_basis(inputs: Workspace, layer: int, k: int) -> Array:
     return inputs.leading("qk_circuit", layer, k, build, keep=True)
 
 
-@candidate(
+written = partial(candidate, family="circuits", axis_kind="write", source="weights", nested=True)
+attention_kernel = partial(
+    candidate, family="circuits", axis_kind="mixed", source="weights", needs=("q_proj", "k_proj"), nested=True
+)
+
+
+@written(
     name="attn_ov_write",
-    family="circuits",
-    axis_kind="write",
-    source="weights",
     needs=("o_proj", "v_proj"),
     definition="leading left singular vectors of W_o W_v, value heads expanded to query heads",
-    nested=True,
 )
 def attn_ov_write(inputs: Workspace, layer: int, k: int) -> Array:
     out = grouped_rows(inputs.get("o_proj", layer).T, inputs.n_heads, inputs.n_kv_heads)
     return reading_product(inputs, out.T, "v_proj", layer, k)
 
 
-@candidate(
+@written(
     name="attn_ov_write_rows",
-    family="circuits",
-    axis_kind="write",
-    source="weights",
     needs=("o_proj", "v_proj"),
     definition="attn_ov_write with rows of values repeated instead of heads, as some code does",
-    nested=True,
 )
 def attn_ov_write_rows(inputs: Workspace, layer: int, k: int) -> Array:
     out = repeated_rows(inputs.get("o_proj", layer).T, inputs.n_heads, inputs.n_kv_heads)
     return reading_product(inputs, out.T, "v_proj", layer, k)
 
 
-@candidate(
+@written(
     name="attention_sink",
-    family="circuits",
-    axis_kind="write",
-    source="weights",
     needs=("o_proj", "v_proj", "start_embedding"),
     definition="PCA over heads of W_o,h W_v,h e, e the embedding of BOS (else EOS)",
-    nested=True,
 )
 def attention_sink(inputs: Workspace, layer: int, k: int) -> Array:
     values = inputs.read_weight("v_proj", layer) @ inputs.get("start_embedding", layer)
@@ -90,27 +86,20 @@ def attention_sink(inputs: Workspace, layer: int, k: int) -> Array:
     return pca(np.einsum("dhe,he->hd", out, per_head), k)
 
 
-@candidate(
+@written(
     name="mlp_roundtrip_write",
-    family="circuits",
-    axis_kind="write",
-    source="weights",
     needs=("down_proj", "up_proj"),
     definition="leading left singular vectors of W_down W_up",
-    nested=True,
 )
 def mlp_roundtrip_write(inputs: Workspace, layer: int, k: int) -> Array:
     return reading_product(inputs, inputs.get("down_proj", layer), "up_proj", layer, k)
 
 
-@candidate(
+@written(
     name="gate_kernel",
-    family="circuits",
-    axis_kind="write",
     source="weights and clean activations",
     needs=("down_proj", "up_proj", "gate_proj", "clean_mlp_input"),
     definition="leading left singular vectors of W_down diag(E act(W_gate x)) W_up, x the normed MLP input",
-    nested=True,
 )
 def gate_kernel(inputs: Workspace, layer: int, k: int) -> Array:
     gate = inputs.raw.activation(inputs.get("clean_mlp_input", layer) @ inputs.get("gate_proj", layer).T)
@@ -118,41 +107,26 @@ def gate_kernel(inputs: Workspace, layer: int, k: int) -> Array:
     return reading_product(inputs, gated, "up_proj", layer, k)
 
 
-@candidate(
+@attention_kernel(
     name="qk_circuit",
-    family="circuits",
-    axis_kind="mixed",
-    source="weights",
-    needs=("q_proj", "k_proj"),
     definition="leading left singular vectors of W_qᵀ W_k summed over heads, key heads expanded",
-    nested=True,
 )
 def qk_circuit(inputs: Workspace, layer: int, k: int) -> Array:
     return qk_circuit_basis(inputs, layer, k)
 
 
-@candidate(
+@attention_kernel(
     name="qk_circuit_rows",
-    family="circuits",
-    axis_kind="mixed",
-    source="weights",
-    needs=("q_proj", "k_proj"),
     definition="qk_circuit with rows of keys repeated instead of heads, as some code does",
-    nested=True,
 )
 def qk_circuit_rows(inputs: Workspace, layer: int, k: int) -> Array:
     queries = repeated_rows(inputs.read_weight("q_proj", layer), inputs.n_heads, inputs.n_kv_heads)
     return reading_product(inputs, queries.T, "k_proj", layer, k)
 
 
-@candidate(
+@attention_kernel(
     name="qk_circuit_per_head",
-    family="circuits",
-    axis_kind="mixed",
-    source="weights",
-    needs=("q_proj", "k_proj"),
     definition="leading left singular vectors of all heads' W_q,iᵀ W_k,g(i) side by side: none cancel",
-    nested=True,
 )
 def qk_circuit_per_head(inputs: Workspace, layer: int, k: int) -> Array:
     keys = inputs.read_weight("k_proj", layer).reshape(inputs.n_kv_heads, -1, inputs.d)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -30,14 +32,20 @@ def clean_basis(inputs: Workspace, layer: int, k: int) -> Array:
     )
 
 
-@candidate(
-    name="suppressed",
+of_clean = partial(
+    candidate,
     family="clean activations",
     axis_kind="mixed",
     source="clean activations",
     needs=("clean",),
-    definition="PCA of min(summed rises, summed falls) of |h| from layer to layer, per prompt and dimension",
     nested=True,
+)
+baseline = partial(of_clean, family="baselines")
+
+
+@of_clean(
+    name="suppressed",
+    definition="PCA of min(summed rises, summed falls) of |h| from layer to layer, per prompt and dimension",
     shared=True,
 )
 def suppressed(inputs: Workspace, layer: int, k: int) -> Array:
@@ -45,14 +53,9 @@ def suppressed(inputs: Workspace, layer: int, k: int) -> Array:
     return pca(np.minimum(np.maximum(change, 0).sum(axis=0), np.maximum(-change, 0).sum(axis=0)), k)
 
 
-@candidate(
+@of_clean(
     name="amplified",
-    family="clean activations",
-    axis_kind="mixed",
-    source="clean activations",
-    needs=("clean",),
     definition="PCA of the rise of |h| from the first to the last layer, falls counted as 0",
-    nested=True,
     shared=True,
 )
 def amplified(inputs: Workspace, layer: int, k: int) -> Array:
@@ -60,43 +63,19 @@ def amplified(inputs: Workspace, layer: int, k: int) -> Array:
     return pca(np.maximum(np.abs(last) - np.abs(first), 0), k)
 
 
-@candidate(
-    name="added_features",
-    family="clean activations",
-    axis_kind="mixed",
-    source="clean activations",
-    needs=("clean",),
-    definition="PCA of the summed rises of |h| from layer to layer",
-    nested=True,
-    shared=True,
-)
+@of_clean(name="added_features", definition="PCA of the summed rises of |h| from layer to layer", shared=True)
 def added_features(inputs: Workspace, layer: int, k: int) -> Array:
     return pca(np.maximum(np.diff(magnitudes(inputs), axis=0), 0).sum(axis=0), k)
 
 
-@candidate(
-    name="churn",
-    family="clean activations",
-    axis_kind="mixed",
-    source="clean activations",
-    needs=("clean",),
-    definition="PCA of h of the next layer minus h of this one; rank 0 at the last layer",
-    nested=True,
-)
+@of_clean(name="churn", definition="PCA of h of the next layer minus h of this one; rank 0 at the last layer")
 def churn(inputs: Workspace, layer: int, k: int) -> Array:
     after = inputs.get("clean", min(layer + 1, inputs.n_layers - 1))
     return pca(after - inputs.get("clean", layer), k)
 
 
-@candidate(
-    name="global_clean_resid_pca",
-    family="baselines",
-    axis_kind="mixed",
-    source="clean activations",
-    needs=("clean",),
-    definition="PCA of the clean stream at all layers together",
-    nested=True,
-    shared=True,
+@baseline(
+    name="global_clean_resid_pca", definition="PCA of the clean stream at all layers together", shared=True
 )
 def global_clean_resid_pca(inputs: Workspace, layer: int, k: int) -> Array:
     return pca(all_layers(inputs, "clean"), k)
@@ -116,15 +95,7 @@ def global_persona_resid_pca(inputs: Workspace, layer: int, k: int) -> Array:
     return pca(all_layers(inputs, "positive", "negative"), k)
 
 
-@candidate(
-    name="layer_clean_resid_pca",
-    family="baselines",
-    axis_kind="mixed",
-    source="clean activations",
-    needs=("clean",),
-    definition="PCA of the clean stream of the layer",
-    nested=True,
-)
+@baseline(name="layer_clean_resid_pca", definition="PCA of the clean stream of the layer")
 def layer_clean_resid_pca(inputs: Workspace, layer: int, k: int) -> Array:
     return clean_basis(inputs, layer, k)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -101,96 +102,70 @@ def rotation_planes(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], k:
     return signed(joint @ planes[:, : width - width % 2])
 
 
-@candidate(
+of_persona = partial(candidate, axis_kind="mixed", source="persona activations", nested=True)
+attention_selected = partial(of_persona, family="attention-selected", needs=TOKENS)
+mlp_contrast = partial(of_persona, family="MLP contrast")
+compound = partial(candidate, family="compounds", axis_kind="mixed", source="weights and activations")
+
+
+@of_persona(
     name="TaskDiff_contrast",
     family="persona contrast",
-    axis_kind="mixed",
-    source="persona activations",
     needs=PERSONAS,
     definition="PCA of persona+ minus persona− stream",
-    nested=True,
 )
 def task_diff_contrast(inputs: Workspace, layer: int, k: int) -> Array:
     return contrast_basis(inputs, layer, k)
 
 
-@candidate(
+@attention_selected(
     name="attn_min_taskdiff",
-    family="attention-selected",
-    axis_kind="mixed",
-    source="persona activations",
-    needs=TOKENS,
     definition="PCA of the token-wise persona contrast times √min(a+, a−), a the last token's mean attention",
-    nested=True,
 )
 def attn_min_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
     return pca(rows, k, np.minimum(first, second))
 
 
-@candidate(
-    name="attn_max_taskdiff",
-    family="attention-selected",
-    axis_kind="mixed",
-    source="persona activations",
-    needs=TOKENS,
-    definition="PCA of the token-wise persona contrast times √max(a+, a−)",
-    nested=True,
+@attention_selected(
+    name="attn_max_taskdiff", definition="PCA of the token-wise persona contrast times √max(a+, a−)"
 )
 def attn_max_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
     return pca(rows, k, np.maximum(first, second))
 
 
-@candidate(
-    name="attn_diff_taskdiff",
-    family="attention-selected",
-    axis_kind="mixed",
-    source="persona activations",
-    needs=TOKENS,
-    definition="PCA of the token-wise persona contrast times √|a+ − a−|",
-    nested=True,
+@attention_selected(
+    name="attn_diff_taskdiff", definition="PCA of the token-wise persona contrast times √|a+ − a−|"
 )
 def attn_diff_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
     return pca(rows, k, np.abs(first - second))
 
 
-@candidate(
+@attention_selected(
     name="attn_min_x_diffnorm_taskdiff",
-    family="attention-selected",
-    axis_kind="mixed",
-    source="persona activations",
-    needs=TOKENS,
     definition="PCA of the token-wise persona contrast times √(min(a+, a−) · its own length)",
-    nested=True,
 )
 def attn_min_x_diffnorm_taskdiff(inputs: Workspace, layer: int, k: int) -> Array:
     rows, first, second = token_contrast(inputs, layer)
     return pca(rows, k, np.minimum(first, second) * np.linalg.norm(rows, axis=1))
 
 
-@candidate(
+@mlp_contrast(
     name="up_proj_input_contrast",
-    family="MLP contrast",
-    axis_kind="mixed",
-    source="persona activations",
     needs=("positive_mlp_input", "negative_mlp_input"),
     definition="PCA of the persona contrast of what up_proj receives",
-    nested=True,
 )
 def up_proj_input_contrast(inputs: Workspace, layer: int, k: int) -> Array:
     return pca(contrast(inputs, layer, "{}_mlp_input"), k)
 
 
-@candidate(
+@mlp_contrast(
     name="up_proj_output_written_contrast",
-    family="MLP contrast",
-    axis_kind="mixed",
     source="weights and persona activations",
     needs=("positive_mlp_input", "negative_mlp_input", "up_proj", "down_proj"),
     definition="PCA of the persona contrast after W_up, mapped back by W_down",
-    nested=True,
 )
 def up_proj_output_written_contrast(inputs: Workspace, layer: int, k: int) -> Array:
     up = contrast(inputs, layer, "{}_mlp_input") @ inputs.get("up_proj", layer).T
@@ -238,11 +213,8 @@ def qk_chars_cosines(inputs: Workspace, layer: int, k: int) -> Array:
     return qk_chars_vectors(inputs, layer, k)[2]
 
 
-@candidate(
+@compound(
     name="qk_x_chars_clusters",
-    family="compounds",
-    axis_kind="mixed",
-    source="weights and activations",
     needs=("q_proj", "k_proj", "clean", *PERSONAS),
     definition="half way between the principal vectors of qk_circuit and chars_clusters; no intersection",
     detail=qk_chars_cosines,
@@ -252,11 +224,8 @@ def qk_x_chars_clusters(inputs: Workspace, layer: int, k: int) -> Array:
     return orthonormal(first + second)
 
 
-@candidate(
+@compound(
     name="qk_and_chars_clusters",
-    family="compounds",
-    axis_kind="mixed",
-    source="weights and activations",
     needs=("q_proj", "k_proj", "clean", *PERSONAS),
     definition="directions in qk_circuit and in chars_clusters (cosine above 1 − 1e-6); mostly none",
     detail=qk_chars_cosines,
@@ -266,11 +235,8 @@ def qk_and_chars_clusters(inputs: Workspace, layer: int, k: int) -> Array:
     return orthonormal((first + second)[:, cosines > STRICT_COSINE])
 
 
-@candidate(
+@compound(
     name="WNR_union_TaskDiff",
-    family="compounds",
-    axis_kind="mixed",
-    source="weights and activations",
     needs=(*WRITES, *ALL_READS, *PERSONAS),
     definition="span of write_not_downstream_read and TaskDiff_contrast, of rank up to 2k",
     expands=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
@@ -61,30 +63,26 @@ def write_not_downstream(inputs: Workspace, layer: int, k: int) -> Array:
     return inputs.leading(f"write_not_downstream_read/{inputs.broad}", layer, k, build, True)
 
 
-@candidate(
-    name="lm_head_read",
+unembedding = partial(
+    candidate,
     family="unembedding",
     axis_kind="read",
     source="weights",
     needs=("unembedding",),
-    definition="leading right singular vectors of the unembedding",
     nested=True,
     shared=True,
 )
+read = partial(candidate, family="reads", axis_kind="read", source="weights", nested=True)
+written = partial(candidate, family="writes", axis_kind="write", source="weights", nested=True)
+not_read = partial(written, family="write, not read")
+
+
+@unembedding(name="lm_head_read", definition="leading right singular vectors of the unembedding")
 def lm_head_read(inputs: Workspace, layer: int, k: int) -> Array:
     return unembedding_read(inputs, k)
 
 
-@candidate(
-    name="logits_null",
-    family="unembedding",
-    axis_kind="read",
-    source="weights",
-    needs=("unembedding",),
-    definition="last right singular vectors of the unembedding, weakest first",
-    nested=True,
-    shared=True,
-)
+@unembedding(name="logits_null", definition="last right singular vectors of the unembedding, weakest first")
 def logits_null(inputs: Workspace, layer: int, k: int) -> Array:
     gram = inputs.unembedding_gram()
     if not gram.any():
@@ -92,158 +90,88 @@ def logits_null(inputs: Workspace, layer: int, k: int) -> Array:
     return signed(linalg.eigh(gram, subset_by_index=(0, min(k, inputs.d) - 1))[1])
 
 
-@candidate(
+@read(
     name="global_read",
-    family="reads",
-    axis_kind="read",
-    source="weights",
     needs=ALL_READS,
     definition="leading right singular vectors of all blocks' q, k, v, up, gate and the unembedding",
-    nested=True,
     shared=True,
 )
 def global_read(inputs: Workspace, layer: int, k: int) -> Array:
     return global_read_basis(inputs, k)
 
 
-@candidate(
-    name="mlp_up_read",
-    family="reads",
-    axis_kind="read",
-    source="weights",
-    needs=("up_proj",),
-    definition="leading right singular vectors of W_up",
-    nested=True,
-)
+@read(name="mlp_up_read", needs=("up_proj",), definition="leading right singular vectors of W_up")
 def mlp_up_read(inputs: Workspace, layer: int, k: int) -> Array:
     return top_of_gram(inputs.read_gram("up_proj", layer), k)
 
 
-@candidate(
-    name="mlp_gate_read",
-    family="reads",
-    axis_kind="read",
-    source="weights",
-    needs=("gate_proj",),
-    definition="leading right singular vectors of W_gate",
-    nested=True,
-)
+@read(name="mlp_gate_read", needs=("gate_proj",), definition="leading right singular vectors of W_gate")
 def mlp_gate_read(inputs: Workspace, layer: int, k: int) -> Array:
     return top_of_gram(inputs.read_gram("gate_proj", layer), k)
 
 
-@candidate(
+@read(
     name="attn_qkv_read",
-    family="reads",
-    axis_kind="read",
-    source="weights",
     needs=("q_proj", "k_proj", "v_proj"),
     definition="leading right singular vectors of [W_q; W_k; W_v]",
-    nested=True,
 )
 def attn_qkv_read(inputs: Workspace, layer: int, k: int) -> Array:
     return top_of_gram(inputs.reads_gram(("q_proj", "k_proj", "v_proj"), layer), k)
 
 
-@candidate(
+@read(
     name="input_super",
-    family="reads",
-    axis_kind="read",
-    source="weights",
     needs=READS,
     definition="leading right singular vectors of [W_q; W_k; W_v; W_up; W_gate]",
-    nested=True,
 )
 def input_super(inputs: Workspace, layer: int, k: int) -> Array:
     return input_super_basis(inputs, layer, k)
 
 
-@candidate(
-    name="kv_super",
-    family="reads",
-    axis_kind="read",
-    source="weights",
-    needs=("k_proj", "v_proj"),
-    definition="leading right singular vectors of [W_k; W_v]",
-    nested=True,
-)
+@read(name="kv_super", needs=("k_proj", "v_proj"), definition="leading right singular vectors of [W_k; W_v]")
 def kv_super(inputs: Workspace, layer: int, k: int) -> Array:
     return kv_super_basis(inputs, layer, k)
 
 
-@candidate(
+@read(
     name="input_super_not_lm_read",
-    family="reads",
-    axis_kind="read",
-    source="weights",
     needs=ALL_READS,
     definition="input_super with the broad lm_head_read projected out",
+    nested=False,
 )
 def input_super_not_lm_read(inputs: Workspace, layer: int, k: int) -> Array:
     return project_away(input_super_basis(inputs, layer, k), unembedding_read(inputs, inputs.broad))
 
 
-@candidate(
+@written(
     name="global_write",
-    family="writes",
-    axis_kind="write",
-    source="weights",
     needs=WRITES,
     definition="leading left singular vectors of all blocks' W_o and W_down side by side",
-    nested=True,
     shared=True,
 )
 def global_write(inputs: Workspace, layer: int, k: int) -> Array:
     return top_of_gram(inputs.global_write_gram(), k)
 
 
-@candidate(
-    name="write",
-    family="writes",
-    axis_kind="write",
-    source="weights",
-    needs=WRITES,
-    definition="leading left singular vectors of [W_o | W_down]",
-    nested=True,
-)
+@written(name="write", needs=WRITES, definition="leading left singular vectors of [W_o | W_down]")
 def write(inputs: Workspace, layer: int, k: int) -> Array:
     return top_of_gram(inputs.writes_gram(layer), k)
 
 
-@candidate(
-    name="attn_write",
-    family="writes",
-    axis_kind="write",
-    source="weights",
-    needs=("o_proj",),
-    definition="leading left singular vectors of W_o",
-    nested=True,
-)
+@written(name="attn_write", needs=("o_proj",), definition="leading left singular vectors of W_o")
 def attn_write(inputs: Workspace, layer: int, k: int) -> Array:
     return top_of_gram(inputs.write_gram("o_proj", layer), k)
 
 
-@candidate(
-    name="mlp_write",
-    family="writes",
-    axis_kind="write",
-    source="weights",
-    needs=("down_proj",),
-    definition="leading left singular vectors of W_down",
-    nested=True,
-)
+@written(name="mlp_write", needs=("down_proj",), definition="leading left singular vectors of W_down")
 def mlp_write(inputs: Workspace, layer: int, k: int) -> Array:
     return top_of_gram(inputs.write_gram("down_proj", layer), k)
 
 
-@candidate(
+@not_read(
     name="global_write_not_global_read",
-    family="write, not read",
-    axis_kind="write",
-    source="weights",
     needs=(*WRITES, *ALL_READS),
     definition="global_write with the broad global_read projected out of the weights first",
-    nested=True,
     shared=True,
 )
 def global_write_not_global_read(inputs: Workspace, layer: int, k: int) -> Array:
@@ -251,53 +179,37 @@ def global_write_not_global_read(inputs: Workspace, layer: int, k: int) -> Array
     return top_of_gram(gram_outside(gram, read), k, float(np.trace(gram)))
 
 
-@candidate(
+@not_read(
     name="write_not_lm_head_read",
-    family="write, not read",
-    axis_kind="write",
-    source="weights",
     needs=(*WRITES, "unembedding"),
     definition="write with the broad lm_head_read projected out of the weights first",
-    nested=True,
 )
 def write_not_lm_head_read(inputs: Workspace, layer: int, k: int) -> Array:
     return write_outside(inputs, layer, unembedding_read(inputs, inputs.broad), k)
 
 
-@candidate(
+@not_read(
     name="write_not_global_read",
-    family="write, not read",
-    axis_kind="write",
-    source="weights",
     needs=(*WRITES, *ALL_READS),
     definition="write with the broad global_read projected out of the weights first",
-    nested=True,
 )
 def write_not_global_read(inputs: Workspace, layer: int, k: int) -> Array:
     return write_outside(inputs, layer, global_read_basis(inputs, inputs.broad), k)
 
 
-@candidate(
+@not_read(
     name="write_not_downstream_read",
-    family="write, not read",
-    axis_kind="write",
-    source="weights",
     needs=(*WRITES, *ALL_READS),
     definition="write with the broad reads of all later blocks and the unembedding projected out first",
-    nested=True,
 )
 def write_not_downstream_read(inputs: Workspace, layer: int, k: int) -> Array:
     return write_not_downstream(inputs, layer, k)
 
 
-@candidate(
+@not_read(
     name="causally_isolated",
-    family="write, not read",
-    axis_kind="write",
-    source="weights",
     needs=(*WRITES, *ALL_READS),
     definition="write with 8 input_super, 8 kv_super and the broad lm_head_read directions taken out first",
-    nested=True,
 )
 def causally_isolated(inputs: Workspace, layer: int, k: int) -> Array:
     read = union(

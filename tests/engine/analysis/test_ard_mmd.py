@@ -59,7 +59,7 @@ def test_the_objective_and_its_gradient_by_brute_force(kind: str) -> None:
     logs = np.array([0.2, -0.4, 0.9, 0.0])
     tensor = torch.tensor(logs, dtype=torch.float32, requires_grad=True)
     # float32 kernels
-    assert problem.descend(tensor, problem.terms) == pytest.approx(wanted(logs), abs=2e-6)
+    assert problem.descend(tensor, problem.batches()) == pytest.approx(wanted(logs), abs=2e-6)
     assert tensor.grad is not None
     for j in range(4):
         step = np.eye(4)[j] * 1e-5

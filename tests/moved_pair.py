@@ -7,21 +7,12 @@ from typing import Any
 
 import polars as pl
 import torch
-from memory_lab import MemoryLab
+from memory_lab import Letters, MemoryLab
 from tiny_models import random_tokens, tiny
 
 from engine.models.loading import LoadedModel, from_parts
 
 PROMPTS = 14
-
-
-class Letters:
-    """A tokenizer that calls token 17 "t17"."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], **_how: bool) -> str:
-        return f"t{ids[0]}"
 
 
 def pair(family: str, size: float = 0.05) -> tuple[LoadedModel, LoadedModel]:

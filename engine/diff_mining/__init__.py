@@ -1,0 +1,1 @@
+"""Diff mining: which tokens one model says more, or less, than another behind the same texts."""
