@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from engine.behaviour.claims import claim_prompts
 from engine.lab.experiment import resampling_groups
 from engine.lab.units import resampling_units
 from engine.weight_steering.chosen import chosen, fewest, limited
@@ -106,3 +107,22 @@ def test_many_prompts_of_a_category_are_more_than_its_units() -> None:
     every = np.unique(np.concatenate(list(rows.values())))
     units = resampling_units(table[every])
     assert len(np.unique(units[np.isin(every, rows["wanted", "validation"])])) >= 12
+
+
+def test_claims_among_other_prompts_need_more_of_them() -> None:
+    """Agreement is a mean over claims alone: with every third pair asking something else, 24 are too few."""
+    n = 240
+    table = pl.DataFrame(
+        {
+            "id": [f"q{i}" for i in range(n)],
+            "pair_id": [f"p{i // 2}" for i in range(n)],
+            "split": ["train" if i < n // 2 else "validation" for i in range(n)],
+            "category": [None] * n,
+            "choices": [["3", "4"] if i // 2 % 3 == 2 else ["Yes", "No"] for i in range(n)],
+        },
+        schema_overrides={"category": pl.String},
+    )
+    rows = chosen(SPEC.model_copy(update={"prompts": fewest(SPEC, table)}), table)["wanted", "validation"]
+    claims = claim_prompts(SPEC.wording, table[rows])
+    assert len(rows) > 24
+    assert table[rows].filter(pl.Series(claims))["pair_id"].n_unique() >= 12
