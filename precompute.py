@@ -7,6 +7,8 @@
     python precompute.py report runs/demo --out demo-report
     python precompute.py import runs/mine --model base=base.npz --model tuned=tuned.npz --prompts p.jsonl
     python precompute.py note runs/demo "block 4 looks right, asked again with 200 prompts"
+    python precompute.py push runs/demo OWNER/NAME
+    python precompute.py pull OWNER/NAME runs/theirs
     python precompute.py migrate runs/demo
 
 Stopped at any moment (Ctrl-C, kill, power), the same command goes on where it stopped.
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     result = verify_parser("precompute.py", (__doc__ or "").split("\n", 1)[0])
     result.epilog = (
         "On a store that is there: "
-        "precompute.py run | report | note | import | migrate STORE, each with --help."
+        "precompute.py run | report | note | import | push | pull | migrate, each with --help."
     )
     result.add_argument(
         "--plan", action="store_true", help="print bytes, memory, passes and time; run nothing"
@@ -137,6 +139,29 @@ def migrate_parser() -> argparse.ArgumentParser:
         description="Bring a store that an earlier version wrote up to date, where it is.",
     )
     result.add_argument("store", type=place, help="folder of the activation store")
+    return result
+
+
+def push_parser() -> argparse.ArgumentParser:
+    """The command line of stores sent to the Hub."""
+    result = argparse.ArgumentParser(
+        prog="precompute.py push",
+        description="Send a finished store to a dataset repository of the Hugging Face Hub: prompts, "
+        "activations, results, notes and the study's text. A new repository is private.",
+    )
+    result.add_argument("store", type=Path, help="folder of the activation store")
+    result.add_argument("repository", metavar="OWNER/NAME", help="the repository, @BRANCH behind it or not")
+    result.add_argument("--public", action="store_true", help="let everybody read a repository made now")
+    return result
+
+
+def pull_parser() -> argparse.ArgumentParser:
+    """The command line of stores fetched from the Hub."""
+    result = argparse.ArgumentParser(
+        prog="precompute.py pull", description="Fetch a store from the Hugging Face Hub, and check it."
+    )
+    result.add_argument("repository", metavar="OWNER/NAME", help="the repository, @REVISION behind it or not")
+    result.add_argument("store", type=Path, help="a new folder for it")
     return result
 
 
@@ -354,6 +379,23 @@ def migrate_store(options: argparse.Namespace) -> int:
     return 0
 
 
+def push_store(options: argparse.Namespace) -> int:
+    """Sends a store to the Hub."""
+    from store.places import hub
+
+    repository = hub.Repository.parse(options.repository)
+    print(hub.push(options.store, repository, private=not options.public))
+    return 0
+
+
+def pull_store(options: argparse.Namespace) -> int:
+    """Fetches a store from the Hub."""
+    from store.places import hub
+
+    print(hub.pull(hub.Repository.parse(options.repository), options.store))
+    return 0
+
+
 def keep_note(options: argparse.Namespace) -> int:
     """Keeps a note, or prints the notes of a store; 1 when one of them is damaged."""
     from store.journal.notes import NoteLog, readable
@@ -418,10 +460,12 @@ COMMANDS = {
     "report": Command(report_parser, write_report, "write what a store holds as HTML and Markdown"),
     "note": Command(note_parser, keep_note, "keep a dated note in a store, or print its notes"),
     "import": Command(import_parser, import_activations, "make a store of activations from elsewhere"),
+    "push": Command(push_parser, push_store, "send a store to a dataset repository of the Hugging Face Hub"),
+    "pull": Command(pull_parser, pull_store, "fetch a store from the Hugging Face Hub"),
     "migrate": Command(migrate_parser, migrate_store, "bring a store of an earlier version up to date"),
 }
 """By name; the command line of this file has plan and verify as options of the first one."""
-AFTER_THE_STORE = ("run", "report", "note", "import", "migrate")
+AFTER_THE_STORE = ("run", "report", "note", "import", "push", "pull", "migrate")
 
 
 if __name__ == "__main__":
