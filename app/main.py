@@ -57,6 +57,10 @@ def main() -> None:
     with components.guard(page.title):
         if not access.admit():
             return
+        names = list(resources.stores())
+        if len(names) > 1:
+            with st.sidebar:
+                controls.choose_store(names)
         opened = resources.open_store()
         controls.sync(opened.facts)
         with st.sidebar:

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         )
         added.set_defaults(carry_out=lambda options, do=command.run: carry_out(do, options))
     serve = commands.add_parser("serve", help="open the dashboard on a store")
-    serve.add_argument("store", help="folder or URL of the activation store")
+    serve.add_argument("store", help="folder or URL of the activation store, or a folder of stores")
     demo = commands.add_parser("demo", help="compute the demo's store and open the dashboard on it")
     demo.add_argument("--store", default="runs/demo", help="folder of the activation store")
     for opening in (serve, demo):

@@ -14,6 +14,7 @@ def open_page(
     monkeypatch: pytest.MonkeyPatch,
     store: Path | str | None,
     page: str = "overview",
+    /,
     *,
     timeout: float = 60,
     **params: str,

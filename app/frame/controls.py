@@ -16,6 +16,7 @@ from app.frame.selection import Facts, Selection
 from app.frame.words import label
 
 _STATE, _SEEN, _NOTICES, _FACTS = "selection", "selection-url", "selection-notices", "selection-facts"
+_STORE = "selection-store"
 
 
 def sync(facts: Facts) -> Selection:
@@ -24,14 +25,43 @@ def sync(facts: Facts) -> Selection:
     A URL that differs from the one this session wrote last was typed, pasted or reached by the back
     button: it wins. An empty one (a page change) keeps the session's selection.
     """
-    state, params = st.session_state, dict(st.query_params)
+    state, before = st.session_state, st.session_state.get(_FACTS)
+    notices: list[str] = []
     state[_FACTS] = facts
-    if _STATE not in state or (params and params != state.get(_SEEN)):
-        state[_STATE], state[_NOTICES] = sel.parse(params, facts)
-    else:
-        state[_NOTICES] = []
+    if _linked():
+        state[_STATE], notices = sel.parse(dict(st.query_params), facts)
+    elif before is not None and before.store != facts.store:  # what the other store can show of it
+        kept = sel.to_params(current(), before) | {sel.STORE: facts.store}
+        state[_STATE] = sel.parse(kept, facts)[0]
+    state[_NOTICES] = notices
     _write(facts)
     return current()
+
+
+def _linked() -> bool:
+    """Whether this run shows what a link says, and not what this session chose."""
+    state, params = st.session_state, dict(st.query_params)
+    return _STATE not in state or bool(params and params != state.get(_SEEN))
+
+
+def store(names: Sequence[str]) -> str:
+    """The store of this run, of several: a link's, the one chosen before, or the first."""
+    asked = st.query_params.get(sel.STORE) if _linked() else st.session_state.get(_STORE)
+    st.session_state[_STORE] = asked if asked in names else names[0]
+    return str(st.session_state[_STORE])
+
+
+def choose_store(names: Sequence[str]) -> None:
+    """The control of several stores; stands there before one of them is opened, since that may fail."""
+    key = "choose-store"
+    st.session_state[key] = store(names)
+
+    def picked() -> None:
+        chosen = st.session_state[_STORE] = st.session_state[key]
+        st.session_state[_SEEN] = {sel.STORE: chosen} if chosen != names[0] else {}
+        st.query_params.from_dict(st.session_state[_SEEN])
+
+    screen.selectbox("Store", names, key=key, format_func=plain, on_change=picked)
 
 
 def _write(facts: Facts) -> None:

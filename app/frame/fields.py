@@ -36,6 +36,7 @@ class Facts:
         large: whether a pass over all activations takes seconds; such parts start hidden.
         captured: blocks whose activations every model has; none where that is not known.
         width: the smallest width of the models' streams, the largest rank of a map.
+        store: what links call the store; "" for the one that the server opens with.
     """
 
     models: tuple[str, ...]
@@ -50,6 +51,7 @@ class Facts:
     width: int = 64
     averages: tuple[str, ...] = ()
     captured: tuple[int, ...] = ()
+    store: str = ""
 
     @property
     def middle(self) -> int:

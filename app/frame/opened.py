@@ -10,7 +10,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from typing import Any
 import streamlit as st
 
 from app.escape import given
+from app.frame import controls
 from app.frame.prompts import values
 from app.frame.selection import SITES, Facts
+from app.stores.known import named
 from engine.errors import PatchbayError, StoreError
 from engine.study.roots import allow_roots
 from store.layout import MANIFEST
@@ -55,15 +57,15 @@ class Opened:
         return "imported" not in self.store.manifest["study"]
 
 
-def store_argument(argv: list[str] | None = None) -> str | None:
-    """The value of `--store` after the `--` of the streamlit command line."""
-    found: str | None = _argument("--store", "store", argv)
-    return found
+def stores(argv: list[str] | None = None) -> dict[str, str]:
+    """Name -> place of the stores on the streamlit command line, `--store` before `--beside`."""
+    first = _argument("--store", "store", argv)
+    return named([*([first] if first else ()), *(_argument("--beside", "append", argv) or ())])
 
 
-def other_stores(argv: list[str] | None = None) -> list[str]:
-    """The values of `--beside`: stores whose pairs are shown beside those of the first one."""
-    return list(_argument("--beside", "append", argv) or ())
+def other_stores(opened: Opened) -> list[str]:
+    """The places of the other stores: their pairs are shown beside those of the open one."""
+    return [place for place in stores().values() if place != opened.path]
 
 
 def code_allowed(argv: list[str] | None = None) -> bool:
@@ -89,26 +91,35 @@ def _parsed(name: str, action: str, argv: tuple[str, ...]) -> Any:
 
 
 def open_store() -> Opened:
-    """The store of this server.
+    """The store of this run: the server's, or the one of several that was chosen.
 
     Raises:
         StoreError: no store was named, it is missing, unreadable or unfinished.
         StudyError: a root that was named isn't a folder.
     """
-    path = store_argument()
+    known = stores()
     allow_roots(root_arguments())
-    if not path:
+    if not known:
         raise StoreError(
             "No activation store was named.",
             expected="a folder after --store",
             given="nothing",
             next_step=f"start the dashboard with: {HOW_TO_OPEN}",
         )
-    return open_at(path)
+    names = list(known)
+    chosen = controls.store(names)
+    return open_at(known[chosen], "" if chosen == names[0] else chosen)
 
 
-def open_at(path: str) -> Opened:
-    """The store at a path or URL; raises StoreError when it is missing, unreadable or unfinished."""
+def open_at(path: str, name: str = "") -> Opened:
+    """The store at a path or URL.
+
+    Args:
+        name: what links call it; "" for the one that the server opens with.
+
+    Raises:
+        StoreError: it is missing, unreadable or unfinished.
+    """
     path = str(as_place(path))
     if "://" not in path and not to_write(path).is_dir():
         raise StoreError(
@@ -118,7 +129,7 @@ def open_at(path: str) -> Opened:
             next_step="name another folder, or write the demo into this one with: "
             f"python precompute.py studies/demo.toml --store {shlex.quote(path)}",
         )
-    return _open(path, _stamp(path))
+    return _open(path, _stamp(path), name)
 
 
 def _stamp(path: str) -> float:
@@ -129,8 +140,8 @@ def _stamp(path: str) -> float:
     return manifest.stat().st_mtime if manifest.is_file() else 0.0
 
 
-@st.cache_resource(show_spinner=False, max_entries=4)
-def _open(path: str, stamp: float) -> Opened:
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _open(path: str, stamp: float, name: str) -> Opened:
     store = Store(path)
     if not store.complete:
         raise StoreError(
@@ -139,7 +150,7 @@ def _open(path: str, stamp: float) -> Opened:
             given=path,
             next_step="run the same precompute.py command again; it goes on where it stopped.",
         )
-    facts = read_facts(store)
+    facts = replace(read_facts(store), store=name)
     given([*facts.languages, *facts.categories, *facts.splits])
     return Opened(path, store, facts)
 

@@ -18,6 +18,8 @@ from app.frame.fields import Facts, Rule, choice, is_text, listed, number, rules
 from engine.lab.experiment import Where
 
 __all__ = ["Facts", "Fields", "Selection", "listed", "parse", "to_params", "update", "whole"]
+STORE = "store"
+"""What a link names the store by; no setting of it."""
 __all__ += ["place_changes", "place_of", "where_changes", "where_of"]
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head_z", "head_out")
@@ -190,7 +192,12 @@ def parse(params: Mapping[str, str], facts: Facts) -> tuple[Selection, list[str]
     """
     fresh, every = defaults(facts), known()
     usual, found, notices = values(fresh), {}, []
+    if params.get(STORE, "") != facts.store:
+        asked = _short(params.get(STORE, ""))
+        notices.append(f"The link names a store {asked}, which this server doesn't have.")
     for name, raw in params.items():
+        if name == STORE:
+            continue
         if name not in every:
             notices.append(f"The link has a setting {_short(name)} that does not exist; it was left out.")
             continue
@@ -219,13 +226,14 @@ def written(value: str | int | float) -> str:
 
 def to_params(selection: Selection, facts: Facts) -> dict[str, str]:
     """Query parameters that differ from the defaults, in the order of the fields."""
-    usual = values(defaults(facts))
-    return {name: written(value) for name, value in values(selection).items() if value != usual[name]}
+    usual, place = values(defaults(facts)), {STORE: facts.store} if facts.store else {}
+    return place | {name: written(value) for name, value in values(selection).items() if value != usual[name]}
 
 
 def update(selection: Selection, facts: Facts, **changes: Any) -> Selection:
     """A copy with `changes`, each checked like a URL parameter; unusable ones are the default."""
-    fresh = values(parse({name: written(value) for name, value in changes.items()}, facts)[0])
+    given = {name: written(value) for name, value in changes.items()}
+    fresh = values(parse(given | {STORE: facts.store}, facts)[0])
     return changed(selection, **{name: fresh[name] for name in changes if name in fresh})
 
 

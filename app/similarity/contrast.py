@@ -47,7 +47,7 @@ def choose(opened: Opened) -> None:
     selection = controls.current()
     if selection.a == selection.b:
         return
-    for why in beside(other_stores())[1].values():
+    for why in beside(other_stores(opened))[1].values():
         screen.caption(plain(f"Not offered to contrast with: {why}"))
     known = pairs(opened, selection)
     if not known:
@@ -95,7 +95,7 @@ def pairs(opened: Opened, selection: Selection) -> dict[str, str]:
         for a, b in itertools.combinations(opened.facts.models, 2)
         if frozenset((a, b)) not in here
     }
-    for number, there in beside(other_stores())[0].items():
+    for number, there in beside(other_stores(opened))[0].items():
         models = there.facts.models if there.facts.positions else ()
         study = str(there.store.manifest["study"].get("name", there.path))
         found |= {
@@ -120,7 +120,7 @@ def other(opened: Opened, selection: Selection) -> Other | None:
     """
     asked = SimilarityFields.of(selection).against
     number, _, models = asked.rpartition(":")
-    stores, left_out = beside(other_stores())
+    stores, left_out = beside(other_stores(opened))
     if number.isdecimal() and int(number) in left_out:
         raise AnalysisError(
             "There is no contrast with a pair of this store.",

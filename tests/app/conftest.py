@@ -28,7 +28,7 @@ def own_store(planted: Path, tmp_path: Path) -> Path:
 def open_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     """Run the app on a store as a browser would: a page, a query string."""
 
-    def run(store: Path | str | None, page: str = "overview", **params: str) -> AppTest:
+    def run(store: Path | str | None, page: str = "overview", /, **params: str) -> AppTest:
         return open_page(monkeypatch, store, page, **params)
 
     return run

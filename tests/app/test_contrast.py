@@ -14,7 +14,7 @@ from planted_store import CHECKS, LAYERS, build_store, prompts_table
 from streamlit.testing.v1 import AppTest
 
 from app.charts.palette import DARK
-from app.frame.opened import Opened, other_stores, read_facts
+from app.frame.opened import Opened, read_facts
 from app.frame.selection import changed, defaults
 from app.similarity import contrast, tables
 from engine.errors import AnalysisError
@@ -58,7 +58,7 @@ def opened(planted: Path) -> Opened:
 def test_pairs_of_another_store_with_the_same_prompts(
     opened: Opened, planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrast, "other_stores", lambda: [str(planted)])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(planted)])
     start = changed(defaults(opened.facts), split="all")
     assert list(contrast.pairs(opened, start)) == ["1:base|tuned"]
     chosen = changed(start, against="1:base|tuned", layer=3)
@@ -78,7 +78,7 @@ def test_the_printed_code_names_the_other_store(
 ) -> None:
     """A notebook has no `--beside`: the second of two stores is read from its path."""
     with monkeypatch.context() as patched:
-        patched.setattr(contrast, "other_stores", lambda: ["nowhere", str(planted)])
+        patched.setattr(contrast, "other_stores", lambda _: ["nowhere", str(planted)])
         panel = contrast.panel(opened, changed(defaults(opened.facts), split="all", against="2:base|tuned"))
     assert panel is not None
     scope: dict[str, object] = {}
@@ -92,7 +92,7 @@ def test_a_store_that_is_not_to_be_trusted_has_no_numbers_beside(
 ) -> None:
     checks = [] if held is None else [check | {"passed": held} for check in CHECKS]
     path = build_store(tmp_path / "other", checks=checks)
-    monkeypatch.setattr(contrast, "other_stores", lambda: [str(path)])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(path)])
     chosen = changed(defaults(opened.facts), split="all", against="1:base|tuned")
     assert contrast.pairs(opened, chosen) == {}
     with pytest.raises(AnalysisError, match="its numbers are not shown"):
@@ -107,7 +107,7 @@ def test_there_is_no_contrast_with_another_position_or_site(
     asked = {"positions": chosen.position, "sites": chosen.site}[lost]
     kept = tuple(one for one in getattr(opened.facts, lost) if one != asked)
     there = dataclasses.replace(opened, facts=dataclasses.replace(opened.facts, **{lost: kept}))
-    monkeypatch.setattr(contrast, "other_stores", lambda: ["other"])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: ["other"])
     monkeypatch.setattr(contrast, "open_at", lambda _: there)
     with pytest.raises(AnalysisError, match=f"its store lacks the {lost[:-1]} {asked}"):
         contrast.panel(opened, chosen)
@@ -124,7 +124,7 @@ def test_draws_of_two_seeds_are_not_the_same_tokens(opened: Opened, monkeypatch:
     assert contrast.same_place(seeded(1), seeded(1), drawn)
     assert not contrast.same_place(seeded(1), seeded(2), drawn)
     assert contrast.same_place(seeded(1), seeded(2), "last_content")
-    monkeypatch.setattr(contrast, "other_stores", lambda: ["other"])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: ["other"])
     monkeypatch.setattr(contrast, "open_at", lambda _: there)
     at = dataclasses.replace(opened.facts, positions=(drawn,))
     here, there = (dataclasses.replace(seeded(seed), facts=at) for seed in (1, 2))
@@ -142,7 +142,7 @@ def test_pairs_without_a_common_block_have_no_contrast(
         early = pl.col("layer") < 2
         return curve(store, *place).filter(early if len(asked) == 1 else ~early)
 
-    monkeypatch.setattr(contrast, "other_stores", lambda: [str(planted)])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(planted)])
     monkeypatch.setattr(tables, "cka_curve", parted)
     with pytest.raises(AnalysisError, match="no block was captured of both"):
         contrast.panel(opened, changed(defaults(opened.facts), split="all", against="1:base|tuned"))
@@ -152,7 +152,7 @@ def test_other_prompts_have_no_difference(opened: Opened, monkeypatch: pytest.Mo
     table = prompts_table().with_columns(text=pl.col("text") + "!")
     store = type("Told", (Store,), {"prompts": table})(Path(opened.path))
     there = dataclasses.replace(opened, path=f"{opened.path}?other", store=store)
-    monkeypatch.setattr(contrast, "other_stores", lambda: ["other"])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: ["other"])
     monkeypatch.setattr(contrast, "open_at", lambda _: there)
     chosen = changed(defaults(opened.facts), split="all", against="1:base|tuned")
     panel = contrast.panel(opened, chosen)
@@ -166,9 +166,8 @@ def test_other_prompts_have_no_difference(opened: Opened, monkeypatch: pytest.Mo
 def test_the_page_offers_what_the_server_was_started_with(
     open_app: Callable[..., AppTest], planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert other_stores(["--store", "a", "--beside", "b", "--beside", "c"]) == ["b", "c"]
     beside = build_store(tmp_path / "beside")
-    monkeypatch.setattr(contrast, "other_stores", lambda: [str(beside), str(tmp_path / "gone")])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(beside), str(tmp_path / "gone")])
     app = open_app(planted, "similarity")
     assert not app.exception
     app.selectbox(key="contrast").set_value("1:base|tuned").run()
