@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -16,9 +17,12 @@ from engine.errors import PatchbayError
 from engine.kinds import experiment_from_json
 from engine.lab.beside import KEYS
 from engine.lab.experiment import Experiment
+from store.journal.notes import NoteLog
+from store.journal.tags import ARCHIVED, tags_of
 
 __all__ = [
     "Asked",
+    "archived",
     "compact",
     "describe",
     "described",
@@ -26,6 +30,7 @@ __all__ = [
     "of_pair",
     "opened_run",
     "per_prompt",
+    "tags",
 ]
 
 Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -36,15 +41,32 @@ ROLES = ("target", "source", "model", "shared_with")
 
 
 def of_pair(opened: Opened, selection: Selection, jobs: Collection[str]) -> list[Asked]:
-    """Intact stored runs of some kinds whose models belong to the pair, newest first."""
+    """Intact runs of some kinds whose models belong to the pair, newest first, without archived ones."""
     found: list[Asked] = []
+    left_out = archived(opened)
     for condition, summary in live_view.runs_of(opened, None):
         models = {condition.get(role) for role in ROLES} - {None}
         steered = condition.get("deltas", ()) if condition.get("job") == "weight_steering" else ()
         models |= {delta["plus"] for delta in steered[:1]}
-        if condition.get("job", "patch") in jobs and models <= {selection.a, selection.b}:
+        asked = condition.get("job", "patch") in jobs and models <= {selection.a, selection.b}
+        if asked and summary["run_id"] not in left_out:
             found.append((condition, summary))
     return found
+
+
+def tags(opened: Opened) -> dict[str, tuple[str, ...]]:
+    """The tags of every run that has any (`store.journal.tags`)."""
+    return _tags(opened.path, opened.store.fingerprint, tuple(NoteLog(opened.path).ids()))
+
+
+@lru_cache(maxsize=8)
+def _tags(path: str, _fingerprint: str, _notes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return tags_of(NoteLog(path).list()[0])
+
+
+def archived(opened: Opened) -> frozenset[str]:
+    """The runs that somebody archived."""
+    return frozenset(run for run, given in tags(opened).items() if ARCHIVED in given)
 
 
 def describe(condition: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from app.frame import related
 from app.frame.opened import Opened, failed_checks
 from app.frame.running import written_runs
 from app.frame.selection import Selection
+from app.frame.stored import archived
 from app.overview import findings, panels
 from app.tour import view as tour
 from engine.lab.experiment import Experiment
@@ -37,7 +38,7 @@ def _found(missing: Missing, opened: Opened, selection: Selection) -> None:
         for model in (m for m in (selection.a, selection.b) if m != opened.facts.models[0]):
             screen.caption(plain(related.sentence(opened, model)))
     tour.invite(opened)
-    found = findings.kept(opened, selection, written_runs(opened.path))
+    found = findings.kept(opened, selection, (written_runs(opened.path), archived(opened)))
     findings.cards(opened, found[: findings.SHOWN])
     if further := found[findings.SHOWN :]:
         with screen.expander(f"Further findings: {len(further)}", icon=":material/lists:"):

@@ -18,6 +18,7 @@ from app.frame.blocks import Report, Table, Text
 from app.frame.opened import Opened
 from app.frame.panel import Panel
 from app.frame.selection import Selection, defaults, pair_of
+from app.frame.stored import archived
 from app.report.build import build, documents
 from app.report.write import zipped
 
@@ -57,8 +58,8 @@ class Made:
 
 
 def _key(opened: Opened, selection: Selection) -> tuple[object, ...]:
-    """What a report depends on: store, settings, and the runs that are there."""
-    return opened.key, selection, live_view.written_runs(opened.path)
+    """What a report depends on: store, settings, the runs that are there, and which are archived."""
+    return opened.key, selection, live_view.written_runs(opened.path), archived(opened)
 
 
 def made(opened: Opened, selection: Selection) -> Made | None:

@@ -50,7 +50,10 @@ def _form(opened: Opened, run: str) -> None:
         )
         author = screen.text_input("By", value=_author(), key="note-author", max_chars=LONGEST_NAME)
         sent = st.form_submit_button("Keep the note", icon=":material/save:")
-    screen.caption("It is kept in the store with its time, stands in the report, and can't be changed.")
+    screen.caption(
+        "It is kept in the store with its time, stands in the report, and can't be changed. "
+        "On a run, #word tags it and #-word takes that away."
+    )
     if sent:
         access.require("run")
         if not text.strip():
@@ -62,6 +65,12 @@ def _form(opened: Opened, run: str) -> None:
         NoteLog(opened.path).append(text, author, run)
         st.session_state[_KEPT] = True
         st.rerun()
+
+
+def tag(opened: Opened, run: str, text: str) -> None:
+    """Keeps a note on a run that tags it."""
+    access.require("run")
+    NoteLog(opened.path).append(text, _author(), run)
 
 
 def _author() -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
+from app import access, screen
 from app import analyses as run_kinds
-from app import screen
 from app.escape import plain
 from app.frame import again as rerun
 from app.frame import controls
@@ -21,11 +21,12 @@ from app.frame.opened import Opened, report
 from app.frame.page import leads_back
 from app.frame.panel import typeset
 from app.frame.selection import Selection, defaults, update
-from app.frame.stored import describe, opened_run
+from app.frame.stored import archived, describe, opened_run, tags
 from app.live.jobs import JobResult
 from app.runs import compare, notes
 from engine.errors import PatchbayError
 from engine.lab.repeat import Repeat
+from store.journal.tags import ARCHIVED
 
 WHY_EMPTY = (
     "No live results yet",
@@ -39,13 +40,15 @@ ROW = 84
 
 
 def table(opened: Opened) -> pl.DataFrame:
-    """One row per stored run, newest first: what was run, and what it found."""
+    """One row per stored run, newest first: what was run, what it found, and its tags."""
+    given = tags(opened)
     rows = [
         {
             "run": summary["run_id"],
             "kind": kind_title(condition),
             "experiment": describe(condition),
             "finding": _finding(opened.path, summary["run_id"], summary["created"], opened),
+            "tags": " ".join(f"#{tag}" for tag in given.get(summary["run_id"], ())),
             "made": summary["created"][:16].replace("T", " "),
         }
         for condition, summary in live_view.runs_of(opened, None)
@@ -97,11 +100,20 @@ def ids(run: str) -> list[str]:
 
 
 def narrowed(listed: pl.DataFrame) -> pl.DataFrame:
-    """The runs of a chosen kind whose words hold every word that is typed, and a file of them."""
+    """The runs of a chosen kind whose words hold every word that is typed, and a file of them.
+
+    Archived ones are among them where that is asked for.
+    """
+    put_away = pl.col("tags").str.split(" ").list.contains(f"#{ARCHIVED}")
+    count = listed.filter(put_away).height
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        typed = screen.text_input("Search", key="runs-search", placeholder="words of experiment or finding")
+        typed = screen.text_input(
+            "Search", key="runs-search", placeholder="words of experiment, finding or #tag"
+        )
         kinds = ["all", *listed["kind"].unique(maintain_order=True)]
         kind = screen.selectbox("Kind", kinds, key="runs-kind")
+        if count and not screen.checkbox(f"{count} archived", key="runs-archived"):
+            listed = listed.filter(~put_away)
         found = matching(listed, typed, kind)
         screen.download_button(
             "CSV",
@@ -119,12 +131,12 @@ def narrowed(listed: pl.DataFrame) -> pl.DataFrame:
 
 def matching(listed: pl.DataFrame, typed: str, kind: str = "all") -> pl.DataFrame:
     """Rows of a kind ("all": of every one) in which every typed word occurs, whatever its case."""
-    text = pl.concat_str("run", "kind", "experiment", "finding", separator=" ").str.to_lowercase()
+    text = pl.concat_str("run", "kind", "experiment", "finding", "tags", separator=" ").str.to_lowercase()
     wanted = [text.str.contains(word, literal=True) for word in typed.lower().split()]
     return listed.filter(*wanted, *([pl.col("kind") == kind] if kind != "all" else []))
 
 
-def pick(listed: pl.DataFrame, open_now: Sequence[str]) -> None:
+def pick(opened: Opened, listed: pl.DataFrame, open_now: Sequence[str]) -> None:
     """Show the list; selected rows become the open runs, beside open ones that aren't listed."""
     ids_listed = listed["run"].to_list()
     # rows are told apart by their number, so another list is another widget
@@ -151,13 +163,35 @@ def pick(listed: pl.DataFrame, open_now: Sequence[str]) -> None:
                 "kind": st.column_config.TextColumn(width=130),
                 "experiment": st.column_config.TextColumn(width="medium"),
                 "finding": st.column_config.TextColumn(width="large"),
+                "tags": st.column_config.TextColumn(width="small"),
                 "made": st.column_config.TextColumn(width=140),
             },
             alt="Stored live results",
         )
     if open_now:
+        _put_away(opened, open_now)
         named = ("run " if len(open_now) == 1 else "runs ") + ", ".join(open_now)
         screen.caption(f"Open: {plain(named)}.")
+
+
+def _put_away(opened: Opened, runs: Sequence[str]) -> None:
+    """A button that archives the open runs, or takes them back where all are archived."""
+    there = archived(opened)
+    away = all(run in there for run in runs)
+
+    def mark() -> None:
+        for run in runs:
+            if away or run not in there:
+                notes.tag(opened, run, f"#-{ARCHIVED}" if away else f"#{ARCHIVED}")
+
+    screen.button(
+        "Take out of the archive" if away else "Archive",
+        icon=f":material/{'unarchive' if away else 'archive'}:",
+        key="runs-archive",
+        on_click=mark,
+        disabled=not access.may("run"),
+        help="Archived runs stay stored, and on their pages; Overview, report and this list leave them out.",
+    )
 
 
 def show(opened: Opened, run: JobResult, selection: Selection) -> None:
@@ -195,7 +229,7 @@ def listing(opened: Opened, selection: Selection) -> None:
     if not listed.height:
         components.empty(*WHY_EMPTY)
         return
-    pick(narrowed(listed), selected)
+    pick(opened, narrowed(listed), selected)
     if not selected:
         screen.caption("Select a row to open the run; several of one kind to compare them.")
         return

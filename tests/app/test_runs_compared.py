@@ -11,12 +11,16 @@ import pytest
 from live_results import live_result
 from streamlit.testing.v1 import AppTest
 
-from app.frame.opened import read_facts
+from app.frame import running as live_view
+from app.frame.opened import open_at, read_facts
 from app.frame.selection import defaults, update
+from app.frame.stored import archived, of_pair
 from app.live.jobs import JobResult
 from app.patching import replacement
 from app.patching.analysis import MAPPED, amplitudes
 from app.runs import compare, view
+from engine.kinds import experiment_from_json
+from store.journal.notes import NoteLog
 from store.reader import Store
 from store.runs import RunLog
 
@@ -58,6 +62,35 @@ def test_two_runs_stand_beside_each_other(open_app: Open, own_store: Path) -> No
     assert scope["table"]["difference"].drop_nulls().to_list() == [pytest.approx(gap)]
 
 
+def tagged(app: AppTest) -> list[str]:
+    """The tags of the runs that are listed."""
+    return next(list(one.value["tags"]) for one in app.dataframe if "finding" in one.value)
+
+
+def test_an_archived_run_is_left_out_of_lists_and_can_be_taken_back(open_app: Open, own_store: Path) -> None:
+    first, _ = kept(own_store, 0.5, layer=3)
+    second, _ = kept(own_store, 0.2, layer=2)
+    opened = open_at(str(own_store))
+    pair = defaults(opened.facts)
+    assert [summary["run_id"] for _, summary in of_pair(opened, pair, ("patch",))] == [second, first]
+    app = open_app(own_store, "runs", run=first)
+    assert app.button(key="runs-archive").label == "Archive"
+    app.button(key="runs-archive").click().run()
+    assert not app.exception
+    assert archived(opened) == {first}
+    assert [summary["run_id"] for _, summary in of_pair(opened, pair, ("patch",))] == [second]
+    assert tagged(app) == [""]
+    assert live_view.find(opened, experiment_from_json(RunLog(own_store).open(first).condition)) == first
+    app.checkbox(key="runs-archived").check().run()
+    assert tagged(app) == ["", "#archived"]
+    assert app.button(key="runs-archive").label == "Take out of the archive"
+    app.button(key="runs-archive").click().run()
+    assert not app.exception
+    assert archived(opened) == frozenset()
+    assert not [box for box in app.checkbox if box.key == "runs-archived"]
+    assert [note.text for note in NoteLog(own_store).list()[0]] == ["#archived", "#-archived"]
+
+
 def test_a_run_alone_is_opened_and_an_unknown_one_is_said_to_be(open_app: Open, own_store: Path) -> None:
     first, _ = kept(own_store, 0.5, layer=3)
     assert "Open: run" in said(open_app(own_store, "runs", run=first))
@@ -87,14 +120,15 @@ def test_kinds_that_cannot_be_compared_say_so() -> None:
 
 def test_the_list_is_searched_by_words_and_kind() -> None:
     rows = [
-        ("a1", "Heads", "base ← tuned at block 3", "heads 2 and 6 carry it"),
-        ("b2", "Patching", "At 3", "KL"),
+        ("a1", "Heads", "base ← tuned at block 3", "heads 2 and 6 carry it", "#figure2 #keep"),
+        ("b2", "Patching", "At 3", "KL", ""),
     ]
-    listed = pl.DataFrame(rows, schema=["run", "kind", "experiment", "finding"], orient="row")
+    listed = pl.DataFrame(rows, schema=["run", "kind", "experiment", "finding", "tags"], orient="row")
     assert view.matching(listed, "")["run"].to_list() == ["a1", "b2"]
     assert view.matching(listed, "BLOCK carry")["run"].to_list() == ["a1"]
     assert view.matching(listed, "block kl").height == 0
     assert view.matching(listed, ".*").height == 0
+    assert view.matching(listed, "#Keep")["run"].to_list() == ["a1"]
     assert view.matching(listed, "3", "Patching")["run"].to_list() == ["b2"]
     assert view.ids(",a,b,,a") == ["a", "b"]
 

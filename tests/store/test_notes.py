@@ -17,7 +17,8 @@ from synthetic_store import write_all
 import precompute
 from engine.errors import StoreError
 from store.files import seal
-from store.journal.notes import LONGEST, NoteLog
+from store.journal.notes import LONGEST, Note, NoteLog
+from store.journal.tags import tags_of
 from store.manifest import verify
 from store.provenance import fingerprint_at
 from store.runs import RunLog
@@ -128,3 +129,14 @@ def test_the_command_keeps_and_prints_notes(store: Path, capsys: pytest.CaptureF
     assert precompute.main(["note", str(store), "--run", run, "About it.", "--author", "Ada"]) == 0
     kept = NoteLog(store).list()[0]
     assert [(one.text, one.run) for one in kept] == [("A word.", ""), ("About it.", run)]
+
+
+def test_tags_of_runs_are_words_of_their_notes() -> None:
+    def note(text: str, run: str = "r") -> Note:
+        return Note("", "", "", text, run)
+
+    assert tags_of([note("#Figure2, (#keep) #a-b and #图1.")]) == {"r": ("figure2", "keep", "a-b", "图1")}
+    assert tags_of([note("#keep #wrong"), note("#-wrong")]) == {"r": ("keep",)}
+    assert tags_of([note("#-keep"), note("#keep")]) == {"r": ("keep",)}, "what was taken away can come again"
+    assert tags_of([note("#keep"), note("#-keep")]) == {}
+    assert tags_of([note("C#, issue#4, # 5, #, a/#b, ##c"), note("#here", run="")]) == {}
