@@ -86,7 +86,7 @@ test-real: $(VENV)/.installed-dev $(VENV)/.installed-real
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m real tests/real
 
 bench: $(VENV)/.installed-bench
-	for file in $(filter-out benchmarks/real_shapes.py benchmarks/reruns.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+	for file in $(filter-out benchmarks/real_shapes.py benchmarks/reruns.py benchmarks/scale.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 shapes: $(VENV)/.installed
 	$(BIN)/python benchmarks/real_shapes.py

@@ -24,15 +24,20 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_study(folder: Path, count: int) -> Path:
-    """The demo's study on so many prompts, in pairs."""
+def numbered(count: int) -> str:
+    """So many lines of prompts: the demo's word problems over and over, each with its number before it."""
     rows = [json.loads(line) for line in (ROOT / "demo/problems.jsonl").read_text("utf-8").splitlines()]
     lines = []
     for i in range(count):
         row = rows[i % len(rows)]
         row = row | {"id": f"{row['id']}-{i}", "pair_id": f"{row['pair_id']}-{i // len(rows)}"}
         lines.append(json.dumps(row | {"text": f"{i}: {row['text']}"}, ensure_ascii=False))
-    (folder / f"{count}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return "\n".join(lines)
+
+
+def write_study(folder: Path, count: int) -> Path:
+    """The demo's study on so many prompts, in pairs."""
+    (folder / f"{count}.jsonl").write_text(numbered(count), encoding="utf-8")
     text = (ROOT / "studies/demo.toml").read_text("utf-8").replace('"../demo/', f'"{ROOT}/demo/')
     head, _, tail = text.partition("[prompts]")
     tail = tail.partition("template")[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from app.build.plan_bytes import store_bytes
+from app.build.prepare import Prepared
 from engine.models.loading import load
 from engine.study.study import ModelSpec, Study
 
@@ -217,3 +220,21 @@ def test_precompute_against_bare_passes(shapes: Any) -> None:
         step = command._against_bare(steps.Step("precompute", 1.0, 1.0, 1, 1, 0, "", measured))
         assert step.code == code
         assert f"{build / 100:.2f} ×" in step.note
+
+
+def test_a_hollow_model_is_planned_as_the_real_one(shapes: Any, study: Path, tmp_path: Path) -> None:
+    """And takes no room; the planner looks at names, shapes and sizes alone."""
+    module = shapes("models")
+    text = study.read_text().split("[prompts]")[1].split("[contrasts]")[0]
+    own = tmp_path / "study.toml"
+    own.write_text(f'name = "s"\n[models.base]\npath = "base"\ndtype = "bfloat16"\n[prompts]{text}')
+    (tmp_path / "prompts.jsonl").write_bytes((study.parent / "prompts.jsonl").read_bytes())
+    module.write_hollow(tmp_path / "base", module.SHAPES["tiny"], torch.bfloat16, module.demo_tokenizer())
+    weights = tmp_path / "base" / "model-00000.safetensors"
+    assert weights.stat().st_blocks * 512 < weights.stat().st_size / 2
+    hollow = Prepared.of(Study.load(own))
+    (tmp_path / "base").rename(tmp_path / "hollow")
+    shutil.copytree(study.parent / "base", tmp_path / "base")
+    real = Prepared.of(Study.load(own))
+    assert store_bytes(real) == store_bytes(hollow)
+    assert [one.parameters for one in real.costs()] == [one.parameters for one in hollow.costs()]

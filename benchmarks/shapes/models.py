@@ -77,6 +77,8 @@ SHAPES = {
         _sizes(2048, 36, 16, 2, 11_008, 151_936, tie_word_embeddings=True),
     ),
     "llama-8b": Shape("Llama-3.1-8B", "llama", _sizes(4096, 32, 32, 8, 14_336, 128_256), peer="0.6b"),
+    "llama-70b": Shape("Llama-3.1-70B", "llama", _sizes(8192, 80, 64, 8, 28_672, 128_256)),
+    "llama-405b": Shape("Llama-3.1-405B", "llama", _sizes(16_384, 126, 128, 8, 53_248, 128_256)),
 }
 
 
@@ -85,13 +87,7 @@ def write_model(folder: Path, shape: Shape, dtype: torch.dtype, tokenizer: Any, 
 
     Norm gains are 1, biases 0, everything else is normal with spread `SPREAD`.
     """
-    folder.mkdir(parents=True)
-    config = shape.config()
-    config.dtype = dtype
-    config.architectures = [type(_skeleton(config)).__name__]
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _fill_vocabulary(folder / "tokenizer.json", config.vocab_size)
+    config = _write_config(folder, shape, dtype, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     names: dict[str, str] = {}
     total = parameters = 0
@@ -101,9 +97,58 @@ def write_model(folder: Path, shape: Shape, dtype: torch.dtype, tokenizer: Any, 
         names |= dict.fromkeys(shard, file)
         total += sum(tensor.nbytes for tensor in shard.values())
         parameters += sum(tensor.numel() for tensor in shard.values())
+    _write_index(folder, total, names)
+    return parameters
+
+
+def write_hollow(folder: Path, shape: Shape, dtype: torch.dtype, tokenizer: Any) -> int:
+    """Writes config, tokenizer and files of weights that are all hole; returns the parameters.
+
+    Whatever their sizes say, they take a few kilobytes of a disk that knows sparse files, and read as zeros:
+    enough to plan with, which looks at names, shapes and sizes alone.
+    """
+    config = _write_config(folder, shape, dtype, tokenizer)
+    known = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[dtype]
+    shards: list[dict[str, Any]] = [{}]
+    names: dict[str, str] = {}
+    total = end = 0
+    for name, like in _skeleton(config).named_parameters():
+        if end > SHARD_BYTES:
+            shards.append({})
+            end = 0
+        begin, end = end, end + like.numel() * dtype.itemsize
+        shards[-1][name] = {"dtype": known, "shape": list(like.shape), "data_offsets": [begin, end]}
+        total += end - begin
+    for number, shard in enumerate(shards):
+        file = f"model-{number:05d}.safetensors"
+        names |= dict.fromkeys(shard, file)
+        _write_hole(folder / file, shard)
+    _write_index(folder, total, names)
+    return total // dtype.itemsize
+
+
+def _write_hole(file: Path, header: dict[str, Any]) -> None:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(out.tell() + max(one["data_offsets"][1] for one in header.values()))
+
+
+def _write_index(folder: Path, total: int, names: dict[str, str]) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": names}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return parameters
+
+
+def _write_config(folder: Path, shape: Shape, dtype: torch.dtype, tokenizer: Any) -> Any:
+    folder.mkdir(parents=True)
+    config = shape.config()
+    config.dtype = dtype
+    config.architectures = [type(_skeleton(config)).__name__]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _fill_vocabulary(folder / "tokenizer.json", config.vocab_size)
+    return config
 
 
 def _skeleton(config: Any) -> Any:
