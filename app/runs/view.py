@@ -150,7 +150,7 @@ def pick(opened: Opened, listed: pl.DataFrame, open_now: Sequence[str]) -> None:
     already = [ids_listed.index(run) for run in open_now if run in ids_listed]
     with st.container(key="runs-list"):
         screen.dataframe(
-            listed.drop("run"),
+            listed.drop("run", *([] if any(listed["tags"]) else ["tags"])),
             hide_index=True,
             width="stretch",
             on_select=selected,
