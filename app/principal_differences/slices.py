@@ -116,7 +116,7 @@ def _beginnings(store: Store, a: str, b: str, position: str, rows: np.ndarray) -
         held = store.table(names[1])
         places = held[position].gather(rows).to_list() if position in held.columns else [[-1]] * len(rows)
         last = [
-            place[0] if len(place) == 1 and place[0] >= 0 else len(own)
+            place[0] if place is not None and len(place) == 1 and place[0] >= 0 else len(own)
             for place, own in zip(places, ids, strict=True)
         ]
         found.append([tuple(own[: end + 1]) for own, end in zip(ids, last, strict=True)])
@@ -138,7 +138,8 @@ def slice_of(store: Store, a: str, b: str, site: str, layer: int, position: str,
             given=f"{widths[1]} and {widths[0]}",
             next_step="choose a base and its fine-tune.",
         )
-    parts, held = [], []
+    parts: list[Part] = []
+    held: list[list[np.ndarray]] = []
     for rows, unit in members(store, a, b, position, which):
         ends = [
             store.activations(model, site, layer, position, rows=rows).astype(np.float64) for model in (a, b)
@@ -152,7 +153,8 @@ def slice_of(store: Store, a: str, b: str, site: str, layer: int, position: str,
         parts.append(Part(rows, ends[1] - ends[0], unit))
         held.append(ends)
     noise = sum(_noise(store, model, site, layer, end) for model, end in zip((a, b), held[0], strict=True))
-    return Slice(*parts, noise, float(np.sqrt(np.square(held[0][0]).mean())), held[0][0])
+    train, validation = parts
+    return Slice(train, validation, float(noise), float(np.sqrt(np.square(held[0][0]).mean())), held[0][0])
 
 
 def _noise(store: Store, model: str, site: str, layer: int, states: np.ndarray) -> float:

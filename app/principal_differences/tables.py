@@ -19,6 +19,7 @@ from app.frame.call import Progress, kept, quiet
 from app.frame.prompts import RESAMPLES, SEED
 from app.principal_differences.fields import SHOWN
 from app.principal_differences.slices import Where, slice_of
+from engine.errors import AnalysisError
 from engine.principal_differences import numbers
 from engine.principal_differences.numbers import FEWEST, NOISY, Principal, Told
 from store.layout import slug
@@ -67,9 +68,19 @@ def scan(
         Columns `PLACES`: `count`, at most `SHOWN`; `limit`, the mean square that the next one did not exceed;
         `noise`, the one that every one must exceed; `total`, of the differences; `first`, the share of the
         first component; `mean_share`, what the mean takes of the mean square.
+
+    Raises:
+        AnalysisError: no such place, or as `slice_of`.
     """
     positions = [name for name in store.positions() if store.position_kind(name) != "many"]
     places = [(position, layer) for position in positions for layer in blocks(store, a, b, every)]
+    if not places:
+        raise AnalysisError(
+            f"{a} and {b} can't be compared block by block.",
+            expected="a position of one row a prompt, and a block that was captured of both",
+            given=f"blocks {store.layers(a)} and {store.layers(b)}",
+            next_step="choose another pair.",
+        )
     advance = progress("Comparing with unstructured differences…")
     rows: list[dict[str, Any]] = []
     told: dict[int, Told] = {}
@@ -82,7 +93,8 @@ def scan(
             row |= {"total": known.total, "mean_share": known.mean_share}
             row |= {"first": float(known.shares[0]) if known.shares.size else 0.0}
             if one.train.units >= FEWEST and known.shares.size:
-                told[done] = Told(one.train.apart, one.train.unit, known, NOISY * one.noise)
+                held = one.train.apart.astype(np.float32)  # of all places at once
+                told[done] = Told(held, one.train.unit, known, NOISY * one.noise)
         rows.append(row)
         advance(done + 1, 2 * len(places))
     counts, limits = numbers.counted(list(told.values()), DRAWS, SEED, partial(_half, advance, len(places)))

@@ -6,6 +6,7 @@ import polars as pl
 import streamlit as st
 
 from app import screen
+from app.escape import plain
 from app.frame import controls
 from app.frame import parts as components
 from app.frame.opened import Opened
@@ -73,4 +74,4 @@ def _steer(opened: Opened, selection: Selection, chosen: int) -> None:
         place = {"site": panels.scanned(selection)["site"], "layer": at, "target": "a"}
         params = controls.link(part="steering", contrast=f"leading:{number}", **place)
         text = f"Steer {selection.a} along leading direction {number}"
-        components.page_link("rank", f"{text}: cosine {cosine:.2f} with component {chosen}", params)
+        components.page_link("rank", plain(f"{text}: cosine {cosine:.2f} with component {chosen}"), params)

@@ -111,7 +111,7 @@ def prompts_title(component: int, table: pl.DataFrame) -> str:
         table: of `tables.prompts`, the furthest up first.
     """
     ends = [table.row(at, named=True) for at in (0, -1)]
-    up, down = (f"{one['id']} ({number(one['score'], 1)})" for one in ends)
+    up, down = (f"{token(str(one['id']))} ({number(one['score'], 1)})" for one in ends)
     return f"Along component {component}, {up} lies furthest up and {down} furthest down"
 
 

@@ -113,7 +113,7 @@ def mapped(seen: Seen) -> bool:
     shares = pl.DataFrame({"validation": [0.5], "low": [0.4], "high": [0.6]})
     every = words.map_title(MODELS, pl.DataFrame(rows), "pair")
     each = [words.components_title(MODELS, row, shares, "pair") for row in rows]
-    return "has components" in every or any(" of tuned − base exceed" in one for one in each)
+    return "has components" in every or any(not one.startswith("No component") for one in each)
 
 
 @dataclass(frozen=True)
