@@ -314,6 +314,7 @@ def written_panel(opened: Opened, selection: Selection) -> Panel | None:
         high=pl.lit(None, pl.Float64),
         null_low=pl.lit(0.0),
         null_high="null_high",
+        short=pl.col("cosine").map_elements(number, return_dtype=pl.String),
     )
 
     def draw(palette: Palette) -> Chart:

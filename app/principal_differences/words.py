@@ -10,7 +10,7 @@ import polars as pl
 
 from app.difference_lens.words import counted, place
 from app.frame.panel import HEADING
-from app.frame.words import blocks, number, sentence
+from app.frame.words import blocks, number, percent, sentence
 from app.principal_differences.fields import SHOWN
 from app.tokenwise.words import token
 from engine.principal_differences.numbers import FEWEST
@@ -62,14 +62,10 @@ def components_title(models: tuple[str, str], at: Mapping[str, Any], table: pl.D
     if not at["count"]:
         return f"No component of {b} − {a} exceeds unstructured differences at {where}"
     first = table.row(0, named=True)
-    share = f"the first takes {_percent(first['validation'])} of held-out differences"
-    span = f" ({_percent(first['low'])} to {_percent(first['high'])})"
+    share = percent(*(100 * first[end] for end in ("validation", "low", "high")))
     verb = "exceeds" if at["count"] == 1 else "exceed"
-    return f"{many(at['count'])} of {b} − {a} {verb} unstructured differences at {where}; {share}{span}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
+    told = f"{many(at['count'])} of {b} − {a} {verb} unstructured differences at {where}"
+    return f"{told}; the first takes {share} of held-out differences"
 
 
 def map_title(models: tuple[str, str], scanned: pl.DataFrame, unit: str) -> str:
