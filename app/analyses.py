@@ -16,6 +16,7 @@ from app.heads.analysis import HEADS
 from app.overview.analysis import ABOUT, OVERVIEW
 from app.patch_map.analysis import PATCH_MAP
 from app.patching.analysis import PATCHING
+from app.principal_differences.analysis import PRINCIPAL_DIFFERENCES
 from app.prompts.analysis import PROMPTS
 from app.rank.analysis import RANK
 from app.residual_updates.analysis import RESIDUAL_UPDATES
@@ -37,6 +38,7 @@ ANALYSES: tuple[Analysis, ...] = (
     SIMILARITY,
     RESIDUAL_UPDATES,
     TRANSPORT,
+    PRINCIPAL_DIFFERENCES,
     TOKENWISE,
     DIFFERENCE_LENS,
     DIFF_MINING,

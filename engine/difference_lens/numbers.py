@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from engine.stats.means import UNSEEN, expanded_level
 
-__all__ = ["FEWEST", "NOISY", "Limits", "beyond", "flips", "foremost", "limits", "resamples", "sums"]
+__all__ = ["FEWEST", "NOISY", "Limits", "balanced", "beyond", "flips", "foremost", "limits", "resamples"]
+__all__ += ["sums"]
 
 Array = NDArray[np.float64]
 FEWEST = 12
@@ -116,14 +117,20 @@ def limits(
         return np.max([one for one, own in zip(values, units, strict=True) if own == count], axis=0)
 
     flipped = [t_of(largest(shares, count) * (1 + SLACK), count) for count in sizes]
-    flip = _balanced(flipped, [1 - level] * len(sizes))
-    high = _balanced([largest(highs, count) for count in sizes], tails)
-    low = _balanced([largest([-one for one in lows], count) for count in sizes], tails)
+    flip = balanced(flipped, [1 - level] * len(sizes))
+    high = balanced([largest(highs, count) for count in sizes], tails)
+    low = balanced([largest([-one for one in lows], count) for count in sizes], tails)
     return {count: Limits(flip[at], -low[at], high[at], count) for at, count in enumerate(sizes)}
 
 
-def _balanced(largest: Sequence[Array], tails: Sequence[float]) -> list[float]:
-    """Limit of each group: its own at its tail, times what the largest share of a limit exceeds."""
+def balanced(largest: Sequence[Array], tails: Sequence[float]) -> list[float]:
+    """Limit of each group: its own at its tail, times what the largest share of a limit exceeds.
+
+    Infinite where too few draws leave none, or a group's own is 0.
+
+    Args:
+        largest: of each group the largest of every draw.
+    """
     own = [_upper(draws, tail) for draws, tail in zip(largest, tails, strict=True)]
     shares = [draws / limit for draws, limit in zip(largest, own, strict=True) if 0 < limit < np.inf]
     wider = _upper(np.max(shares, axis=0), max(tails)) if shares else float("inf")

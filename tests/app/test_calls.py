@@ -25,6 +25,7 @@ from app.frame.panel import Panel
 from app.frame.selection import Selection, changed, defaults
 from app.geometry import separation
 from app.geometry import weights as geometry
+from app.principal_differences import panels as principal
 from app.residual_updates import panels as updates
 from app.similarity import panels as similarity
 from app.transport import panels as transport
@@ -143,6 +144,7 @@ def panels(opened: Opened, chosen: Selection) -> list[Panel | None]:
     every = geometry.effective(opened, changed(chosen, layers="every", k=2, ref=1, joined="kernels"))
     found += [make(opened, every) for make in geometry.WEIGHTS]
     found += [make(opened, every, "mean") for make in separation.makers(every)]
+    found += [make() for make in principal.makers(opened, changed(chosen, layer=3))]
     ridge = changed(chosen, method="RidgeTransport", layer=3)
     found += [make(opened, ridge) for make in transport.PANELS]
     return [*found, *bridge.panels(opened, spaces.effective(opened, changed(chosen, k=2, layer=1)))]

@@ -104,6 +104,8 @@ NOT_CHOSEN = {
     ("frame", "value"): "lengths and distances: named only where intervals part them; nothing is fitted",
     ("difference_lens", "outstanding"): "a count of tokens whose error is held over all places together",
     ("diff_mining", "topic"): "topics by size; they are named only where resamples find them again",
+    ("principal_differences", "count"): "components of train prompts, by limits for all places together",
+    ("principal_differences", "value"): "what one given direction does to tokens; no prompts are chosen",
     ("z_patching", "probability"): "the least certain step is told, no choice",
 }
 """(folder of words.py, column) that titles may sort by, and why that is no choice on the reported prompts."""

@@ -1,0 +1,1 @@
+"""Principal differences: components of what one model's activations have that another's have not."""

@@ -1,0 +1,1 @@
+"""Principal directions of the difference of two models' activations on the same prompts."""
