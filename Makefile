@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 SERVE = $(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.port $(PORT) --server.headless true -- --store "$(STORE)"
 
-.PHONY: docs demo demo-real test test-real store serve bench shapes lint types audit clean
+.PHONY: docs demo demo-real test tests test-real store serve bench shapes lint types audit clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Patchbay needs Python 3.11 or newer; choose one with PYTHON=python3.11")'
@@ -53,7 +53,7 @@ serve: $(VENV)/.installed
 	@echo "Dashboard: http://127.0.0.1:$(PORT)"
 	$(SERVE)
 
-demo demo-real test test-real: export HF_HUB_OFFLINE = 1
+demo demo-real test tests test-real: export HF_HUB_OFFLINE = 1
 # its experiments run while the dashboard is open; a page finds each as soon as it is stored
 demo: store
 	@echo "Dashboard: http://127.0.0.1:$(PORT); what it runs: $(STORE:/=).log"
@@ -78,7 +78,11 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy engine store app pages patchbay precompute.py benchmarks/calibration
 
-test: lint types
+# types are checked in one process more, beside the tests
+test: lint
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going types tests
+
+tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-real: $(VENV)/.installed-dev $(VENV)/.installed-real

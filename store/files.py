@@ -28,6 +28,8 @@ from store.strict import REPAIR, parse_object
 TEMPORARY = ".tmp-"
 SEAL = "crc32c"
 _COUNTER = itertools.count()
+_WHOLE: set[bytes] = set()
+"""SHA-256 of texts whose seals were found to hold; a manifest is read hundreds of times in a process."""
 
 Bytes = bytes | np.ndarray[Any, Any]
 
@@ -72,9 +74,10 @@ def unseal(data: bytes, name: str, next_step: str = REPAIR) -> dict[str, Any]:
     Raises:
         StoreError: the text is not exactly what `seal` wrote.
     """
+    digest = hashlib.sha256(data).digest()
     try:
         value = parse_object(data, name)
-        intact = seal(value) == data
+        intact = digest in _WHOLE or seal(value) == data
     except (StoreError, ValueError, RecursionError):
         value, intact = {}, False
     if not intact:
@@ -84,6 +87,7 @@ def unseal(data: bytes, name: str, next_step: str = REPAIR) -> dict[str, Any]:
             given=f"{len(data)} bytes that differ from them",
             next_step=next_step,
         )
+    _WHOLE.add(digest)
     return {key: item for key, item in value.items() if key != SEAL}
 
 

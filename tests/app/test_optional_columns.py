@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from drawn_panels import drawn
+from polars.testing import assert_frame_equal
 from pydantic import ValidationError
 from streamlit.testing.v1 import AppTest
 from tiny_study import NOUNS, write_study
@@ -18,6 +19,7 @@ from tiny_study import NOUNS, write_study
 import precompute
 from app import main
 from app.analyses import ANALYSES
+from app.frame.blocks import Report
 from app.frame.opened import Opened, read_facts
 from app.frame.panel import Panel
 from app.frame.selection import defaults, update
@@ -28,13 +30,15 @@ from engine.errors import PatchbayError
 from engine.kinds import experiment_from_json
 from engine.lab.experiment import Experiment
 from engine.patching.spec import Condition
+from engine.prompts.spec import PromptsSpec
+from engine.prompts.table import read_prompts
 from store.reader import Store
 from store.runs import RunLog
 
 Open = Callable[..., AppTest]
 PAGES = [name for entries in main.PAGES.values() for name, *_ in entries]
 COLUMNS = ("pair_id", "language", "category", "label", "answer", "choices")
-STATES = ("absent", "null", "partly", "no pair_id", "no language", "no category", "no label, answer, choices")
+STATES = ("absent", "partly", "no pair_id", "no language", "no category", "no label, answer, choices")
 MOST = 1
 """Experiments of one planned set that are run: the others differ in block or site alone."""
 
@@ -64,12 +68,18 @@ def changed(rows: list[dict[str, Any]], state: str) -> list[dict[str, Any]]:
     return rows
 
 
+def write_prompts(folder: Path, state: str) -> Path:
+    rows = changed([row(i) for i in range(48)], state)
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="module", params=STATES)
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     folder = tmp_path_factory.mktemp(request.param.replace(" ", "-").replace(",", ""))
     study = write_study(folder, positions=["last_content", "decision", "mean"])
-    rows = changed([row(i) for i in range(48)], request.param)
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    write_prompts(folder, request.param)
     assert precompute.main([str(study), "--store", str(folder / "store")]) == 0
     store = Store(folder / "store")
     return Opened(str(folder / "store"), store, read_facts(store))
@@ -123,6 +133,15 @@ def holds(panel: Panel) -> None:
     assert "table" in names
 
 
+def test_columns_of_nulls_are_read_as_absent_ones(tmp_path: Path) -> None:
+    """So that a store cannot tell the two, and one of them stands for both."""
+    absent, null = (
+        read_prompts(PromptsSpec(files=(str(write_prompts(tmp_path, state)),)))
+        for state in ("absent", "null")
+    )
+    assert_frame_equal(null, absent)
+
+
 def test_every_experiment_runs_or_says_why_not(run: dict[str, Any]) -> None:
     assert {"patch", "mapped", "rank", "steering", "heads", "head_map", "behaviour"} <= set(run)
     for job, found in run.items():
@@ -155,8 +174,18 @@ def test_every_page_opens(opened: Opened, run: dict[str, Any], open_app: Open, p
     assert ":material/report:" not in said
 
 
-def test_the_report_is_whole(opened: Opened, run: dict[str, Any], tmp_path: Path) -> None:
-    made = report_of(opened, defaults(opened.facts))
-    for _, panel in made.panels():
-        holds(panel)
+def test_the_report_is_whole(
+    opened: Opened, run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Report] = []
+
+    def build(*asked: Any) -> Report:
+        made.append(report_of(*asked))
+        return made[-1]
+
+    monkeypatch.setattr("app.report.build.build", build)
     assert precompute.main(["report", opened.path, "--out", str(tmp_path / "report")]) == 0
+    panels = [panel for _, panel in made[0].panels()]
+    assert panels
+    for panel in panels:
+        holds(panel)
