@@ -233,4 +233,7 @@ CONCLUDES = {
     "words.written_title": ("Principal differences: weights",),
 }
 PHRASES = {"words.many": "", "words.untold": ""}
-FIGURES = {"words.prompts_title": "the prompts at both ends of a component, a description of these prompts"}
+FIGURES = {
+    "words.prompts_title": "the prompts at both ends of a component, a description of these prompts",
+    "panels._none": "a mean square beside that of rounding, where nothing is told of components",
+}
