@@ -36,12 +36,12 @@ from app.workers.hire import hire
 from engine.errors import JobError, PatchError
 from engine.lab.experiment import ExperimentResult
 from engine.patching.spec import Condition
-from engine.reading import parse_json
 from engine.study.study import Study
 from store.layout import MANIFEST
 from store.runs import RunLog
 
 TESTS = Path(__file__).parent
+UNITS = "ledger/*-0*"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def asked(request: pytest.FixtureRequest) -> Workers:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("study"), pairs=6, positions=["decision"])
+    return write_study(tmp_path_factory.mktemp("study"), pairs=24, positions=["decision"])
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +108,19 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Killer(threading.Thread):
-    """Kills so many actors at work, one process after the other."""
+    """Kills an actor each time that a store has something more, named by a pattern, so many times."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, store: Path, pattern: str, count: int) -> None:
         super().__init__(daemon=True)
-        self.count, self.killed, self.over = count, set[int](), threading.Event()
+        self.store, self.pattern, self.count = store, pattern, count
+        self.killed, self.over = set[int](), threading.Event()
 
     def run(self) -> None:
-        while len(self.killed) < self.count and not self.over.wait(0.05):
-            for pid in at_work() - self.killed:
-                os.kill(pid, signal.SIGKILL)
-                self.killed.add(pid)
-                break
+        while len(self.killed) < self.count and not self.over.wait(0.02):
+            alive = actors() - self.killed
+            if alive and len(list(self.store.glob(self.pattern))) > len(self.killed):
+                os.kill(max(alive), signal.SIGKILL)
+                self.killed.add(max(alive))
 
     def __enter__(self) -> Killer:
         self.start()
@@ -130,16 +131,15 @@ class Killer(threading.Thread):
         self.join()
 
 
-def at_work() -> set[int]:
-    """Process ids of Ray's actors that do a task of ours."""
-    found = psutil.process_iter(["cmdline"])
-    return {one.pid for one in found if (one.info["cmdline"] or [""])[0].startswith("ray::Actor.do")}
+def actors() -> set[int]:
+    """Process ids of the actors that live."""
+    return {one.pid for one in psutil.process_iter(["name"]) if one.info["name"].startswith("ray::Actor")}
 
 
 def bytes_of(store: Path) -> dict[str, bytes]:
     """Every file; of the manifest, which says when it was written, the digests of them all."""
     found = s3_server.files(store)
-    return found | {MANIFEST: json.dumps(parse_json(found[MANIFEST])["ledger"]).encode()}
+    return found | {MANIFEST: json.dumps(json.loads(found[MANIFEST])["ledger"]).encode()}
 
 
 def literal(layer: int, **changes: object) -> Condition:
@@ -185,7 +185,7 @@ def test_a_task_that_kills_its_workers_is_not_begun_for_ever(head: str, tmp_path
 def test_a_store_is_that_of_one_process_though_its_writers_are_killed(
     head: str, study: Path, alone: Path, tmp_path: Path
 ) -> None:
-    with Killer(3) as killer:
+    with Killer(tmp_path / "s", UNITS, 3) as killer:
         build(Study.load(study), tmp_path / "s", quiet=True, workers=Workers("ray", head, 2))
     assert len(killer.killed) == 3
     assert bytes_of(tmp_path / "s") == bytes_of(alone)
@@ -198,7 +198,7 @@ def test_experiments_give_the_runs_of_one_process(head: str, live: Path, tmp_pat
     for name, workers, deaths in (("local", HERE, 0), ("ray", Workers("ray", head, 2), 1)):
         store = tmp_path / name
         shutil.copytree(live, store)
-        with Killer(deaths) as killer:
+        with Killer(store, MANIFEST, deaths) as killer:
             failed = headless.run_all(str(store), wanted, device="cpu", quiet=True, workers=workers)
         assert len(killer.killed) == deaths
         runs = [RunLog(store).open(run_id) for run_id in RunLog(store).ids()]
@@ -251,7 +251,7 @@ def test_ctrl_c_leaves_a_store_that_goes_on(head: str, study: Path, alone: Path,
         text=True,
         cwd=tmp_path,
     )
-    while process.poll() is None and not list(store.glob("ledger/*/*")):
+    while process.poll() is None and not list(store.glob(UNITS)):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=120)
@@ -259,7 +259,7 @@ def test_ctrl_c_leaves_a_store_that_goes_on(head: str, study: Path, alone: Path,
     assert "Nothing is lost" in said
     assert "Traceback" not in said
     until = time.monotonic() + 60
-    while at_work():
+    while actors():
         assert time.monotonic() < until
         time.sleep(0.2)
     build(Study.load(study), store, quiet=True)
