@@ -191,12 +191,12 @@ def test_a_store_is_that_of_one_process_though_its_writers_are_killed(
     assert bytes_of(tmp_path / "s") == bytes_of(alone)
 
 
-def test_experiments_give_the_runs_of_one_process(head: str, live: Path, tmp_path: Path) -> None:
+def test_experiments_give_the_runs_of_one_process(head: str, live: Path) -> None:
     """Though a worker is killed; the one that can't be run says so; what is stored isn't run again."""
     wanted = [literal(CHANGED), literal(99), literal(CHANGED - 1), literal(CHANGED, position="decision")]
     found = []
     for name, workers, deaths in (("local", HERE, 0), ("ray", Workers("ray", head, 2), 1)):
-        store = tmp_path / name
+        store = live.with_name(name)  # beside its models
         shutil.copytree(live, store)
         with Killer(store, MANIFEST, deaths) as killer:
             failed = headless.run_all(str(store), wanted, device="cpu", quiet=True, workers=workers)
@@ -208,7 +208,7 @@ def test_experiments_give_the_runs_of_one_process(head: str, live: Path, tmp_pat
     assert found[0] == found[1]
     assert "Layer 99 is out of range" in found[1][0][0]
     nowhere = Workers("ray", "127.0.0.1:1", 2)  # nothing is left to do: nobody is asked
-    assert headless.run_all(str(tmp_path / "ray"), [wanted[0]], quiet=True, workers=nowhere) == []
+    assert headless.run_all(str(store), [wanted[0]], quiet=True, workers=nowhere) == []
 
 
 def test_an_experiment_waits_for_the_one_that_it_builds_on(
