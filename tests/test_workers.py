@@ -293,6 +293,12 @@ def test_another_folder_of_that_name_is_noticed(tmp_path: Path) -> None:
             check_mark(place, mark)
 
 
+def replies(server: socket.socket, answer: bytes) -> None:
+    with server.accept()[0] as caller:
+        caller.recv(64)
+        caller.sendall(answer)
+
+
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n", "no address"])
 def test_no_cluster_at_an_address_is_said_at_once(
     answer: bytes | str | None,
@@ -306,7 +312,7 @@ def test_no_cluster_at_an_address_is_said_at_once(
         if answer is None:
             server.close()
         elif isinstance(answer, bytes):
-            threading.Thread(target=lambda: server.accept()[0].sendall(answer), daemon=True).start()
+            threading.Thread(target=replies, args=(server, answer), daemon=True).start()
         wanted = ["run", str(live), "--condition", json.dumps(literal(0).to_json())]
         assert precompute.main([*wanted, "--engine", "ray", "--address", address]) == 1
     told = capsys.readouterr().err
