@@ -4,6 +4,7 @@
     python precompute.py studies/demo.toml --plan
     python precompute.py studies/demo.toml --store runs/demo --verify
     python precompute.py run runs/demo --condition experiments.json
+    python precompute.py run runs/demo --condition experiments.json --engine ray --workers 4
     python precompute.py report runs/demo --out demo-report
     python precompute.py import runs/mine --model base=base.npz --model tuned=tuned.npz --prompts p.jsonl
     python precompute.py note runs/demo "block 4 looks right, asked again with 200 prompts"
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.workers.asked import Workers, add_options
 from engine.errors import PatchbayError
 from engine.study.roots import allow_roots
 from engine.study.study import Study
@@ -41,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="print bytes, memory, passes and time; run nothing"
     )
     result.add_argument("--verify", action="store_true", help="check every checksum and recompute a sample")
-    result.add_argument("--workers", type=int, default=1, help="capture on that many Ray actors (extra: ray)")
+    add_options(result, "capture")
     return result
 
 
@@ -88,6 +90,7 @@ def run_parser() -> argparse.ArgumentParser:
         "--despite-failed-checks", action="store_true", help="run on a store that failed its own checks, too"
     )
     result.add_argument("--part", metavar="I/N", help="only every N-th experiment, from the I-th on")
+    add_options(result, "run them")
     _trust(result)
     _log(result)
     return result
@@ -307,11 +310,11 @@ def run(options: argparse.Namespace) -> int:
         return plan(options)
     if options.verify:
         return verify(options)
-    study = _study(options)
+    workers, study = Workers.of(options), _study(options)
     # Imported late: a mistyped option or study file is answered without waiting for torch.
     from app.build import build
 
-    build.build(study, _store(options, study), workers=options.workers, allow_code=options.allow_code)
+    build.build(study, _store(options, study), workers=workers, allow_code=options.allow_code)
     return 0
 
 
@@ -344,6 +347,7 @@ def _store(options: argparse.Namespace, study: Study) -> str | Path:
 
 def run_experiments(options: argparse.Namespace) -> int:
     """Runs live experiments; 1 when one of them failed."""
+    workers = Workers.of(options)
     from app.live import headless
 
     wanted = headless.part_of(headless.read_experiments(options.condition), options.part)
@@ -353,6 +357,7 @@ def run_experiments(options: argparse.Namespace) -> int:
         device=options.device,
         allow_code=options.allow_code,
         despite_failed_checks=options.despite_failed_checks,
+        workers=workers,
     )
     for experiment, error in failed:
         print(f"\n{experiment.describe()}\n  {type(error).__name__}: {error}", file=sys.stderr)

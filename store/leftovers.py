@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from store.ledger import LEDGER, FileRecord, entries_of, read_entry
 from store.places.client import UnreachableError
 from store.provenance import COMPLETE
 from store.runs import torn
-from store.sources import Source
+from store.sources import Lock, Source
 
 DATA_FOLDERS = ("activations", *STATIC_FOLDERS, "tables")
 Progress = Callable[[int, int], None]
@@ -90,7 +91,30 @@ def strays(source: Source, known: set[str]) -> Iterator[str]:
     what killed ones left at a URL."""
     yield from torn(source)
     for path in source.everything():
-        top, name = path.split("/", 1)[0], path.rpartition("/")[2]
-        stray = (top in DATA_FOLDERS or path == METADATA) and path not in known
-        if stray or (name.startswith(TEMPORARY) and top != "runs"):
+        stray = (path.split("/", 1)[0] in DATA_FOLDERS or path == METADATA) and path not in known
+        if stray or _is_torn(path):
             yield path
+
+
+def _is_torn(path: str) -> bool:
+    """Whether a file's writer did not come to its end, or has not yet; those of live runs are their own."""
+    return path.rpartition("/")[2].startswith(TEMPORARY) and not path.startswith("runs/")
+
+
+def sweep(source: Source, lock: Lock | None, patience: float = 10.0) -> None:
+    """Removes what other writers were at when they were killed, once none is at work any more.
+
+    Args:
+        lock: this writer's.
+        patience: seconds to wait for the others; then it is left to whoever opens the store alone.
+    """
+    begun, until = [path for path in source.everything() if _is_torn(path)], time.monotonic() + patience
+    if not begun or lock is None:
+        return
+    while not lock.alone_now():
+        if time.monotonic() > until:
+            return
+        time.sleep(0.1)
+    for path in begun:
+        source.remove(path)
+    lock.share()

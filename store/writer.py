@@ -37,7 +37,7 @@ from store.ledger import (
     unit_entry,
     write_entry,
 )
-from store.leftovers import Progress, broken, lost_and_known, own_files, strays
+from store.leftovers import Progress, broken, lost_and_known, own_files, strays, sweep
 from store.places.client import UnreachableError
 from store.plan import ModelPlan, PositionPlan, StorePlan, layout_files
 from store.provenance import (
@@ -143,6 +143,10 @@ class StoreWriter:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def sweep(self) -> None:
+        """Removes what other writers were at when they were killed, once none is at work any more."""
+        sweep(self._source, self._lock)
 
     def _has(self, entry: str) -> bool:
         """Whether an entry (its path) is in the ledger."""
@@ -352,9 +356,8 @@ class StoreWriter:
             raise
         except StoreError:
             return False
-        return listed == {
-            path: FileRecord.of(path, [data]) for path, data in layout_files(self._specs).items()
-        }
+        files = layout_files(self._specs)
+        return listed == {path: FileRecord.of(path, [data]) for path, data in files.items()}
 
     def _take_manifest(self, wanted: dict[str, Any], describe: Describe | None) -> None:
         """The manifest that is there, of the same study; a new one in the place of a damaged one."""
@@ -376,10 +379,8 @@ class StoreWriter:
 
     def _lay_out(self) -> None:
         """Allocates every activation array in full: metadata for each group and array, row tables."""
-        pieces: list[tuple[str, Iterable[Bytes]]] = [
-            (path, [data]) for path, data in layout_files(self._specs, ArraySpec.create).items()
-        ]
-        self._replace_files(LAYOUT_ENTRY, pieces)
+        files = layout_files(self._specs, ArraySpec.create)
+        self._replace_files(LAYOUT_ENTRY, [(path, [data]) for path, data in files.items()])
         for model in self.plan.models:
             for position, place in self.plan.positions.items():
                 if place.kind == "many":

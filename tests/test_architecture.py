@@ -132,7 +132,7 @@ def test_only_the_list_knows_the_analyses() -> None:
     analyses = {dotted(path) for path in (ROOT / "app").glob("*/analysis.py")} - {"app.frame.analysis"}
     rooms = {name.removesuffix(".analysis") for name in analyses}
     assert len(rooms) >= 18
-    below = modules("app/frame", "app/live", "app/charts", "app/build")
+    below = modules("app/frame", "app/live", "app/workers", "app/charts", "app/build")
     above = [*modules("app/report", "app/runs"), ROOT / "app/main.py"]
     none_of({short(p): forbidden(p, rooms | {"app.report", "app.runs"}) for p in below})
     none_of({short(p): forbidden(p, rooms) for p in above})

@@ -18,7 +18,8 @@ from app.build import build as build_module
 from app.frame.opened import open_at
 from app.frame.running import find, runs_of
 from app.live.run import LiveRunner, run_live
-from engine.errors import CaptureError, StoreError
+from app.workers.asked import Workers
+from engine.errors import JobError, StoreError
 from engine.patching.spec import Condition
 from engine.study.study import Study
 from store.places import lease
@@ -206,8 +207,8 @@ def test_a_file_url_is_its_folder(
     assert not app.exception
     assert not [box.value for box in app.error]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CaptureError, match="several workers needs Ray"):
-        build_module.build(Study.load(study), url, workers=2)
+    with pytest.raises(JobError, match="Several workers need Ray"):
+        build_module.build(Study.load(study), url, workers=Workers("ray", None, 2))
     assert list(here.iterdir()) == []
 
 

@@ -294,7 +294,7 @@ def test_workers_without_ray_say_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     message = refused(capsys, study, "--store", tmp_path / "s", "--workers", "2")
-    assert "needs Ray" in message
+    assert "Several workers need Ray" in message
     assert "pip install -e '.[ray]'" in message
 
 

@@ -18,7 +18,7 @@ from app.build.answers import GENERATED_TABLE, forget_kept, generated_answers
 from app.build.capture import capture_into
 from app.build.fresh_folder import nothing_left
 from app.build.grams import derive
-from app.build.parallel import capture_in_parallel, check_ray
+from app.build.parallel import capture_in_parallel, check_workers
 from app.build.prepare import Prepared
 from app.build.progress import Progress
 from app.build.provenance import provenance
@@ -27,6 +27,7 @@ from app.build.weights import aside, has_deltas, rows_told, write_contrasts, wri
 from app.live.deltas import read_deltas, steerable
 from app.live.headless import run_all
 from app.live.subspaces import PROMPTS, TOKENS, has_subspaces
+from app.workers.asked import HERE, Workers
 from engine.errors import CaptureError, StoreError
 from engine.models.check import SelfCheck
 from engine.models.checkpoint import all_finite
@@ -70,12 +71,12 @@ PACKED_SHARE = 0.1
 
 
 def build(
-    study: Study, path: str | Path, *, quiet: bool = False, workers: int = 1, allow_code: bool = False
+    study: Study, path: str | Path, *, quiet: bool = False, workers: Workers = HERE, allow_code: bool = False
 ) -> Store:
     """Computes the store of a study, or finishes one that was interrupted.
 
     Args:
-        workers: more than 1 captures on that many Ray actors (see `app.build.parallel`).
+        workers: where units are captured (`app.build.parallel`); all else is done here.
         allow_code: let the study's own candidates run, where it names some.
 
     Returns:
@@ -91,8 +92,7 @@ def build(
     path = as_place(path)
     source = open_source(path)
     check_writable(source)
-    if workers > 1:
-        check_ray(workers, path)
+    check_workers(workers, path)
     with ExitStack() as held:
         held.enter_context(nothing_left(source))
         prepared = Prepared.of(study, generated_answers(study, source, say))
@@ -114,7 +114,7 @@ def build(
             say.say(f"note: prompts: {remark}")
         _write_tables(prepared, writer)
         _check_values(prepared, writer, say)
-        if workers > 1:
+        if workers.engine != "local":
             _capture_elsewhere(prepared, writer, say, workers)
         checks, infos = _capture_models(prepared, writer, say)
         with one_thread():
@@ -207,12 +207,13 @@ def _check_values(prepared: Prepared, writer: StoreWriter, say: Progress) -> Non
             done()
 
 
-def _capture_elsewhere(prepared: Prepared, writer: StoreWriter, say: Progress, workers: int) -> None:
+def _capture_elsewhere(prepared: Prepared, writer: StoreWriter, say: Progress, workers: Workers) -> None:
     pending = {model: writer.pending(model) for model in prepared.study.models}
     todo = sum(len(writer.plan.prompts_of(unit)) for units in pending.values() for unit in units)
-    with say.stage(f"capture on {workers} workers", todo, "prompt") as stage:
-        for prompts in capture_in_parallel(prepared.study, writer.root, pending, workers):
-            stage(prompts)
+    if todo:
+        with say.stage(f"capture on {workers.engine}", todo, "prompt") as stage:
+            capture_in_parallel(prepared.study, writer.root, pending, workers, stage, say.say)
+        writer.sweep()
 
 
 def _capture_models(

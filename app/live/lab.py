@@ -6,7 +6,7 @@ float32 model is used for them only if the model cannot be loaded, and the resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +33,16 @@ if TYPE_CHECKING:
 Rows = Sequence[int] | np.ndarray
 
 
+class NotYet(JobError):
+    """An experiment builds on another one, which is being run by somebody else."""
+
+
 class StoreLab:
     """The lab (`engine.lab.experiment.Lab`) of one job on one store.
 
-    `allow_code`: whether the study's own candidates may be run.
+    Args:
+        allow_code: whether the study's own candidates may be run.
+        awaited: content hashes of experiments whose results others are about to store.
     """
 
     def __init__(
@@ -46,11 +52,13 @@ class StoreLab:
         tell: Report,
         should_stop: Callable[[], bool],
         allow_code: bool = False,
+        awaited: Collection[str] = (),
     ) -> None:
         from engine.study.study import Study
 
         self.store, self.cache = store, cache
         self.report, self.should_stop, self._allow_code = tell, should_stop, allow_code
+        self._awaited = awaited
         self.notes: list[str] = []
         stored: Mapping[str, Any] = store.manifest["study"]
         if "imported" in stored:
@@ -234,9 +242,11 @@ class StoreLab:
         return self.store.array(name, first=first)
 
     def stored(self, experiment: Experiment) -> tuple[str, Result] | None:
-        """The id and the result of an experiment whose run the store keeps, or None."""
-        log = RunLog(self.store.path)
-        run_id = log.find(experiment.content_hash(self.store.fingerprint))
+        """The id and the result of an experiment whose run the store keeps, or None; NotYet."""
+        log, key = RunLog(self.store.path), experiment.content_hash(self.store.fingerprint)
+        run_id = log.find(key)
+        if run_id is None and key in self._awaited:
+            raise NotYet("This builds on an experiment that is still run.", given=experiment.describe())
         return None if run_id is None else (run_id, log.open(run_id))
 
     def subspaces(self) -> tuple[str, Inputs, Sequence[Target]]:

@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from app.live.jobs import CancelMessage, ExitMessage, RunMessage, death_reason
+from app.workers.asked import CHECKOUT
 from engine.study.roots import declared_roots
-
-ROOT = Path(__file__).resolve().parents[2]
-CHECKOUT = [str(ROOT)] if (ROOT / "pyproject.toml").is_file() else []
-"""Where the worker finds Patchbay when it isn't installed."""
 
 
 class ProcessDied(Exception):

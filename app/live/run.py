@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from app.live.jobs import JobResult, Outcome, Report
@@ -145,14 +145,19 @@ def compute(
     report: Report,
     should_stop: Callable[[], bool],
     allow_code: bool = False,
+    awaited: Collection[str] = (),
 ) -> Result:
     """Runs an experiment on the prompts of a store.
 
+    Args:
+        awaited: content hashes of experiments whose results others are about to store.
+
     Raises:
+        NotYet: it builds on one of those.
         PatchError, SiteError, ModelError: the experiment, a model or a check fails.
         JobError: `should_stop` was true between batches.
     """
-    return experiment.run(StoreLab(store, cache, report, should_stop, allow_code))
+    return experiment.run(StoreLab(store, cache, report, should_stop, allow_code, awaited))
 
 
 def _silent(**_changes: Any) -> None:

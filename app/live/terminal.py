@@ -108,6 +108,10 @@ class Share:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar away."""
         self._bar.close()
 
     def __call__(self, **changes: Any) -> None:

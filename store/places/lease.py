@@ -55,6 +55,10 @@ class Lease:
     def share(self) -> None:
         """Nobody else is let in."""
 
+    def alone_now(self) -> bool:
+        """Whoever holds a lease is alone."""
+        return True
+
     def check(self) -> None:
         """StoreError where the hold was lost. After a time without a sign of life one is put first."""
         if not self._lost and self._is_late():

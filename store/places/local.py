@@ -39,6 +39,16 @@ class FolderLock:
         with storage_errors(self._root / LOCK):
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 
+    def alone_now(self) -> bool:
+        """Whether no other writer is at work; if so, none begins before `share`."""
+        with storage_errors(self._root / LOCK):
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.share()
+                return False
+        return True
+
     def close(self) -> None:
         """Lets go."""
         if self._handle >= 0:

@@ -30,6 +30,9 @@ class Lock(Protocol):
     def share(self) -> None:
         """Lets other writers in, where the place can have several."""
 
+    def alone_now(self) -> bool:
+        """Whether no other writer is at work; if so, none begins before `share`."""
+
     def close(self) -> None:
         """Lets go."""
 
