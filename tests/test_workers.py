@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from app.workers import ray_actors, ray_cluster
 from app.workers.asked import HERE, ROOT, Workers
 from app.workers.hands import Here, WorkerDied
 from app.workers.hire import hire
-from engine.errors import JobError, PatchError
+from engine.errors import JobError, PatchError, StoreError
 from engine.lab.experiment import ExperimentResult
 from engine.patching.spec import Condition
 from engine.study.study import Study
@@ -349,3 +350,37 @@ def test_which_engine_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read() == HERE
     assert read("--engine", "ray") == Workers("ray", "there:6379")
     assert read("--address", "here:6379") == Workers("ray", "here:6379")
+
+
+@pytest.mark.parametrize("gpus", [-1.0, 1.5, float("inf"), float("nan")])
+def test_no_such_share_of_an_accelerator(gpus: float) -> None:
+    options = argparse.Namespace(engine="ray", workers=None, address=None, gpus_per_worker=gpus)
+    with pytest.raises(JobError, match="Next: give one of these"):
+        Workers.of(options)
+
+
+def test_an_empty_address_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    options = argparse.Namespace(engine="ray", workers=2, address=None, gpus_per_worker=None)
+    assert Workers.of(options).address is None
+
+
+def test_a_store_that_takes_no_result_ends_the_list(
+    live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes next would be computed for nothing."""
+    begun: list[int] = []
+
+    def compute(_store: Any, experiment: Condition, *_rest: Any) -> ExperimentResult:
+        begun.append(experiment.layer)
+        return ExperimentResult({}, {"table": pl.DataFrame({"kl": [0.0]})})
+
+    def save(*_given: Any) -> str:
+        raise StoreError("The disk is full.", next_step="free some of it.")
+
+    monkeypatch.setattr(headless, "compute", compute)
+    monkeypatch.setattr(headless, "save", save)
+    shutil.copytree(live, tmp_path / "s")
+    with pytest.raises(StoreError, match=r"The disk is full\. Next: free some of it\."):
+        headless.run_all(str(tmp_path / "s"), [literal(n) for n in range(3)], quiet=True)
+    assert begun == [0]

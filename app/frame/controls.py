@@ -31,8 +31,8 @@ def sync(facts: Facts) -> Selection:
     if _linked():
         state[_STATE], notices = sel.parse(dict(st.query_params), facts)
     elif before is not None and before.store != facts.store:  # what the other store can show of it
-        kept = sel.to_params(current(), before) | {sel.STORE: facts.store}
-        state[_STATE] = sel.parse(kept, facts)[0]
+        kept = sel.to_params(sel.changed(current(), run="", against=""), before)
+        state[_STATE] = sel.parse(kept | {sel.STORE: facts.store}, facts)[0]
     state[_NOTICES] = notices
     _write(facts)
     return current()
@@ -51,6 +51,11 @@ def store(names: Sequence[str]) -> str:
     return str(st.session_state[_STORE])
 
 
+def store_now() -> str:
+    """The name of the store of this run; "" before one was chosen."""
+    return str(st.session_state.get(_STORE, ""))
+
+
 def choose_store(names: Sequence[str]) -> None:
     """The control of several stores; stands there before one of them is opened, since that may fail."""
     key = "choose-store"
@@ -58,7 +63,7 @@ def choose_store(names: Sequence[str]) -> None:
 
     def picked() -> None:
         chosen = st.session_state[_STORE] = st.session_state[key]
-        st.session_state[_SEEN] = {sel.STORE: chosen} if chosen != names[0] else {}
+        st.session_state[_SEEN] = {sel.STORE: chosen}
         st.query_params.from_dict(st.session_state[_SEEN])
 
     screen.selectbox("Store", names, key=key, format_func=plain, on_change=picked)

@@ -36,7 +36,7 @@ class Facts:
         large: whether a pass over all activations takes seconds; such parts start hidden.
         captured: blocks whose activations every model has; none where that is not known.
         width: the smallest width of the models' streams, the largest rank of a map.
-        store: what links call the store; "" for the one that the server opens with.
+        store: what links call the store. several: whether the server has others, so that they name it.
     """
 
     models: tuple[str, ...]
@@ -52,6 +52,7 @@ class Facts:
     averages: tuple[str, ...] = ()
     captured: tuple[int, ...] = ()
     store: str = ""
+    several: bool = False
 
     @property
     def middle(self) -> int:

@@ -63,9 +63,9 @@ def stores(argv: list[str] | None = None) -> dict[str, str]:
     return named([*([first] if first else ()), *(_argument("--beside", "append", argv) or ())])
 
 
-def other_stores(opened: Opened) -> list[str]:
-    """The places of the other stores: their pairs are shown beside those of the open one."""
-    return [place for place in stores().values() if place != opened.path]
+def other_stores(opened: Opened) -> dict[str, str]:
+    """Name -> place of the other stores: their pairs are shown beside those of the open one."""
+    return {name: place for name, place in stores().items() if place != opened.path}
 
 
 def code_allowed(argv: list[str] | None = None) -> bool:
@@ -106,20 +106,13 @@ def open_store() -> Opened:
             given="nothing",
             next_step=f"start the dashboard with: {HOW_TO_OPEN}",
         )
-    names = list(known)
-    chosen = controls.store(names)
-    return open_at(known[chosen], "" if chosen == names[0] else chosen)
+    name = controls.store(list(known))
+    opened = open_at(known[name])
+    return replace(opened, facts=replace(opened.facts, store=name, several=len(known) > 1))
 
 
-def open_at(path: str, name: str = "") -> Opened:
-    """The store at a path or URL.
-
-    Args:
-        name: what links call it; "" for the one that the server opens with.
-
-    Raises:
-        StoreError: it is missing, unreadable or unfinished.
-    """
+def open_at(path: str) -> Opened:
+    """The store at a path or URL; raises StoreError when it is missing, unreadable or unfinished."""
     path = str(as_place(path))
     if "://" not in path and not to_write(path).is_dir():
         raise StoreError(
@@ -129,7 +122,7 @@ def open_at(path: str, name: str = "") -> Opened:
             next_step="name another folder, or write the demo into this one with: "
             f"python precompute.py studies/demo.toml --store {shlex.quote(path)}",
         )
-    return _open(path, _stamp(path), name)
+    return _open(path, _stamp(path))
 
 
 def _stamp(path: str) -> float:
@@ -140,8 +133,8 @@ def _stamp(path: str) -> float:
     return manifest.stat().st_mtime if manifest.is_file() else 0.0
 
 
-@st.cache_resource(show_spinner=False, max_entries=8)
-def _open(path: str, stamp: float, name: str) -> Opened:
+@st.cache_resource(show_spinner=False, max_entries=32)
+def _open(path: str, stamp: float) -> Opened:
     store = Store(path)
     if not store.complete:
         raise StoreError(
@@ -150,7 +143,7 @@ def _open(path: str, stamp: float, name: str) -> Opened:
             given=path,
             next_step="run the same precompute.py command again; it goes on where it stopped.",
         )
-    facts = replace(read_facts(store), store=name)
+    facts = read_facts(store)
     given([*facts.languages, *facts.categories, *facts.splits])
     return Opened(path, store, facts)
 

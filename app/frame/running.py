@@ -18,9 +18,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import access, screen
 from app.escape import plain
-from app.frame import durations, reruns
+from app.frame import controls, durations, reruns
 from app.frame import parts as components
-from app.frame.opened import Opened, code_allowed
+from app.frame.opened import Opened, code_allowed, stores
 from app.live import headless
 from app.live.jobs import JobResult, JobStatus
 from app.live.worker import Worker
@@ -64,14 +64,17 @@ def start(opened: Opened, wanted: Sequence[Experiment]) -> None:
 
 
 def jobs() -> list[JobStatus]:
-    """This session's latest jobs; those a restarted server forgot are left out."""
+    """This session's latest jobs on the open store; those a restarted server forgot are left out."""
     found = []
     for job_id in st.session_state.get(_JOBS, []):
-        try:
+        with suppress(JobError):
             found.append(worker().status(job_id))
-        except JobError:
-            continue
-    return found
+    return _here(found)
+
+
+def _here(found: Sequence[JobStatus]) -> list[JobStatus]:
+    place = stores().get(controls.store_now())
+    return [job for job in found if place is None or job.store_path == place]
 
 
 def active() -> list[JobStatus]:
@@ -80,9 +83,9 @@ def active() -> list[JobStatus]:
 
 
 def others() -> list[JobStatus]:
-    """Jobs of this server that are not over and that this session does not follow, the first asked first."""
+    """Jobs on the open store that go on and that this session does not follow, the first asked first."""
     own = set(st.session_state.get(_JOBS, []))
-    return [job for job in reversed(worker().jobs()) if not job.over and job.job_id not in own]
+    return [job for job in reversed(_here(worker().jobs())) if not job.over and job.job_id not in own]
 
 
 def follow() -> None:

@@ -192,9 +192,8 @@ def parse(params: Mapping[str, str], facts: Facts) -> tuple[Selection, list[str]
     """
     fresh, every = defaults(facts), known()
     usual, found, notices = values(fresh), {}, []
-    if params.get(STORE, "") != facts.store:
-        asked = _short(params.get(STORE, ""))
-        notices.append(f"The link names a store {asked}, which this server doesn't have.")
+    if params.get(STORE, facts.store) != facts.store:
+        notices.append(f"The link names a store {_short(params[STORE])}, which this server doesn't have.")
     for name, raw in params.items():
         if name == STORE:
             continue
@@ -226,14 +225,13 @@ def written(value: str | int | float) -> str:
 
 def to_params(selection: Selection, facts: Facts) -> dict[str, str]:
     """Query parameters that differ from the defaults, in the order of the fields."""
-    usual, place = values(defaults(facts)), {STORE: facts.store} if facts.store else {}
+    usual, place = values(defaults(facts)), {STORE: facts.store} if facts.several else {}
     return place | {name: written(value) for name, value in values(selection).items() if value != usual[name]}
 
 
 def update(selection: Selection, facts: Facts, **changes: Any) -> Selection:
     """A copy with `changes`, each checked like a URL parameter; unusable ones are the default."""
-    given = {name: written(value) for name, value in changes.items()}
-    fresh = values(parse(given | {STORE: facts.store}, facts)[0])
+    fresh = values(parse({name: written(value) for name, value in changes.items()}, facts)[0])
     return changed(selection, **{name: fresh[name] for name in changes if name in fresh})
 
 

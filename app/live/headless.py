@@ -17,7 +17,7 @@ from app.live.run import check_trusted, compute, save
 from app.live.terminal import Share, say
 from app.workers.asked import HERE, Workers
 from app.workers.hire import hire
-from engine.errors import PatchbayError, PatchError
+from engine.errors import PatchbayError, PatchError, StoreError
 from engine.kinds import experiment_from_json
 from engine.lab.experiment import Experiment
 from engine.reading import parse_json, read_json
@@ -91,6 +91,10 @@ class Asked:
     awaited: frozenset[str] = frozenset()
 
 
+class NotKept(StoreError):
+    """A result that is there can't be written into the store."""
+
+
 @dataclass
 class Experimenter:
     """Runs experiments on a store and keeps their results in it (`app.workers.hands.Worker`)."""
@@ -116,7 +120,12 @@ class Experimenter:
         waits_for = asked.awaited
         result = compute(store, experiment, cache, report, lambda: False, self.allow_code, waits_for)
         seconds = time.perf_counter() - begun
-        run_id = save(self.store_path, store.fingerprint, experiment, result, seconds)
+        try:
+            run_id = save(self.store_path, store.fingerprint, experiment, result, seconds)
+        except StoreError as error:
+            raise NotKept(
+                error.what, expected=error.expected, given=error.given, next_step=error.next_step
+            ) from error
         return run_id, [*result.summary.get("notes", []), *_unscored(experiment, result.summary)]
 
 
@@ -145,7 +154,7 @@ def run_all(
         (experiment, error) of those that failed.
 
     Raises:
-        StoreError: no store, or one that failed its own checks.
+        StoreError: no store, one that failed its own checks, or one that takes no result any more.
         JobError: there are no such workers.
     """
     store, place = Store(store_path), as_place(store_path)
@@ -165,6 +174,8 @@ def run_all(
                 shares.close(asked)
                 if isinstance(error, NotYet):
                     todo.append(asked)
+                elif isinstance(error, NotKept):
+                    raise error  # the next results wouldn't be kept either
                 elif error is not None:
                     if not isinstance(error, PatchbayError):
                         log.error("%s: not foreseen", asked.name, exc_info=error)

@@ -68,8 +68,9 @@ def _form(opened: Opened, run: str) -> None:
 
 
 def tag(opened: Opened, run: str, text: str) -> None:
-    """Keeps a note on a run that tags it."""
+    """Keeps a note on a run that tags it; StoreError where there is no such run."""
     access.require("run")
+    RunLog(opened.path).open(run)
     NoteLog(opened.path).append(text, _author(), run)
 
 

@@ -180,9 +180,10 @@ def _put_away(opened: Opened, runs: Sequence[str]) -> None:
     away = all(run in there for run in runs)
 
     def mark() -> None:
-        for run in runs:
-            if away or run not in there:
-                notes.tag(opened, run, f"#-{ARCHIVED}" if away else f"#{ARCHIVED}")
+        with components.guard("runs: archive"):
+            for run in runs:
+                if away or run not in there:
+                    notes.tag(opened, run, f"#-{ARCHIVED}" if away else f"#{ARCHIVED}")
 
     screen.button(
         "Take out of the archive" if away else "Archive",

@@ -7,7 +7,7 @@ prompts are the same, the difference has an interval of its own; else there is n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -68,22 +68,22 @@ def choose(opened: Opened) -> None:
     )
 
 
-def beside(paths: Sequence[str]) -> tuple[dict[int, Opened], dict[int, str]]:
-    """Stores to contrast with, by their number from 1, and why others are none: unreadable or not trusted."""
-    found: dict[int, Opened] = {}
-    left_out: dict[int, str] = {}
-    for number, path in enumerate(paths, 1):
+def beside(places: Mapping[str, str]) -> tuple[dict[str, Opened], dict[str, str]]:
+    """Stores to contrast with, by name, and why others are none: unreadable or not trusted."""
+    found: dict[str, Opened] = {}
+    left_out: dict[str, str] = {}
+    for name, place in places.items():
         try:
-            there = open_at(path)
+            there = open_at(place)
         except PatchbayError as error:
-            left_out[number] = f"{path} can't be opened: {error}"
+            left_out[name] = f"{name} can't be opened: {error}"
             continue
         if failed_checks(there.store):
-            left_out[number] = f"{path} failed its own checks; its numbers are not shown."
+            left_out[name] = f"{name} failed its own checks; its numbers are not shown."
         elif not there.store.self_checks():
-            left_out[number] = f"{path} has no self-checks; its numbers are not shown."
+            left_out[name] = f"{name} has no self-checks; its numbers are not shown."
         else:
-            found[number] = there
+            found[name] = there
     return found, left_out
 
 
@@ -95,12 +95,9 @@ def pairs(opened: Opened, selection: Selection) -> dict[str, str]:
         for a, b in itertools.combinations(opened.facts.models, 2)
         if frozenset((a, b)) not in here
     }
-    for number, there in beside(other_stores(opened))[0].items():
+    for name, there in beside(other_stores(opened))[0].items():
         models = there.facts.models if there.facts.positions else ()
-        study = str(there.store.manifest["study"].get("name", there.path))
-        found |= {
-            f"{number}:{a}|{b}": f"{study}: {_said(a, b)}" for a, b in itertools.combinations(models, 2)
-        }
+        found |= {f"{name}:{a}|{b}": f"{name}: {_said(a, b)}" for a, b in itertools.combinations(models, 2)}
     return found
 
 
@@ -119,19 +116,19 @@ def other(opened: Opened, selection: Selection) -> Other | None:
         AnalysisError: its store is unreadable or not to be trusted, or lacks the position or the site.
     """
     asked = SimilarityFields.of(selection).against
-    number, _, models = asked.rpartition(":")
+    store, _, models = asked.rpartition(":")
     stores, left_out = beside(other_stores(opened))
-    if number.isdecimal() and int(number) in left_out:
+    if store in left_out:
         raise AnalysisError(
             "There is no contrast with a pair of this store.",
             expected="a store that opens and whose self-checks hold",
-            given=left_out[int(number)],
+            given=left_out[store],
             next_step="choose another pair, or start the server with another store beside.",
         )
     name = pairs(opened, selection).get(asked)
     if name is None:
         return None
-    there = stores[int(number)] if number else opened
+    there = stores[store] if store else opened
     _captured(there, selection, name)
     if not same_place(opened, there, selection.position):
         raise AnalysisError(

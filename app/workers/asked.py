@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +52,21 @@ class Workers:
                 next_step="leave one of them out.",
             )
         if count is not None and count < 1:
-            raise JobError("There is no such number of workers.", expected="1 or more", given=count)
-        if gpus is not None and not (0 <= gpus < 1 or gpus == int(gpus)):
+            raise JobError(
+                "There is no such number of workers.",
+                expected="1 or more",
+                given=count,
+                next_step="give another number of --workers.",
+            )
+        if gpus is not None and not (0 <= gpus < math.inf and (gpus < 1 or gpus.is_integer())):
             raise JobError(
                 "There is no such share of an accelerator.",
                 expected="--gpus-per-worker 0, 1, 2, …, or a share below 1, such as 0.5",
                 given=gpus,
+                next_step="give one of these, or leave --gpus-per-worker out.",
             )
         if options.engine == "ray" or given:
-            return cls("ray", options.address or os.environ.get("RAY_ADDRESS"), count, gpus)
+            return cls("ray", options.address or os.environ.get("RAY_ADDRESS") or None, count, gpus)
         return cls()
 
 

@@ -34,9 +34,11 @@ class Actor:
     """A worker in a process of Ray's, with what the first process's command line allowed."""
 
     def __init__(
-        self, worker: Worker, seen: tuple[str | Path, str], code: bool, roots: Sequence[Path]
+        self, worker: Worker, seen: tuple[str | Path, str], code: bool, roots: Sequence[Path], gpus: float
     ) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # torch isn't imported yet: an actor has one processor
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves those of the machine to it
         allow_code(code)
         allow_roots(root for root in roots if root.is_dir())
         self._worker, self._seen, self._told = worker, seen, (-1, dict[str, Any]())
@@ -123,7 +125,9 @@ def on_ray(asked: Workers, worker: Worker, store: str | Path, most: int) -> Iter
                 where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place)
                 options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": where}
                 again = {"max_restarts": -1, "max_task_retries": RETRIES}
-                made = kind.options(**options, **again).remote(worker, seen, code_allowed(), roots_for(None))
+                made = kind.options(**options, **again).remote(
+                    worker, seen, code_allowed(), roots_for(None), gpus
+                )
                 actors.append(made)
             yield RayHands(ray, actors)
         finally:
@@ -134,7 +138,7 @@ def on_ray(asked: Workers, worker: Worker, store: str | Path, most: int) -> Iter
 
 def _count(asked: Workers, room: Mapping[str, float], gpus: float, machines: int, most: int) -> int:
     """Actors to be made; JobError where the whole cluster has no room for them."""
-    fitting = int(room.get("GPU", 0) // gpus) if gpus else machines
+    fitting = int(room.get("GPU", 0) / gpus + 1e-9) if gpus else machines
     count = max(1, min(fitting if asked.count is None else asked.count, most))
     if count > room.get("CPU", 0) or count * gpus > room.get("GPU", 0):
         raise _no_room(count, gpus, room, "in all")

@@ -91,7 +91,7 @@ def cluster(address: str | None, cpus: int | None) -> Iterator[Any]:
 
 def _code() -> list[str]:
     """The folders that the actors' Python imports: those of this program, whatever is installed there."""
-    return [str(ROOT / name) for name in ("app", "engine", "store")] if CHECKOUT else [str(ROOT)]
+    return [str(ROOT / name) for name in ("app", "engine", "store")]
 
 
 def _none_at(address: str | None, given: str) -> JobError:

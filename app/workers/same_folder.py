@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine.errors import JobError
 from store.files import TEMPORARY
+from store.runs import RUNS
 from store.sources import open_source
 
 __all__ = ["check_mark", "marked"]
@@ -26,7 +27,9 @@ def marked(store: str | Path) -> Iterator[tuple[str | Path, str]]:
     if source.local is None:
         yield str(store), ""
         return
-    mark = f"{TEMPORARY}seen-{uuid.uuid4().hex}"
+    # live results may be added while another writer sweeps the store, which leaves their folder alone
+    where = f"{RUNS}/" if (source.local / RUNS).is_dir() else ""
+    mark = f"{where}{TEMPORARY}seen-{uuid.uuid4().hex}"
     source.write(mark, [b""])
     try:
         yield source.local.absolute(), mark

@@ -58,10 +58,10 @@ def opened(planted: Path) -> Opened:
 def test_pairs_of_another_store_with_the_same_prompts(
     opened: Opened, planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(planted)])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: {"other": str(planted)})
     start = changed(defaults(opened.facts), split="all")
-    assert list(contrast.pairs(opened, start)) == ["1:base|tuned"]
-    chosen = changed(start, against="1:base|tuned", layer=3)
+    assert list(contrast.pairs(opened, start)) == ["other:base|tuned"]
+    chosen = changed(start, against="other:base|tuned", layer=3)
     panel = contrast.panel(opened, chosen)
     assert panel is not None
     apart = panel.table.filter(series="difference")
@@ -69,7 +69,7 @@ def test_pairs_of_another_store_with_the_same_prompts(
     assert np.abs(apart.select("value", "low", "high").to_numpy()).max() < 1e-9, "a pair beside itself"
     assert panel.title.endswith("; difference 0 (0 to 0)")
     assert panel.chart(DARK) is not None
-    assert contrast.panel(opened, changed(start, against="2:base|tuned")) is None
+    assert contrast.panel(opened, changed(start, against="elsewhere:base|tuned")) is None
     assert contrast.panel(opened, start) is None
 
 
@@ -78,8 +78,10 @@ def test_the_printed_code_names_the_other_store(
 ) -> None:
     """A notebook has no `--beside`: the second of two stores is read from its path."""
     with monkeypatch.context() as patched:
-        patched.setattr(contrast, "other_stores", lambda _: ["nowhere", str(planted)])
-        panel = contrast.panel(opened, changed(defaults(opened.facts), split="all", against="2:base|tuned"))
+        patched.setattr(contrast, "other_stores", lambda _: {"gone": "nowhere", "other": str(planted)})
+        panel = contrast.panel(
+            opened, changed(defaults(opened.facts), split="all", against="other:base|tuned")
+        )
     assert panel is not None
     scope: dict[str, object] = {}
     exec(panel.code, scope)
@@ -92,8 +94,8 @@ def test_a_store_that_is_not_to_be_trusted_has_no_numbers_beside(
 ) -> None:
     checks = [] if held is None else [check | {"passed": held} for check in CHECKS]
     path = build_store(tmp_path / "other", checks=checks)
-    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(path)])
-    chosen = changed(defaults(opened.facts), split="all", against="1:base|tuned")
+    monkeypatch.setattr(contrast, "other_stores", lambda _: {"other": str(path)})
+    chosen = changed(defaults(opened.facts), split="all", against="other:base|tuned")
     assert contrast.pairs(opened, chosen) == {}
     with pytest.raises(AnalysisError, match="its numbers are not shown"):
         contrast.panel(opened, chosen)
@@ -103,11 +105,11 @@ def test_a_store_that_is_not_to_be_trusted_has_no_numbers_beside(
 def test_there_is_no_contrast_with_another_position_or_site(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    chosen = changed(defaults(opened.facts), split="all", against="1:base|tuned")
+    chosen = changed(defaults(opened.facts), split="all", against="other:base|tuned")
     asked = {"positions": chosen.position, "sites": chosen.site}[lost]
     kept = tuple(one for one in getattr(opened.facts, lost) if one != asked)
     there = dataclasses.replace(opened, facts=dataclasses.replace(opened.facts, **{lost: kept}))
-    monkeypatch.setattr(contrast, "other_stores", lambda _: ["other"])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: {"other": "other"})
     monkeypatch.setattr(contrast, "open_at", lambda _: there)
     with pytest.raises(AnalysisError, match=f"its store lacks the {lost[:-1]} {asked}"):
         contrast.panel(opened, chosen)
@@ -124,12 +126,12 @@ def test_draws_of_two_seeds_are_not_the_same_tokens(opened: Opened, monkeypatch:
     assert contrast.same_place(seeded(1), seeded(1), drawn)
     assert not contrast.same_place(seeded(1), seeded(2), drawn)
     assert contrast.same_place(seeded(1), seeded(2), "last_content")
-    monkeypatch.setattr(contrast, "other_stores", lambda _: ["other"])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: {"other": "other"})
     monkeypatch.setattr(contrast, "open_at", lambda _: there)
     at = dataclasses.replace(opened.facts, positions=(drawn,))
     here, there = (dataclasses.replace(seeded(seed), facts=at) for seed in (1, 2))
     with pytest.raises(AnalysisError, match="these are other tokens there"):
-        contrast.other(here, changed(defaults(at), against="1:base|tuned"))
+        contrast.other(here, changed(defaults(at), against="other:base|tuned"))
 
 
 def test_pairs_without_a_common_block_have_no_contrast(
@@ -142,19 +144,19 @@ def test_pairs_without_a_common_block_have_no_contrast(
         early = pl.col("layer") < 2
         return curve(store, *place).filter(early if len(asked) == 1 else ~early)
 
-    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(planted)])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: {"other": str(planted)})
     monkeypatch.setattr(tables, "cka_curve", parted)
     with pytest.raises(AnalysisError, match="no block was captured of both"):
-        contrast.panel(opened, changed(defaults(opened.facts), split="all", against="1:base|tuned"))
+        contrast.panel(opened, changed(defaults(opened.facts), split="all", against="other:base|tuned"))
 
 
 def test_other_prompts_have_no_difference(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     table = prompts_table().with_columns(text=pl.col("text") + "!")
     store = type("Told", (Store,), {"prompts": table})(Path(opened.path))
     there = dataclasses.replace(opened, path=f"{opened.path}?other", store=store)
-    monkeypatch.setattr(contrast, "other_stores", lambda _: ["other"])
+    monkeypatch.setattr(contrast, "other_stores", lambda _: {"other": "other"})
     monkeypatch.setattr(contrast, "open_at", lambda _: there)
-    chosen = changed(defaults(opened.facts), split="all", against="1:base|tuned")
+    chosen = changed(defaults(opened.facts), split="all", against="other:base|tuned")
     panel = contrast.panel(opened, chosen)
     assert panel is not None
     assert "difference" not in panel.table["series"].to_list()
@@ -167,11 +169,13 @@ def test_the_page_offers_what_the_server_was_started_with(
     open_app: Callable[..., AppTest], planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = build_store(tmp_path / "beside")
-    monkeypatch.setattr(contrast, "other_stores", lambda _: [str(beside), str(tmp_path / "gone")])
+    monkeypatch.setattr(
+        contrast, "other_stores", lambda _: {"other": str(beside), "gone": str(tmp_path / "gone")}
+    )
     app = open_app(planted, "similarity")
     assert not app.exception
-    app.selectbox(key="contrast").set_value("1:base|tuned").run()
+    app.selectbox(key="contrast").set_value("other:base|tuned").run()
     assert not app.exception
     assert any("1 − CKA at block" in block.value for block in app.markdown)
-    assert app.query_params["against"] == "1:base|tuned"
+    assert app.query_params["against"] == "other:base|tuned"
     assert any("gone can't be opened" in block.value for block in app.caption)

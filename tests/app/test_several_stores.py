@@ -33,11 +33,18 @@ def test_stores_are_called_after_their_folders(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     assert named([gone, str(tmp_path / "runs/notes")]) == {"gone": gone, "notes": f"{runs}/notes"}
     assert named([]) == {}
-    assert resources.stores(["--beside", "b", "--store", "a", "--beside", "a"]) == {"a": "a", "b": "b"}
+    assert list(named([f"{runs}/one", "s3://key:secret@bucket/one", "https://h/one?sig=secret"])) == [
+        "one",
+        "s3://bucket/…",
+        "https://h/…",
+    ]
+    assert resources.stores(["--beside", "b", "--store", "a", "--beside", "./a"]) == {"a": "a", "b": "b"}
+    both = resources.stores(["--store", "runs/demo", "--beside", "demo"])
+    assert list(both) == ["demo", f"{Path.cwd().name}/demo"]
 
 
 def test_a_link_names_the_store() -> None:
-    there = dataclasses.replace(FACTS, store="two")
+    there = dataclasses.replace(FACTS, store="two", several=True)
     chosen = update(defaults(there), there, layer=3)
     params = to_params(chosen, there)
     assert params == {"store": "two", "layer": "3"}
@@ -45,6 +52,9 @@ def test_a_link_names_the_store() -> None:
     here, notices = parse(params, FACTS)
     assert here.layer == 3
     assert notices == ["The link names a store 'two', which this server doesn't have."]
+    alone = dataclasses.replace(there, several=False)
+    assert to_params(chosen, alone) == {"layer": "3"}
+    assert parse(params, alone) == (chosen, []), "a link of another server to this very store"
 
 
 @pytest.fixture
@@ -79,7 +89,7 @@ def test_another_store_is_chosen_and_the_selection_goes_along(two: Callable[...,
     assert refused(app)
     app.selectbox(key="choose-store").set_value("planted").run()
     assert not refused(app)
-    assert "store" not in app.query_params
+    assert app.query_params["store"] == "planted"
     assert app.query_params["layer"] == "1"
 
 
