@@ -97,7 +97,7 @@ def components_panel(opened: Opened, selection: Selection) -> Panel:
             high="high" if column == "validation" else pl.lit(None, pl.Float64),
         )
         for column, name in names.items()
-    )
+    ).drop_nulls("value")
     null = table.select(x="component", low=pl.lit(0.0), high="limit") if at["limit"] else None
     chosen = leading(opened, selection)
 
@@ -124,7 +124,7 @@ def _none(call: Call, title: str, at: dict[str, Any], models: tuple[str, str]) -
     shown = pl.DataFrame(
         {
             "name": ["mean square of the differences", "what it must exceed"],
-            "value": [at["total"] or 0.0, at["noise"]],
+            "value": [at["whole"], at["noise"]],
             "low": None,
             "high": None,
             "series": "mean square",

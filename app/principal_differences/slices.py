@@ -79,8 +79,10 @@ def members(
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Prompt numbers and units of train, and of validation, of different beginnings each.
 
+    A validation prompt that begins like a train prompt has its very state, and is left out.
+
     Raises:
-        AnalysisError: the study doesn't split its prompts, or a split is too small.
+        AnalysisError: the study doesn't split its prompts, or train is too small.
     """
     has = queries.values(store, "split")
     if not {"train", "validation"} <= set(has):
@@ -90,18 +92,26 @@ def members(
             given=", ".join(has) or "no split column",
             next_step="set `validation` under [prompts] in the study file and run precompute.py again.",
         )
-    one, two = (_members(store, a, b, position, (split, *which)) for split in ("train", "validation"))
-    return one, two
+    train = _sampled(store, ("train", *which), LEAST)
+    begun = _beginnings(store, a, b, position, train)
+    validation = _sampled(store, ("validation", *which), 0)
+    others, known = _beginnings(store, a, b, position, validation), set(begun)
+    new = np.array([at for at, beginning in enumerate(others) if beginning not in known], dtype=np.int64)
+    return (
+        _told_apart(store, train, begun),
+        _told_apart(store, validation[new], [others[at] for at in new]),
+    )
 
 
-def _members(
-    store: Store, a: str, b: str, position: str, which: queries.Filter
-) -> tuple[np.ndarray, np.ndarray]:
-    seed = queries.sampling(store)[1]
-    found = queries.require(queries.rows(store, which), LEAST)
-    rows = sample_prompts(store.prompts, found, MOST, seed)
-    unit = unit_index(len(rows), queries.units(store, rows))
-    first, own = told_apart(unit, _beginnings(store, a, b, position, rows))
+def _sampled(store: Store, which: queries.Filter, least: int) -> np.ndarray:
+    found = queries.require(queries.rows(store, which), least)
+    return sample_prompts(store.prompts, found, MOST, queries.sampling(store)[1]) if found.size else found
+
+
+def _told_apart(store: Store, rows: np.ndarray, begun: list[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    if not rows.size:
+        return rows, np.empty(0, dtype=np.int64)
+    first, own = told_apart(unit_index(len(rows), queries.units(store, rows)), begun)
     return rows[first], own
 
 
@@ -111,7 +121,7 @@ def _beginnings(store: Store, a: str, b: str, position: str, rows: np.ndarray) -
     for model in (a, b):
         names = f"tokens-{slug(model)}", f"positions-{slug(model)}"
         if not set(names) <= set(store.table_names()):
-            return list(range(len(rows)))
+            return list(rows.tolist())
         ids = store.table(names[0])["token_ids"].gather(rows).to_list()
         held = store.table(names[1])
         places = held[position].gather(rows).to_list() if position in held.columns else [[-1]] * len(rows)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from app.frame import prompts as queries
 from app.frame.call import Progress, kept, quiet
 from app.frame.prompts import RESAMPLES, SEED
 from app.principal_differences.fields import SHOWN
@@ -28,6 +29,8 @@ from store.reader import Store
 DRAWS, AGAIN = 99, 50
 """Unstructured differences at every place; resamples that components are found in again."""
 ALIKE = 0.7
+STEERED = 4
+"""Leading directions that the steering page offers."""
 """Cosine from which on a direction stands for a component."""
 AROUND = 40
 """Characters before and behind a token that its context has."""
@@ -40,6 +43,7 @@ PLACES = {
     "count": pl.Int64,
     "limit": pl.Float64,
     "noise": pl.Float64,
+    "whole": pl.Float64,
     "total": pl.Float64,
     "first": pl.Float64,
     "mean_share": pl.Float64,
@@ -66,7 +70,8 @@ def scan(
 
     Returns:
         Columns `PLACES`: `count`, at most `SHOWN`; `limit`, the mean square that the next one did not exceed;
-        `noise`, the one that every one must exceed; `total`, of the differences; `first`, the share of the
+        `noise`, the one that every one must exceed; `whole`, of the differences; `total`, about their
+        centre; `first`, the share of the
         first component; `mean_share`, what the mean takes of the mean square.
 
     Raises:
@@ -88,6 +93,7 @@ def scan(
         one = slice_of(store, a, b, site, layer, position, which)
         row = {"position": position, "layer": layer, "state": one.state}
         row |= {"units": one.train.units, "prompts": len(one.train.rows), "noise": NOISY * one.noise}
+        row["whole"] = float(np.vecdot(one.train.apart, one.train.apart).mean())
         if one.state == "read":
             known = numbers.principal(one.train.apart, centred, SHOWN)
             row |= {"total": known.total, "mean_share": known.mean_share}
@@ -149,9 +155,10 @@ def components(
 
     Returns:
         A row each: component (from 1), train and validation, its shares of the mean square about the train
-        prompts' centre, with low and high (bootstrap over units); limit, the share that it must exceed;
-        states, the share of a's own activations' component of this number; mean_cosine, with the mean
-        difference; again, again_low: |cos| with what resamples find, median and lowest tenth; beyond.
+        prompts' centre, with low and high (bootstrap over units; null of fewer than two); limit, the share
+        that it must exceed; states, the share of a's own activations' component of this number;
+        mean_cosine, with the mean difference; again, again_low: |cos| with what resamples find, median and
+        lowest tenth; beyond.
     """
     where = (site, layer, position, which)
     one, known = slice_of(store, a, b, *where), found(store, a, b, *where, centred)
@@ -162,26 +169,28 @@ def components(
         position,
     )
     count = len(known.directions)
-    other = numbers.held_out(known, one.validation.apart, one.validation.unit, RESAMPLES, SEED)
+    other = None
+    if np.unique(one.validation.unit).size > 1 and one.validation.apart.any():
+        other = numbers.held_out(known, one.validation.apart, one.validation.unit, RESAMPLES, SEED)
     own = numbers.principal(one.base, centred, 1).shares
     again = _again(store, a, b, *where, centred)
     size = float(np.linalg.norm(known.mean)) or 1.0
     least = max(row["limit"] or 0.0, row["noise"])
-    low, high = (np.clip(end, 0.0, 1.0) for end in (other.low, other.high))
     return pl.DataFrame(
         {
             "component": np.arange(1, count + 1),
             "train": known.shares[:count],
-            "validation": other.estimate,
-            "low": low,
-            "high": high,
+            "validation": None if other is None else other.estimate,
+            "low": None if other is None else np.clip(other.low, 0.0, 1.0),
+            "high": None if other is None else np.clip(other.high, 0.0, 1.0),
             "limit": np.full(count, least / known.total),
             "states": np.pad(own, (0, max(count - len(own), 0)))[:count],
             "mean_cosine": known.directions @ known.mean / size,
             "again": np.median(again, axis=0),
             "again_low": np.quantile(again, 0.1, axis=0),
             "beyond": np.arange(count) < (row["count"] or 0),
-        }
+        },
+        schema_overrides=dict.fromkeys(("validation", "low", "high"), pl.Float64),
     )
 
 
@@ -320,9 +329,14 @@ def steered(
     component: int,
 ) -> tuple[int, float]:
     """The leading direction of the train prompts' differences as they are, from 1, that is most alike a
-    component, and |cos|; (0, 0) where none has a cosine of `ALIKE`."""
+    component, and |cos|; (0, 0) where none of those that can be steered by has a cosine of `ALIKE`, or where
+    these are not all train prompts, by which steering goes."""
+    everything = ("all", "all")
+    rows = slice_of(store, a, b, site, layer, position, everything).train.rows
+    if len(rows) < queries.rows(store, ("train", *everything)).size:
+        return 0, 0.0
     direction = found(store, a, b, site, layer, position, which, centred).directions[component - 1]
-    bare = found(store, a, b, site, layer, position, ("all", "all"), False).directions
+    bare = found(store, a, b, site, layer, position, everything, False).directions[:STEERED]
     cosines = np.abs(bare @ direction)
     best = int(np.argmax(cosines))
     return (best + 1, float(cosines[best])) if cosines[best] >= ALIKE else (0, 0.0)

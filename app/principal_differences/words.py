@@ -62,9 +62,11 @@ def components_title(models: tuple[str, str], at: Mapping[str, Any], table: pl.D
     if not at["count"]:
         return f"No component of {b} − {a} exceeds unstructured differences at {where}"
     first = table.row(0, named=True)
-    share = percent(*(100 * first[end] for end in ("validation", "low", "high")))
     verb = "exceeds" if at["count"] == 1 else "exceed"
     told = f"{many(at['count'])} of {b} − {a} {verb} unstructured differences at {where}"
+    if first["validation"] is None:
+        return f"{told}; too few prompts are held out to judge it"
+    share = percent(*(100 * first[end] for end in ("validation", "low", "high")))
     return f"{told}; the first takes {share} of held-out differences"
 
 
@@ -79,8 +81,10 @@ def map_title(models: tuple[str, str], scanned: pl.DataFrame, unit: str) -> str:
     a, b = models
     differ = scanned.filter(pl.col("state") == "read")
     if differ.is_empty():
-        same = set(scanned["state"]) == {"equal"}
-        how = "are equal" if same else "differ by no more than rounding"
+        states = set(scanned["state"])
+        if "alike" in states:
+            return f"Nothing is told of {b} − {a}: the prompts are the same up to these positions"
+        how = "are equal" if states == {"equal"} else "differ by no more than rounding"
         return f"{a} and {b} {how} at every block and position"
     known = differ.filter(pl.col("units") >= FEWEST)
     if known.is_empty():

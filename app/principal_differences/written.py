@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import polars as pl
+from scipy import linalg
 
 from app.frame.call import kept
 from app.live.weight_tables import delta_table
@@ -63,7 +64,8 @@ def written(
     direction = found(store, a, b, site, layer, position, which, centred).directions[component - 1]
     rows = []
     for block, part, basis in [] if name is None else sides(store, name):
-        if block < layer or (block == layer and site != "resid_pre"):
+        before = block == layer and site != "resid_pre" and (site != "attn_out" or "att" in part)
+        if block < layer or before:
             one = numbers.written(direction, basis)
             rows.append((block, part, basis.shape[1], one.cosine, one.high, one.p))
     table = pl.DataFrame(rows, schema=list(COLUMNS)[:-1], orient="row")
@@ -95,7 +97,9 @@ def sides(store: Store, name: str) -> list[tuple[int, str, np.ndarray]]:
             basis = np.linalg.qr(factor.T if turned else factor)[0]
         elif f"{folder}/dense" in arrays and row.get("edge") is not None:
             dense = store.array(f"{folder}/dense").astype(np.float64)
-            values, vectors = np.linalg.eigh(dense.T @ dense if turned else dense @ dense.T)
+            square = dense.T @ dense if turned else dense @ dense.T
+            last = len(square) - 1
+            values, vectors = linalg.eigh(square, subset_by_index=[max(last - MOST + 1, 0), last])
             above = int((values > row["edge"] ** 2).sum())
             basis = vectors[:, ::-1][:, : min(above, MOST)]
         else:

@@ -128,6 +128,34 @@ def test_prompts_that_begin_alike_are_one_observation(
     assert len(rows) == len(set(unit)) == len({row // 2 for row in range(PROMPTS) if row % 4})
 
 
+def test_what_begins_like_a_train_prompt_is_not_held_out(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state is one of train's; where too few are left, components are told without their share."""
+    left = np.flatnonzero(opened.store.prompts["split"].to_numpy() == "validation")
+    asked = {"a": "base", "b": "tuned", "position": opened.facts.positions[0], "which": ("all", "all")}
+    for fresh in (12, 0):
+        new = set(left[len(left) - fresh :].tolist())
+        alike = set(left.tolist()) - new
+        monkeypatch.setattr(
+            slices, "_beginnings", lambda *given, a=alike: [1 if at in a else at for at in given[-1].tolist()]
+        )
+        (train, _), (rows, unit) = slices.members.__wrapped__(opened.store, **asked)  # type: ignore[attr-defined]
+        assert 1 in train
+        assert set(rows.tolist()) == new
+        assert len(unit) == len(rows)
+    at = {"state": "read", "units": 60, "count": 2, "layer": 1, "position": "decision"}
+    table = pl.DataFrame({"validation": [None], "low": [None], "high": [None]})
+    title = words.components_title(("base", "tuned"), at, table, "prompt")
+    assert title.endswith("; too few prompts are held out to judge it")
+    assert len(title) <= HEADING
+
+
+def test_places_that_all_begin_alike_are_not_called_rounding() -> None:
+    places = pl.DataFrame({"state": ["alike", "equal"]}, schema={"state": pl.String})
+    assert "the prompts are the same" in words.map_title(("base", "tuned"), places, "prompt")
+
+
 def test_a_store_without_splits_says_what_is_missing(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices.queries, "values", lambda _store, _column: ())
     asked = {"a": "base", "b": "tuned", "position": opened.facts.positions[0], "which": ("all", "all")}
