@@ -107,8 +107,13 @@ def open_store() -> Opened:
             next_step=f"start the dashboard with: {HOW_TO_OPEN}",
         )
     name = controls.store(list(known))
-    opened = open_at(known[name])
-    return replace(opened, facts=replace(opened.facts, store=name, several=len(known) > 1))
+    return _called(open_at(known[name]), name, len(known) > 1)
+
+
+@lru_cache(maxsize=64)
+def _called(opened: Opened, name: str, several: bool) -> Opened:
+    """As links call it; one and the same each time, since results are kept for it."""
+    return replace(opened, facts=replace(opened.facts, store=name, several=several))
 
 
 def open_at(path: str) -> Opened:

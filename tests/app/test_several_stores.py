@@ -108,3 +108,11 @@ def test_one_store_needs_no_control(planted: Path, open_app: Callable[..., AppTe
     app = open_app(planted, "similarity", store="other")
     assert not [box for box in app.selectbox if box.key == "choose-store"]
     assert any("which this server doesn't have" in warning.value for warning in app.warning)
+
+
+def test_a_store_stays_the_same_object(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for an open store is found again at the next rerun."""
+    monkeypatch.setattr("sys.argv", ["main.py", "--store", str(planted)])
+    first = resources.open_store()
+    assert resources.open_store() is first
+    assert (first.facts.store, first.facts.several) == (planted.name, False)
