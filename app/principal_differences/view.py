@@ -62,7 +62,7 @@ def _context(opened: Opened, selection: Selection, chosen: int) -> None:
         "id", pl.col("score").round(2), pl.col("context").str.replace_all("\n", "⏎"), "split"
     )
     with st.container(border=True, key="panel-principal-context"):
-        screen.markdown(f"#### The token at the position, at both ends of component {chosen}")
+        screen.markdown(f"#### The token at the position, at both ends of component {chosen:d}")
         screen.dataframe(shown, hide_index=True, width="stretch", height=360)
 
 

@@ -261,7 +261,7 @@ def test_overview_says_of_every_model_where_it_comes_from(opened: Opened, open_a
 
 def test_analyses_that_presuppose_a_fine_tune_are_marked(opened: Opened) -> None:
     names = {one.name for one in ANALYSES if one.tuned is not None}
-    assert names == {"weights", "subspaces", "weight_steering", "residual_updates"}
+    assert names == {"weights", "subspaces", "weight_steering", "residual_updates", "principal_differences"}
     for b, said in (("random", True), ("tuned", False)):
         chosen = update(defaults(opened.facts), opened.facts, a="base", b=b)
         assert {bool(caution(one, opened, chosen)) for one in ANALYSES if one.tuned is not None} == {said}
