@@ -20,8 +20,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_store(planted: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(planted, tmp_path / "store"))
+    """A copy that a test may damage, without what pages of other tests kept in the store."""
+    return Path(shutil.copytree(planted, tmp_path / "store", ignore=shutil.ignore_patterns(".kept")))
 
 
 @pytest.fixture
