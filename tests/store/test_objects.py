@@ -25,8 +25,9 @@ from synthetic_store import (
 )
 
 import store.arrays
-from app.build.parallel import check_ray
+from app.build.parallel import check_workers
 from app.frame.opened import open_at
+from app.workers.asked import Workers
 from engine.errors import PatchbayError, StoreError
 from store.journal.notes import NoteLog
 from store.layout import activation_name
@@ -513,7 +514,14 @@ def test_urls_are_names_and_nothing_else(bad: str) -> None:
 )
 def test_no_secret_of_a_mistyped_url_is_shown(bad: str) -> None:
     """Not by a reader, by a page, by a log of runs, or where a folder is wanted."""
-    for ask in (Store, RunLog, open_at, lambda url: to_write(url, "A report"), lambda url: check_ray(2, url)):
+    several = Workers("ray", count=2)
+    for ask in (
+        Store,
+        RunLog,
+        open_at,
+        lambda url: to_write(url, "A report"),
+        lambda url: check_workers(several, url),
+    ):
         with pytest.raises(PatchbayError) as raised:
             ask(bad)
         for part in ("SEC", "RET", "AKIA", "sig="):
