@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 
 from app.frame import prompts as queries
 from app.frame.call import Progress, kept, quiet
@@ -103,7 +104,9 @@ def scan(
                 told[done] = Told(held, one.train.unit, known, NOISY * one.noise)
         rows.append(row)
         advance(done + 1, 2 * len(places))
-    counts, limits = numbers.counted(list(told.values()), DRAWS, SEED, partial(_half, advance, len(places)))
+    with threadpool_limits(1):  # thousands of small decompositions, at which more threads wait for each other
+        watched = partial(_half, advance, len(places))
+        counts, limits = numbers.counted(list(told.values()), DRAWS, SEED, watched)
     for at, count, limit in zip(told, counts, limits, strict=True):
         rows[at] |= {"count": count, "limit": limit}
     advance(1, 1)
@@ -137,7 +140,8 @@ def _again(
 ) -> np.ndarray:
     one = slice_of(store, a, b, site, layer, position, which)
     known = found(store, a, b, site, layer, position, which, centred)
-    return numbers.stability(one.train.apart, one.train.unit, known, AGAIN, SEED)
+    with threadpool_limits(1):
+        return numbers.stability(one.train.apart, one.train.unit, known, AGAIN, SEED)
 
 
 def components(
