@@ -176,4 +176,4 @@ def written_title(component: int, told: bool, table: pl.DataFrame) -> str:
         for row in beyond.head(2).iter_rows(named=True)
     ]
     more = f"; {beyond.height} of {table.height} matrices are beyond chance" if beyond.height > 2 else ""
-    return f"Component {component} lies in what ΔW writes: {', '.join(named)}{more}"
+    return f"Component {component} lies further in what ΔW writes than by chance: {', '.join(named)}{more}"

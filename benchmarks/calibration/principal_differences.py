@@ -184,7 +184,7 @@ def matrices(read: Read) -> bool:
     table = pl.DataFrame(
         {"layer": range(len(held)), "part": "o_proj", "cosine": [one.cosine for one in held]}
     ).with_columns(p_holm=holm(np.array([one.p for one in held])))
-    return "lies in what" in words.written_title(1, True, table.sort("cosine", descending=True))
+    return "lies further in what" in words.written_title(1, True, table.sort("cosine", descending=True))
 
 
 ENTRIES = (
@@ -220,7 +220,7 @@ ENTRIES = (
     ),
     Entry(
         "Principal differences: weights",
-        "a component lies in what ΔW writes",
+        "a component lies further in what ΔW writes than by chance",
         matrices,
         {"an unrelated direction": sides(), "with the same large coordinates": sides("massive")},
         sides(inside=1.0),

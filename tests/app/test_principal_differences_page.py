@@ -196,7 +196,7 @@ def test_matrices_are_named_by_their_rule() -> None:
     )
     assert (
         words.written_title(2, True, table)
-        == "Component 2 lies in what ΔW writes: attn.o_proj of block 4 (0.90)"
+        == "Component 2 lies further in what ΔW writes than by chance: attn.o_proj of block 4 (0.90)"
     )
     assert "further than by chance" in words.written_title(2, True, table.tail(1))
 
